@@ -1,0 +1,1 @@
+../../ipc/atoll/__init__.py

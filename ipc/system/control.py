@@ -1,0 +1,237 @@
+"""What the kernel and a process it started say to each other over the control socket.
+
+One `SOCK_SEQPACKET` pair a process; one tagged Struct a packet, in MessagePack; descriptors ride along by SCM_RIGHTS
+in the order each message names. The kernel speaks first (`Start`), the process answers `Ready` or `Failed`; from then
+on either side may speak at any time. Only the kernel's end is trusted: what a process says here is a claim about
+itself and nothing else. The process's end closes when the kernel dies, and the process ends then.
+"""
+
+from typing import ClassVar, Literal
+
+import msgspec
+from msgspec import Struct
+
+PACKET_LIMIT = 192 * 1024
+"""Bytes of one packet at most; what is larger (hand-over state) travels in a sealed memfd."""
+
+
+class Message(Struct, frozen=True, tag=True, kw_only=True):
+    """A packet; `descriptors` names, in order, the file descriptors that travel with it."""
+
+    descriptors: ClassVar[tuple[str, ...]] = ()
+
+
+class Shape(Struct, frozen=True, kw_only=True):
+    """A channel's geometry, fixed when it is made: lanes (one a class of service), log2 bytes of each ring and bulk half."""
+
+    lanes: int = 3
+    ring_bits: int = 16
+    bulk_bits: int = 20
+
+
+class Port(Struct, frozen=True, kw_only=True):
+    """A capability as its holder addresses it: the channel to send on, and slot and generation in the server's table."""
+
+    channel: int
+    slot: int
+    generation: int
+    interface: str
+    rights: tuple[str, ...]
+
+
+class KeyspaceNeed(Struct, frozen=True, tag="keyspace", kw_only=True):
+    port: Port
+
+
+class ServerNeed(Struct, frozen=True, tag="server", kw_only=True):
+    port: Port
+
+
+class ConfigNeed(Struct, frozen=True, tag="config", kw_only=True):
+    value: msgspec.Raw
+    """The image's table for this need, as MessagePack; the server's Config type validates it."""
+
+
+class SocketNeed(Struct, frozen=True, tag="socket", kw_only=True):
+    descriptor: int
+    """Index into the descriptors that follow the fixed ones of `Start`."""
+
+
+Need = KeyspaceNeed | ServerNeed | ConfigNeed | SocketNeed
+
+
+# kernel to process ---------------------------------------------------------------------------------------------------
+
+
+class Start(Message, frozen=True, kw_only=True):
+    """The first packet. Channels named by needs are opened by `OpenChannel` packets sent before it is acted upon."""
+
+    descriptors = ("notice", "status")
+    server: str
+    package: str
+    folder: str
+    """Holds the package as a folder of its name: `versions/<hash>`. Nothing is imported from elsewhere."""
+    version: str
+    boot: int
+    process: int
+    """The kernel's number of this process; channels, rows and refusals name it."""
+    needs: dict[str, Need]
+    rights: dict[str, tuple[str, ...]]
+    """Per interface name, the right names in bit order (bit 0 first): append-only across versions."""
+    kernel: Port | None
+    handover: bool = False
+    """A `TakeOver` follows before `Ready` is expected."""
+    channels: int = 0
+    """How many `OpenChannel` packets follow before the process starts up."""
+    segments: int = 1
+    """How many `AddSegment` packets follow before the process starts up."""
+
+
+class OpenChannel(Message, frozen=True, kw_only=True):
+    """A channel for this process. `positions`, if not empty, are where to go on (a swap): see `HandedOver`."""
+
+    descriptors = ("memory", "doorbell")
+    channel: int
+    role: Literal["client", "server"]
+    peer: str
+    shape: Shape
+    epoch: int
+    notice: int
+    """Index of this channel's entry in the process's notice segment."""
+    positions: tuple[int, ...] = ()
+
+
+class CloseChannel(Message, frozen=True, kw_only=True):
+    channel: int
+    reason: str
+
+
+class AddSegment(Message, frozen=True, kw_only=True):
+    """A further segment of this server's capability table; segments are numbered densely from 0."""
+
+    descriptors = ("segment",)
+    index: int
+
+
+class Deliver(Message, frozen=True, kw_only=True):
+    """A capability was granted to this process; `token` is what a message that carries it names."""
+
+    token: int
+    port: Port
+
+
+class DeliverBuffer(Message, frozen=True, kw_only=True):
+    """A granted buffer; `writable` says which seals the receiver must find."""
+
+    descriptors = ("memory",)
+    token: int
+    size: int
+    mode: Literal["writable", "readonly", "immutable"]
+
+
+class Drain(Message, frozen=True, kw_only=True):
+    """Take no further message; finish what is in hand until `deadline` (CLOCK_MONOTONIC ns), then `Drained`."""
+
+    deadline: int
+
+
+class HandOver(Message, frozen=True, kw_only=True):
+    """After `Drained`: give state and positions (`HandedOver`), then wait for `Stop` or `Resume`."""
+
+
+class TakeOver(Message, frozen=True, kw_only=True):
+    """The old version's hand-over state in a sealed memfd (`size` bytes)."""
+
+    descriptors = ("state",)
+    size: int
+
+
+class Resume(Message, frozen=True, kw_only=True):
+    """Go on as if `Drain` had not been said (the swap was refused), or, for a new version, begin to serve."""
+
+
+class Stop(Message, frozen=True, kw_only=True):
+    """Finish until `deadline` (CLOCK_MONOTONIC ns), then exit 0."""
+
+    deadline: int
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    number: int
+
+
+# process to kernel ---------------------------------------------------------------------------------------------------
+
+
+class Described(Struct, frozen=True, kw_only=True):
+    """An interface as a process offers it."""
+
+    name: str
+    fingerprint: bytes
+    rights: tuple[str, ...]
+    schema: msgspec.Raw
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    interfaces: tuple[Described, ...]
+    accepts_handover: bool = False
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """It could not start, or a step it was asked for failed; the process exits after saying so at start."""
+
+    step: str
+    sentence: str
+    traceback: str = ""
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """Calls the C check turned away, coalesced per (channel, slot, method, why)."""
+
+    channel: int
+    slot: int
+    method: int
+    why: Literal["slot", "channel", "generation", "rights", "expired", "method"]
+    count: int
+
+
+class Misbehaved(Message, frozen=True, kw_only=True):
+    channel: int
+    check: str
+    """Which check failed (the C core's name of it)."""
+
+
+class Drained(Message, frozen=True, kw_only=True):
+    """Nothing is in hand any more, or `pending` names what the deadline left (method names, one a call)."""
+
+    pending: tuple[str, ...] = ()
+
+
+class HandedOver(Message, frozen=True, kw_only=True):
+    """State in a sealed memfd, and each server channel's positions: per lane request consumed, reply produced."""
+
+    descriptors = ("state",)
+    size: int
+    positions: dict[int, tuple[int, ...]]
+
+
+class Pong(Message, frozen=True, kw_only=True):
+    number: int
+    busy: str = ""
+    """The method whose handler is running, or the name of a Python thread that keeps the interpreter busy."""
+
+
+class Log(Message, frozen=True, kw_only=True):
+    level: str
+    text: str
+    fields: dict[str, str] = {}
+
+
+ToProcess = (
+    Start | OpenChannel | CloseChannel | AddSegment | Deliver | DeliverBuffer | Drain | HandOver | TakeOver | Resume | Stop | Ping
+)
+ToKernel = Ready | Failed | Refused | Misbehaved | Drained | HandedOver | Pong | Log
+
+to_process = msgspec.msgpack.Decoder(ToProcess)
+to_kernel = msgspec.msgpack.Decoder(ToKernel)
+encode = msgspec.msgpack.Encoder().encode
