@@ -57,7 +57,14 @@ class SocketNeed(Struct, frozen=True, tag="socket", kw_only=True):
     """Index into the descriptors that follow the fixed ones of `Start`."""
 
 
-Need = KeyspaceNeed | ServerNeed | ConfigNeed | SocketNeed
+class FolderNeed(Struct, frozen=True, tag="folder", kw_only=True):
+    """A read-write directory of this server's own, made by the kernel under the node's folder and kept across boots."""
+
+    path: str
+    """Where the process sees it: in a sandbox it is bound there."""
+
+
+Need = KeyspaceNeed | ServerNeed | ConfigNeed | SocketNeed | FolderNeed
 
 
 # kernel to process ---------------------------------------------------------------------------------------------------
