@@ -17,9 +17,10 @@ request id, hence `once`.
 from typing import Literal
 
 import msgspec
+from msgspec import Struct
+
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
-from msgspec import Struct
 
 from .control import Described
 
