@@ -1,0 +1,83 @@
+# Everything a person does with this checkout. `make` alone lists it.
+#   PYTHON=/path/to/python3   which Python makes the virtual environment
+#   ARGS="--detach"           passed on to `atoll boot` by `make boot`
+#   ONLY=ipc,state            which benchmarks `make bench` runs
+#   TESTS="tests/ipc -x"      what `make test` runs
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+ONLY ?=
+TESTS ?= tests
+CORE := $(wildcard native/*.c native/*.h native/interface/*.h) native/build.py setup.py pyproject.toml
+C_FILES := $(wildcard native/*.c native/*.h native/interface/*.h)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help boot test soak lint format bench wheel lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
+	@echo "make test    what a change must pass, under 10 minutes"
+	@echo "make soak    the same tests at full length"
+	@echo "make lint    ruff, mypy, pyright, import contract, clang-format"
+	@echo "make bench   benchmarks beside their peers (ONLY=ipc,state)"
+	@echo "make wheel   dist/*.whl"
+	@echo "make clean   remove what was built, and what dead nodes left"
+
+# The environment, the locked packages, the core: each is made again only when what it is made from is newer.
+
+$(VENV)/.made:
+	@sh .ci/host
+	$$(sh .ci/host --python) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: requirements.lock $(VENV)/.made
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.core: $(CORE) $(VENV)/.run
+	$(PIP) install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+boot: $(VENV)/.core
+	$(BIN)/atoll boot images/rlhf.toml --job reviews $(ARGS)
+
+test: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m pytest -m "not soak" $(TESTS)
+
+soak: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m pytest -m soak --timeout 0 $(TESTS)
+
+lint: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	$(BIN)/mypy -p atoll
+	PYTHONPATH=.types $(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format --quiet
+	$(BIN)/clang-format -i $(C_FILES)
+
+bench: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+
+wheel: $(VENV)/.dev
+	rm -rf build
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+lock: $(VENV)/.dev
+	sh .ci/lock
+
+clean:
+	@if [ -x $(BIN)/atoll ]; then $(BIN)/atoll clean; fi
+	rm -rf $(VENV) build dist *.egg-info native/_core.c native/*.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
