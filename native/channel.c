@@ -1,0 +1,455 @@
+/*
+ * A channel as one end sees it: lanes, bulk halves, and the client's waiting.
+ *
+ * Everything that decides anything lies in private memory (struct atoll_channel); the shared memory holds records,
+ * the indices of what was consumed, and hints. Geometry comes from the kernel. The peer may write anything anywhere at any
+ * time: a header is copied once, its fields are checked in the copy (channel_peek), and only the copy is used.
+ *
+ * Epochs. When a server dies the kernel publishes a new epoch and base in the client's notice (which the server
+ * could never write). The client first takes the replies that were committed before, then calls atoll_channel_renew,
+ * which puts its own words to the new base. Nobody waits: records of the old epoch never match the new positions.
+ */
+#define _GNU_SOURCE
+#include "channel.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "atomics.h"
+#include "wait.h"
+
+enum {
+    SPIN_BATCH = 32,               /* looks at the ring between two looks at the clock */
+    SPIN_SHORT = 2500,             /* ns: the server has other clients to serve meanwhile */
+    SPIN_USUAL = 20000,            /* ns */
+    SPIN_WOKEN = 100000,           /* ns: longer than a halted core takes to wake, or two sleepers stay asleep */
+    YIELDS_MOST = 32,              /* hand-overs of the core before parking */
+    YIELD_DEAR = 1000000,          /* ns: a yield that long means a busy program shares the core */
+    YIELD_PAUSE = 1000000000,      /* ns without yields after a dear one */
+    SLICE = 1000000000,            /* ns parked at most before signals and the kernel are looked at */
+    INLINE_SHARE = 4,              /* a payload over a quarter of the ring goes through the bulk half */
+};
+
+static uint64_t page_up(uint64_t bytes) { return (bytes + PAGE - 1) & ~(uint64_t)(PAGE - 1); }
+static uint64_t rings_at(uint32_t lanes) { return page_up(2 * LINE + 2ull * lanes * LINE); }
+
+uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits) {
+    if (lanes < 1 || lanes > LANES_MOST || ring_bits < 12 || ring_bits > 24 || bulk_bits < 12 || bulk_bits > 30) return 0;
+    return rings_at(lanes) + 2ull * lanes * (1ull << ring_bits) + 2ull * (1ull << bulk_bits);
+}
+
+static unsigned char *ring_data(const struct atoll_channel *channel, uint32_t lane, int reply, uint64_t ring) {
+    return channel->memory + rings_at(channel->lanes) + (2ull * lane + (uint64_t)reply) * ring;
+}
+
+static struct consumed *ring_index(const struct atoll_channel *channel, uint32_t lane, int reply) {
+    return (struct consumed *)(channel->memory + 2 * LINE) + 2 * lane + (uint32_t)reply;
+}
+
+static void begin(struct atoll_channel *channel, uint64_t base) {
+    uint64_t ring = channel->in[0].size, half = channel->bulk_size;
+    unsigned char *bulk = channel->memory + rings_at(channel->lanes) + 2ull * channel->lanes * ring;
+    int server = channel->server;
+    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
+        ring_producer_begin(&channel->out[lane], ring_data(channel, lane, server, ring), ring_index(channel, lane, server),
+                            ring, base);
+        ring_consumer_begin(&channel->in[lane], ring_data(channel, lane, !server, ring), ring_index(channel, lane, !server),
+                            ring, base);
+    }
+    bulk_begin(&channel->bulk_out, server ? bulk + half : bulk, half);
+    channel->bulk_in = server ? bulk : bulk + half;
+    channel->bulk_barred = 0;
+}
+
+atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
+                                  uint32_t bulk_bits, uint32_t epoch, uint64_t base, const void *notice) {
+    uint64_t bytes = atoll_channel_size(lanes, ring_bits, bulk_bits);
+    struct stat found;
+    if (!bytes || base & (LINE - 1)) {
+        errno = EINVAL;
+        return NULL;
+    }
+    if (fstat(memory, &found) < 0) return NULL;
+    if ((uint64_t)found.st_size < bytes) {
+        errno = ERANGE;
+        return NULL;
+    }
+    struct atoll_channel *channel = aligned_alloc(LINE, (sizeof *channel + LINE - 1) & ~(size_t)(LINE - 1));
+    if (!channel) return NULL;
+    memset(channel, 0, sizeof *channel);
+    channel->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    channel->bulk_size = 1ull << bulk_bits;
+    channel->buffer =
+        mmap(NULL, channel->bulk_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (channel->memory == MAP_FAILED || channel->buffer == MAP_FAILED) {
+        int error = errno;
+        if (channel->memory != MAP_FAILED) munmap(channel->memory, bytes);
+        if (channel->buffer != MAP_FAILED) munmap(channel->buffer, channel->bulk_size);
+        free(channel);
+        errno = error;
+        return NULL;
+    }
+    channel->bytes = bytes;
+    channel->server = server;
+    channel->doorbell = doorbell;
+    channel->lanes = lanes;
+    channel->epoch = epoch;
+    channel->own = (struct side *)channel->memory + (server ? 0 : 1);
+    channel->peer = (struct side *)channel->memory + (server ? 1 : 0);
+    channel->notice = notice;
+    for (uint32_t lane = 0; lane < lanes; lane++) channel->in[lane].size = 1ull << ring_bits;
+    begin(channel, base);
+    store_relaxed(&channel->own->cpu, (uint32_t)sched_getcpu());
+    park_over(channel->own);
+    return channel;
+}
+
+void atoll_channel_close(atoll_channel *channel) {
+    munmap(channel->memory, channel->bytes);
+    munmap(channel->buffer, channel->bulk_size);
+    free(channel);
+}
+
+void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_t *produced) {
+    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
+        consumed[lane] = channel->in[lane].position;
+        produced[lane] = channel->out[lane].position;
+    }
+}
+
+void atoll_channel_resume(atoll_channel *channel, const uint64_t *consumed, const uint64_t *produced) {
+    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
+        struct producer *out = &channel->out[lane];
+        struct consumer *in = &channel->in[lane];
+        in->position = consumed[lane];
+        store_release(&in->consumed->position, consumed[lane]);
+        out->position = produced[lane];
+        /* What the peer still has to consume is at most a ring; where exactly its index stands is read when needed. */
+        out->seen = produced[lane] - out->size;
+        out->stale = load_relaxed(&out->consumed->position);
+        channel->bulk_barrier[lane] = produced[lane];
+        store_relaxed((uint64_t *)(out->data + (produced[lane] & (out->size - 1))), 0);
+    }
+    channel->bulk_barred = 1;
+}
+
+/* A consistent copy of this channel's notice: only the kernel writes it, under a sequence lock. */
+static int notice_read(const struct channel_notice *notice, struct channel_notice *out) {
+    for (int i = 0; i < 1000; i++) {
+        /* Pairs with store_release in atoll_notice_channel. */
+        uint64_t before = load_acquire(&notice->sequence);
+        if (!(before & 1)) {
+            copy_words((uint64_t *)out, (const uint64_t *)notice, sizeof *out / sizeof(uint64_t));
+            fence_loads();
+            if (load_relaxed(&notice->sequence) == before) return 1;
+        }
+        cpu_relax();
+    }
+    return 0;
+}
+
+/* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
+static int noticed(const struct atoll_channel *channel) {
+    const struct channel_notice *notice = channel->notice;
+    if (!notice) return 0;
+    if (load_relaxed(&notice->state) == STATE_CLOSED) return R_CLOSED;
+    return load_acquire(&notice->epoch) != channel->epoch ? R_EPOCH : 0;
+}
+
+int atoll_channel_renew(atoll_channel *channel, uint64_t *taken) {
+    struct channel_notice notice = {0};
+    if (!channel->notice || !notice_read(channel->notice, &notice)) return R_AGAIN;
+    if (notice.state == STATE_CLOSED) return R_CLOSED;
+    if (notice.epoch == channel->epoch) return 0;
+    while (exchange(&channel->sending, 1)) cpu_relax();
+    for (uint32_t lane = 0; lane < LANES_MOST; lane++) taken[lane] = notice.taken[lane];
+    /* An epoch that was skipped leaves nothing known of what its server took: all counts as taken. */
+    if (notice.epoch != channel->epoch + 1)
+        for (uint32_t lane = 0; lane < channel->lanes; lane++) taken[lane] = channel->out[lane].position;
+    channel->epoch = notice.epoch;
+    begin(channel, notice.base);
+    store_release(&channel->sending, 0);
+    return 1;
+}
+
+int64_t channel_fail(struct atoll_channel *channel, const char *check) {
+    channel->fault = check;
+    return R_MISBEHAVED;
+}
+
+const char *atoll_channel_fault(atoll_channel *channel) { return channel->fault; }
+uint64_t atoll_channel_limit(atoll_channel *channel) { return channel->bulk_size; }
+void *atoll_channel_buffer(atoll_channel *channel) { return channel->buffer; }
+atoll_message *atoll_channel_message(atoll_channel *channel) { return &channel->message; }
+atoll_counters *atoll_channel_counters(atoll_channel *channel) { return &channel->counters; }
+
+/* Room for `length` bytes in the own bulk half, or R_FULL, R_MISBEHAVED. */
+static int bulk_room(struct atoll_channel *channel, uint32_t length, uint64_t *offset) {
+    uint64_t seen[LANES_MOST] = {0};
+    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
+        if (ring_observe(&channel->out[lane]) == RING_FAULT) return (int)channel_fail(channel, "consumed index");
+        seen[lane] = channel->out[lane].seen;
+        if (channel->bulk_barred && (int64_t)(seen[lane] - channel->bulk_barrier[lane]) < 0) return R_FULL;
+    }
+    channel->bulk_barred = 0;
+    bulk_reclaim(&channel->bulk_out, seen);
+    *offset = bulk_find(&channel->bulk_out, length);
+    return *offset == UINT64_MAX ? R_FULL : 0;
+}
+
+int channel_produce(struct atoll_channel *channel, struct header *header, const void *context, const void *payload) {
+    struct producer *ring = &channel->out[header->lane];
+    uint32_t length = header->length, inline_length = length;
+    uint64_t offset = 0;
+    header->epoch = channel->epoch;
+    header->flags = (uint16_t)((header->flags & FLAG_AGAIN) | (context ? FLAG_CONTEXT : 0));
+    if (length > ring->size / INLINE_SHARE) {
+        if (length > channel->bulk_size) return R_TOO_LARGE;
+        int result = bulk_room(channel, length, &offset);
+        if (result) {
+            channel->counters.full += result == R_FULL;
+            return result;
+        }
+        memcpy(channel->bulk_out.data + offset, payload, length);
+        header->bulk = offset;
+        header->flags |= FLAG_BULK;
+        inline_length = 0;
+        channel->counters.bulk++;
+    }
+    switch (ring_produce(ring, header, context, payload, inline_length)) {
+        case RING_DONE:
+            break;
+        case RING_FULL:
+            channel->counters.full++;
+            return R_FULL;
+        default:
+            return (int)channel_fail(channel, "consumed index");
+    }
+    if (header->flags & FLAG_BULK) bulk_hold(&channel->bulk_out, offset, length, header->lane, ring->position);
+    channel->counters.sent++;
+    channel->counters.bytes_sent += length;
+    return 0;
+}
+
+int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *header) {
+    struct consumer *ring = &channel->in[lane];
+    if (ring_peek(ring, header) == RING_NOTHING) return 0;
+    const char *check = NULL;
+    if (header->flags & ~FLAGS_KNOWN)
+        check = "flags";
+    else if (header->lane != lane)
+        check = "lane";
+    else if (header->epoch != channel->epoch)
+        check = "epoch";
+    else if (channel->server ? header->kind < KIND_CALL || header->kind > KIND_CANCEL
+                             : header->kind != KIND_ITEM && header->kind != KIND_END && header->kind != KIND_CREDIT &&
+                                   header->kind != KIND_REPLY && header->kind != KIND_FAULT)
+        check = "kind";
+    else if (!(header->flags & FLAG_BULK) && header->length > ring->size / INLINE_SHARE)
+        check = "length";
+    else if (header->flags & FLAG_BULK &&
+             (header->length > channel->bulk_size || header->bulk > channel->bulk_size - header->length))
+        check = "bulk range";
+    if (check) return (int)channel_fail(channel, check);
+    return 1;
+}
+
+void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header, unsigned char *payload,
+                  unsigned char *context) {
+    struct consumer *ring = &channel->in[lane];
+    uint64_t body = LINE;
+    if (header->flags & FLAG_CONTEXT) {
+        ring_copy(ring, LINE, context, LINE);
+        body += LINE;
+    }
+    if (header->flags & FLAG_BULK)
+        memcpy(payload, channel->bulk_in + header->bulk, header->length);
+    else
+        ring_copy(ring, body, payload, header->length);
+    ring_finish(ring, ring_record(header->flags, header->flags & FLAG_BULK ? 0 : header->length));
+    channel->counters.received++;
+    channel->counters.bytes_received += header->length;
+}
+
+int channel_pending(const struct atoll_channel *channel) {
+    for (uint32_t lane = 0; lane < channel->lanes; lane++)
+        if (ring_ready(&channel->in[lane])) return 1;
+    return 0;
+}
+
+int channel_wake(struct atoll_channel *channel) {
+    int woke = wake(channel->peer, channel->doorbell);
+    channel->counters.wakes += (uint64_t)woke;
+    channel->bell_due = 0;
+    return woke;
+}
+
+/* Client ------------------------------------------------------------------------------------------------------------ */
+
+uint64_t atoll_next_request(atoll_channel *channel) {
+    while (exchange(&channel->sending, 1)) cpu_relax();
+    uint64_t request = ++channel->requests;
+    store_release(&channel->sending, 0);
+    return request;
+}
+
+/* Under `sending`. `request` 0 takes the next number. Returns 0 or R_*; `end` is the position behind the record. */
+static int send_locked(struct atoll_channel *channel, const atoll_site *site, uint64_t *request, const char *payload,
+                       uint32_t length, uint64_t deadline, uint64_t trace, const char *context, uint64_t *end) {
+    int state = noticed(channel);
+    if (state) return state;
+    if (site->lane >= channel->lanes) return R_TOO_LARGE;
+    if (!*request) *request = ++channel->requests;
+    struct header header = {.length = length,
+                            .method = site->method,
+                            .request = *request,
+                            .slot = site->slot,
+                            .generation = site->generation,
+                            .kind = site->kind,
+                            .lane = site->lane,
+                            .flags = site->flags,
+                            .deadline = deadline,
+                            .trace = trace};
+    int result = channel_produce(channel, &header, context, payload);
+    if (!result) *end = channel->out[site->lane].position;
+    return result;
+}
+
+int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
+                   uint32_t length, uint64_t deadline, uint64_t trace, const char *context) {
+    uint64_t end = 0;
+    while (exchange(&channel->sending, 1)) cpu_relax();
+    int result = send_locked(channel, site, &request, payload, length, deadline, trace, context, &end);
+    channel->bell_due = 1;
+    store_release(&channel->sending, 0);
+    return result ? result : (int64_t)end;
+}
+
+void atoll_ring_bell(atoll_channel *channel) { channel->just_woke = channel_wake(channel); }
+
+int64_t atoll_receive(atoll_channel *channel) {
+    struct header header;
+    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
+        int found = channel_peek(channel, lane, &header);
+        if (found < 0) return found;
+        if (!found) continue;
+        atoll_message *message = &channel->message;
+        message->request = header.request;
+        message->method = header.method;
+        message->length = header.length;
+        message->kind = header.kind;
+        message->lane = header.lane;
+        message->flags = header.flags;
+        message->trace = header.trace;
+        message->deadline = header.deadline;
+        channel_take(channel, lane, &header, channel->buffer, message->context);
+        return (int64_t)header.kind << 32 | header.length;
+    }
+    return R_AGAIN;
+}
+
+int atoll_arm(atoll_channel *channel) {
+    park_announce(channel->own, PARK_DOORBELL);
+    if (!channel_pending(channel) && !noticed(channel)) return 1;
+    park_over(channel->own);
+    return 0;
+}
+
+void atoll_disarm(atoll_channel *channel) {
+    park_over(channel->own);
+    doorbell_drain(channel->doorbell);
+}
+
+/* How long to spin for the server: see FAST-PATH's load-aware policy in docs/decisions/0001. 0: do not. */
+static uint64_t spin_budget(const struct atoll_channel *channel, uint32_t cpu, uint32_t load) {
+    if (load_relaxed(&channel->peer->cpu) == cpu) return 0;
+    if (load >= 2) return SPIN_SHORT;
+    return channel->just_woke ? SPIN_WOKEN : SPIN_USUAL;
+}
+
+/* Takes the next message if there is one; the result of atoll_receive with other requests told apart. */
+static int64_t receive_for(struct atoll_channel *channel, uint64_t request) {
+    int64_t result = atoll_receive(channel);
+    if (result < 0) return result;
+    if (channel->message.request == request && (result >> 32) >= KIND_REPLY) return result;
+    return R_OTHER;
+}
+
+int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
+    uint32_t cpu = (uint32_t)sched_getcpu(), load = load_relaxed(&channel->peer->load);
+    uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0;
+    unsigned yields = load == 0 ? YIELDS_MOST : 0;
+    if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
+    for (;;) {
+        int64_t result;
+        for (int i = 0; i < (budget ? SPIN_BATCH : 1); i++) {
+            if ((result = receive_for(channel, request)) != R_AGAIN) goto done;
+            cpu_relax();
+        }
+        int state = noticed(channel);
+        if (state) {
+            /* What the server committed before it died is taken first: the notice was written after it. */
+            if ((result = receive_for(channel, request)) == R_AGAIN) result = state;
+            goto done;
+        }
+        uint64_t now = clock_now();
+        if (until && now >= until) return R_DEADLINE;
+        if (!spin_end) spin_end = now + budget;
+        if (now < spin_end) continue;
+        if (yields < YIELDS_MOST && now >= channel->no_yield_until) {
+            yields++;
+            sched_yield();
+            if (clock_now() - now > YIELD_DEAR) channel->no_yield_until = now + YIELD_PAUSE;
+            continue;
+        }
+        park_announce(channel->own, PARK_FUTEX);
+        if (channel_pending(channel) || noticed(channel)) {
+            park_over(channel->own);
+            continue;
+        }
+        channel->counters.parks++;
+        int error = park_futex(channel->own, until && until < now + SLICE ? until : now + SLICE);
+        park_over(channel->own);
+        if (error == ETIMEDOUT || error == EINTR) {
+            if ((result = receive_for(channel, request)) != R_AGAIN) goto done;
+            return until && clock_now() >= until ? R_DEADLINE : R_AGAIN;
+        }
+        continue;
+    done:
+        channel->just_woke = 0;
+        return result;
+    }
+}
+
+int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length) {
+    uint64_t request = 0, end = 0;
+    while (exchange(&channel->sending, 1)) cpu_relax();
+    int result = send_locked(channel, site, &request, payload, length, 0, 0, NULL, &end);
+    store_release(&channel->sending, 0);
+    if (result) return result;
+    channel->call_request = request;
+    channel->call_end = end;
+    channel->just_woke = channel_wake(channel);
+    return atoll_wait(channel, request, 0);
+}
+
+uint64_t atoll_call_request(atoll_channel *channel) { return channel->call_request; }
+uint64_t atoll_call_end(atoll_channel *channel) { return channel->call_end; }
+
+/* Kernel ------------------------------------------------------------------------------------------------------------ */
+
+int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken) {
+    const struct consumed *index = (const struct consumed *)((const unsigned char *)memory + 2 * LINE);
+    if (lanes > LANES_MOST) return -1;
+    for (uint32_t lane = 0; lane < lanes; lane++) taken[lane] = load_acquire(&index[2 * lane].position);
+    return 0;
+}
+
+void atoll_memory_wake(void *memory, int client, int doorbell) {
+    wake((struct side *)memory + (client ? 1 : 0), doorbell);
+}

@@ -1,0 +1,71 @@
+/* One end's private view of a channel. See channel.c. */
+#ifndef ATOLL_CHANNEL_H
+#define ATOLL_CHANNEL_H
+
+#include "bulk.h"
+#include "interface/ring.h"
+#include "layout.h"
+#include "ring.h"
+
+/* Results of calls on a channel; what is not negative is (kind << 32 | length). Mirrored in native/__init__.py. */
+enum result {
+    R_AGAIN = -1,      /* nothing yet: look at signals and at the kernel, then come again */
+    R_FULL = -2,       /* no room in the ring or the bulk half until the peer consumes */
+    R_TOO_LARGE = -3,  /* more than a channel carries: use a stream or a grant */
+    R_EPOCH = -4,      /* the server was replaced after a crash: atoll_channel_renew */
+    R_CLOSED = -5,     /* the kernel closed this channel */
+    R_MISBEHAVED = -6, /* the peer wrote what cannot be: atoll_channel_fault names the check */
+    R_OTHER = -7,      /* a message for another request is in hand */
+    R_DEADLINE = -8,
+    R_DOWN = -9, /* the node goes down */
+};
+
+struct atoll_channel {
+    int server, doorbell;
+    uint32_t lanes, epoch;
+    unsigned char *memory;
+    uint64_t bytes;
+    struct side *own, *peer;
+    struct producer out[LANES_MOST];
+    struct consumer in[LANES_MOST];
+    struct bulk bulk_out;
+    uint64_t bulk_barrier[LANES_MOST]; /* after a hand-over: no bulk before the peer's index has passed these */
+    int bulk_barred;
+    const unsigned char *bulk_in;
+    uint64_t bulk_size;
+    const struct channel_notice *notice;
+    const char *fault;
+    unsigned char *buffer; /* private: what was received; bulk_size bytes */
+    atoll_message message;
+    atoll_counters counters;
+    uint32_t sending; /* lock of the producing side: threads of one client send side by side */
+    uint64_t requests;
+    uint64_t call_request, call_end; /* number of the last atoll_call, and the ring position behind its request */
+    uint64_t no_yield_until;
+    int just_woke; /* the last send had to wake the peer: it needs longer than usual */
+    int bell_due;  /* records were written whose wake-up is put off to the end of the batch */
+    /* Only the receive loop touches these. */
+    uint32_t number, turn;
+    int client_role, active, held;
+    uint32_t quiet; /* polls in a row that found nothing */
+    uint64_t seen_in; /* load window in which a message was last taken */
+};
+
+/* Sends one record; `from` names the bytes' owner: the caller. R_* or 0. Does not wake. */
+int channel_produce(struct atoll_channel *channel, struct header *header, const void *context, const void *payload);
+
+/*
+ * Takes a header off lane `lane` into private memory and checks every field of it that has bounds.
+ * 0: nothing there; 1: `header` is good; R_MISBEHAVED.
+ */
+int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *header);
+
+/* Copies payload and context of the record that channel_peek approved, and gives its ring bytes back. */
+void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header, unsigned char *payload,
+                  unsigned char *context);
+
+int channel_pending(const struct atoll_channel *channel);
+int channel_wake(struct atoll_channel *channel);
+int64_t channel_fail(struct atoll_channel *channel, const char *check);
+
+#endif

@@ -1,0 +1,22 @@
+/* Waking and being woken. See wait.c. */
+#ifndef ATOLL_WAIT_H
+#define ATOLL_WAIT_H
+
+#include "layout.h"
+
+uint64_t clock_now(void); /* CLOCK_MONOTONIC, ns */
+
+/* Wakes the end whose `parked` word this is, if it sleeps. Call after the record is visible. 1: a system call was made. */
+int wake(struct side *peer, int doorbell);
+
+/* Sleeps on the own word while it holds PARK_FUTEX, `until` at most. Returns 0 or the errno of futex(2). */
+int park_futex(struct side *own, uint64_t until);
+
+/* Says to producers that this end is going to sleep, to be followed by a look at every ring, then by the sleep. */
+void park_announce(struct side *own, uint32_t how);
+void park_over(struct side *own);
+
+/* Takes all bytes off a doorbell. */
+void doorbell_drain(int doorbell);
+
+#endif
