@@ -1,0 +1,99 @@
+"""Batches of changes to the kernel's rows, and the one way they reach the store.
+
+A system call builds a `Changes`, by pure functions, and commits it once: its id makes a retry harmless (the
+store answers an id it has with what it did then), its preconditions refuse it where the world has moved.
+"""
+
+from collections.abc import AsyncIterator
+from hashlib import blake2b
+from typing import Protocol
+
+from msgspec import Struct
+
+from .records import AnyRow, KeyPart, Row, decode
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """A row as the store has it: the revision is what an `Expected` names."""
+
+    key: bytes
+    value: bytes
+    revision: int
+
+
+class Expected(Struct, frozen=True, kw_only=True):
+    """A precondition: the key's last write is this revision; 0: the key is absent."""
+
+    key: bytes
+    revision: int
+
+
+class Changes(Struct, frozen=True, kw_only=True):
+    """One transaction of the kernel. `writes`: key to value, None deletes; one write a key."""
+
+    id: bytes
+    """16 bytes; the same for every try, so that it takes effect once."""
+    writes: dict[bytes, bytes | None]
+    expects: tuple[Expected, ...] = ()
+    note: str = ""
+    """The system call and its caller, for the provenance."""
+
+
+class Records(Protocol):
+    """The kernel's keyspace in the store, as the kernel needs it."""
+
+    async def commit(self, changes: Changes) -> int:
+        """The revision, once durable. Raises `Conflict` where an expectation fails, with nothing written."""
+        ...
+
+    def range(self, prefix: bytes) -> AsyncIterator[Found]:
+        """All rows whose keys begin with `prefix`, in order of their keys, as of one revision."""
+        ...
+
+
+class Batch:
+    """Collects the writes of one system call. `origin` names the call for all time (boot, caller and request
+    id, say): the commit's id is its hash, so a retry, even one after a crash of the kernel, is the same
+    commit."""
+
+    def __init__(self, origin: bytes, note: str = "") -> None:
+        self._origin = origin
+        self._note = note
+        self._writes: dict[bytes, bytes | None] = {}
+        self._expects: dict[bytes, int] = {}
+
+    def put(self, *rows: Row) -> "Batch":
+        for row in rows:
+            self._writes[row.key()] = row.value()
+        return self
+
+    def delete(self, table: type[Row], *parts: KeyPart) -> "Batch":
+        """Deletes the row whose key fields are `parts`, all of them."""
+        if len(parts) != len(table.key_fields):
+            raise ValueError(f"{table.__name__} has the key {table.key_fields}, not {parts}")
+        self._writes[table.key_of(*parts)] = None
+        return self
+
+    def expect(self, key: bytes, revision: int) -> "Batch":
+        if self._expects.setdefault(key, revision) != revision:
+            raise ValueError(f"key {key!r} is expected at two revisions")
+        return self
+
+    def expect_absent(self, row: Row) -> "Batch":
+        return self.expect(row.key(), 0)
+
+    def __bool__(self) -> bool:
+        return bool(self._writes)
+
+    def changes(self) -> Changes:
+        return Changes(
+            id=blake2b(self._origin, digest_size=16, person=b"atoll commit").digest(),
+            writes=dict(self._writes),
+            expects=tuple(Expected(key=key, revision=revision) for key, revision in self._expects.items()),
+            note=self._note,
+        )
+
+
+async def load(records: Records, table: type[AnyRow], *parts: KeyPart) -> list[AnyRow]:
+    """All rows of a table, or those whose first key fields are `parts`, in order."""
+    return [decode(table, found.value) async for found in records.range(table.key_of(*parts))]
