@@ -103,6 +103,9 @@ class OpenChannel(Message, frozen=True, kw_only=True):
     peer: str
     shape: Shape
     epoch: int
+    base: int
+    """Where this epoch's positions start on every ring: a random multiple of 64, so that no payload can be made to look
+    like a record."""
     notice: int
     """Index of this channel's entry in the process's notice segment."""
     positions: tuple[int, ...] = ()
