@@ -1,0 +1,52 @@
+"""`atoll call SERVER METHOD JSON`: any method of any server, through the schema that the server gave at its
+start."""
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+import typer
+
+from atoll.ipc.attach import connect
+from atoll.ipc.errors import BadRequest
+
+from . import printing
+from .options import Json, Node, Server
+
+
+def call(
+    server: Server,
+    method: Annotated[str, typer.Argument(help="A method of its interface.")],
+    arguments: Annotated[
+        str,
+        typer.Argument(
+            help='A JSON object of named arguments, an array of positional ones, or "-" for stdin.'
+        ),
+    ] = "{}",
+    interface: Annotated[str, typer.Option("--interface", help="Which, if it has several.")] = "",
+    count: Annotated[
+        int, typer.Option("--count", help="Of a stream: end after so many.", show_default="all")
+    ] = 0,
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Call a method and print the reply as JSON; a stream prints one line an item."""
+    given = decoded(sys.stdin.read() if arguments == "-" else arguments)
+    with connect(node=node or None) as attached:
+        reply = attached.open_untyped(server, interface).now(method, given)
+        if not isinstance(reply, Iterator):
+            print(printing.json(reply))
+            return
+        for number, item in enumerate(reply, 1):
+            print(printing.json(item), flush=True)
+            if number == count:
+                break
+
+
+def decoded(text: str) -> dict[str, object] | list[object]:
+    """The arguments as JSON. Raises `BadRequest` that says where the JSON breaks off."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, object] | list[object])
+    except msgspec.DecodeError as error:
+        raise BadRequest(where="JSON", expected="an object or an array", got=f"{text} ({error})") from None

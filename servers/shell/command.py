@@ -1,0 +1,131 @@
+"""The command line itself: which commands there are, and how an error becomes a sentence and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from atoll.ipc.errors import AtollError
+
+from . import authority, calling, exits, life, offline, printing, rows, scaffold, watching
+
+app = typer.Typer(
+    name="atoll",
+    help="Atoll: an operating system for one node, in user space.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+image = typer.Typer(help="Images: what a node is booted from.", no_args_is_help=True)
+protection = typer.Typer(help="What keeps servers in.", no_args_is_help=True)
+new = typer.Typer(help="Begin something new.", no_args_is_help=True)
+
+COMMANDS = {
+    "The node": {
+        "boot": offline.boot,
+        "shutdown": life.shutdown,
+        "clean": offline.clean,
+        "doctor": offline.doctor,
+        "check": offline.check,
+    },
+    "Look": {
+        "ps": watching.ps,
+        "top": watching.top,
+        "log": watching.log,
+        "refused": watching.refused,
+        "versions": watching.versions,
+    },
+    "A server's life": {
+        "load": life.load,
+        "swap": life.swap,
+        "stop": life.stop,
+        "restart": life.restart,
+        "freeze": life.freeze,
+        "thaw": life.thaw,
+        "call": calling.call,
+    },
+    "Capabilities": {
+        "caps": watching.caps,
+        "mint": authority.mint,
+        "grant": authority.grant,
+        "revoke": authority.revoke,
+    },
+    "What the store knows": {
+        "get": rows.get,
+        "range": rows.range_,
+        "history": rows.history,
+        "watch": rows.watch,
+    },
+}
+
+for panel, commands in COMMANDS.items():
+    for name, handler in commands.items():
+        app.command(name, rich_help_panel=panel)(handler)
+app.add_typer(image, name="image")
+app.add_typer(protection, name="protection")
+app.add_typer(new, name="new")
+image.command("check")(offline.image_check)
+protection.command("show")(watching.show)
+new.command("server")(scaffold.new_server)
+
+
+@image.callback()
+def of_image() -> None:
+    """Images: what a node is booted from."""
+
+
+@protection.callback()
+def of_protection() -> None:
+    """What keeps servers in."""
+
+
+@new.callback()
+def of_new() -> None:
+    """Begin something new."""
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="ATOLL_DEBUG", help="Show the traceback of an error, too.")
+    ] = False,
+) -> None:
+    """Atoll: an operating system for one node, in user space."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; the exit code is that of docs/manual.md. Tracebacks appear with `--debug`
+    only."""
+    debug = "--debug" in arguments or bool(os.environ.get("ATOLL_DEBUG"))
+    try:
+        result = app(list(arguments), standalone_mode=False)
+        return result if isinstance(result, int) else exits.OK
+    except click.ClickException as error:
+        error.show()
+        return exits.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `| head` does: nothing is left to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.OK
+    except AtollError as error:
+        printing.error(error, as_json="--json" in arguments)
+        code = exits.code(error)
+    except Exception as error:
+        # The one place that catches everything: what no layer below turned into an AtollError is our bug.
+        print(f"atoll: a fault in Atoll itself: {type(error).__name__}: {error}", file=sys.stderr)
+        print("atoll: run it again with --debug, and report what that prints", file=sys.stderr)
+        code = exits.FAULT
+    if debug:
+        traceback.print_exc()
+    return code
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,90 @@
+"""Commands that run without a node. The shell imports no kernel: it becomes `python -m atoll.microkernel`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from .options import Json
+
+ImagePath = Annotated[Path, typer.Argument(help="An image: a TOML file.")]
+
+
+def become(module: str, *arguments: str) -> NoReturn:
+    """Replace this process by a module of Atoll, so that signals and the exit code are the module's own.
+
+    `-P` keeps the current folder off the import path: a file named like a module of ours must not be run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+
+
+def flags(**given: bool) -> list[str]:
+    return [f"--{name}" for name, is_set in given.items() if is_set]
+
+
+def values(**given: str) -> list[str]:
+    return [f"--{name}={value}" for name, value in given.items() if value]
+
+
+def boot(
+    image: ImagePath,
+    folder: Annotated[
+        str, typer.Option("--folder", help="The node's folder.", show_default="by the image's name")
+    ] = "",
+    name: Annotated[str, typer.Option("--name", help="The node's name.", show_default="the image's")] = "",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once it serves; the node runs on.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what boot would change, and do nothing.")
+    ] = False,
+    degrade: Annotated[
+        bool, typer.Option("--degrade", help="Accept lower levels where this host needs it.")
+    ] = False,
+    job: Annotated[str, typer.Option("--job", help="Run this job once the node serves: reviews.")] = "",
+) -> None:
+    """Start a node from an image; it runs until Ctrl-C."""
+    become(
+        "atoll.microkernel",
+        "boot",
+        str(image),
+        *values(folder=folder, name=name, job=job),
+        *flags(detach=detach, plan=plan, degrade=degrade),
+    )
+
+
+def image_check(
+    image: ImagePath,
+    graph: Annotated[bool, typer.Option("--graph", help="Draw who may call whom.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check an image without starting anything: every error with file, line, what was expected and what was
+    found."""
+    become("atoll.microkernel", "image", "check", str(image), *flags(graph=graph, json=as_json))
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what this host can do, and what stands in for what."""
+    become("atoll.microkernel", "doctor", *flags(json=as_json))
+
+
+def clean(
+    folder: Annotated[
+        str, typer.Option("--folder", help="Only this node's folder.", show_default="all")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Remove what dead nodes left: cgroups, sockets, mounts. What a node knows is kept."""
+    become("atoll.microkernel", "clean", *values(folder=folder), *flags(json=as_json))
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(help="A node's folder, or a store's file.")],
+    as_json: Json = False,
+) -> None:
+    """Walk a store's file and prove its invariants; the node need not run."""
+    become("atoll.servers.state.check", str(folder), *flags(json=as_json))

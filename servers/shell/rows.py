@@ -1,0 +1,158 @@
+"""Commands on what the store knows: get, range, history, watch; now and as of any moment."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import msgspec
+import typer
+
+from atoll.ipc.attach import connect
+from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.system.state import Change, Item, State
+
+from . import printing
+from .options import At, Json, Key, Keyspace, Node
+from .printing import Column
+from .when import clock, moment
+
+Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1)]
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """An item as it is printed: key as text, value decoded where it is MessagePack."""
+
+    key: str
+    value: object
+    revision: int
+    time: int
+
+
+ITEMS: list[Column[Shown]] = [
+    Column("REVISION", lambda row: row.revision, right=True),
+    Column("TIME", lambda row: clock(row.time)),
+    Column("KEY", lambda row: row.key),
+    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value)),
+]
+
+
+@contextmanager
+def opened(keyspace: str, node: str) -> Iterator[State]:
+    with connect(node=node or None) as attached:
+        yield attached.keyspace(keyspace)
+
+
+def key_of(text: str) -> bytes:
+    """A key as the command line writes it. Raises `BadRequest` for odd hexadecimal digits."""
+    if not text.startswith("0x"):
+        return text.encode()
+    try:
+        return bytes.fromhex(text[2:])
+    except ValueError:
+        raise BadRequest(where="KEY", expected="0x and pairs of hexadecimal digits", got=text) from None
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The first key that lies behind every key with the prefix; empty where there is none."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1]) if kept else b""
+
+
+def value_of(stored: bytes | None) -> object:
+    """A stored value as JSON can show it: MessagePack decoded, else text, else hexadecimal digits."""
+    if stored is None:
+        return None
+    try:
+        return printing.plain(msgspec.msgpack.decode(stored))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return printing.text(stored)
+
+
+def value_text(value: object) -> str:
+    return value if isinstance(value, str) else printing.json(value)
+
+
+def shown(item: Item) -> Shown:
+    return Shown(
+        key=printing.text(item.key), value=value_of(item.value), revision=item.revision, time=item.time
+    )
+
+
+def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """Print the value of a key, now or as of a moment."""
+    with opened(keyspace, node) as state:
+        item = state.get.now(key_of(key), moment(at))
+    if item is None:
+        raise NotFound(what=f"key in keyspace {keyspace!r}" + (f" at {at}" if at else ""), name=key)
+    row = shown(item)
+    printing.answer(row, value_text(row.value), as_json)
+
+
+def range_(
+    keyspace: Keyspace,
+    prefix: Annotated[str, typer.Option("--prefix", help="Only keys that begin with this.")] = "",
+    start: Annotated[str, typer.Option("--start", help="From this key on.")] = "",
+    end: Annotated[str, typer.Option("--end", help="Up to this key, without it.")] = "",
+    limit: Limit = 100,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Last key first.")] = False,
+    at: At = "",
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Print the keys of a range with their values, now or as of a moment."""
+    if prefix and (start or end):
+        raise BadRequest(where="--prefix", expected="either --prefix or --start and --end", got="both")
+    first, last = (key_of(prefix), after_prefix(key_of(prefix))) if prefix else (key_of(start), key_of(end))
+    with opened(keyspace, node) as state:
+        page = state.range.now(first, last, limit, moment(at), reverse)
+    printing.rows([shown(item) for item in page.items], ITEMS, as_json, "no keys in this range")
+    if page.more and not as_json:
+        print(f"more after these {len(page.items)}: raise --limit, or go on with --start")
+
+
+def history(
+    keyspace: Keyspace, key: Key, limit: Limit = 100, at: At = "", node: Node = "", as_json: Json = False
+) -> None:
+    """Print every version of a key that is kept, newest first."""
+    with opened(keyspace, node) as state:
+        when = moment(at)
+        newest = state.revision_at.now(when) if isinstance(when, float) else when
+        items = state.history.now(key_of(key), limit)
+    kept = [shown(item) for item in items if newest is None or item.revision <= newest]
+    printing.rows(kept, ITEMS, as_json, f"no version of {key!r} is kept")
+
+
+def watch(
+    keyspace: Keyspace,
+    prefix: Annotated[str, typer.Option("--prefix", help="Only keys that begin with this.")] = "",
+    count: Annotated[
+        int, typer.Option("--count", help="End after so many changes.", show_default="Ctrl-C")
+    ] = 0,
+    at: At = "",
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Print changes as they are committed; with `--at`, from that moment on."""
+    with opened(keyspace, node) as state:
+        when = moment(at)
+        after = (
+            state.head.now()
+            if when is None
+            else state.revision_at.now(when)
+            if isinstance(when, float)
+            else when
+        )
+        for number, change in enumerate(state.watch.now(after, key_of(prefix)), 1):
+            tell(change, as_json)
+            if number == count:
+                break
+
+
+def tell(change: Change, as_json: bool) -> None:
+    items = [shown(item) for item in change.items]
+    if as_json:
+        print(printing.json({"revision": change.revision, "time": change.time, "items": items}), flush=True)
+        return
+    for item in items:
+        value = "(deleted)" if item.value is None else value_text(item.value)
+        print(f"{change.revision} {clock(change.time)} {item.key} = {value}", flush=True)

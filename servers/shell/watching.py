@@ -1,0 +1,142 @@
+"""Commands that look: ps, top, log, refused, caps, protection, versions."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from atoll.ipc.attach import connect
+from atoll.ipc.system.kernel import (
+    CapabilityRow,
+    LogRow,
+    Mechanism,
+    ProcessRow,
+    Refusal,
+    VersionRow,
+)
+
+from . import live, printing
+from .options import Json, Node, Server, SomeServer
+from .printing import Column
+from .when import clock, since
+
+PROCESSES: list[Column[ProcessRow]] = [
+    Column("SERVER", lambda row: row.server),
+    Column("STATE", lambda row: f"{row.state}: {row.reason}" if row.reason else row.state),
+    Column("PID", lambda row: row.pid or "-", right=True),
+    Column("LEVEL", lambda row: row.level),
+    Column("VERSION", lambda row: row.version[:10]),
+    Column("UP", lambda row: since(row.started) if row.pid else "-", right=True),
+    Column("RESTARTS", lambda row: row.restarts, right=True),
+    Column("MEMORY", lambda row: printing.size(row.memory), right=True),
+    Column("CPU S", lambda row: f"{row.cpu:.1f}", right=True),
+    Column("CALLS", lambda row: row.calls, right=True),
+    Column("REFUSED", lambda row: row.refused, right=True),
+]
+
+CAPABILITIES: list[Column[CapabilityRow]] = [
+    Column("NUMBER", lambda row: row.number, right=True),
+    Column("FROM", lambda row: row.parent or "-", right=True),
+    Column("HOLDER", lambda row: row.holder),
+    Column("SERVER", lambda row: row.server),
+    Column("INTERFACE", lambda row: row.interface),
+    Column("BADGE", lambda row: row.badge or "-", right=True),
+    Column("RIGHTS", lambda row: ", ".join(row.rights) or "none"),
+    Column("LASTS", lambda row: "yes" if row.lasting else "session"),
+    Column("EXPIRES", lambda row: clock(row.expires) if row.expires else "never"),
+]
+
+REFUSALS: list[Column[Refusal]] = [
+    Column("SERVER", lambda row: row.server),
+    Column("BY", lambda row: row.by),
+    Column("WHAT", lambda row: row.what),
+    Column("COUNT", lambda row: row.count, right=True),
+    Column("FIRST", lambda row: clock(row.first)),
+    Column("LAST", lambda row: clock(row.last)),
+]
+
+MECHANISMS: list[Column[Mechanism]] = [
+    Column("MECHANISM", lambda row: row.name),
+    Column("IN FORCE", lambda row: "yes" if row.in_force else "no"),
+    Column("STOPS", lambda row: row.stops),
+]
+
+VERSIONS: list[Column[VersionRow]] = [
+    Column("VERSION", lambda row: row.version[:16]),
+    Column("SERVER", lambda row: row.server),
+    Column("PACKAGE", lambda row: row.package),
+    Column("LOADED", lambda row: clock(row.loaded)),
+    Column("RUNNING", lambda row: "yes" if row.running else ""),
+]
+
+
+def ps(node: Node = "", as_json: Json = False) -> None:
+    """List the node's servers: state, process, protection level, version."""
+    with connect(node=node or None) as attached:
+        printing.rows(attached.kernel.ps.now(), PROCESSES, as_json, "no servers: the image names none")
+
+
+def top(
+    node: Node = "",
+    as_json: Json = False,
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", help="Between two looks.", min=0.1)
+    ] = 1.0,
+    count: Annotated[
+        int, typer.Option("--count", help="End after so many looks.", show_default="until Ctrl-C")
+    ] = 0,
+) -> None:
+    """Show calls a second, processor and memory of each server, live."""
+    with connect(node=node or None) as attached:
+        live.show(attached.kernel, every, count, as_json)
+
+
+def log(
+    server: SomeServer = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    after: Annotated[int, typer.Option("--after", help="Only lines after this position.", min=0)] = 0,
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Print what servers wrote: their log lines, stdout and stderr."""
+    with connect(node=node or None) as attached:
+        for row in attached.kernel.logs.now(after, server, follow):
+            print(printing.json(row) if as_json else line(row), flush=True)
+
+
+def line(row: LogRow) -> str:
+    fields = "".join(f" {name}={value}" for name, value in row.fields.items())
+    return f"{clock(row.time)} {row.server:<12} {row.level:<7} {row.text}{fields}"
+
+
+def refused(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
+    """List what servers tried and were not allowed, with counts."""
+    with connect(node=node or None) as attached:
+        printing.rows(attached.kernel.refused.now(server), REFUSALS, as_json, "nothing was refused")
+
+
+def caps(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
+    """List capabilities: who holds which rights on what, and from which it was derived."""
+    with connect(node=node or None) as attached:
+        printing.rows(attached.kernel.caps.now(server), CAPABILITIES, as_json, "no capabilities")
+
+
+def versions(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
+    """List packages in the node's folder: what `swap --version` can go back to."""
+    with connect(node=node or None) as attached:
+        printing.rows(attached.kernel.versions.now(server), VERSIONS, as_json, "no packages were loaded")
+
+
+def show(server: Server, node: Node = "", as_json: Json = False) -> None:
+    """Show what keeps a server in: mechanisms in force, and each weakening with its reason."""
+    with connect(node=node or None) as attached:
+        protection = attached.kernel.protection.now(server)
+    if as_json:
+        print(printing.json(protection))
+        return
+    wanted = "" if protection.level == protection.wanted else f" (the image wants {protection.wanted})"
+    print(f"{server}: level {protection.level}{wanted}")
+    printing.console().print(printing.table(protection.mechanisms, MECHANISMS))
+    for weakening in protection.weakenings:
+        print(f"weakened: no {weakening.mechanism}: {weakening.reason}")
+    sys.stdout.flush()
