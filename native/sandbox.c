@@ -1,0 +1,577 @@
+/*
+ * A child between clone and Python: how it is confined.
+ *
+ * Problem. A server has to be up in milliseconds, which rules out a fresh interpreter, and confined before the first
+ * byte of its own code runs. The zygote has the interpreter and the SDK loaded and one thread; its clone has all that
+ * for the price of its page tables. What stands between the clone and the server's code must not allocate, take a lock
+ * or run Python: it runs here, from a plan that the parent has laid out in memory the child inherits.
+ *
+ * The order of the steps is forced by what each takes away:
+ *   cgroups          first, so that all that follows is charged to the server;
+ *   maps of ids      before anything that asks for a capability in the new user namespace;
+ *   mounts           need capabilities, and the host's paths for their sources: all sources are opened first, as
+ *                    detached trees, and only then is the new root put over a folder of the old one;
+ *   bounding set     needs CAP_SETPCAP, so before the identity changes;
+ *   identity         takes the capabilities; it also clears dumpable and the parent-death signal,
+ *   parent           so that signal is set after it, and then the parent is looked at, once: it may have died before.
+ *                    The look is at a pidfd, since getppid is 0 in a pid namespace;
+ *   no new rights    before Landlock and seccomp, which ask for it;
+ *   Landlock         after the new root is in place: its rules name what is there now;
+ *   seccomp          last. After it only sendmsg and close run here.
+ *
+ * Every failure names its step and its row on `status`, and ends the child: nothing runs half confined.
+ *
+ * Raw system calls are used where glibc's wrapper does more than the call (setresuid signals every thread it believes
+ * in; a trial is cloned from programs with threads) or where old C libraries lack one.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "interface/sandbox.h"
+
+/* The newer system calls, which have one number on all architectures. */
+enum {
+    CALL_OPEN_TREE = 428,
+    CALL_MOVE_MOUNT = 429,
+    CALL_CLONE3 = 435,
+    CALL_CLOSE_RANGE = 436,
+    CALL_MOUNT_SETATTR = 442,
+    CALL_LANDLOCK_CREATE = 444,
+    CALL_LANDLOCK_ADD = 445,
+    CALL_LANDLOCK_RESTRICT = 446,
+};
+
+enum {
+    OPEN_TREE_CLONE_ = 1,
+    OPEN_TREE_CLOEXEC_ = O_CLOEXEC,
+    RECURSIVE_ = 0x8000,
+    EMPTY_PATH_ = 0x1000,
+    MOVE_MOUNT_F_EMPTY_PATH_ = 4,
+    MOUNT_READ_ONLY = 0x1,
+    MOUNT_NOSUID = 0x2,
+    MOUNT_NODEV = 0x4,
+    MOUNT_NOEXEC = 0x8,
+    MOUNT_RECURSIVE = 0x4000,
+    MOUNT_PRIVATE = 0x40000,
+    UMOUNT_DETACH = 2,
+    FILTER_MODE = 1,         /* SECCOMP_SET_MODE_FILTER */
+    FILTER_NEW_LISTENER = 8, /* SECCOMP_FILTER_FLAG_NEW_LISTENER */
+    FILTER_WAIT_KILLABLE = 32,
+    BINDS_MOST = 96,
+    DESCRIPTORS_MOST = 64,
+    NO_OOM_SCORE = -1001,
+    NO_NICE = 100,
+    EXIT_UNCONFINED = 125,
+};
+
+struct mount_attributes {
+    uint64_t set, clear, propagation, userns;
+};
+
+struct landlock_attributes {
+    uint64_t fs, net, scoped;
+};
+
+struct landlock_path {
+    uint64_t access;
+    int32_t parent;
+} __attribute__((packed));
+
+struct filter_program {
+    unsigned short length;
+    const struct atoll_filter_instruction *instructions;
+};
+
+_Static_assert(sizeof(struct atoll_filter_instruction) == 8, "the kernel's sock_filter");
+_Static_assert(sizeof(struct landlock_attributes) == 24, "the kernel's landlock_ruleset_attr of ABI 6 and later");
+_Static_assert(sizeof(struct atoll_status) == 16, "the kernel side of Atoll unpacks four 32-bit words");
+
+static void say(int status, int step, int error, int detail, int listener)
+{
+    struct atoll_status word = {.step = step, .error = error, .detail = detail};
+    struct iovec part = {&word, sizeof word};
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (listener >= 0) {
+        message.msg_control = &control;
+        message.msg_controllen = sizeof control.room;
+        control.head.cmsg_level = SOL_SOCKET;
+        control.head.cmsg_type = SCM_RIGHTS;
+        control.head.cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(&control.head), &listener, sizeof(int));
+    }
+    if (status >= 0)
+        while (sendmsg(status, &message, MSG_NOSIGNAL) < 0 && errno == EINTR)
+            ;
+}
+
+/* Whoever reads `status` learns the step and the row; the child has no other way on. */
+static __attribute__((noreturn)) void give_up(int status, int step, int detail)
+{
+    say(status, step, errno, detail, -1);
+    _exit(EXIT_UNCONFINED);
+}
+
+static int write_file(const char *path, const char *text, size_t length)
+{
+    int file = open(path, O_WRONLY | O_CLOEXEC);
+    if (file < 0)
+        return -1;
+    ssize_t written = write(file, text, length);
+    int error = errno;
+    close(file);
+    errno = error;
+    return written == (ssize_t)length ? 0 : -1;
+}
+
+/* Decimal digits of `value` at the end of `room`; no printf between clone and Python. */
+static const char *decimal(int value, char room[16], size_t *length)
+{
+    char *at = room + 16;
+    unsigned rest = value < 0 ? -(unsigned)value : (unsigned)value;
+    do
+        *--at = (char)('0' + rest % 10);
+    while (rest /= 10);
+    if (value < 0)
+        *--at = '-';
+    *length = (size_t)(room + 16 - at);
+    return at;
+}
+
+static int close_range_(unsigned first, unsigned last)
+{
+    return first > last ? 0 : (int)syscall(CALL_CLOSE_RANGE, first, last, 0);
+}
+
+/*
+ * Give `sources` the numbers `targets` and close all else above 2. Sources are first moved out of the way of all
+ * targets. Returns the new number of `status`, which closes at exec, or gives up.
+ */
+static int hand_over(const struct atoll_plan *plan)
+{
+    int aside[DESCRIPTORS_MOST];
+    int count = plan->descriptor_count;
+    if (count < 0)
+        return plan->status;
+    if (count > DESCRIPTORS_MOST) {
+        errno = E2BIG;
+        give_up(plan->status, ATOLL_STEP_DESCRIPTORS, -1);
+    }
+    int above = count ? plan->targets[count - 1] + 1 : 3;
+    if (above < 3)
+        above = 3;
+    for (int i = 0; i < count; i++) {
+        aside[i] = fcntl(plan->sources[i], F_DUPFD_CLOEXEC, above);
+        if (aside[i] < 0)
+            give_up(plan->status, ATOLL_STEP_DESCRIPTORS, i);
+    }
+    int status = plan->status < 0 ? -1 : fcntl(plan->status, F_DUPFD_CLOEXEC, above);
+    if (plan->status >= 0 && status < 0)
+        give_up(plan->status, ATOLL_STEP_DESCRIPTORS, -1);
+    int next = 3;
+    for (int i = 0; i < count; i++) {
+        int target = plan->targets[i];
+        if (dup3(aside[i], target, 0) < 0)
+            give_up(status, ATOLL_STEP_DESCRIPTORS, i);
+        if (target < 3)
+            continue;
+        if (target < next) {
+            errno = EINVAL; /* targets ascend */
+            give_up(status, ATOLL_STEP_DESCRIPTORS, i);
+        }
+        if (next < target)
+            close_range_((unsigned)next, (unsigned)target - 1);
+        next = target + 1;
+    }
+    if (status >= 0) {
+        if (next < status)
+            close_range_((unsigned)next, (unsigned)status - 1);
+        next = status + 1;
+    }
+    close_range_((unsigned)next, ~0U);
+    return status;
+}
+
+static void join_groups(const struct atoll_plan *plan)
+{
+    for (int i = 0; i < plan->group_count; i++)
+        if (write(plan->groups[i], "0", 1) != 1)
+            give_up(plan->status, ATOLL_STEP_GROUPS, i);
+}
+
+static void write_maps(const struct atoll_plan *plan)
+{
+    if (!plan->uid_map)
+        return;
+    if (write_file("/proc/self/setgroups", "deny", 4) || write_file("/proc/self/uid_map", plan->uid_map, strlen(plan->uid_map)) ||
+        write_file("/proc/self/gid_map", plan->gid_map, strlen(plan->gid_map)))
+        give_up(plan->status, ATOLL_STEP_MAPS, -1);
+}
+
+static void set_priority(const struct atoll_plan *plan)
+{
+    if (plan->oom_score != NO_OOM_SCORE) {
+        char room[16];
+        size_t length;
+        const char *text = decimal(plan->oom_score, room, &length);
+        if (write_file("/proc/self/oom_score_adj", text, length))
+            give_up(plan->status, ATOLL_STEP_PRIORITY, 0);
+    }
+    if (plan->nice != NO_NICE && setpriority(PRIO_PROCESS, 0, plan->nice))
+        give_up(plan->status, ATOLL_STEP_PRIORITY, 1);
+    if (plan->io_priority >= 0 && atoll_io_priority(0, plan->io_priority))
+        give_up(plan->status, ATOLL_STEP_PRIORITY, 2);
+}
+
+/* `prefix` + `path` in `room`; folders on the way are made. Returns -1 with errno. */
+static int make_way(char room[PATH_MAX], const char *prefix, const char *path, int folder)
+{
+    size_t first = strlen(prefix), second = strlen(path);
+    if (first + second + 1 > PATH_MAX) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(room, prefix, first);
+    memcpy(room + first, path, second + 1);
+    for (char *at = room + first + 1; *at; at++) {
+        if (*at != '/')
+            continue;
+        *at = 0;
+        int failed = mkdir(room, 0755) && errno != EEXIST;
+        *at = '/';
+        if (failed)
+            return -1;
+    }
+    if (folder)
+        return mkdir(room, 0755) && errno != EEXIST ? -1 : 0;
+    int file = open(room, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
+    if (file < 0)
+        return -1;
+    close(file);
+    return 0;
+}
+
+static long mount_(const char *source, const char *target, const char *type, unsigned long flags, const char *options)
+{
+    return syscall(SYS_mount, source, target, type, flags, options);
+}
+
+static int set_attributes(int tree, const char *path, unsigned flags, uint64_t set)
+{
+    struct mount_attributes attributes = {.set = set};
+    return (int)syscall(CALL_MOUNT_SETATTR, tree, path, flags, &attributes, sizeof attributes);
+}
+
+/* Each source as a detached tree with its attributes set: from here on the host's paths are no longer needed. */
+static void open_sources(const struct atoll_plan *plan, int trees[BINDS_MOST])
+{
+    if (plan->bind_count > BINDS_MOST) {
+        errno = E2BIG;
+        give_up(plan->status, ATOLL_STEP_BINDS, -1);
+    }
+    for (int i = 0; i < plan->bind_count; i++) {
+        const struct atoll_bind *bind = &plan->binds[i];
+        trees[i] = (int)syscall(CALL_OPEN_TREE, AT_FDCWD, bind->source, OPEN_TREE_CLONE_ | OPEN_TREE_CLOEXEC_ | RECURSIVE_);
+        if (trees[i] < 0 || set_attributes(trees[i], "", EMPTY_PATH_ | RECURSIVE_, bind->attributes))
+            give_up(plan->status, ATOLL_STEP_BINDS, i);
+    }
+}
+
+static void place_trees(const struct atoll_plan *plan, const char *prefix, const int trees[BINDS_MOST])
+{
+    char path[PATH_MAX];
+    for (int i = 0; i < plan->bind_count; i++) {
+        struct stat is;
+        if (fstat(trees[i], &is) || make_way(path, prefix, plan->binds[i].target, S_ISDIR(is.st_mode)) ||
+            syscall(CALL_MOVE_MOUNT, trees[i], "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH_))
+            give_up(plan->status, ATOLL_STEP_BINDS, i);
+        close(trees[i]);
+    }
+}
+
+static void mount_scratch_and_proc(const struct atoll_plan *plan)
+{
+    char path[PATH_MAX];
+    unsigned long flags = MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC;
+    if (plan->scratch_options &&
+        (make_way(path, plan->staging, "/tmp", 1) || mount_("tmpfs", path, "tmpfs", flags, plan->scratch_options)))
+        give_up(plan->status, ATOLL_STEP_SCRATCH, -1);
+    if (plan->proc_options && (make_way(path, plan->staging, "/proc", 1) || mount_("proc", path, "proc", flags, plan->proc_options)))
+        give_up(plan->status, ATOLL_STEP_PROC, -1);
+}
+
+static void change_root(const struct atoll_plan *plan)
+{
+    int trees[BINDS_MOST];
+    if (mount_("", "/", NULL, MOUNT_PRIVATE | MOUNT_RECURSIVE, NULL))
+        give_up(plan->status, ATOLL_STEP_PRIVATE, -1);
+    open_sources(plan, trees);
+    if (mount_("tmpfs", plan->staging, "tmpfs", MOUNT_NOSUID | MOUNT_NODEV, plan->root_options))
+        give_up(plan->status, ATOLL_STEP_ROOT, -1);
+    place_trees(plan, plan->staging, trees);
+    mount_scratch_and_proc(plan);
+    /* The second pivot argument: the old root ends up stacked under the new one's "/", and is detached from there. */
+    if (chdir(plan->staging) || syscall(SYS_pivot_root, ".", ".") || syscall(SYS_umount2, ".", UMOUNT_DETACH) || chdir("/") ||
+        set_attributes(AT_FDCWD, "/", 0, MOUNT_READ_ONLY))
+        give_up(plan->status, ATOLL_STEP_PIVOT, -1);
+}
+
+/* Keep the host's root, hide `covers`, and let the binds stand in them. */
+static void cover(const struct atoll_plan *plan)
+{
+    int trees[BINDS_MOST];
+    if (mount_("", "/", NULL, MOUNT_PRIVATE | MOUNT_RECURSIVE, NULL))
+        give_up(plan->status, ATOLL_STEP_PRIVATE, -1);
+    open_sources(plan, trees);
+    for (int i = 0; i < plan->cover_count; i++)
+        if (mount_("tmpfs", plan->covers[i], "tmpfs", MOUNT_NOSUID | MOUNT_NODEV, plan->root_options))
+            give_up(plan->status, ATOLL_STEP_ROOT, i);
+    place_trees(plan, "", trees);
+    for (int i = 0; i < plan->cover_count; i++)
+        if (set_attributes(AT_FDCWD, plan->covers[i], 0, MOUNT_READ_ONLY))
+            give_up(plan->status, ATOLL_STEP_ROOT, i);
+}
+
+/* The bounding set cannot be dropped without CAP_SETPCAP; who lacks it has nothing that no_new_privs leaves to gain. */
+static void drop_bounding(const struct atoll_plan *plan)
+{
+    if (!plan->drop_capabilities)
+        return;
+    for (int i = 0; i < 64; i++)
+        if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) && errno != EINVAL && errno != EPERM)
+            give_up(plan->status, ATOLL_STEP_BOUNDING, i);
+}
+
+static void take_identity(const struct atoll_plan *plan)
+{
+    if (plan->gid >= 0 && (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, plan->gid, plan->gid, plan->gid)))
+        give_up(plan->status, ATOLL_STEP_IDENTITY, 0);
+    if (plan->uid >= 0 && syscall(SYS_setresuid, plan->uid, plan->uid, plan->uid))
+        give_up(plan->status, ATOLL_STEP_IDENTITY, 1);
+}
+
+static void drop_capabilities(const struct atoll_plan *plan)
+{
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct none[2] = {0};
+    if (!plan->drop_capabilities)
+        return;
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (syscall(SYS_capset, &head, none))
+        give_up(plan->status, ATOLL_STEP_CAPABILITIES, -1);
+}
+
+static void landlock(const struct atoll_plan *plan)
+{
+    struct landlock_attributes handled = {plan->landlock_fs, plan->landlock_net, plan->landlock_scoped};
+    if (!handled.fs && !handled.net && !handled.scoped)
+        return;
+    int rules = (int)syscall(CALL_LANDLOCK_CREATE, &handled, sizeof handled, 0);
+    if (rules < 0)
+        give_up(plan->status, ATOLL_STEP_LANDLOCK, -1);
+    for (int i = 0; i < plan->rule_count; i++) {
+        int place = open(plan->rules[i].path, O_PATH | O_CLOEXEC);
+        if (place < 0 && errno == ENOENT)
+            continue;
+        struct landlock_path rule = {plan->rules[i].access, place};
+        if (place < 0 || syscall(CALL_LANDLOCK_ADD, rules, 1, &rule, 0))
+            give_up(plan->status, ATOLL_STEP_LANDLOCK, i);
+        close(place);
+    }
+    if (syscall(CALL_LANDLOCK_RESTRICT, rules, 0))
+        give_up(plan->status, ATOLL_STEP_LANDLOCK, -1);
+    close(rules);
+}
+
+/* Returns the listener, or -1 where none was asked for. */
+static int load_filter(const struct atoll_plan *plan, int status)
+{
+    struct filter_program program = {(unsigned short)plan->filter_length, plan->filter};
+    if (!plan->filter_length)
+        return -1;
+    unsigned flags = plan->filter_notify ? FILTER_NEW_LISTENER | FILTER_WAIT_KILLABLE : 0;
+    long listener = syscall(SYS_seccomp, FILTER_MODE, flags, &program);
+    if (listener < 0)
+        give_up(status, ATOLL_STEP_FILTER, -1);
+    return plan->filter_notify ? (int)listener : -1;
+}
+
+static void confine(const struct atoll_plan *plan)
+{
+    if (plan->name) {
+        prctl(PR_SET_NAME, plan->name, 0, 0, 0);
+        if ((plan->namespaces & CLONE_NEWUTS) && syscall(SYS_sethostname, plan->name, strlen(plan->name)))
+            give_up(plan->status, ATOLL_STEP_HOSTNAME, -1);
+    }
+    set_priority(plan);
+    if (plan->staging)
+        change_root(plan);
+    else if (plan->cover_count)
+        cover(plan);
+    drop_bounding(plan);
+    take_identity(plan);
+    drop_capabilities(plan);
+    if (plan->undumpable && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+        give_up(plan->status, ATOLL_STEP_UNDUMPABLE, -1);
+    if (plan->guardian >= 0 && atoll_die_with_parent(plan->guardian)) {
+        errno = ESRCH;
+        give_up(plan->status, ATOLL_STEP_PARENT, -1);
+    }
+    if (plan->no_new_privileges && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        give_up(plan->status, ATOLL_STEP_PRIVILEGES, -1);
+    landlock(plan);
+    int status = hand_over(plan);
+    for (int i = 0; i < plan->limit_count; i++) {
+        struct rlimit limit = {plan->limits[i].soft, plan->limits[i].hard};
+        if (setrlimit((__rlimit_resource_t)plan->limits[i].resource, &limit))
+            give_up(status, ATOLL_STEP_LIMITS, i);
+    }
+    int listener = load_filter(plan, status);
+    say(status, ATOLL_STEP_DONE, 0, -1, listener);
+    if (listener >= 0)
+        close(listener);
+    if (status >= 0)
+        close(status);
+}
+
+static void begin(const struct atoll_plan *plan)
+{
+    if (setsid() < 0)
+        give_up(plan->status, ATOLL_STEP_SESSION, -1);
+    join_groups(plan);
+    write_maps(plan);
+}
+
+/*
+ * A raw clone leaves glibc's note of the thread id as the parent's, and recursive locks are owned by that id. The note
+ * is where the kernel was told to clear it at exit; the child writes its new id there. Where the kernel cannot tell
+ * the place, the old id stays: it belongs to the zygote, so no other thread of this process is likely to have it.
+ */
+static long clone_child(uint64_t flags, int *pidfd)
+{
+    int *place = NULL;
+    struct clone_args arguments = {.flags = flags | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)pidfd};
+    if (!prctl(PR_GET_TID_ADDRESS, &place, 0, 0, 0) && place) {
+        arguments.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+        arguments.child_tid = (uint64_t)(uintptr_t)place;
+    }
+    long pid = syscall(CALL_CLONE3, &arguments, sizeof arguments);
+    return pid < 0 ? -errno : pid;
+}
+
+int atoll_sandbox_spawn(const struct atoll_plan *plan, int *pidfd)
+{
+    long pid = clone_child(plan->namespaces | CLONE_PARENT, pidfd);
+    if (pid)
+        return (int)pid;
+    begin(plan);
+    confine(plan);
+    return 0;
+}
+
+void atoll_sandbox_enter(const struct atoll_plan *plan)
+{
+    confine(plan);
+}
+
+/* In a user namespace the capabilities have to outlive the exec, for atoll_sandbox_enter to mount with and then drop. */
+static void keep_capabilities(const struct atoll_plan *plan)
+{
+    struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct held[2] = {0};
+    if (!plan->uid_map)
+        return;
+    if (syscall(SYS_capget, &head, held))
+        give_up(plan->status, ATOLL_STEP_CAPABILITIES, -1);
+    held[0].inheritable = held[0].permitted;
+    held[1].inheritable = held[1].permitted;
+    if (syscall(SYS_capset, &head, held))
+        give_up(plan->status, ATOLL_STEP_CAPABILITIES, -1);
+    for (int i = 0; i < 64; i++)
+        if (held[i / 32].permitted >> (i % 32) & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, i, 0, 0))
+            give_up(plan->status, ATOLL_STEP_CAPABILITIES, i);
+}
+
+int atoll_sandbox_execute(const struct atoll_plan *plan, char **arguments, char **environment, int *pidfd)
+{
+    long pid = clone_child(plan->namespaces | CLONE_PARENT, pidfd);
+    if (pid)
+        return (int)pid;
+    begin(plan);
+    keep_capabilities(plan);
+    if (plan->guardian >= 0 && atoll_die_with_parent(plan->guardian)) {
+        errno = ESRCH;
+        give_up(plan->status, ATOLL_STEP_PARENT, -1);
+    }
+    int status = hand_over(plan);
+    execve(arguments[0], arguments, environment);
+    give_up(status, ATOLL_STEP_EXEC, -1);
+}
+
+int atoll_sandbox_try(const struct atoll_plan *plan, struct atoll_status *status)
+{
+    int pair[2], pidfd = -1;
+    struct atoll_plan trial = *plan;
+    siginfo_t ended;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return -errno;
+    trial.status = pair[1];
+    long pid = clone_child(plan->namespaces, &pidfd);
+    if (pid == 0) {
+        begin(&trial);
+        confine(&trial);
+        _exit(0);
+    }
+    close(pair[1]);
+    if (pid < 0) {
+        close(pair[0]);
+        return (int)pid;
+    }
+    ssize_t length;
+    while ((length = recv(pair[0], status, sizeof *status, 0)) < 0 && errno == EINTR)
+        ;
+    close(pair[0]);
+    while (waitid(P_PIDFD, (id_t)pidfd, &ended, WEXITED | __WALL) && errno == EINTR)
+        ;
+    close(pidfd);
+    return length == sizeof *status ? 0 : -EPROTO;
+}
+
+int atoll_landlock_version(void)
+{
+    long version = syscall(CALL_LANDLOCK_CREATE, NULL, 0, 1);
+    return version < 0 ? 0 : (int)version;
+}
+
+int atoll_io_priority(int thread, int priority)
+{
+    return syscall(SYS_ioprio_set, 1, thread, priority) ? -errno : 0;
+}
+
+int atoll_die_with_parent(int guardian)
+{
+    struct pollfd look = {guardian, POLLIN, 0};
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
+        return -errno;
+    return poll(&look, 1, 0) == 0 ? 0 : -ESRCH;
+}
