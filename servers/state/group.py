@@ -1,0 +1,240 @@
+"""Group commit: transactions that arrive while others are collected share one batch, and with it one sync.
+
+A transaction is admitted against the durable state *and* what the group already holds, so the members of a group are
+serialised in the order of their admission, each with a revision of its own. What a group holds is invisible to readers and
+acknowledged to nobody until `flush` returns from the engine; if the engine refuses, none of it ever was.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from atoll.ipc.errors import AtollError, Conflict, TooLarge
+from atoll.ipc.system.state import Committed, Expect, Range, StoreFull
+
+from . import layout
+from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
+from .history import History, newest, time_of
+from .ownership import Disowned, Ownership
+
+GROUP_LIMIT: Final = 1024
+"""Transactions in one group at most."""
+_WINDOW: Final = 4096
+"""Up to so many revisions, a range is checked by what was written since; beyond, by looking through the range itself."""
+
+
+class Transaction(NamedTuple):
+    """What one transaction asks for. Keys are absolute; `id` is as it lies in COMMITS."""
+
+    badge: int
+    writes: list[tuple[bytes, bytes | None]]
+    expects: list[Expect | Range]
+    id: bytes = b""
+    reply: bytes = b""
+    note: str = ""
+    call: str = ""
+    trace: int = 0
+    others: tuple[int, ...] = ()
+    reserved: bool = False
+
+
+Settle = Callable[[Committed | AtollError], None]
+"""Called once, after the outcome is durable."""
+Announce = Callable[[list[tuple[int, list[bytes]]]], None]
+"""Told of each group's revisions and keys, after they are durable and before anyone is answered."""
+
+
+class _Member(NamedTuple):
+    transaction: Transaction
+    settle: Settle
+    outcome: Committed
+
+
+class Group:
+    def __init__(self, history: History, ownership: Ownership, clock: Callable[[], int], announce: Announce) -> None:
+        """`clock` gives ns since the epoch; it may stand still or step back, the times of revisions still rise."""
+        self._history = history
+        self._engine = history.engine
+        self._ownership = ownership
+        self._clock = clock
+        self._announce = announce
+        self._last, self._time = history.last()
+        self.groups = 0
+        self.committed = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._batch = Batch()
+        self._members: list[_Member] = []
+        self._next = self._last
+        self._next_time = self._time
+        # Key to the revision at which the group writes it, 0 where it deletes it.
+        self._heads: dict[bytes, int] = {}
+        self._ids: dict[bytes, Committed] = {}
+        self._written: list[tuple[int, list[bytes]]] = []
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def full(self) -> bool:
+        """Whether it should be flushed before it takes more."""
+        return len(self._members) >= GROUP_LIMIT or self._batch.size * 4 >= self._engine.maximum_batch
+
+    def admit(self, transaction: Transaction, settle: Settle) -> None:
+        """Takes a transaction in, or settles it at once: refused, or done already by its id."""
+        try:
+            with self._engine.snapshot() as snapshot:
+                self._admit(snapshot, transaction, settle)
+        except AtollError as error:
+            settle(error)
+
+    def newest(self, key: bytes) -> int:
+        """The revision of a key's last write, the group's included; 0 if there is no such key."""
+        with self._engine.snapshot() as snapshot:
+            return self._found(snapshot, key)
+
+    def flush(self) -> None:
+        """Makes the group durable, then settles its members.
+
+        Raises `Disowned` or `Broken` with nothing settled: the process must end, and its clients learn that the outcome is unknown.
+        """
+        if not self._members:
+            return
+        members, written = self._members, self._written
+        try:
+            self._ownership.bind(self._batch)
+            self._engine.commit(self._batch, reserved=all(member.transaction.reserved for member in members))
+        except ConditionFailed as failed:
+            raise Disowned(self._ownership.sentence(failed.found)) from None
+        except (Full, BatchTooLarge) as refusal:
+            self._clear()
+            self._one_by_one(members, refusal)
+            return
+        self._ownership.bound()
+        self._last, self._time = self._next, self._next_time
+        self.groups += 1
+        self.committed += len(written)
+        self._clear()
+        if written:
+            self._announce(written)
+        for member in members:
+            member.settle(member.outcome)
+
+    def _one_by_one(self, members: list[_Member], refusal: Full | BatchTooLarge) -> None:
+        """A group did not fit: what is small, or the kernel's, still may, so each has its own try."""
+        if len(members) == 1:
+            members[0].settle(_refused(refusal, members[0].transaction))
+            return
+        for member in members:
+            self.admit(member.transaction, member.settle)
+            self.flush()
+
+    def _admit(self, snapshot: Snapshot, transaction: Transaction, settle: Settle) -> None:
+        if transaction.id:
+            done = self._ids.get(transaction.id)
+            if done is not None:
+                # Settled after the first one: members are settled in order, and both or none become durable.
+                self._members.append(_Member(transaction, settle, done))
+                return
+            done = committed_before(snapshot, transaction.id)
+            if done is not None:
+                settle(done)
+                return
+        for expect in transaction.expects:
+            self._check(snapshot, expect)
+        if not transaction.writes and not transaction.id:
+            self._members.append(_Member(transaction, settle, Committed(self._next, self._next_time)))
+            return
+        self._write(transaction, settle)
+
+    def _write(self, transaction: Transaction, settle: Settle) -> None:
+        writes = dict(transaction.writes)
+        self._check_size(transaction, writes)
+        revision = self._next = self._next + 1
+        time = self._next_time = max(self._clock(), self._next_time + 1)
+        batch = self._batch
+        for index, (key, value) in enumerate(writes.items()):
+            layout.put_version(batch, key, value, revision, index)
+            self._heads[key] = 0 if value is None else revision
+        keys = list(writes)
+        if transaction.id:
+            batch.put(Table.COMMITS, transaction.id, layout.pack(revision))
+            self._ids[transaction.id] = Committed(revision, time, transaction.reply, True)
+        entry = layout.Entry(
+            transaction.badge,
+            transaction.call,
+            transaction.trace,
+            transaction.note,
+            transaction.id,
+            transaction.reply,
+            keys,
+            list(transaction.others),
+        )
+        batch.append(revision, layout.event(time, entry))
+        self._written.append((revision, keys))
+        self._members.append(_Member(transaction, settle, Committed(revision, time)))
+
+    def _check_size(self, transaction: Transaction, writes: dict[bytes, bytes | None]) -> None:
+        """Before a revision is taken: what the engine would refuse alone must not take a group with it."""
+        size = 0
+        for key, value in writes.items():
+            row = len(layout.escape(key)) + layout.OVERHEAD
+            if row > self._engine.maximum_key:
+                raise TooLarge(f"the key {key[layout.KEYSPACE_SIZE :][:20]!r}...", row, self._engine.maximum_key)
+            size += 2 * row + len(value or b"") + 128
+        size += len(transaction.reply) + len(transaction.note) + 256
+        if size > self._engine.maximum_batch:
+            raise TooLarge(f"a transaction of {len(writes)} writes", size, self._engine.maximum_batch)
+
+    def _check(self, snapshot: Snapshot, expect: Expect | Range) -> None:
+        if isinstance(expect, Expect):
+            found = self._found(snapshot, expect.key)
+            if found != expect.revision:
+                raise Conflict(expect.key[layout.KEYSPACE_SIZE :], expect.revision, found)
+            return
+        for key, revision in self._written_in(snapshot, expect):
+            raise Conflict(key[layout.KEYSPACE_SIZE :], expect.revision, revision)
+
+    def _found(self, snapshot: Snapshot, key: bytes) -> int:
+        held = self._heads.get(key)
+        if held is not None:
+            return held
+        row = newest(snapshot, key, layout.LAST)
+        return 0 if row is None or row[1] == layout.DELETED else layout.revision_of(row[0])
+
+    def _written_in(self, snapshot: Snapshot, wanted: Range) -> Iterator[tuple[bytes, int]]:
+        """Keys of a range that were written after its revision, in the store or in the group."""
+        for revision, keys in self._written:
+            for key in keys:
+                if wanted.start <= key < wanted.end:
+                    yield key, revision
+        if self._last - wanted.revision <= _WINDOW:
+            for revision, raw in snapshot.feed(wanted.revision):
+                for key in layout.entry_of(raw).keys:
+                    if wanted.start <= key < wanted.end:
+                        yield key, revision
+            return
+        cursor = snapshot.cursor(Table.VERSIONS)
+        row, stop = cursor.seek(layout.escape(wanted.start)), layout.escape(wanted.end)
+        while row is not None and row[0] < stop:
+            if layout.revision_of(row[0]) > wanted.revision:
+                yield layout.key_of(row[0]), layout.revision_of(row[0])
+            row = cursor.seek(layout.past(row[0]))
+
+
+def committed_before(snapshot: Snapshot, id: bytes) -> Committed | None:
+    """What the commit with that id came to, if there was one."""
+    raw = snapshot.get(Table.COMMITS, id)
+    if raw is None:
+        return None
+    revision = int.from_bytes(raw, "big")
+    event = snapshot.event(revision)
+    if event is None:
+        return Committed(revision, time_of(snapshot, revision), None, True)
+    return Committed(revision, layout.time_of(event), layout.entry_of(event).reply, True)
+
+
+def _refused(refusal: Full | BatchTooLarge, transaction: Transaction) -> AtollError:
+    if isinstance(refusal, Full):
+        return StoreFull(refusal.what, refusal.used, refusal.limit)
+    return TooLarge(f"a transaction of {len(transaction.writes)} writes ({refusal})", 0, 0)

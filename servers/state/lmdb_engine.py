@@ -1,0 +1,244 @@
+"""The engine on LMDB: one file, one writer, any number of processes that read.
+
+What is settled here and why:
+
+- The map is reserved large at open (address space, no memory) and never grown; what bounds the store is `limit`, which is soft.
+- The file is preallocated in steps, ahead of what is used, `reserve` included. So a full disk shows itself when a step is
+  allocated, where it can be refused in peace, and not under a commit; and the kernel's class always finds room.
+- LMDB writes new pages, syncs, then writes the meta page and syncs: whatever stops it in between leaves the old state. A failed
+  *sync* is different: the page cache may have dropped what it could not write, so the engine refuses everything from then on.
+- Readers of killed processes keep their slots, and pin pages, until someone looks: `reader_check` at open and after long runs.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from .engine import Batch, BatchTooLarge, Broken, ConditionFailed, Full, Row, Table, check_size
+from .layout import pack
+
+FILE: Final = "data.mdb"
+STEP: Final = 32 << 20
+"""Bytes by which the file grows."""
+SLACK: Final = 2 << 20
+"""Bytes of unused preallocated file below which the next step is taken; more than branch pages and free list of one batch."""
+_READER_CHECK: Final = 4096
+"""Commits between two looks for dead readers."""
+_EVENTS: Final = b"events"
+_NO_SPACE: Final = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class LmdbEngine:
+    """An `Engine` in the folder `path`. Opened for writing by one process at a time: the node's lock sees to that."""
+
+    maximum_batch: int = 16 << 20
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        limit: int = 16 << 30,
+        reserve: int = 8 << 20,
+        map_size: int = 64 << 30,
+        read_only: bool = False,
+    ) -> None:
+        self._path = Path(path)
+        self._limit = min(limit, map_size - (64 << 20))
+        self._reserve = reserve
+        self._read_only = read_only
+        self._broken: str | None = None
+        self._commits = 0
+        if not read_only:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._environment = lmdb.open(
+            str(self._path),
+            map_size=map_size,
+            max_dbs=len(Table) + 1,
+            max_readers=512,
+            readonly=read_only,
+            create=not read_only,
+            mode=0o600,
+            max_spare_txns=8,
+            # Keys are scattered over a large map: reading ahead fetches what nobody asked for.
+            readahead=False,
+        )
+        try:
+            if not read_only:
+                self._environment.reader_check()
+            self._tables = {table: self._environment.open_db(table.name.lower().encode(), create=not read_only) for table in Table}
+            self._events = self._environment.open_db(_EVENTS, create=not read_only)
+        except BaseException:
+            self._environment.close()
+            raise
+        self.maximum_key = self._environment.max_key_size()
+        self._page = int(self._environment.stat()["psize"])
+        self._allocated = (self._path / FILE).stat().st_size
+        self._growth_refused = False
+        if not read_only:
+            self._grow(0)
+
+    @contextmanager
+    def snapshot(self) -> Iterator["LmdbSnapshot"]:
+        if self._broken is not None:
+            raise Broken(self._broken)
+        transaction = self._environment.begin()
+        try:
+            yield LmdbSnapshot(transaction, self._tables, self._events)
+        finally:
+            transaction.abort()
+
+    def commit(self, batch: Batch, *, reserved: bool = False) -> None:
+        if self._broken is not None:
+            raise Broken(self._broken)
+        check_size(batch, self.maximum_batch, self.maximum_key)
+        self._make_room(batch.size, reserved)
+        try:
+            with self._environment.begin(write=True) as transaction:
+                self._apply(transaction, batch)
+        except lmdb.MapFullError:
+            raise Full("the map is full", self._high_water(), self._limit) from None
+        except lmdb.BadValsizeError as error:
+            raise BatchTooLarge(str(error)) from None
+        except (lmdb.Error, OSError) as error:
+            if isinstance(error, lmdb.DiskError) or any(text in str(error) for text in _NO_SPACE):
+                raise Full("the disk is full", self._high_water(), self._allocated) from None
+            self._broken = f"a commit to {self._path} failed: {error}"
+            raise Broken(self._broken) from error
+        self._commits += 1
+        if self._commits % _READER_CHECK == 0:
+            self._environment.reader_check()
+
+    def statistics(self) -> dict[str, int]:
+        info = self._environment.info()
+        return {
+            "used": self._used(),
+            "limit": self._limit,
+            "reserve": self._reserve,
+            "file": self._high_water(),
+            "allocated": self._allocated,
+            "readers": int(info["num_readers"]),
+            "commits": self._commits,
+        }
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def _apply(self, transaction: lmdb.Transaction, batch: Batch) -> None:
+        for condition in batch.conditions:
+            found = transaction.get(condition.key, db=self._tables[condition.table])
+            if found != condition.value:
+                raise ConditionFailed(condition, found)
+        for table, rows in batch.puts.items():
+            with transaction.cursor(self._tables[table]) as cursor:
+                cursor.putmulti(rows, append=table is Table.VALUES)
+        for table, key in batch.deletes:
+            transaction.delete(key, db=self._tables[table])
+        if batch.events:
+            rows = [(pack(position), event) for position, event in batch.events]
+            with transaction.cursor(self._events) as cursor:
+                last = cursor.key() if cursor.last() else b""
+                if [last, *(key for key, _ in rows)] != sorted({last, *(key for key, _ in rows)}):
+                    raise ValueError(f"events {rows[0][0].hex()}... do not come after {last.hex()}")
+                cursor.putmulti(rows, append=True)
+
+    def _make_room(self, size: int, reserved: bool) -> None:
+        """Sees that a batch fits into what is preallocated and allowed, or raises `Full` before a page was touched."""
+        need = 2 * size + SLACK // 4
+        high = self._high_water()
+        if high + need + SLACK + self._reserve > self._allocated:
+            self._grow(need)
+        ceiling = self._limit
+        if self._growth_refused:
+            ceiling = min(ceiling, self._allocated)
+        if not reserved:
+            ceiling -= self._reserve
+        if high + need <= ceiling:
+            return
+        # Above the high-water mark is nothing left, but pages below it may be free: only now is it worth counting them.
+        used = self._used()
+        if used + need > ceiling:
+            raise Full("the disk is full" if self._growth_refused else "the store's limit is reached", used, ceiling)
+
+    def _grow(self, need: int) -> None:
+        wanted = self._high_water() + need + SLACK + self._reserve + STEP
+        wanted = min(-(-wanted // STEP) * STEP, self._limit + SLACK)
+        if wanted <= self._allocated:
+            return
+        descriptor = os.open(self._path / FILE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, self._allocated, wanted - self._allocated)
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            self._growth_refused = True
+            # A refused step may have been granted in part.
+            self._allocated = max(self._allocated, os.fstat(descriptor).st_size)
+            return
+        finally:
+            os.close(descriptor)
+        self._growth_refused = False
+        self._allocated = wanted
+
+    def _high_water(self) -> int:
+        return (int(self._environment.info()["last_pgno"]) + 1) * self._page
+
+    def _used(self) -> int:
+        """Bytes in pages that hold something; those on the free list are not among them."""
+        pages = 2
+        with self._environment.begin() as transaction:
+            for table in [*self._tables.values(), self._events]:
+                stat = transaction.stat(table)
+                pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return int(pages) * self._page
+
+
+class LmdbSnapshot:
+    def __init__(self, transaction: lmdb.Transaction, tables: dict[Table, lmdb._Database], events: lmdb._Database) -> None:
+        self._transaction = transaction
+        self._tables = tables
+        self._events = events
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return self._transaction.get(key, db=self._tables[table])
+
+    def cursor(self, table: Table) -> "LmdbCursor":
+        return LmdbCursor(self._transaction.cursor(self._tables[table]))
+
+    def event(self, position: int) -> bytes | None:
+        return self._transaction.get(pack(position), db=self._events)
+
+    def feed(self, after: int) -> Iterator[tuple[int, bytes]]:
+        with self._transaction.cursor(self._events) as cursor:
+            if cursor.set_range(pack(after + 1)):
+                for key, event in cursor:
+                    yield int.from_bytes(key, "big"), event
+
+    def bounds(self) -> tuple[int, int]:
+        with self._transaction.cursor(self._events) as cursor:
+            if not cursor.first():
+                return 0, 0
+            first = int.from_bytes(cursor.key(), "big")
+            cursor.last()
+            return first, int.from_bytes(cursor.key(), "big")
+
+
+class LmdbCursor:
+    def __init__(self, cursor: lmdb.Cursor) -> None:
+        self._cursor = cursor
+
+    def seek(self, key: bytes) -> Row | None:
+        return self._cursor.item() if self._cursor.set_range(key) else None
+
+    def seek_before(self, key: bytes | None) -> Row | None:
+        found = key is not None and self._cursor.set_range(key)
+        moved = self._cursor.prev() if found else self._cursor.last()
+        return self._cursor.item() if moved else None
+
+    def next(self) -> Row | None:
+        return self._cursor.item() if self._cursor.next() else None

@@ -1,0 +1,177 @@
+"""Open transactions: what parties have read and written so far, kept in memory until their owner finishes.
+
+All reads are of the state at `begin`; what was read, ranges included, must still be so at the end: that makes transactions
+serialisable, and those that only read never fail others. Nothing is in the store before `finish`, so a crash leaves nothing
+behind. A transaction's id is unguessable and is the right to take part; each party writes under its own keyspace's right, and
+only the owner (badge and channel that began it) ends it.
+"""
+
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, Overloaded, TooLarge
+from atoll.ipc.system.state import Expect, Item, Page, Range, UnknownTransaction
+
+from .history import History
+
+ID_SIZE: Final = 16
+OPEN_LIMIT: Final = 256
+"""Open transactions of one keyspace at most."""
+LONGEST: Final = 3600.0
+"""Seconds a transaction may stay open at most."""
+
+
+class Open(msgspec.Struct, array_like=True):
+    """One transaction. `seconds` is what was left when it was handed over; while it is open, `ends` counts."""
+
+    badge: int
+    client: int
+    began: int
+    """The revision that its reads see."""
+    seconds: float
+    log: list[tuple[bytes, bytes | None]] = []
+    """Writes in order; a savepoint is a length of it."""
+    reads: dict[bytes, int] = {}
+    ranges: list[Range] = []
+    parties: list[int] = []
+    size: int = 0
+    ends: float = 0.0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[bytes, Open])
+
+
+class Transactions:
+    def __init__(
+        self,
+        history: History,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        new_id: Callable[[], bytes] = lambda: os.urandom(ID_SIZE),
+    ) -> None:
+        self._history = history
+        self._now = now
+        self._new_id = new_id
+        self._open: dict[bytes, Open] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, badge: int, client: int, seconds: float) -> bytes:
+        """Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many open."""
+        if not 0 < seconds <= LONGEST:
+            raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
+        now = self._now()
+        for id in [id for id, transaction in self._open.items() if transaction.ends <= now]:
+            del self._open[id]
+        if sum(transaction.badge == badge for transaction in self._open.values()) >= OPEN_LIMIT:
+            raise Overloaded(f"state (open transactions of keyspace {badge})")
+        id = self._new_id()
+        self._open[id] = Open(badge, client, self._history.head(), seconds, ends=now + seconds)
+        return id
+
+    def read(self, id: bytes, key: bytes) -> Item | None:
+        """An item with revision 0 is the transaction's own write; its value may be None (deleted)."""
+        transaction = self._get(id)
+        for written, value in reversed(transaction.log):
+            if written == key:
+                return Item(key, value, 0, 0)
+        item = self._history.get(key, transaction.began)
+        self._note_read(transaction, key, 0 if item is None else item.revision)
+        return item
+
+    def scan(self, id: bytes, start: bytes, end: bytes, limit: int) -> Page:
+        transaction = self._get(id)
+        page = self._history.range(start, end, limit, transaction.began)
+        seen_to = page.items[-1].key + b"\0" if page.more else end
+        seen = Range(start, seen_to, transaction.began)
+        if seen not in transaction.ranges:
+            transaction.ranges.append(seen)
+            self._grow(transaction, len(start) + len(end))
+        own = {key: value for key, value in transaction.log if start <= key < seen_to}
+        if not own:
+            return page
+        items = [item for item in page.items if item.key not in own]
+        for key, value in own.items():
+            if value is not None:
+                items.insert(bisect_left(items, key, key=_key), Item(key, value, 0, 0))
+        return Page(items, page.more, page.revision)
+
+    def write(self, id: bytes, badge: int, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]) -> None:
+        """Adds a party's writes and expectations; expectations speak of the committed state, not of the transaction's writes."""
+        transaction = self._get(id)
+        for expect in expects:
+            if isinstance(expect, Expect):
+                self._note_read(transaction, expect.key, expect.revision)
+            else:
+                transaction.ranges.append(expect)
+                self._grow(transaction, len(expect.start) + len(expect.end))
+        if badge != transaction.badge and badge not in transaction.parties:
+            transaction.parties.append(badge)
+        for key, value in writes:
+            self._grow(transaction, len(key) + len(value or b""))
+            transaction.log.append((key, value))
+
+    def savepoint(self, id: bytes) -> int:
+        return len(self._get(id).log)
+
+    def undo(self, id: bytes, savepoint: int) -> None:
+        log = self._get(id).log
+        if not 0 <= savepoint <= len(log):
+            raise BadRequest("undo: savepoint", f"one of this transaction, 0 to {len(log)}", str(savepoint))
+        del log[savepoint:]
+
+    def take(self, id: bytes, badge: int, client: int) -> Open:
+        """Ends a transaction and returns it, for its owner to commit or to forget."""
+        transaction = self._get(id)
+        if (transaction.badge, transaction.client) != (badge, client):
+            raise UnknownTransaction("this transaction was begun by another client")
+        del self._open[id]
+        return transaction
+
+    def hand_over(self) -> bytes:
+        """All open transactions, for the next version of the server."""
+        now = self._now()
+        for transaction in self._open.values():
+            transaction.seconds = transaction.ends - now
+        return _encoder.encode(self._open)
+
+    def take_over(self, state: bytes) -> None:
+        now = self._now()
+        for id, transaction in _decoder.decode(state).items():
+            transaction.ends = now + transaction.seconds
+            self._open[id] = transaction
+
+    def _get(self, id: bytes) -> Open:
+        if len(id) != ID_SIZE:
+            raise UnknownTransaction(f"a transaction's id has {ID_SIZE} bytes, this one {len(id)}")
+        transaction = self._open.get(id)
+        if transaction is None:
+            raise Aborted(f"transaction {id.hex()[:8]}", "it has ended, or the store was restarted meanwhile")
+        if transaction.ends <= self._now():
+            del self._open[id]
+            raise Aborted(f"transaction {id.hex()[:8]}", f"its deadline of {transaction.seconds:g} s has passed")
+        return transaction
+
+    def _note_read(self, transaction: Open, key: bytes, revision: int) -> None:
+        before = transaction.reads.get(key)
+        if before is None:
+            transaction.reads[key] = revision
+            self._grow(transaction, len(key))
+        elif before != revision:
+            raise Conflict(key[4:], revision, before)
+
+    def _grow(self, transaction: Open, size: int) -> None:
+        transaction.size += size + 64
+        if transaction.size > self._history.engine.maximum_batch:
+            raise TooLarge("an open transaction", transaction.size, self._history.engine.maximum_batch)
+
+
+def _key(item: Item) -> bytes:
+    return item.key
