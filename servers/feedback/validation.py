@@ -1,0 +1,84 @@
+"""The checks that a batch must pass before anything is stored; each refusal says expected, got, and at
+which path.
+
+Types are checked where the call is decoded. What is here depends on values: names, ranges, and how far a
+role is trusted.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+from atoll.servers.storage.interface import HASH_BYTES, BlobRef
+
+from .interface import Batch, Invalid
+from .records import Correction, Preference, Rating, Record, Text, texts
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_NAME_RULE = "a name (a letter or digit, then letters, digits and `._:-`, 64 characters at most)"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Rules:
+    """`roles` maps each role to the highest trust that a record of it may claim; `inline` is in bytes of
+    UTF-8.
+    """
+
+    def __init__(self, roles: Mapping[str, float], records: int, inline: int) -> None:
+        self._roles = dict(roles)
+        self._records = records
+        self._inline = inline
+
+    def check(self, batch: Batch) -> None:
+        """Raises Invalid for the first thing that is wrong."""
+        if not _NAME.fullmatch(batch.id):
+            raise Invalid(index=-1, field="id", expected=_NAME_RULE, got=_shown(batch.id))
+        if not 1 <= len(batch.records) <= self._records:
+            got = f"{len(batch.records)} records"
+            raise Invalid(
+                index=-1, field="records", expected=f"1 to {self._records} records in a batch", got=got
+            )
+        for index, record in enumerate(batch.records):
+            self._check_record(index, record)
+
+    def _check_record(self, index: int, record: Record) -> None:
+        for field in ("task", "rater"):
+            value = getattr(record, field)
+            if not _NAME.fullmatch(value):
+                raise Invalid(index=index, field=field, expected=_NAME_RULE, got=_shown(value))
+        highest = self._roles.get(record.role)
+        if highest is None:
+            expected = "a role of this node (" + ", ".join(sorted(self._roles)) + ")"
+            raise Invalid(index=index, field="role", expected=expected, got=_shown(record.role))
+        if not 0.0 <= record.trust <= highest:
+            expected = f"a trust from 0 to {highest:g}, the most that the role {record.role!r} is given"
+            raise Invalid(index=index, field="trust", expected=expected, got=_shown(record.trust))
+        for field, text in texts(record):
+            self._check_text(index, field, text)
+        match record:
+            case Rating(score=score) if not (math.isfinite(score) and 0.0 <= score <= 1.0):
+                raise Invalid(index=index, field="score", expected="a score from 0 to 1", got=_shown(score))
+            case Preference(chosen=chosen, rejected=rejected) if chosen == rejected:
+                expected = "another text than `chosen`"
+                raise Invalid(index=index, field="rejected", expected=expected, got="the same text")
+            case Correction(text=text, corrected=corrected) if text == corrected:
+                raise Invalid(
+                    index=index, field="corrected", expected="another text than `text`", got="the same text"
+                )
+
+    def _check_text(self, index: int, field: str, text: Text) -> None:
+        if isinstance(text, BlobRef):
+            if len(text.hash) != HASH_BYTES or text.size < 0:
+                expected = f"a blob reference with a hash of {HASH_BYTES} bytes and a size"
+                raise Invalid(index=index, field=field, expected=expected, got=_shown(text))
+        elif not text and field != "prompt":
+            raise Invalid(index=index, field=field, expected="a text", got="an empty one")
+        elif len(text) > self._inline or len(text.encode()) > self._inline:
+            expected = (
+                f"at most {self._inline} bytes inline (put a longer text into storage and give its reference)"
+            )
+            raise Invalid(index=index, field=field, expected=expected, got=f"{len(text.encode())} bytes")
