@@ -1,0 +1,1 @@
+"""The benchmark: what Atoll costs, beside its peers and its floors, measured in one run."""

@@ -1,0 +1,68 @@
+"""Durable transactions beside the disk, LMDB, SQLite and PostgreSQL."""
+
+from pathlib import Path
+
+from .frame import Goal, Race, Row
+from .store import disk, lmdb_bare, postgres, sqlite
+from .store.state_layout import STATE
+
+ATOLL, LMDB, FSYNC, SQLITE = "atoll", "bare LMDB", "pwrite + fdatasync", "SQLite WAL FULL"
+GROUP = 64
+LAYOUT = STATE
+BIAS = (
+    "LMDB, SQLite and the disk are called in this process, PostgreSQL by its own C client over a Unix socket "
+    "with three rows in one statement, Atoll through a channel from other processes."
+)
+
+
+def rows(scratch: Path) -> list[Row]:
+    """One client's latency, 64 outstanding transactions' rate, and a read."""
+    cluster = postgres.Cluster(scratch)
+    return [_one(scratch, cluster), _many(scratch, cluster), _read(scratch)]
+
+
+def _one(scratch: Path, cluster: postgres.Cluster) -> Row:
+    return Race(
+        group="state",
+        name="durable transaction, one client",
+        unit="µs",
+        contestants=[
+            lmdb_bare.commits(scratch, LMDB, LAYOUT, 1),
+            disk.contestant(scratch, FSYNC),
+            disk.commit_writes(scratch, "LMDB's writes alone"),
+            sqlite.contestant(scratch, SQLITE),
+            *postgres.contestants(cluster, [1]),
+        ],
+        subject=ATOLL,
+        goals=[Goal("<=", 1.15, LMDB), Goal("<=", 2, FSYNC)],
+        seconds=0.25,
+        bias=BIAS,
+    )
+
+
+def _many(scratch: Path, cluster: postgres.Cluster) -> Row:
+    return Race(
+        group="state",
+        name="durable transactions, 64 outstanding",
+        unit="1/s",
+        contestants=[
+            lmdb_bare.commits(scratch, LMDB, LAYOUT, GROUP),
+            sqlite.contestant(scratch, SQLITE),
+            *postgres.contestants(cluster, [8, 64]),
+        ],
+        subject=ATOLL,
+        goals=[Goal(">=", 0.6, LMDB), Goal(">=", 3, "PostgreSQL, 64 connections"), Goal(">=", 5, SQLITE)],
+        seconds=0.4,
+        bias=BIAS + " SQLite has no group commit: 64 writers would get one writer's rate at best.",
+    )
+
+
+def _read(scratch: Path) -> Row:
+    return Race(
+        group="state",
+        name="read of one key",
+        unit="µs",
+        contestants=[lmdb_bare.reads(scratch, LMDB, LAYOUT)],
+        subject=ATOLL,
+        bias="Bare LMDB reads in the caller's own process.",
+    )
