@@ -3,10 +3,10 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Annotated
 
-import click
 import typer
 
 from atoll.ipc.errors import AtollError
@@ -16,16 +16,15 @@ from . import authority, calling, exits, life, offline, printing, rows, scaffold
 app = typer.Typer(
     name="atoll",
     help="Atoll: an operating system for one node, in user space.",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-image = typer.Typer(help="Images: what a node is booted from.", no_args_is_help=True)
-protection = typer.Typer(help="What keeps servers in.", no_args_is_help=True)
-new = typer.Typer(help="Begin something new.", no_args_is_help=True)
+image = typer.Typer(help="Images: what a node is booted from.")
+protection = typer.Typer(help="What keeps servers in.")
+new = typer.Typer(help="Begin something new.")
 
-COMMANDS = {
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "The node": {
         "boot": offline.boot,
         "shutdown": life.shutdown,
@@ -72,6 +71,7 @@ app.add_typer(new, name="new")
 image.command("check")(offline.image_check)
 protection.command("show")(watching.show)
 new.command("server")(scaffold.new_server)
+new.command("unit")(scaffold.new_unit)
 
 
 @image.callback()
@@ -89,10 +89,19 @@ def of_new() -> None:
     """Begin something new."""
 
 
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"atoll {metadata.version('atoll')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[
         bool, typer.Option("--debug", envvar="ATOLL_DEBUG", help="Show the traceback of an error, too.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
     ] = False,
 ) -> None:
     """Atoll: an operating system for one node, in user space."""
@@ -100,15 +109,16 @@ def options(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code is that of docs/manual.md. Tracebacks appear with `--debug`
-    only."""
+    only.
+    """
     debug = "--debug" in arguments or bool(os.environ.get("ATOLL_DEBUG"))
     try:
-        result = app(list(arguments), standalone_mode=False)
+        result = app(list(arguments) or ["--help"], prog_name="atoll", standalone_mode=False)
         return result if isinstance(result, int) else exits.OK
-    except click.ClickException as error:
-        error.show()
+    except typer.TyperException as error:
+        print(f"atoll: {usage(error)}", file=sys.stderr)
         return exits.USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone, as `| head` does: nothing is left to say, also not at exit.
@@ -125,6 +135,14 @@ def run(arguments: Sequence[str]) -> int:
     if debug:
         traceback.print_exc()
     return code
+
+
+def usage(error: typer.TyperException) -> str:
+    """What is wrong with the command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "atoll"
+    sentence = error.format_message().rstrip(".")
+    return f"{sentence[:1].lower()}{sentence[1:]}; see `{path} --help`"
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from . import printing
 from .options import Json
 
 SUFFIX = ".template"
+UNIT = "atoll@.service"
 
 
 def new_server(
@@ -38,9 +39,16 @@ def new_server(
     printing.answer({"package": str(package), "files": [str(path) for path in written]}, sentence, as_json)
 
 
+def new_unit() -> None:
+    """Print a systemd unit that runs nodes as services: put it into /etc/systemd/system/atoll@.service."""
+    template = resources.files(__package__) / "templates" / f"{UNIT}{SUFFIX}"
+    print(Template(template.read_text()).substitute(command=f"{sys.prefix}/bin/atoll"), end="")
+
+
 def templates() -> list[resources.abc.Traversable]:
+    """The files of a server package."""
     folder = resources.files(__package__) / "templates"
-    return [entry for entry in folder.iterdir() if entry.name.endswith(SUFFIX)]
+    return [entry for entry in folder.iterdir() if entry.name.endswith(f".py{SUFFIX}")]
 
 
 def write(template: resources.abc.Traversable, name: str, package: Path) -> Path:
