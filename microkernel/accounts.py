@@ -53,7 +53,8 @@ class Ledger:
             raise ValueError(
                 f"release of {amount} {resource} of account {account!r}, of which {used} are charged"
             )
-        self._used[account][resource] = used - amount
+        if amount:
+            self._used[account][resource] = used - amount
 
     def usage(self) -> dict[str, dict[Resource, int]]:
         """What each account uses now; accounts and resources without use are left out."""

@@ -19,7 +19,8 @@ Service = Literal["control", "normal", "bulk"]
 SERVICES: tuple[Service, ...] = ("control", "normal", "bulk")
 """Classes of service, dearest first."""
 
-KEYSPACE_RIGHTS = ("read", "write", "history", "purge")
+KEYSPACE_RIGHTS = ("read", "write", "history")
+"""What the store's interface offers to a holder of a keyspace."""
 DELEGATE = "delegate"
 """The right that every capability may carry: to grant it to another process."""
 
@@ -93,6 +94,13 @@ class Drop(Table, frozen=True, kw_only=True):
     reason: Annotated[str, Key("Why the server cannot run with it; boot prints it.")]
 
 
+class Allow(Table, frozen=True, kw_only=True):
+    """An element of `server.NAME.allow`: a group of system calls beside those that every server has."""
+
+    calls: Annotated[str, Key("The group: `spawn`, `network`, `paging` or `devices`.")]
+    reason: Annotated[str, Key("Why the server needs them; boot prints it.")]
+
+
 class Restart(Table, frozen=True, kw_only=True):
     """`[server.NAME.restart]`: what follows a crash. The wait doubles from `first` to `most`."""
 
@@ -110,7 +118,7 @@ class KeyspaceBinding(Table, frozen=True, kw_only=True):
     keyspace: Annotated[str, Key("A `[keyspace.NAME]` of this image.")]
     rights: Annotated[
         tuple[str, ...],
-        Key("Of `read`, `write`, `history`, `purge`, and `delegate`; written out also when empty."),
+        Key("Of `read`, `write`, `history`, and `delegate`; written out also when empty."),
     ]
 
 
@@ -126,9 +134,11 @@ class ServerBinding(Table, frozen=True, kw_only=True):
     ] = ""
     badge: Annotated[
         str | None,
-        Key("The object's name as the called server sees it; unset: the caller's own name. `\"\"`: no badge, and the "
-            "holder may mint any."),
-    ] = None  # fmt: skip
+        Key(
+            "The object's name, which the called server sees as a number; unset: the caller's name. "
+            '`""`: no badge, and the holder may mint any.'
+        ),
+    ] = None
     service: Annotated[Service, Key("The best class of service its calls may have.")] = "normal"
 
 
@@ -179,6 +189,9 @@ class Server(Table, frozen=True, kw_only=True):
     drop: Annotated[
         tuple[Drop, ...], Key("Mechanisms of the level it goes without, each with a reason.")
     ] = ()
+    allow: Annotated[
+        tuple[Allow, ...], Key("Groups of system calls beyond the usual ones, each with a reason.")
+    ] = ()
     refuse: Annotated[
         Literal["notify", "kill"], Key("What follows a denied system call: a recorded error, or the end.")
     ] = "notify"
@@ -200,8 +213,11 @@ class KeyspaceSpec(Table, frozen=True, kw_only=True):
     """`[keyspace.NAME]`: a state unit."""
 
     retention: Annotated[
-        Seconds | None, Key("How long old versions can be read; unset: for ever.", ge=0)
-    ] = None  # fmt: skip
+        Seconds | None, Key("How long versions that are no longer current are kept; unset: for ever.", ge=0)
+    ] = None
+    versions: Annotated[
+        int | None, Key("How many versions of a key are kept at most; unset: all.", ge=1, le=1 << 31)
+    ] = None
 
 
 class SliceSpec(Table, frozen=True, kw_only=True):
@@ -218,11 +234,11 @@ class SliceSpec(Table, frozen=True, kw_only=True):
         int | None, Key("Threads and processes at most; unset: the host's.", ge=1, le=1 << 22)
     ] = None
     io_class: Annotated[
-        Literal["realtime", "best-effort", "idle"], Key("I/O scheduling class.")
+        Literal["real-time", "best-effort", "idle"], Key("I/O scheduling class.")
     ] = "best-effort"  # fmt: skip
     io_weight: Annotated[int, Key("Share of the disk within the class; 100 is usual.", ge=1, le=10000)] = 100
     priority: Annotated[
-        int, Key("Who goes first when not all can; a server should not wait on one of lower priority.", ge=0, le=9)
+        int, Key("Who goes first when not all can; waiting on a lower one is a weakening.", ge=0, le=9)
     ] = 5  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from types import NoneType, UnionType
@@ -57,6 +57,11 @@ class ImageRefused(Exception):
         self.file = file
         self.problems = sorted(set(problems))
         super().__init__("\n".join(problem.render(file) for problem in self.problems))
+
+    @classmethod
+    def at_start(cls, file: str, expected: str, found: str) -> "ImageRefused":
+        """For a file that is no text at all."""
+        return cls(file, [Problem(Position(1, 1), "", expected, found)])
 
 
 @dataclass
@@ -345,15 +350,15 @@ def _unit_hint(raw: object, hint: type) -> str:
 
 
 def _bounds(low: float | None, high: float | None, hint: type) -> str:
-    show = show_size if hint is Size else str
+    show: Callable[[float | None], str] = show_size if hint is Size else str
     if low is None or high is None:
-        return f"of at least {show(low)}" if high is None else f"of at most {show(high)}"  # type: ignore[arg-type]
-    return f"from {show(low)} to {show(high)}"  # type: ignore[arg-type]
+        return f"of at least {show(low)}" if high is None else f"of at most {show(high)}"
+    return f"from {show(low)} to {show(high)}"
 
 
-def show_size(size: float) -> str:
+def show_size(size: float | None) -> str:
     """Bytes with the largest unit that divides them."""
     for unit, factor in reversed(_SIZES.items()):
         if size and size % factor == 0:
             return f"{int(size) // factor}{unit}"
-    return f"{int(size)}B"
+    return f"{int(size or 0)}B"

@@ -341,6 +341,7 @@ class KeyspaceRow(Row, frozen=True, kw_only=True):
     keyspace: str
     badge: int
     retention: float | None = None
+    versions: int | None = None
 
 
 TABLES: tuple[type[Row], ...] = (

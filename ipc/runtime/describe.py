@@ -1,0 +1,189 @@
+"""What a server package says of itself: its interfaces, its needs, and whether a configuration fits.
+
+Run as `python -m atoll.ipc.runtime.describe FOLDER PACKAGE`, with the configuration of each need as JSON on
+standard input (empty: none); a `Description` as JSON is the answer on standard output. So whoever checks an
+image never imports a server. A package that cannot be described ends the process with status 1 and one
+sentence on standard error.
+"""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+NeedKind = Literal["keyspace", "server", "config", "socket", "folder"]
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """An interface that the server serves."""
+
+    name: str
+    rights: tuple[str, ...]
+    """In bit order of this version."""
+    methods: tuple[str, ...]
+
+
+class NeedDescription(Struct, frozen=True, kw_only=True):
+    """Something the server must be given."""
+
+    kind: NeedKind
+    interface: str = ""
+    """Of a need of kind `server`: the interface's name."""
+    type: str = ""
+    """Of keyspaces and configurations: the type of their values."""
+    optional: bool = False
+    """It starts without, too."""
+
+
+class ConfigFault(Struct, frozen=True, kw_only=True):
+    """What is wrong with a configuration, and where in it."""
+
+    path: tuple[str | int, ...]
+    expected: str
+    found: str
+    suggestion: str = ""
+    at_key: bool = False
+    """The key is wrong, not its value."""
+
+
+class Description(Struct, frozen=True, kw_only=True):
+    interfaces: tuple[Offer, ...]
+    needs: dict[str, NeedDescription]
+    accepts_handover: bool
+    config_faults: dict[str, ConfigFault] = {}
+    """By need; the first fault of each."""
+
+
+def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Description:
+    """Describes a server class, and holds the configurations given for its needs to their types."""
+    from atoll.ipc.interface import methods, rights
+    from atoll.ipc.serve import Serves, needs
+
+    offers = tuple(
+        Offer(
+            name=interface.__name__,
+            rights=rights(interface),
+            methods=tuple(method.name for method in methods(interface)),
+        )
+        for interface in server.interfaces
+    )
+    declared, faults = {}, {}
+    for need in needs(server):
+        name = getattr(need.type, "__name__", str(need.type))
+        optional = need.optional
+        if need.kind == "config":
+            optional = optional or not any(field.required for field in msgspec.structs.fields(need.type))
+            given = (configs or {}).get(need.name)
+            fault = None if given is None else _config_fault(given, need.type)
+            if fault is not None:
+                faults[need.name] = fault
+        declared[need.name] = NeedDescription(
+            kind=need.kind,
+            interface=name if need.kind == "server" else "",
+            type=name if need.kind in ("keyspace", "config") else "",
+            optional=optional,
+        )
+    return Description(
+        interfaces=offers,
+        needs=declared,
+        accepts_handover=server.take_over is not Serves.take_over,
+        config_faults=faults,
+    )
+
+
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<found>.*)$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$")
+_MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$")
+
+
+def _config_fault(given: Mapping[str, Any], kind: type[Any]) -> ConfigFault | None:
+    try:
+        msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        return _fault(str(error), given, kind)
+    return None
+
+
+def _fault(sentence: str, given: object, kind: type[Any]) -> ConfigFault:
+    """msgspec's sentence as expectation, finding and path."""
+    whole = _AT.match(sentence)
+    assert whole is not None
+    path: tuple[str | int, ...] = tuple(
+        int(index) if index else name for name, index in _STEP.findall(whole["path"] or "")
+    )
+    what = whole["what"]
+    if unknown := _UNKNOWN.match(what):
+        known = [field.encode_name for field in msgspec.structs.fields(kind)] if not path else []
+        expected = f"a key of {kind.__name__}" + (f": {', '.join(known) or 'none'}" if not path else "")
+        found = f"the key {_quoted(unknown['name'])}"
+        return ConfigFault(
+            path=(*path, unknown["name"]),
+            expected=expected,
+            found=found,
+            suggestion=_nearest(unknown["name"], known),
+            at_key=True,
+        )
+    if missing := _MISSING.match(what):
+        return ConfigFault(path=path, expected=f"the key {_quoted(missing['name'])}", found="none")
+    value = given
+    for step in path:
+        value = value[step]  # type: ignore[index]
+    found = _quoted(value) if isinstance(value, str | int | float | bool) else "another kind of value"
+    if parts := _EXPECTED.match(what):
+        return ConfigFault(path=path, expected=parts["expected"].replace("`", ""), found=found)
+    expected = what.removeprefix("Expected ").replace("`", "")
+    return ConfigFault(path=path, expected=expected, found=found)
+
+
+def _quoted(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _nearest(found: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(found, known, n=1)
+    return f"did you mean {_quoted(close[0])}?" if close else ""
+
+
+def find_server(folder: str, package: str) -> type[Any]:
+    """The class `Server` of a package in `folder`. Raises what its import raises; TypeError if it has none."""
+    from atoll.ipc.serve import Serves
+
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
+    server = getattr(importlib.import_module(f"{package}.server"), "Server", None)
+    if not (isinstance(server, type) and issubclass(server, Serves)):
+        raise TypeError(f"{package}/server.py: expected a class Server(Serves[...]), found {server!r}")
+    return server
+
+
+def main() -> int:
+    """Describes the package that the command line names."""
+    if len(sys.argv) != 3:
+        print("usage: python -m atoll.ipc.runtime.describe FOLDER PACKAGE", file=sys.stderr)
+        return 2
+    data = sys.stdin.buffer.read()
+    # Whatever the package prints while it is imported must not stand in the answer.
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        server = find_server(sys.argv[1], sys.argv[2])
+        description = describe(server, msgspec.json.decode(data) if data else None)
+    except Exception as error:  # whatever a package raises when it is imported
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    os.write(answer, msgspec.json.encode(description))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

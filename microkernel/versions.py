@@ -1,0 +1,197 @@
+"""Package versions: the copies a node runs from.
+
+`load` and `swap` copy a package into `versions/<hash>/NAME` of the node's folder, and a process runs only
+from there: whoever edits the source later changes nothing that runs, and restart, swap back and replay name
+the hash. The hash covers what decides how the package behaves: sorted relative paths, whether a file is
+executable, and contents. Caches and hidden files are no part of a package.
+"""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from atoll.ipc.errors import BadRequest, NotFound, TooLarge
+
+HASH_BYTES = 16
+SIZE_LIMIT = 256 << 20
+"""Bytes of a package at most: it holds code; data belongs in storage."""
+
+
+class File(NamedTuple):
+    """A file of a package."""
+
+    path: str
+    """Relative, with `/`."""
+    executable: bool
+    size: int
+
+
+class Version(NamedTuple):
+    package: str
+    """The package's name: the folder's."""
+    hash: str
+    folder: Path
+    """Holds the package as a folder of its name; what `Start.folder` names."""
+
+
+def contents(package: Path) -> list[File]:
+    """The files of a package, sorted by path. Raises `NotFound`, or `BadRequest` for links and other things
+    that are not plain files: what they lead to could change under a version."""
+    if not package.is_dir():
+        raise NotFound(what="package folder", name=str(package))
+    files = sorted(_walk(package, ""))
+    total = sum(file.size for file in files)
+    if total > SIZE_LIMIT:
+        raise TooLarge(what=f"package {package}", size=total, limit=SIZE_LIMIT)
+    if not any(file.path == "server.py" for file in files):
+        raise BadRequest(where=str(package), expected="a package with a server.py", got="none")
+    return files
+
+
+def _walk(package: Path, below: str) -> Iterator[File]:
+    with os.scandir(package / below) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__pycache__":
+                continue
+            path = f"{below}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(package, f"{path}/")
+            elif entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                yield File(path, bool(status.st_mode & stat.S_IXUSR), status.st_size)
+            else:
+                raise BadRequest(
+                    where=str(package / path), expected="a plain file or folder", got="a link or special file"
+                )
+
+
+def hash_of(package: Path) -> str:
+    """The content hash of a package folder, in hex."""
+    return _hash(package, contents(package))
+
+
+def _hash(package: Path, files: list[File]) -> str:
+    whole = blake2b(digest_size=HASH_BYTES, person=b"atoll package")
+    whole.update(b"%d %s\n" % (len(package.name.encode()), package.name.encode()))
+    for file in files:
+        data = (package / file.path).read_bytes()
+        path = file.path.encode()
+        # Lengths before contents, so that no two different packages give the same bytes.
+        whole.update(b"%d %d %d\n" % (len(path), file.executable, len(data)))
+        whole.update(path)
+        whole.update(data)
+    return whole.hexdigest()
+
+
+class Versions:
+    """The `versions` folder of a node. One process writes there: the kernel."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, package: Path) -> Version:
+        """Copies a package, unless this very content is there, and returns its version; durable on return.
+
+        The copy is what is hashed, so an edit during the copy gives a version of its own, never a false
+        name."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fresh = self.folder / f".new-{os.getpid()}"
+        _remove(fresh)
+        copy = fresh / package.resolve().name
+        _copy(package.resolve(), copy, contents(package.resolve()))
+        version = self._version(copy.name, hash_of(copy))
+        if version.folder.exists():
+            self.verify(version)
+            _remove(fresh)
+            return version
+        _seal(fresh)
+        os.rename(fresh, version.folder)
+        _sync(self.folder)
+        return version
+
+    def get(self, package: str, hash: str) -> Version:
+        """A version by its hash, of which an unambiguous beginning is enough. Raises `NotFound`,
+        `BadRequest`.
+        """
+        found = [
+            version for version in self.all() if version.package == package and version.hash.startswith(hash)
+        ]
+        if not found:
+            raise NotFound(what=f"version of {package}", name=hash)
+        if len(found) > 1:
+            several = ", ".join(version.hash for version in found)
+            raise BadRequest(
+                where=f"version of {package}", expected="more of the hash", got=f"{hash}, as in {several}"
+            )
+        return found[0]
+
+    def all(self) -> list[Version]:
+        """Every version there is, by hash."""
+        if not self.folder.is_dir():
+            return []
+        return [
+            self._version(package.name, folder.name)
+            for folder in sorted(self.folder.iterdir())
+            if not folder.name.startswith(".")
+            for package in folder.iterdir()
+        ]
+
+    def verify(self, version: Version) -> None:
+        """Raises `NotFound` if it is not there, `BadRequest` if its contents are not what its name says."""
+        found = hash_of(version.folder / version.package)
+        if found != version.hash:
+            raise BadRequest(
+                where=str(version.folder),
+                expected=f"contents with the hash {version.hash}",
+                got=f"{found}: delete the folder and load the package again",
+            )
+
+    def clean(self) -> None:
+        """At boot: removes copies that a crash left unfinished."""
+        if self.folder.is_dir():
+            for left in self.folder.glob(".new-*"):
+                _remove(left)
+
+    def _version(self, package: str, hash: str) -> Version:
+        return Version(package, hash, self.folder / hash)
+
+
+def _copy(package: Path, to: Path, files: list[File]) -> None:
+    to.mkdir(mode=0o755, parents=True)
+    for file in files:
+        target = to / file.path
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as out, open(package / file.path, "rb") as source:
+            shutil.copyfileobj(source, out)
+            os.fchmod(out.fileno(), 0o555 if file.executable else 0o444)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def _seal(folder: Path) -> None:
+    """Makes all folders of a copy durable and readable by every server's uid; the deepest first."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        os.chmod(path, 0o755)
+        _sync(Path(path))
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
