@@ -1,21 +1,23 @@
 """The store's interface: keys and values with history, transactions, and a feed of what changed.
 
-A capability on `State` carries a keyspace as its badge; keys in calls are relative to it, and no call reaches outside. The
-unbadged capability (badge 0) is the kernel's: its keys are absolute, that is `absolute(keyspace, key)`.
+A capability on `State` carries a keyspace as its badge; keys in calls are relative to it, and no call reaches
+outside. The unbadged capability (badge 0) is the kernel's: its keys are absolute, that is `absolute(keyspace,
+key)`.
 
 Rights: `read` sees what is now, `history` what was, `write` changes, `admin` (unbadged only) makes keyspaces.
 
-One number, the *revision*, counts committed transactions over the whole store, without gaps. Times are nanoseconds since the
-epoch, and rise with the revisions; durations and deadlines are seconds.
+One number, the *revision*, counts committed transactions over the whole store, without gaps. Times are
+nanoseconds since the epoch, and rise with the revisions; durations and deadlines are seconds.
 
-Any method may also end with `NotAllowed`, `BadRequest` or `TooLarge` (a transaction over 16 MiB, a key over some 490 bytes).
+Any method may also end with `NotAllowed`, `BadRequest` or `TooLarge` (a transaction over 16 MiB, a key over
+some 490 bytes).
 """
 
 import struct
 
 from msgspec import Struct
 
-from atoll.ipc.errors import Conflict, Failure
+from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
 
 AsOf = int | float | None
@@ -36,7 +38,8 @@ class Expect(Struct, array_like=True, frozen=True, tag=0):
 
 
 class Range(Struct, array_like=True, frozen=True, tag=1):
-    """No key in start <= key < end was written or deleted after `revision`; an empty `end` is the end of the keyspace."""
+    """No key in start <= key < end was written or deleted after `revision`; an empty `end` is the end of the
+    keyspace."""
 
     start: bytes
     end: bytes
@@ -44,7 +47,8 @@ class Range(Struct, array_like=True, frozen=True, tag=1):
 
 
 class Item(Struct, array_like=True, frozen=True):
-    """One version of one key. `value` is None where the key was deleted (only `history`, `watch` and `read` show that)."""
+    """One version of one key. `value` is None where the key was deleted (only `history`, `watch` and `read`
+    show that)."""
 
     key: bytes
     value: bytes | None
@@ -53,7 +57,8 @@ class Item(Struct, array_like=True, frozen=True):
 
 
 class Page(Struct, array_like=True, frozen=True):
-    """Part of a range. With `more`, go on after the last item; pass `revision` as `as_of` to stay in the same state."""
+    """Part of a range. With `more`, go on after the last item; pass `revision` as `as_of` to stay in the same
+    state."""
 
     items: list[Item]
     more: bool
@@ -61,7 +66,8 @@ class Page(Struct, array_like=True, frozen=True):
 
 
 class Committed(Struct, array_like=True, frozen=True):
-    """Durable. `repeated`: an earlier commit had this id; `reply` is what it stored, and nothing was written now."""
+    """Durable. `repeated`: an earlier commit had this id; `reply` is what it stored, and nothing was written
+    now."""
 
     revision: int
     time: int
@@ -70,7 +76,8 @@ class Committed(Struct, array_like=True, frozen=True):
 
 
 class Provenance(Struct, array_like=True, frozen=True):
-    """Who wrote a revision: keyspace of the owner by badge and name, the call (channel:request), and what it said of itself."""
+    """Who wrote a revision: keyspace of the owner by badge and name, the call (channel:request), and what it
+    said of itself."""
 
     badge: int
     keyspace: str
@@ -92,7 +99,8 @@ class Change(Struct, array_like=True, frozen=True):
 
 
 class Retention(Struct, array_like=True, frozen=True):
-    """How long a keyspace keeps versions that are no longer current: seconds, or how many of a key; None: for ever."""
+    """How long a keyspace keeps versions that are no longer current: seconds, or how many of a key; None: for
+    ever."""
 
     age: float | None = None
     versions: int | None = None
@@ -106,18 +114,19 @@ class Compacted(Failure):
 
     @property
     def message(self) -> str:
-        return f"revision {self.revision} is no longer kept: the store begins at revision {self.horizon}; ask for that or later"
+        return f"revision {self.revision} is no longer kept: ask for {self.horizon}, where the store begins, or later"
 
 
 class Ahead(Failure):
-    """The state asked for is not there (yet): a revision in the future, or after a restore from an older backup."""
+    """The state asked for is not there (yet): a revision in the future, or after a restore from an older
+    backup."""
 
     revision: int
     head: int
 
     @property
     def message(self) -> str:
-        return f"revision {self.revision} is ahead of the store, which is at {self.head}: read without it, or after it is committed"
+        return f"revision {self.revision} is ahead of the store, which is at {self.head}: read it after it is committed"
 
 
 class StoreFull(Failure):
@@ -146,7 +155,7 @@ class UnknownTransaction(Failure):
 
 
 class State(Interface):
-    errors = (Conflict, Compacted, Ahead, StoreFull, UnknownTransaction)
+    errors = (Compacted, Ahead, StoreFull, UnknownTransaction)
 
     @call("write", idempotent=True)
     def commit(
@@ -160,99 +169,103 @@ class State(Interface):
     ) -> Committed:
         """Writes all or nothing; returns when it is durable, together with whatever else arrived meanwhile.
 
-        With an `id` (64 bytes at most) a repeated commit writes nothing and returns the first one's revision and `reply`; without one
-        a repetition after a crash may write the same values again under a new revision, which `expects` can rule out.
-        With a `transaction` nothing is written yet: writes and expectations join it, and `revision` is 0.
-        Raises `Conflict`, `StoreFull`, `Aborted`.
+        With an `id` (64 bytes at most) a repeated commit writes nothing and returns the first one's revision
+        and `reply`; without one a repetition after a crash may write the same values again under a new
+        revision, which `expects` can rule out. With a `transaction` nothing is written yet: writes and
+        expectations join it, and `revision` is 0. Raises `Conflict`, `StoreFull`, `Aborted`.
         """
-        ...
 
     @call("read", idempotent=True)
     def get(self, key: bytes, as_of: AsOf = None, least: int = 0) -> Item | None:
-        """The key's value, or None. The past needs the right `history`. `least`: the reader must have this revision (`Ahead`)."""
-        ...
+        """The key's value, or None. The past needs the right `history`. `least`: the reader must have this
+        revision (`Ahead`)."""
 
     @call("read", idempotent=True)
     def range(
-        self, start: bytes, end: bytes = b"", limit: int = 1000, as_of: AsOf = None, reverse: bool = False, least: int = 0
+        self,
+        start: bytes,
+        end: bytes = b"",
+        limit: int = 1000,
+        as_of: AsOf = None,
+        reverse: bool = False,
+        least: int = 0,
     ) -> Page:
-        """Keys in start <= key < end in order; an empty `end` is the end of the keyspace. At most `limit` items and 512 KiB."""
-        ...
+        """Keys in start <= key < end in order; an empty `end` is the end of the keyspace. At most `limit`
+        items and 512 KiB."""
 
     @call("history", idempotent=True)
     def history(self, key: bytes, limit: int = 100) -> list[Item]:
         """The key's versions, newest first, deletions among them."""
-        ...
 
     @stream("read", position=int)
     def watch(self, after: int, prefix: bytes = b"") -> Change:
-        """Every transaction after that revision that wrote a key with the prefix, in order, without a gap; then those to come."""
-        ...
+        """Every transaction after that revision that wrote a key with the prefix, in order, without a gap;
+        then those to come."""
 
     @call("read", idempotent=True)
     def head(self) -> int:
         """The last durable revision of the store."""
-        ...
 
     @call("history", idempotent=True)
     def revision_at(self, time: float) -> int:
         """The last revision at or before a time (seconds since the epoch); 0 before the first."""
-        ...
 
     @call("history", idempotent=True)
     def who(self, revision: int) -> Provenance | None:
         """Who wrote a revision; None if it wrote nothing in the caller's keyspace."""
-        ...
 
     @call("write")
     def begin(self, deadline: float) -> bytes:
-        """Opens a transaction: 16 random bytes that are the right to take part in it. It ends as aborted after `deadline` seconds."""
-        ...
+        """Opens a transaction: 16 random bytes that are the right to take part in it. It ends as aborted
+        after `deadline` seconds."""
 
     @call("write", idempotent=True)
     def read(self, transaction: bytes, key: bytes) -> Item | None:
-        """The key as the transaction sees it: its own write, else the state at `begin`; joins the read set."""
-        ...
+        """The key as the transaction sees it: its own write, else the state at `begin`; joins the read
+        set."""
 
     @call("write", idempotent=True)
     def scan(self, transaction: bytes, start: bytes, end: bytes = b"", limit: int = 1000) -> Page:
-        """A range as the transaction sees it; the whole range that was seen joins the read set, so nothing may appear in it."""
-        ...
+        """A range as the transaction sees it; the whole range that was seen joins the read set, so nothing
+        may appear in it."""
 
     @call("write", idempotent=True)
     def savepoint(self, transaction: bytes) -> int:
         """A mark to which `undo` can return."""
-        ...
 
     @call("write", idempotent=True)
     def undo(self, transaction: bytes, savepoint: int) -> None:
-        """Forgets what was written since the savepoint. What was read stays in the read set: a decision may rest on it."""
-        ...
+        """Forgets what was written since the savepoint. What was read stays in the read set: a decision may
+        rest on it."""
 
     @call("write", idempotent=True)
     def finish(self, transaction: bytes, reply: bytes = b"", note: str = "") -> Committed:
-        """Commits, if nothing that was read has changed since (`Conflict`). Owner only; may be repeated, also after a crash."""
-        ...
+        """Commits, if nothing that was read has changed since (`Conflict`). Owner only; may be repeated, also
+        after a crash."""
 
     @call("write", idempotent=True)
     def abort(self, transaction: bytes) -> None:
-        """Ends the transaction with nothing written. Owner only; a transaction that has ended already is no error."""
-        ...
+        """Ends the transaction with nothing written. Owner only; a transaction that has ended already is no
+        error."""
 
     @call("admin", idempotent=True)
-    def make_keyspace(self, name: str, retention: Retention = Retention(), reserved: bool = False) -> int:
-        """The badge of the keyspace of that name, made if need be. `reserved`: its writes may use the kernel's reserve of space."""
-        ...
+    def make_keyspace(
+        self,
+        name: str,
+        retention: Retention = Retention(),  # noqa: B008 (frozen)
+        reserved: bool = False,
+    ) -> int:
+        """The badge of the keyspace of that name, made if need be. `reserved`: its writes may use the
+        kernel's reserve of space."""
 
     @call("admin", idempotent=True)
     def keyspaces(self) -> dict[str, int]:
         """Names and badges of all keyspaces."""
-        ...
 
     @call("read", idempotent=True)
     def statistics(self) -> dict[str, int]:
-        """Figures of the store: bytes used, limit, groups, commits, group size, readers, watchers, open transactions."""
-        ...
+        """Figures of the store: bytes used, limit, groups, commits, group size, readers, watchers, open
+        transactions."""
 
 
 _keyspace = struct.Struct(">I")

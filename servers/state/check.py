@@ -1,7 +1,8 @@
 """Walks a real store and proves its invariants: `python -m atoll.servers.state.check STORE_DIR [--json]`.
 
-Opens read-only, in one snapshot, so it may run beside a writer. Memory is constant: each table is read in order, and what
-must agree with another is looked up there. A breach names its place as a path, for example `versions/counter/'x'/17`.
+Opens read-only, in one snapshot, so it may run beside a writer. Memory is constant: each table is read in
+order, and what must agree with another is looked up there. A breach names its place as a path, for example
+`versions/counter/'x'/17`.
 
 Exit code 0: the store is whole; 1: breaches were found; 2: there is no store that could be read.
 """
@@ -51,9 +52,14 @@ def check(engine: Engine) -> Report:
         ]
         if counts["versions"] != counts["writes"] and not breaches:
             breaches.append(
-                Breach("versions", f"{counts['versions']} versions lie beside {counts['writes']} writes that the feed tells of")
+                Breach(
+                    "versions",
+                    f"{counts['versions']} versions, and the feed tells of {counts['writes']} writes",
+                )
             )
-        return Report(counts["revisions"], counts["versions"], len(keyspaces.by_name()), counts["commit_ids"], breaches)
+        return Report(
+            counts["revisions"], counts["versions"], len(keyspaces.by_name()), counts["commit_ids"], breaches
+        )
 
 
 def _meta(snapshot: Snapshot) -> Iterator[Breach]:
@@ -101,11 +107,14 @@ def _entry(snapshot: Snapshot, keyspaces: Keyspaces, revision: int, entry: layou
     if entry.id:
         found = snapshot.get(Table.COMMITS, entry.id)
         if found != layout.pack(revision):
-            yield Breach(path, f"its commit id {entry.id.hex()} points to {found.hex() if found else 'nothing'}")
+            yield Breach(
+                path, f"its commit id {entry.id.hex()} points to {found.hex() if found else 'nothing'}"
+            )
 
 
 def _versions(snapshot: Snapshot, keyspaces: Keyspaces, counts: dict[str, int]) -> Iterator[Breach]:
-    """Each version is well formed, in a keyspace that exists, newest first, told of by the feed, and has its value."""
+    """Each version is well formed, in a keyspace that exists, newest first, told of by the feed, and has its
+    value."""
     last = snapshot.bounds()[1]
     cursor = snapshot.cursor(Table.VERSIONS)
     row = cursor.seek(b"")
@@ -119,7 +128,9 @@ def _versions(snapshot: Snapshot, keyspaces: Keyspaces, counts: dict[str, int]) 
             here, revision = layout.key_of(raw), layout.revision_of(raw)
             path = f"versions/{_name(keyspaces, here)}/{revision}"
             if here == key and revision >= older_than:
-                yield Breach(path, f"lies after revision {older_than}: a key's history must be ordered, newest first")
+                yield Breach(
+                    path, f"lies after revision {older_than}: a key's history must be ordered, newest first"
+                )
             key, older_than = here, revision
             if not keyspaces.exists(layout.keyspace_of(here)):
                 yield Breach(path, f"lies in keyspace {layout.keyspace_of(here)}, which does not exist")
@@ -129,18 +140,26 @@ def _versions(snapshot: Snapshot, keyspaces: Keyspaces, counts: dict[str, int]) 
         row = cursor.next()
 
 
-def _stored(snapshot: Snapshot, path: str, raw: bytes, stored: bytes, counts: dict[str, int]) -> Iterator[Breach]:
+def _stored(
+    snapshot: Snapshot, path: str, raw: bytes, stored: bytes, counts: dict[str, int]
+) -> Iterator[Breach]:
     at = layout.place_of(raw, stored)
     if at is not None:
         counts["apart"] += 1
     try:
         layout.value_of(snapshot, raw, stored)
     except Broken:
-        yield Breach(path, "has no value" if at is None else f"its value should lie at values/{at.hex()}, and nothing is there")
+        yield Breach(
+            path,
+            "has no value"
+            if at is None
+            else f"its value should lie at values/{at.hex()}, and nothing is there",
+        )
 
 
 def _values(snapshot: Snapshot, counts: dict[str, int]) -> Iterator[Breach]:
-    """No value lies there that no version points to. Counting suffices: each version's own place was looked up above."""
+    """No value lies there that no version points to. Counting suffices: each version's own place was looked
+    up above."""
     cursor = snapshot.cursor(Table.VALUES)
     row = cursor.seek(b"")
     found = 0
@@ -171,7 +190,8 @@ def _name(keyspaces: Keyspaces, key: bytes) -> str:
 
 
 def check_folder(folder: str | Path) -> Report:
-    """Opens the store in a folder read-only and checks it. Raises `FormatRefused`, or `OSError`/`lmdb.Error` if it cannot be opened."""
+    """Opens the store in a folder read-only and checks it. Raises `FormatRefused`, or `OSError`/`lmdb.Error`
+    if it cannot be opened."""
     if not (Path(folder) / FILE).is_file():
         raise FileNotFoundError(f"there is no store in {folder}: {FILE} is missing")
     engine = LmdbEngine(folder, read_only=True)
@@ -192,16 +212,20 @@ def main(arguments: list[str]) -> int:
     try:
         report = check_folder(folders[0])
     except (OSError, FormatRefused, Broken, lmdb.Error) as error:
-        print(json.dumps({"error": str(error)}) if as_json else f"check: {error}", file=None if as_json else sys.stderr)
+        print(
+            json.dumps({"error": str(error)}) if as_json else f"check: {error}",
+            file=None if as_json else sys.stderr,
+        )
         return 2
     if as_json:
         print(msgspec.json.encode(report).decode())
     else:
         for breach in report.breaches:
             print(breach)
+        verdict = f"{len(report.breaches)} breaches" if report.breaches else "whole"
         print(
-            f"{report.revisions} revisions, {report.versions} versions, {report.keyspaces} keyspaces, {report.commit_ids} commit ids: "
-            + (f"{len(report.breaches)} breaches" if report.breaches else "whole")
+            f"{report.revisions} revisions, {report.versions} versions, {report.keyspaces} keyspaces, "
+            f"{report.commit_ids} commit ids: {verdict}"
         )
     return 1 if report.breaches else 0
 

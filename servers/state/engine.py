@@ -1,14 +1,15 @@
 """What the store asks of a database: an ordered map with snapshots, one conditional batch, and a feed.
 
-Nothing here knows of revisions, keyspaces or history: those are one layer above (`history.py`) and shared by every
-engine, so that an engine stays small enough to be replaced. An engine promises:
+Nothing here knows of revisions, keyspaces or history: those are one layer above (`history.py`) and shared by
+every engine, so that an engine stays small enough to be replaced. An engine promises:
 
-- *Snapshot reads.* What a snapshot shows never changes while it is open, and is all of a batch or nothing of it.
-- *One conditional atomic batch.* `commit` applies every row and event of a batch, or none. It returns only when they are
-  durable. If one condition does not hold, nothing is applied and `ConditionFailed` names it. A batch is at most
-  `maximum_batch` bytes, a key at most `maximum_key`.
-- *An ordered feed.* A batch may append events. An event's position is greater than that of every event before it; who reads
-  from a position sees every later event exactly once and in order, also after a restart.
+- *Snapshot reads.* What a snapshot shows never changes while it is open, and is all of a batch or nothing of
+  it.
+- *One conditional atomic batch.* `commit` applies every row and event of a batch, or none. It returns only
+  when they are durable. If one condition does not hold, nothing is applied and `ConditionFailed` names it. A
+  batch is at most `maximum_batch` bytes, a key at most `maximum_key`.
+- *An ordered feed.* A batch may append events. An event's position is greater than that of every event before
+  it; who reads from a position sees every later event exactly once and in order, also after a restart.
 
 The conformance suite in tests/conformance/store holds every engine to this.
 """
@@ -46,7 +47,8 @@ class Condition(NamedTuple):
 
 
 class Batch:
-    """Rows and events that are applied together. Collected by one writer, committed once, then thrown away."""
+    """Rows and events that are applied together. Collected by one writer, committed once, then thrown
+    away."""
 
     __slots__ = ("conditions", "deletes", "events", "puts", "size")
 
@@ -83,7 +85,9 @@ class ConditionFailed(Exception):
     """A row was not as the batch required; nothing was applied."""
 
     def __init__(self, condition: Condition, found: bytes | None) -> None:
-        super().__init__(f"row {condition.key!r} of {condition.table.name} is {found!r}, not {condition.value!r}")
+        super().__init__(
+            f"row {condition.key!r} of {condition.table.name} is {found!r}, not {condition.value!r}"
+        )
         self.condition = condition
         self.found = found
 
@@ -103,8 +107,8 @@ class BatchTooLarge(Exception):
 
 
 class Broken(Exception):
-    """The medium failed under a write. What the process believes about the store can no longer be trusted: it must end, and
-    recover by opening the store anew."""
+    """The medium failed under a write. What the process believes about the store can no longer be trusted: it
+    must end, and recover by opening the store anew."""
 
 
 class Cursor(Protocol):
@@ -148,7 +152,8 @@ class Engine(Protocol):
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
         """Applies the batch and makes it durable. `reserved` may use the space kept back for the kernel.
 
-        Raises `ConditionFailed`, `Full`, `BatchTooLarge` (nothing applied, the engine goes on) or `Broken` (the process must end).
+        Raises `ConditionFailed`, `Full`, `BatchTooLarge` (nothing applied, the engine goes on) or `Broken`
+        (the process must end).
         """
         ...
 

@@ -1,14 +1,15 @@
 """Group commit: transactions that arrive while others are collected share one batch, and with it one sync.
 
-A transaction is admitted against the durable state *and* what the group already holds, so the members of a group are
-serialised in the order of their admission, each with a revision of its own. What a group holds is invisible to readers and
-acknowledged to nobody until `flush` returns from the engine; if the engine refuses, none of it ever was.
+A transaction is admitted against the durable state *and* what the group already holds, so the members of a
+group are serialised in the order of their admission, each with a revision of its own. What a group holds is
+invisible to readers and acknowledged to nobody until `flush` returns from the engine; if the engine refuses,
+none of it ever was.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from atoll.ipc.errors import AtollError, Conflict, TooLarge
+from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
 from atoll.ipc.system.state import Committed, Expect, Range, StoreFull
 
 from . import layout
@@ -19,7 +20,8 @@ from .ownership import Disowned, Ownership
 GROUP_LIMIT: Final = 1024
 """Transactions in one group at most."""
 _WINDOW: Final = 4096
-"""Up to so many revisions, a range is checked by what was written since; beyond, by looking through the range itself."""
+"""Up to so many revisions, a range is checked by what was written since; beyond, by looking through the range
+itself."""
 
 
 class Transaction(NamedTuple):
@@ -35,6 +37,8 @@ class Transaction(NamedTuple):
     trace: int = 0
     others: tuple[int, ...] = ()
     reserved: bool = False
+    time: int = 0
+    """When it was asked for, in ns; its revision's time is at least this, and rises with the revisions."""
 
 
 Settle = Callable[[Committed | AtollError], None]
@@ -50,12 +54,10 @@ class _Member(NamedTuple):
 
 
 class Group:
-    def __init__(self, history: History, ownership: Ownership, clock: Callable[[], int], announce: Announce) -> None:
-        """`clock` gives ns since the epoch; it may stand still or step back, the times of revisions still rise."""
+    def __init__(self, history: History, ownership: Ownership, announce: Announce) -> None:
         self._history = history
         self._engine = history.engine
         self._ownership = ownership
-        self._clock = clock
         self._announce = announce
         self._last, self._time = history.last()
         self.groups = 0
@@ -96,7 +98,8 @@ class Group:
     def flush(self) -> None:
         """Makes the group durable, then settles its members.
 
-        Raises `Disowned` or `Broken` with nothing settled: the process must end, and its clients learn that the outcome is unknown.
+        Raises `Disowned` or `Broken` with nothing settled: the process must end, and its clients learn that
+        the outcome is unknown.
         """
         if not self._members:
             return
@@ -151,7 +154,7 @@ class Group:
         writes = dict(transaction.writes)
         self._check_size(transaction, writes)
         revision = self._next = self._next + 1
-        time = self._next_time = max(self._clock(), self._next_time + 1)
+        time = self._next_time = max(transaction.time, self._next_time + 1)
         batch = self._batch
         for index, (key, value) in enumerate(writes.items()):
             layout.put_version(batch, key, value, revision, index)
@@ -180,7 +183,9 @@ class Group:
         for key, value in writes.items():
             row = len(layout.escape(key)) + layout.OVERHEAD
             if row > self._engine.maximum_key:
-                raise TooLarge(f"the key {key[layout.KEYSPACE_SIZE :][:20]!r}...", row, self._engine.maximum_key)
+                raise TooLarge(
+                    f"the key {key[layout.KEYSPACE_SIZE :][:20]!r}...", row, self._engine.maximum_key
+                )
             size += 2 * row + len(value or b"") + 128
         size += len(transaction.reply) + len(transaction.note) + 256
         if size > self._engine.maximum_batch:
@@ -237,4 +242,6 @@ def committed_before(snapshot: Snapshot, id: bytes) -> Committed | None:
 def _refused(refusal: Full | BatchTooLarge, transaction: Transaction) -> AtollError:
     if isinstance(refusal, Full):
         return StoreFull(refusal.what, refusal.used, refusal.limit)
-    return TooLarge(f"a transaction of {len(transaction.writes)} writes ({refusal})", 0, 0)
+    return BadRequest(
+        f"a transaction of {len(transaction.writes)} writes", "one that the engine takes", str(refusal)
+    )

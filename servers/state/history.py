@@ -1,7 +1,8 @@
 """Revisions and history over an engine: what was written, by whom, and how it stood at any moment.
 
-Everything here reads. Writing is `group.py`; how keys, versions and events lie in the engine is `layout.py`. All keys are
-absolute. Every method opens one short snapshot, so that what it returns is of one state, and no reader pins pages for long.
+Everything here reads. Writing is `group.py`; how keys, versions and events lie in the engine is `layout.py`.
+All keys are absolute. Every method opens one short snapshot, so that what it returns is of one state, and no
+reader pins pages for long.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,7 +51,13 @@ class History:
             return None if item.value is None else item
 
     def range(
-        self, start: bytes, end: bytes | None, limit: int, as_of: AsOf = None, reverse: bool = False, least: int = 0
+        self,
+        start: bytes,
+        end: bytes | None,
+        limit: int,
+        as_of: AsOf = None,
+        reverse: bool = False,
+        least: int = 0,
     ) -> Page:
         """Keys in start <= key < end at a moment; `end` None is the end of the store."""
         with self.engine.snapshot() as snapshot:
@@ -99,10 +106,11 @@ class History:
             return _at_time(snapshot, seconds)
 
     def changes(self, after: int, prefix: bytes, limit: int) -> tuple[list[Change], int, bool]:
-        """Up to `limit` transactions after a revision that wrote a key with the prefix; the revision that was looked at last; and
-        whether there is more to look at: one call looks at `LOOK` revisions at most.
+        """Up to `limit` transactions after a revision that wrote a key with the prefix; the revision that was
+        looked at last; and whether there is more to look at: one call looks at `LOOK` revisions at most.
 
-        Raises `Compacted` when transactions after `after` are no longer kept, `Ahead` when it is in the future.
+        Raises `Compacted` when transactions after `after` are no longer kept, `Ahead` when it is in the
+        future.
         """
         found: list[Change] = []
         with self.engine.snapshot() as snapshot:
@@ -155,7 +163,8 @@ class History:
 
 
 def newest(snapshot: Snapshot, key: bytes, at: int) -> tuple[bytes, bytes] | None:
-    """The row of a key's version in force at a revision, a deletion too; None if it was never written until then."""
+    """The row of a key's version in force at a revision, a deletion too; None if it was never written until
+    then."""
     wanted = layout.versioned(key, at)
     row = snapshot.cursor(Table.VERSIONS).seek(wanted)
     if row is None or len(row[0]) != len(wanted) or row[0][:-8] != wanted[:-8]:
@@ -200,10 +209,7 @@ def moment(snapshot: Snapshot, as_of: AsOf, least: int = 0) -> int:
         raise Ahead(revision=least, head=last)
     if as_of is None:
         return last
-    if isinstance(as_of, float):
-        at = _at_time(snapshot, as_of)
-    else:
-        at = as_of
+    at = _at_time(snapshot, as_of) if isinstance(as_of, float) else as_of
     if at > last:
         raise Ahead(revision=at, head=last)
     if at < first - 1:

@@ -1,7 +1,8 @@
 """The keyspaces of a store: numbers, names, retention. Rows of keyspace 0, which is the store's own.
 
-A keyspace's number is the badge of its capabilities and the first four bytes of its keys. Numbers are given out in order and
-never again; names do not change. So what a process has once read stays true, and only unknown numbers make it look again.
+A keyspace's number is the badge of its capabilities and the first four bytes of its keys. Numbers are given
+out in order and never again; names do not change. So what a process has once read stays true, and only
+unknown numbers make it look again.
 """
 
 from typing import Final

@@ -1,16 +1,18 @@
 """How keys, versions and events lie in an engine's tables; docs/decisions/0002-store-layout.md argues for it.
 
-A key's *absolute* form is its keyspace's number in four bytes, big end first, and the key itself. One row of VERSIONS
-is one write of one key:
+A key's *absolute* form is its keyspace's number in four bytes, big end first, and the key itself. One row of
+VERSIONS is one write of one key:
 
     keyspace (4) | key, every 00 as 00 FF | 00 00 | all ones - revision (8)
         ->   00 (deleted)   or   01 value   or   02 index (4): the value is VALUES[revision (8) | index (4)]
 
-The escape keeps the order of keys and lets none be a prefix of another's rows. The revision is inverted, so that the newest
-version comes first: "now" and "as of R" are each one seek forward, and no row of a current state is kept beside. Values
-above `INLINE` bytes lie apart, where rows are appended: a commit of scattered keys then dirties pages of small rows only.
+The escape keeps the order of keys and lets none be a prefix of another's rows. The revision is inverted, so
+that the newest version comes first: "now" and "as of R" are each one seek forward, and no row of a current
+state is kept beside. Values above `INLINE` bytes lie apart, where rows are appended: a commit of scattered
+keys then dirties pages of small rows only.
 
-The feed holds one event a revision: the time in eight bytes (so that a search by time decodes nothing), then `Entry`.
+The feed holds one event a revision: the time in eight bytes (so that a search by time decodes nothing), then
+`Entry`.
 """
 
 import struct
@@ -39,7 +41,8 @@ _APART: Final = b"\2"
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """What the feed says of one transaction besides its time. Values are not here but in VERSIONS, under (key, revision)."""
+    """What the feed says of one transaction besides its time. Values are not here but in VERSIONS, under
+    (key, revision)."""
 
     badge: int
     """Keyspace of the owner; 0 is the kernel's own capability."""
@@ -78,7 +81,8 @@ def unescape(row: bytes) -> bytes:
 
 
 def versioned(key: bytes, revision: int) -> bytes:
-    """The row of the newest version of an absolute key at or before `revision` is the first at or after this one."""
+    """The row of the newest version of an absolute key at or before `revision` is the first at or after this
+    one."""
     return escape(key) + b"\0\0" + pack(LAST - revision)
 
 
@@ -92,7 +96,8 @@ def key_of(row: bytes) -> bytes:
 
 
 def past(row: bytes) -> bytes:
-    """Where the rows of the next key begin, given a VERSIONS row: no row of the same key lies at or after this."""
+    """Where the rows of the next key begin, given a VERSIONS row: no row of the same key lies at or after
+    this."""
     return row[: -OVERHEAD + 1] + b"\1"
 
 
@@ -102,7 +107,8 @@ def place(revision: int, index: int) -> bytes:
 
 
 def put_version(batch: Batch, key: bytes, value: bytes | None, revision: int, index: int) -> None:
-    """Adds the rows of one write of an absolute key; `index` is its place among the writes of its revision."""
+    """Adds the rows of one write of an absolute key; `index` is its place among the writes of its
+    revision."""
     row = versioned(key, revision)
     if value is None:
         batch.put(Table.VERSIONS, row, DELETED)
@@ -119,7 +125,8 @@ def place_of(row: bytes, stored: bytes) -> bytes | None:
 
 
 def value_of(snapshot: Snapshot, row: bytes, stored: bytes) -> bytes | None:
-    """The value that a VERSIONS row stands for; None: the key was deleted. Raises `Broken` if the row makes no sense."""
+    """The value that a VERSIONS row stands for; None: the key was deleted. Raises `Broken` if the row makes
+    no sense."""
     kind = stored[:1]
     if kind == _PRESENT:
         return stored[1:]
@@ -128,7 +135,9 @@ def value_of(snapshot: Snapshot, row: bytes, stored: bytes) -> bytes | None:
     at = place_of(row, stored)
     value = None if at is None else snapshot.get(Table.VALUES, at)
     if value is None:
-        raise Broken(f"the version of {key_of(row)!r} at revision {revision_of(row)} has no value; run the check on the store")
+        raise Broken(
+            f"the version of {key_of(row)!r} at revision {revision_of(row)} has no value: check the store"
+        )
     return value
 
 

@@ -2,12 +2,16 @@
 
 What is settled here and why:
 
-- The map is reserved large at open (address space, no memory) and never grown; what bounds the store is `limit`, which is soft.
-- The file is preallocated in steps, ahead of what is used, `reserve` included. So a full disk shows itself when a step is
-  allocated, where it can be refused in peace, and not under a commit; and the kernel's class always finds room.
-- LMDB writes new pages, syncs, then writes the meta page and syncs: whatever stops it in between leaves the old state. A failed
-  *sync* is different: the page cache may have dropped what it could not write, so the engine refuses everything from then on.
-- Readers of killed processes keep their slots, and pin pages, until someone looks: `reader_check` at open and after long runs.
+- The map is reserved large at open (address space, no memory) and never grown; what bounds the store is
+  `limit`, which is soft.
+- The file is preallocated in steps, ahead of what is used, `reserve` included. So a full disk shows itself
+  when a step is allocated, where it can be refused in peace, and not under a commit; and the kernel's class
+  always finds room.
+- LMDB writes new pages, syncs, then writes the meta page and syncs: whatever stops it in between leaves the
+  old state. A failed *sync* is different: the page cache may have dropped what it could not write, so the
+  engine refuses everything from then on.
+- Readers of killed processes keep their slots, and pin pages, until someone looks: `reader_check` at open and
+  after long runs.
 """
 
 import errno
@@ -15,7 +19,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import lmdb
 
@@ -26,7 +30,8 @@ FILE: Final = "data.mdb"
 STEP: Final = 32 << 20
 """Bytes by which the file grows."""
 SLACK: Final = 2 << 20
-"""Bytes of unused preallocated file below which the next step is taken; more than branch pages and free list of one batch."""
+"""Bytes of unused preallocated file below which the next step is taken; more than branch pages and free list
+of one batch."""
 _READER_CHECK: Final = 4096
 """Commits between two looks for dead readers."""
 _EVENTS: Final = b"events"
@@ -34,7 +39,8 @@ _NO_SPACE: Final = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQU
 
 
 class LmdbEngine:
-    """An `Engine` in the folder `path`. Opened for writing by one process at a time: the node's lock sees to that."""
+    """An `Engine` in the folder `path`. Opened for writing by one process at a time: the node's lock sees to
+    that."""
 
     maximum_batch: int = 16 << 20
 
@@ -70,7 +76,10 @@ class LmdbEngine:
         try:
             if not read_only:
                 self._environment.reader_check()
-            self._tables = {table: self._environment.open_db(table.name.lower().encode(), create=not read_only) for table in Table}
+            self._tables = {
+                table: self._environment.open_db(table.name.lower().encode(), create=not read_only)
+                for table in Table
+            }
             self._events = self._environment.open_db(_EVENTS, create=not read_only)
         except BaseException:
             self._environment.close()
@@ -130,7 +139,7 @@ class LmdbEngine:
 
     def _apply(self, transaction: lmdb.Transaction, batch: Batch) -> None:
         for condition in batch.conditions:
-            found = transaction.get(condition.key, db=self._tables[condition.table])
+            found = cast(bytes | None, transaction.get(condition.key, db=self._tables[condition.table]))
             if found != condition.value:
                 raise ConditionFailed(condition, found)
         for table, rows in batch.puts.items():
@@ -141,13 +150,14 @@ class LmdbEngine:
         if batch.events:
             rows = [(pack(position), event) for position, event in batch.events]
             with transaction.cursor(self._events) as cursor:
-                last = cursor.key() if cursor.last() else b""
+                last = cast(bytes, cursor.key()) if cursor.last() else b""
                 if [last, *(key for key, _ in rows)] != sorted({last, *(key for key, _ in rows)}):
                     raise ValueError(f"events {rows[0][0].hex()}... do not come after {last.hex()}")
                 cursor.putmulti(rows, append=True)
 
     def _make_room(self, size: int, reserved: bool) -> None:
-        """Sees that a batch fits into what is preallocated and allowed, or raises `Full` before a page was touched."""
+        """Sees that a batch fits into what is preallocated and allowed, or raises `Full` before a page was
+        touched."""
         need = 2 * size + SLACK // 4
         high = self._high_water()
         if high + need + SLACK + self._reserve > self._allocated:
@@ -159,10 +169,13 @@ class LmdbEngine:
             ceiling -= self._reserve
         if high + need <= ceiling:
             return
-        # Above the high-water mark is nothing left, but pages below it may be free: only now is it worth counting them.
+        # Above the high-water mark is nothing left, but pages below it may be free: only now is it worth
+        # counting them.
         used = self._used()
         if used + need > ceiling:
-            raise Full("the disk is full" if self._growth_refused else "the store's limit is reached", used, ceiling)
+            raise Full(
+                "the disk is full" if self._growth_refused else "the store's limit is reached", used, ceiling
+            )
 
     def _grow(self, need: int) -> None:
         wanted = self._high_water() + need + SLACK + self._reserve + STEP
@@ -199,25 +212,27 @@ class LmdbEngine:
 
 
 class LmdbSnapshot:
-    def __init__(self, transaction: lmdb.Transaction, tables: dict[Table, lmdb._Database], events: lmdb._Database) -> None:
+    def __init__(
+        self, transaction: lmdb.Transaction, tables: dict[Table, lmdb._Database], events: lmdb._Database
+    ) -> None:
         self._transaction = transaction
         self._tables = tables
         self._events = events
 
     def get(self, table: Table, key: bytes) -> bytes | None:
-        return self._transaction.get(key, db=self._tables[table])
+        return cast(bytes | None, self._transaction.get(key, db=self._tables[table]))
 
     def cursor(self, table: Table) -> "LmdbCursor":
         return LmdbCursor(self._transaction.cursor(self._tables[table]))
 
     def event(self, position: int) -> bytes | None:
-        return self._transaction.get(pack(position), db=self._events)
+        return cast(bytes | None, self._transaction.get(pack(position), db=self._events))
 
     def feed(self, after: int) -> Iterator[tuple[int, bytes]]:
         with self._transaction.cursor(self._events) as cursor:
             if cursor.set_range(pack(after + 1)):
                 for key, event in cursor:
-                    yield int.from_bytes(key, "big"), event
+                    yield int.from_bytes(key, "big"), cast(bytes, event)
 
     def bounds(self) -> tuple[int, int]:
         with self._transaction.cursor(self._events) as cursor:
@@ -233,12 +248,12 @@ class LmdbCursor:
         self._cursor = cursor
 
     def seek(self, key: bytes) -> Row | None:
-        return self._cursor.item() if self._cursor.set_range(key) else None
+        return cast(Row, self._cursor.item()) if self._cursor.set_range(key) else None
 
     def seek_before(self, key: bytes | None) -> Row | None:
         found = key is not None and self._cursor.set_range(key)
         moved = self._cursor.prev() if found else self._cursor.last()
-        return self._cursor.item() if moved else None
+        return cast(Row, self._cursor.item()) if moved else None
 
     def next(self) -> Row | None:
-        return self._cursor.item() if self._cursor.next() else None
+        return cast(Row, self._cursor.item()) if self._cursor.next() else None

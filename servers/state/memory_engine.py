@@ -1,8 +1,8 @@
 """The engine as a model: plain sorted lists, for simulation and to hold the real engines to.
 
-A snapshot is a generation number: every row keeps its values by generation, so that an open snapshot costs nothing and can
-never be disturbed. `crash` gives the store as it would be found after the process died, which for a model that is durable at
-once is simply itself, closed and opened anew.
+A snapshot is a generation number: every row keeps its values by generation, so that an open snapshot costs
+nothing and can never be disturbed. `crash` gives the store as it would be found after the process died, which
+for a model that is durable at once is simply itself, closed and opened anew.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -15,9 +15,12 @@ _Values = list[tuple[int, bytes | None]]
 
 
 class MemoryEngine:
-    """An `Engine` in private memory; `limit` bytes of live rows at most, of which `reserve` are the kernel's."""
+    """An `Engine` in private memory; `limit` bytes of live rows at most, of which `reserve` are the
+    kernel's."""
 
-    def __init__(self, *, limit: int = 1 << 32, reserve: int = 0, maximum_batch: int = 16 << 20, maximum_key: int = 511) -> None:
+    def __init__(
+        self, *, limit: int = 1 << 32, reserve: int = 0, maximum_batch: int = 16 << 20, maximum_key: int = 511
+    ) -> None:
         self.maximum_batch = maximum_batch
         self.maximum_key = maximum_key
         self._limit = limit

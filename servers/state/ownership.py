@@ -1,9 +1,10 @@
 """Whose store this is: its format, and the one process that may write it.
 
-META holds two rows. `format` says how the other rows are to be read. `owner` is boot epoch (8 bytes) and 8 random bytes of
-the writer that claimed the store last; each batch carries the condition that the row is still its own. So a survivor of an
-earlier boot, or of an earlier process of this boot, cannot commit, whatever it believes. A claim is made by the first batch
-of a writer rather than at open, so that a new version which is taken back before it wrote leaves the old one in its rights.
+META holds two rows. `format` says how the other rows are to be read. `owner` is boot epoch (8 bytes) and 8
+random bytes of the writer that claimed the store last; each batch carries the condition that the row is still
+its own. So a survivor of an earlier boot, or of an earlier process of this boot, cannot commit, whatever it
+believes. A claim is made by the first batch of a writer rather than at open, so that a new version which is
+taken back before it wrote leaves the old one in its rights.
 """
 
 import os
@@ -23,43 +24,56 @@ class Disowned(Exception):
 
 
 Upgrade = Callable[[Engine], None]
-"""One step from a format to the next. It must be safe to repeat: the new format number is written after it."""
+"""One step from a format to the next. It must be safe to repeat: the new format number is written after
+it."""
 
 LADDER: Final[Mapping[int, Upgrade]] = {}
 """Format to the step that leads from it to the next. Format 1 is the first."""
 
 
 def settle_format(
-    engine: Engine, *, ladder: Mapping[int, Upgrade] = LADDER, current: int = layout.FORMAT, read_only: bool = False
+    engine: Engine,
+    *,
+    ladder: Mapping[int, Upgrade] = LADDER,
+    current: int = layout.FORMAT,
+    read_only: bool = False,
 ) -> str:
     """Brings a store to the current format and returns a sentence on what was done; a new store is stamped.
 
-    Raises `FormatRefused`, with what to do, for a newer store, one without a way up, or one that only a writer may upgrade.
+    Raises `FormatRefused`, with what to do, for a newer store, one without a way up, or one that only a
+    writer may upgrade.
     """
     with engine.snapshot() as snapshot:
         raw = snapshot.get(Table.META, layout.FORMAT_KEY)
         empty = snapshot.bounds() == (0, 0)
     if raw is None:
         if not empty:
-            raise FormatRefused("the store has rows and no format: it is damaged or was not made by Atoll; restore a backup")
+            raise FormatRefused(
+                "the store has rows and no format: it is damaged or was not made by Atoll; restore a backup"
+            )
         if read_only:
-            raise FormatRefused("the store is empty: a reader needs one that a writer has made; start the writer first")
+            raise FormatRefused(
+                "the store is empty: a reader needs one that a writer has made; start the writer first"
+            )
         _stamp(engine, None, current)
         return f"a new store of format {current} was made"
     found = int.from_bytes(raw, "big")
     if found > current:
         raise FormatRefused(
-            f"the store has format {found} and this version reads up to {current}: run the version that wrote it, or a later one"
+            f"the store has format {found} and this version reads up to {current}: run the version that wrote it"
         )
     if found == current:
         return f"the store has format {current}"
     if read_only:
-        raise FormatRefused(f"the store has the older format {found}: start the writer once, which upgrades it to {current}")
+        raise FormatRefused(
+            f"the store has the older format {found}: start the writer once, which upgrades it to {current}"
+        )
     for version in range(found, current):
         step = ladder.get(version)
         if step is None:
             raise FormatRefused(
-                f"the store has format {found} and no way leads from {version} to {version + 1}: upgrade it with an older version first"
+                f"the store has format {found} and no way leads from {version} to {version + 1}: "
+                "upgrade it with an older version first"
             )
         step(engine)
         _stamp(engine, version.to_bytes(4, "big"), version + 1)
@@ -100,4 +114,4 @@ class Ownership:
 
     def sentence(self, found: bytes | None) -> str:
         by = "nobody" if found is None else f"a process of boot {int.from_bytes(found[:8], 'big')}"
-        return f"the store is owned by {by}, no longer by this one of boot {self._boot}: nothing was written, this process ends"
+        return f"the store is owned by {by}, not by this one of boot {self._boot}: nothing was written"

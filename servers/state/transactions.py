@@ -1,9 +1,10 @@
 """Open transactions: what parties have read and written so far, kept in memory until their owner finishes.
 
-All reads are of the state at `begin`; what was read, ranges included, must still be so at the end: that makes transactions
-serialisable, and those that only read never fail others. Nothing is in the store before `finish`, so a crash leaves nothing
-behind. A transaction's id is unguessable and is the right to take part; each party writes under its own keyspace's right, and
-only the owner (badge and channel that began it) ends it.
+All reads are of the state at `begin`; what was read, ranges included, must still be so at the end: that makes
+transactions serialisable, and those that only read never fail others. Nothing is in the store before
+`finish`, so a crash leaves nothing behind. A transaction's id is unguessable and is the right to take part;
+each party writes under its own keyspace's right, and only the owner (badge and channel that began it) ends
+it.
 """
 
 import os
@@ -27,7 +28,8 @@ LONGEST: Final = 3600.0
 
 
 class Open(msgspec.Struct, array_like=True):
-    """One transaction. `seconds` is what was left when it was handed over; while it is open, `ends` counts."""
+    """One transaction. `seconds` is what was left when it was handed over; while it is open, `ends`
+    counts."""
 
     badge: int
     client: int
@@ -63,8 +65,12 @@ class Transactions:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, id: bytes) -> bool:
+        return id in self._open
+
     def begin(self, badge: int, client: int, seconds: float) -> bytes:
-        """Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many open."""
+        """Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many
+        open."""
         if not 0 < seconds <= LONGEST:
             raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
         now = self._now()
@@ -103,8 +109,11 @@ class Transactions:
                 items.insert(bisect_left(items, key, key=_key), Item(key, value, 0, 0))
         return Page(items, page.more, page.revision)
 
-    def write(self, id: bytes, badge: int, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]) -> None:
-        """Adds a party's writes and expectations; expectations speak of the committed state, not of the transaction's writes."""
+    def write(
+        self, id: bytes, badge: int, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]
+    ) -> None:
+        """Adds a party's writes and expectations; expectations speak of the committed state, not of the
+        transaction's writes."""
         transaction = self._get(id)
         for expect in expects:
             if isinstance(expect, Expect):
@@ -156,7 +165,9 @@ class Transactions:
             raise Aborted(f"transaction {id.hex()[:8]}", "it has ended, or the store was restarted meanwhile")
         if transaction.ends <= self._now():
             del self._open[id]
-            raise Aborted(f"transaction {id.hex()[:8]}", f"its deadline of {transaction.seconds:g} s has passed")
+            raise Aborted(
+                f"transaction {id.hex()[:8]}", f"its deadline of {transaction.seconds:g} s has passed"
+            )
         return transaction
 
     def _note_read(self, transaction: Open, key: bytes, revision: int) -> None:

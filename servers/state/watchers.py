@@ -1,8 +1,8 @@
 """Who waits for changes. A commit costs only those watchers whose keyspace it wrote.
 
-A watcher is first a reader of the feed, from its own position; once it has caught up it is told the revisions that concern it,
-in order. One that falls behind (`BEHIND` revisions untaken) is told no more and goes back to reading the feed: it never slows a
-writer, never misses a change, and holds no more memory than that.
+A watcher is first a reader of the feed, from its own position; once it has caught up it is told the revisions
+that concern it, in order. One that falls behind (`BEHIND` revisions untaken) is told no more and goes back to
+reading the feed: it never slows a writer, never misses a change, and holds no more memory than that.
 """
 
 from collections import deque
@@ -67,7 +67,8 @@ class Watchers:
                 watcher.wake.set()
 
     async def watch(self, after: int, prefix: bytes) -> AsyncIterator[Change]:
-        """Changes under an absolute prefix after a revision: those that are there, then those to come; never ends by itself."""
+        """Changes under an absolute prefix after a revision: those that are there, then those to come; never
+        ends by itself."""
         watcher = _Watcher(prefix)
         # A prefix shorter than a keyspace's number can only be the kernel's, who watches everything.
         place = self._of.setdefault(prefix[:KEYSPACE_SIZE] if len(prefix) >= KEYSPACE_SIZE else b"", set())
@@ -75,7 +76,8 @@ class Watchers:
         position = after
         try:
             while True:
-                # Cleared before the feed is read: what is announced from here on is either read now or stands in `due`.
+                # Cleared before the feed is read: what is announced from here on is either read now or stands
+                # in `due`.
                 watcher.due.clear()
                 watcher.behind = False
                 more = True

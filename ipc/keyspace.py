@@ -1,0 +1,448 @@
+"""Typed rows over the store, as a server's author has them: `rows: Keyspace[int]`.
+
+Three ways to use it, from the plainest:
+
+- `rows.local` reads memory, and `rows.put`, `delete`, `update` return Deferreds: made for plain handlers.
+  They join the group commit.
+- `await rows.get(...)`, `range`, `history`, `as_of`, `watch` ask the store: made for async handlers and for
+  keyspaces too large for memory.
+- `async with rows.transaction() as tx` reads and writes several keys at once, and may take other servers in
+  (`tx.share`).
+
+What a handler writes while a call is in hand is committed under an id made of the boot, the channel, the
+badge and the call's request number, with the reply stored beside it. A call that is delivered again after a
+crash therefore finds its first outcome, and gets the stored reply instead of taking effect twice. A call
+under a transaction writes into that transaction, and is committed by its owner.
+
+`follow` keeps the local view; whoever binds a server's needs runs it after the server's `start()` and before
+its first call. A server whose keyspace is not to be held in memory says `self.rows.keep_remote()` in
+`start()`; one that reads `local` in `start()` awaits `self.rows.load()` first.
+"""
+
+import random
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from .context import Call, current_or_none
+from .deferred import Deferred
+from .errors import AtollError, Conflict, PeerDied
+from .future import Future, wait_for
+from .local_view import LocalView, decode_key, encode_key
+from .system.state import AsOf, Committed, Expect, Item, State, Write
+from .transaction import Transaction, open_transaction, retried
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ATTEMPTS: Final = 32
+"""Tries of one `update` against others' writes before its `Conflict` is the caller's."""
+_identity = struct.Struct(">QQQQI")
+
+
+class Row(Struct, Generic[T], frozen=True):
+    """One version of one key. `time` in ns since the epoch; `value` is None for a deletion, which only
+    histories show."""
+
+    key: str
+    value: T | None
+    revision: int
+    time: int
+
+
+class RowChange(Struct, Generic[T], frozen=True):
+    """What one transaction wrote."""
+
+    revision: int
+    time: int
+    rows: list[Row[T]]
+    note: str
+    call: str
+
+
+async def settled(deferred: Deferred[R]) -> R:
+    """Awaits a Deferred: `await settled(rows.put("k", v))` in an async handler."""
+    await wait_for(lambda callback: deferred.react(lambda _: callback(), lambda _: callback()))
+    return deferred.result()
+
+
+class Keyspace(Generic[T]):
+    """Rows of type T by key. Keys are `str` or `bytes`; they come back as `str`."""
+
+    __atoll_need__: ClassVar[str] = "keyspace"
+
+    def __init__(self, state: State, kind: Any, *, boot: int = 0, prefix: bytes = b"") -> None:
+        """`kind` is T; `boot` makes the ids of calls unique over boots; `prefix` narrows it to keys that
+        begin so."""
+        self.state = state
+        self._prefix = prefix
+        self._boot = boot
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(kind).decode
+        self._view: LocalView[T] = LocalView()
+        self._loaded = False
+        self._remote = False
+        # Updates of one key wait for each other: the second starts from what the first left.
+        self._busy: dict[bytes, deque[Callable[[], None]]] = {}
+        self._ordinal: tuple[Call | None, int] = (None, 0)
+
+    # in memory
+
+    @property
+    def local(self) -> LocalView[T]:
+        """The keyspace in memory, complete up to `local.revision`. RuntimeError if it is not followed."""
+        if not self._loaded:
+            reason = (
+                "keep_remote() was called"
+                if self._remote
+                else "it is loaded after start(); await load() to have it before"
+            )
+            raise RuntimeError(
+                f"the keyspace has no local view: {reason}; read it with `await rows.get(key)`"
+            )
+        return self._view
+
+    def keep_remote(self) -> None:
+        """No local view of this keyspace: it is large, or never read in plain handlers."""
+        self._remote = True
+
+    async def follow(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Loads the local view, says so by `task_status`, and keeps it until cancelled; the store may restart
+        meanwhile."""
+        if self._remote:
+            task_status.started()
+            return
+        if not self._loaded:
+            await self.load()
+        task_status.started()
+        while True:
+            try:
+                async for change in self.state.watch(self._view.revision, self._prefix):
+                    for item in change.items:
+                        self._apply(item)
+                    self._view.pass_to(change.revision)
+            except PeerDied:
+                # The feed goes on where it broke off, as soon as there is a store again.
+                await trio.sleep(0.05)
+
+    async def load(self) -> None:
+        """Fills the local view as the store is now; `follow` keeps it. For a `start()` that wants to read
+        it."""
+        start, at = self._prefix, None
+        while True:
+            page = await self.state.range(start, _after_prefix(self._prefix), 1000, at)
+            for item in page.items:
+                self._apply(item)
+            # Later pages are read as of now, not of the first one's revision, which would need the right to
+            # history: what is newer than `revision` arrives again by the feed and is the same or older than
+            # what is here.
+            if at is None and not self._view.revision:
+                self._view.revision = page.revision
+            if not page.more:
+                self._loaded = True
+                return
+            start = page.items[-1].key + b"\0"
+
+    def _apply(self, item: Item) -> None:
+        key = decode_key(item.key[len(self._prefix) :])
+        if item.value is None:
+            self._view.delete(key, item.revision)
+        else:
+            self._view.put(key, self._decode(item.value), item.revision)
+
+    # writing
+
+    def put(self, key: str | bytes, value: T) -> Deferred[int]:
+        """Writes; gives the revision when it is durable (0 under a transaction: it is durable with that)."""
+        return self._commit([(key, value, True)])
+
+    def delete(self, key: str | bytes) -> Deferred[int]:
+        """Deletes; gives the revision when it is durable. A key that is not there is no error."""
+        return self._commit([(key, None, False)])
+
+    def put_all(self, rows: dict[str, T]) -> Deferred[int]:
+        """Writes all or none of the rows, in one transaction."""
+        return self._commit([(key, value, True) for key, value in rows.items()])
+
+    def update(self, key: str | bytes, change: Callable[[T | None], T]) -> Deferred[T]:
+        """Replaces a value by `change` of it (None where there is none) and gives the new one when it is
+        durable.
+
+        `change` is called again when somebody else wrote the key meanwhile, so it must do nothing but
+        compute. If it raises, nothing is written. When the call in hand was served before, gives what was
+        given then.
+        """
+        done: Deferred[T] = Deferred()
+        call = current_or_none()
+        if call is not None and call.transaction is not None:
+            self._update_under(call.transaction, key, change, done)
+            return done
+        raw = self._prefix + encode_key(key)
+        id = self._id(call)
+        note = "" if call is None else call.method
+
+        def attempt() -> None:
+            self._attempt(raw, change, id, note, ATTEMPTS, done)
+
+        waiting = self._busy.get(raw)
+        if waiting is not None:
+            waiting.append(attempt)
+        else:
+            self._busy[raw] = deque()
+            attempt()
+        done.react(lambda _: self._next(raw), lambda _: self._next(raw))
+        return done
+
+    def _next(self, raw: bytes) -> None:
+        waiting = self._busy[raw]
+        if waiting:
+            waiting.popleft()()
+        else:
+            del self._busy[raw]
+
+    def _attempt(
+        self, raw: bytes, change: Callable[[T | None], T], id: bytes, note: str, left: int, done: Deferred[T]
+    ) -> None:
+        if self._loaded and left == ATTEMPTS:
+            key = decode_key(raw[len(self._prefix) :])
+            self._replace(raw, self._view.get(key), self._view.revision_of(key), change, id, note, left, done)
+            return
+
+        def found(item: Item | None) -> None:
+            if item is None or item.value is None:
+                self._replace(raw, None, 0, change, id, note, left, done)
+            else:
+                self._replace(raw, self._decode(item.value), item.revision, change, id, note, left, done)
+
+        _when(self.state.get.start(raw), found, done.fail)
+
+    def _replace(
+        self,
+        raw: bytes,
+        old: T | None,
+        revision: int,
+        change: Callable[[T | None], T],
+        id: bytes,
+        note: str,
+        left: int,
+        done: Deferred[T],
+    ) -> None:
+        try:
+            value = change(old)
+            packed = self._encode(value)
+        except Exception as error:
+            done.fail(error)
+            return
+
+        def committed(outcome: Committed) -> None:
+            if outcome.repeated:
+                done.complete(self._decode(outcome.reply or b""))
+                return
+            if self._loaded:
+                self._view.put(decode_key(raw[len(self._prefix) :]), value, outcome.revision)
+            done.complete(value)
+
+        def failed(error: Exception) -> None:
+            if isinstance(error, Conflict) and left > 1:
+                self._attempt(raw, change, id, note, left - 1, done)
+            else:
+                done.fail(error)
+
+        # The stored reply is only looked at when there is an id to find it by.
+        reply = packed if id else b""
+        _when(
+            self.state.commit.start([Write(raw, packed)], [Expect(raw, revision)], id, reply, note),
+            committed,
+            failed,
+        )
+
+    def _update_under(
+        self, transaction: bytes, key: str | bytes, change: Callable[[T | None], T], done: Deferred[T]
+    ) -> None:
+        raw = self._prefix + encode_key(key)
+
+        def found(item: Item | None) -> None:
+            try:
+                value = change(None if item is None or item.value is None else self._decode(item.value))
+                packed = self._encode(value)
+            except Exception as error:
+                done.fail(error)
+                return
+            joining = self.state.commit.start([Write(raw, packed)], transaction=transaction)
+            _when(joining, lambda _: done.complete(value), done.fail)
+
+        _when(self.state.read.start(transaction, raw), found, done.fail)
+
+    def _commit(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Deferred[int]:
+        done: Deferred[int] = Deferred()
+        call = current_or_none()
+        writes = [
+            Write(self._prefix + encode_key(key), self._encode(value) if present else None)
+            for key, value, present in rows
+        ]
+        if call is not None and call.transaction is not None:
+            joining = self.state.commit.start(writes, transaction=call.transaction)
+            _when(joining, lambda _: done.complete(0), done.fail)
+            return done
+
+        def committed(outcome: Committed) -> None:
+            if self._loaded:
+                for key, value, present in rows:
+                    name = key if isinstance(key, str) else decode_key(key)
+                    if present:
+                        self._view.put(name, value, outcome.revision)  # type: ignore[arg-type]
+                    else:
+                        self._view.delete(name, outcome.revision)
+            done.complete(outcome.revision)
+
+        note = "" if call is None else call.method
+        _when(self.state.commit.start(writes, [], self._id(call), b"", note), committed, done.fail)
+        return done
+
+    def _id(self, call: Call | None) -> bytes:
+        """The commit id of the next write of the call in hand. A call's writes are numbered in order, so that
+        each finds its own outcome when the call is delivered again."""
+        if call is None or not call.request:
+            return b""
+        before, ordinal = self._ordinal
+        ordinal = ordinal + 1 if before is call else 0
+        self._ordinal = (call, ordinal)
+        return _identity.pack(self._boot, call.client, call.badge, call.request, ordinal)
+
+    # asking the store
+
+    async def get(self, key: str | bytes, *, as_of: AsOf = None) -> T | None:
+        """The value, or None. `as_of`: a revision, or a time in seconds since the epoch; the past needs the
+        right `history`.
+
+        Under a transaction (of the call in hand) what it sees, and what it must still see when it is
+        committed."""
+        row = await self.row(key, as_of=as_of)
+        return None if row is None else row.value
+
+    async def row(self, key: str | bytes, *, as_of: AsOf = None) -> Row[T] | None:
+        """The value with its revision and time, or None."""
+        raw = self._prefix + encode_key(key)
+        call = current_or_none()
+        if call is not None and call.transaction is not None and as_of is None:
+            item = await self.state.read(call.transaction, raw)
+        else:
+            item = await self.state.get(raw, as_of)
+        return None if item is None or item.value is None else self._row(item)
+
+    async def range(
+        self,
+        start: str | bytes = b"",
+        end: str | bytes | None = None,
+        *,
+        limit: int | None = None,
+        as_of: AsOf = None,
+        reverse: bool = False,
+    ) -> AsyncIterator[Row[T]]:
+        """Rows with start <= key < end, in the order of their keys' bytes; `end` None: to the end of the
+        keyspace.
+
+        Long ranges come in pages; only with `as_of` are all pages of one state."""
+        first = self._prefix + encode_key(start)
+        last = _after_prefix(self._prefix) if end is None else self._prefix + encode_key(end)
+        left = limit
+        while left is None or left > 0:
+            page = await self.state.range(
+                first, last, 1000 if left is None else min(left, 1000), as_of, reverse
+            )
+            for item in page.items:
+                yield self._row(item)
+            if not page.more:
+                return
+            left = None if left is None else left - len(page.items)
+            if reverse:
+                last = page.items[-1].key
+            else:
+                first = page.items[-1].key + b"\0"
+
+    async def history(self, key: str | bytes, limit: int = 100) -> list[Row[T]]:
+        """The key's versions, newest first, deletions (value None) among them."""
+        return [self._row(item) for item in await self.state.history(self._prefix + encode_key(key), limit)]
+
+    def as_of(self, moment: int | float) -> "Past[T]":
+        """The keyspace as it was: `await rows.as_of(17).get("k")`."""
+        return Past(self, moment)
+
+    async def watch(self, after: int) -> AsyncIterator[RowChange[T]]:
+        """Every transaction after a revision that wrote here, in order, without a gap; then those to come."""
+        async for change in self.state.watch(after, self._prefix):
+            rows = [self._row(item) for item in change.items]
+            yield RowChange(
+                change.revision, change.time, rows, change.provenance.note, change.provenance.call
+            )
+
+    def transaction(self, *, deadline: float = 10.0) -> AbstractAsyncContextManager[Transaction[T]]:
+        """Reads and writes of one moment; committed at the end of the block, given up if it raises.
+
+        Raises `Conflict` at the end if something that was read has changed since; `retry` tries again by
+        itself."""
+        return open_transaction(self.state, self._encode, self._decode, self._prefix, deadline)
+
+    async def retry(
+        self, body: Callable[[Transaction[T]], Any], *, attempts: int = 10, deadline: float = 10.0
+    ) -> Any:
+        """Runs an async `body(tx)` in a transaction until it commits, with jittered pauses; gives what the
+        body gave.
+
+        Raises the last `Conflict` or `Aborted` after that many attempts, and whatever else the body raises at
+        once."""
+        call = current_or_none()
+        chance = random.Random() if call is None else call.random
+        return await retried(lambda: self.transaction(deadline=deadline), body, attempts, chance)
+
+    def _row(self, item: Item) -> Row[T]:
+        value = None if item.value is None else self._decode(item.value)
+        return Row(decode_key(item.key[len(self._prefix) :]), value, item.revision, item.time)
+
+
+class Past(Generic[T]):
+    """A keyspace as of a moment."""
+
+    def __init__(self, keyspace: Keyspace[T], moment: int | float) -> None:
+        self._keyspace = keyspace
+        self._moment = moment
+
+    async def get(self, key: str | bytes) -> T | None:
+        return await self._keyspace.get(key, as_of=self._moment)
+
+    def range(
+        self,
+        start: str | bytes = b"",
+        end: str | bytes | None = None,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> AsyncIterator[Row[T]]:
+        return self._keyspace.range(start, end, limit=limit, as_of=self._moment, reverse=reverse)
+
+
+def _after_prefix(prefix: bytes) -> bytes:
+    """The first key that no key with the prefix reaches; empty: the end of the keyspace."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b""
+
+
+def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exception], None]) -> None:
+    """Has one of the two called when the reply is in: in the receive loop's own thread, before anything else
+    is served."""
+
+    def react() -> None:
+        try:
+            value = future.result()
+        except AtollError as error:
+            failed(error)
+        else:
+            succeed(value)
+
+    future.raw.add_done_callback(react)

@@ -1,0 +1,85 @@
+"""A keyspace in memory: what `Keyspace.local` gives.
+
+The view follows the store's feed. `revision` says up to where it is complete: everything at or before it is
+in the view. What this process itself has committed is in the view at once (read-your-writes), even before the
+feed brings it; that never makes a key older, because each key remembers the revision of what the view holds
+of it, deletions too until the feed has passed them.
+
+Keys come back as `str` (UTF-8, with lone surrogates for bytes that are none, as `os.fsdecode` has it).
+"""
+
+from collections.abc import ItemsView, Iterator
+from typing import Generic, TypeVar, overload
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+def encode_key(key: str | bytes) -> bytes:
+    """A key as the store has it."""
+    return key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+
+
+def decode_key(key: bytes) -> str:
+    """A key as programs have it; `encode_key` of it gives the same bytes again."""
+    return key.decode("utf-8", "surrogateescape")
+
+
+class LocalView(Generic[T]):
+    """Plain, synchronous reads; never blocks. Iteration is over keys, in no particular order."""
+
+    __slots__ = ("_gone", "_revisions", "_values", "revision")
+
+    def __init__(self) -> None:
+        self.revision = 0
+        """The view has everything up to this revision of the store."""
+        self._values: dict[str, T] = {}
+        self._revisions: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+
+    @overload
+    def get(self, key: str | bytes) -> T | None: ...
+    @overload
+    def get(self, key: str | bytes, default: D) -> T | D: ...
+    def get(self, key: str | bytes, default: D | None = None) -> T | D | None:
+        return self._values.get(key if isinstance(key, str) else decode_key(key), default)
+
+    def __getitem__(self, key: str | bytes) -> T:
+        return self._values[key if isinstance(key, str) else decode_key(key)]
+
+    def __contains__(self, key: str | bytes) -> bool:
+        return (key if isinstance(key, str) else decode_key(key)) in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def items(self) -> ItemsView[str, T]:
+        return self._values.items()
+
+    def revision_of(self, key: str | bytes) -> int:
+        """The revision of the key's last write as the view has it; 0 if there is no such key."""
+        return self._revisions.get(key if isinstance(key, str) else decode_key(key), 0)
+
+    def put(self, key: str, value: T, revision: int) -> None:
+        """For the keyspace: a write at a revision; ignored if the view holds a later one."""
+        if revision > self._revisions.get(key, 0) and revision > self._gone.get(key, 0):
+            self._values[key] = value
+            self._revisions[key] = revision
+            self._gone.pop(key, None)
+
+    def delete(self, key: str, revision: int) -> None:
+        """For the keyspace: a deletion at a revision; ignored if the view holds a later write."""
+        if revision > self._revisions.get(key, 0):
+            self._values.pop(key, None)
+            self._revisions.pop(key, None)
+            if revision > self.revision:
+                self._gone[key] = revision
+
+    def pass_to(self, revision: int) -> None:
+        """For the keyspace: the feed has brought everything up to a revision."""
+        self.revision = revision
+        if self._gone:
+            self._gone = {key: at for key, at in self._gone.items() if at > revision}

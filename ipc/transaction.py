@@ -1,0 +1,203 @@
+"""A transaction as its owner has it: `async with rows.transaction() as tx`.
+
+Reads are of the state when it began; what was read must still be so when it is committed, at the end of the
+block. Writes are kept here and told to the store when somebody else must see them: before a shared call, at a
+savepoint, at the end.
+"""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+import msgspec
+import trio
+
+from .capability import Translator
+from .codec import MethodSpec
+from .errors import Aborted, BadRequest, Conflict
+from .future import Payload
+from .interface import Interface
+from .local_view import decode_key, encode_key
+from .proxy import ChannelStatistics, Options, RawReply, RawStream, Transport, bind, options_of, transport_of
+from .system.state import State, Write
+
+T = TypeVar("T")
+I = TypeVar("I", bound=Interface)  # noqa: E741
+
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.25
+
+
+class Transaction(Generic[T]):
+    """Of one keyspace; others take part by `share`, or through `on` where this process holds their keyspace
+    too."""
+
+    def __init__(
+        self,
+        state: State,
+        id: bytes,
+        encode: Callable[[Any], bytes],
+        decode: Callable[[bytes], T],
+        prefix: bytes,
+    ) -> None:
+        self.state = state
+        self.id = id
+        """The right to take part: whoever has it may write into this transaction."""
+        self.revision: int | None = None
+        """Of the commit, once it is durable."""
+        self._encode = encode
+        self._decode = decode
+        self._prefix = prefix
+        self._pending: dict[bytes, bytes | None] = {}
+
+    async def get(self, key: str | bytes) -> T | None:
+        """The value as this transaction sees it, its own writes included."""
+        raw = self._prefix + encode_key(key)
+        if raw in self._pending:
+            packed = self._pending[raw]
+        else:
+            item = await self.state.read(self.id, raw)
+            packed = None if item is None else item.value
+        return None if packed is None else self._decode(packed)
+
+    async def range(
+        self, start: str | bytes = b"", end: str | bytes = b"", limit: int = 1000
+    ) -> list[tuple[str, T]]:
+        """Keys and values in start <= key < end (empty: to the end), `limit` at most; nothing may appear
+        among them until the end."""
+        await self._tell()
+        first, last = self._prefix + encode_key(start), self._prefix + encode_key(end) if end else b""
+        page = await self.state.scan(self.id, first, last, limit)
+        return [
+            (decode_key(item.key[len(self._prefix) :]), self._decode(item.value))
+            for item in page.items
+            if item.value is not None and item.key.startswith(self._prefix)
+        ]
+
+    def put(self, key: str | bytes, value: T) -> None:
+        self._pending[self._prefix + encode_key(key)] = self._encode(value)
+
+    def delete(self, key: str | bytes) -> None:
+        self._pending[self._prefix + encode_key(key)] = None
+
+    async def savepoint(self) -> int:
+        """A mark for `undo`."""
+        await self._tell()
+        return await self.state.savepoint(self.id)
+
+    async def undo(self, savepoint: int) -> None:
+        """Forgets what was written since, by whomever. What was read must still be so at the end."""
+        self._pending.clear()
+        await self.state.undo(self.id, savepoint)
+
+    def share(self, proxy: I) -> I:
+        """The proxy with calls that take part: each is a savepoint, which joins when its reply is in and is
+        undone if none comes.
+
+        Only awaited calls, one at a time: a call's writes could not be told from another's that runs beside
+        it."""
+        shared = _Shared(self, transport_of(proxy))
+        return bind(type(proxy), shared, msgspec.structs.replace(options_of(proxy), transaction=self.id))
+
+    async def _tell(self) -> None:
+        if self._pending:
+            writes = [Write(key, packed) for key, packed in self._pending.items()]
+            await self.state.commit(writes, transaction=self.id)
+            self._pending.clear()
+
+    async def _finish(self) -> None:
+        await self._tell()
+        self.revision = (await self.state.finish(self.id)).revision
+
+
+@asynccontextmanager
+async def _opened(
+    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, deadline: float
+) -> AsyncIterator[Transaction[T]]:
+    transaction = Transaction(state, await state.begin(deadline), encode, decode, prefix)
+    try:
+        yield transaction
+    except BaseException:
+        # Also when cancelled: what is not aborted would hold its place until the deadline.
+        state.abort.cast(transaction.id)
+        raise
+    await transaction._finish()
+
+
+def open_transaction(
+    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, deadline: float
+) -> AbstractAsyncContextManager[Transaction[T]]:
+    """See `Keyspace.transaction`."""
+    return _opened(state, encode, decode, prefix, deadline)
+
+
+async def retried(
+    opened: Callable[[], AbstractAsyncContextManager[Transaction[T]]],
+    body: Callable[[Transaction[T]], Awaitable[Any]],
+    attempts: int,
+    chance: random.Random,
+) -> Any:
+    """See `Keyspace.retry`. Pauses double, each multiplied by a chance of 0.5 to 1.5, so that rivals do not
+    meet again."""
+    pause = _FIRST_PAUSE
+    for left in range(attempts - 1, -1, -1):
+        try:
+            async with opened() as transaction:
+                return await body(transaction)
+        except (Conflict, Aborted):
+            if not left:
+                raise
+        await trio.sleep(pause * chance.uniform(0.5, 1.5))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+    raise BadRequest("retry: attempts", "at least 1", str(attempts))
+
+
+class _Shared:
+    """A transport whose calls are savepoints of a transaction."""
+
+    def __init__(self, transaction: Transaction[Any], inner: Transport) -> None:
+        self._transaction = transaction
+        self._inner = inner
+        self._in_hand = ""
+
+    @property
+    def translator(self) -> Translator | None:
+        return self._inner.translator
+
+    async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
+        if self._in_hand:
+            raise BadRequest(
+                f"{method.label} under a transaction",
+                "one call at a time",
+                f"{self._in_hand} is still in hand",
+            )
+        self._in_hand = method.label
+        try:
+            mark = await self._transaction.savepoint()
+            try:
+                return await self._inner.call(method, payload, options)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._transaction.state.undo(self._transaction.id, mark)
+                raise
+        finally:
+            self._in_hand = ""
+
+    def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> NoReturn:
+        raise self._refusal(method, "a blocking call")
+
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
+        raise self._refusal(method, "a started call")
+
+    def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:
+        raise self._refusal(method, "a cast")
+
+    def open(self, method: MethodSpec, payload: bytes, options: Options) -> RawStream:
+        raise self._refusal(method, "a stream")
+
+    def statistics(self) -> ChannelStatistics:
+        return self._inner.statistics()
+
+    def _refusal(self, method: MethodSpec, got: str) -> BadRequest:
+        return BadRequest(f"{method.label} under a transaction", "an awaited call", got)

@@ -1,0 +1,38 @@
+"""How a reader process learns of commits: the kernel tells who watches a file when it was written (inotify).
+
+LMDB writes the meta page last, through a descriptor that writes durably, and the notice comes after the
+write. So nobody has to tell the readers anything: no channel from the writer, no polling, and a reader that
+hangs costs the writer nothing.
+"""
+
+import ctypes
+import os
+from collections.abc import AsyncIterator
+
+import trio
+
+from .lmdb_engine import FILE
+
+_MODIFY = 0x2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+async def changes_of_file(folder: str) -> AsyncIterator[None]:
+    """One item whenever the store's file was written since the last item. Raises OSError where inotify is
+    denied."""
+    descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "inotify_init1: a reader needs it to follow the writer")
+    try:
+        if _libc.inotify_add_watch(descriptor, os.path.join(folder, FILE).encode(), _MODIFY) < 0:
+            raise OSError(ctypes.get_errno(), f"inotify_add_watch on {folder}")
+        while True:
+            yield
+            await trio.lowlevel.wait_readable(descriptor)
+            while True:
+                try:
+                    os.read(descriptor, 65536)
+                except BlockingIOError:
+                    break
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""From the image's settings to an open store: the lock, the engine, the format."""
+
+import fcntl
+from typing import Literal
+
+from atoll.ipc.serve import Config
+
+from .engine import Engine
+from .lmdb_engine import LmdbEngine
+from .memory_engine import MemoryEngine
+from .ownership import settle_format
+
+
+class Settings(Config, frozen=True, kw_only=True):
+    """What the kernel and the image say to the store. Sizes in bytes."""
+
+    folder: str = ""
+    """Where the store lies; unused by the memory engine."""
+    boot: int = 0
+    """The kernel's boot epoch: a writer of an earlier one cannot commit."""
+    lock: int | None = None
+    """Descriptor of the node's lock, the kernel's own open description: as long as this process lives, the
+    lock is held."""
+    role: Literal["writer", "reader"] = "writer"
+    engine: Literal["lmdb", "memory"] = "lmdb"
+    limit: int = 16 << 30
+    reserve: int = 8 << 20
+    """Kept back for the kernel and for keyspaces made with `reserved`."""
+    map_size: int = 64 << 30
+    """Address space for the map. A process under RLIMIT_AS needs this much and some."""
+
+
+class NotOwner(Exception):
+    """The lock that was passed is not held: somebody else runs this store."""
+
+
+def open_engine(settings: Settings) -> tuple[Engine, str]:
+    """The engine, and a sentence on the format. Raises `NotOwner`, `FormatRefused`, or what the medium
+    raises."""
+    reader = settings.role == "reader"
+    if settings.lock is not None:
+        try:
+            # The lock belongs to the open description, so taking it again through a duplicate succeeds, and
+            # through another fails.
+            fcntl.flock(settings.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotOwner(
+                f"the lock of the store in {settings.folder} is held by another node: stop that one first"
+            ) from None
+    engine: Engine
+    if settings.engine == "memory":
+        engine = MemoryEngine(limit=settings.limit, reserve=settings.reserve)
+    else:
+        engine = LmdbEngine(
+            settings.folder,
+            limit=settings.limit,
+            reserve=settings.reserve,
+            map_size=settings.map_size,
+            read_only=reader,
+        )
+    try:
+        return engine, settle_format(engine, read_only=reader)
+    except BaseException:
+        engine.close()
+        raise

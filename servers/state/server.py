@@ -1,0 +1,391 @@
+"""The store's endpoint: who asks decides what is seen, and when a group is committed.
+
+Plain handlers throughout. A commit is admitted at once and answered by a Deferred; the receive loop calls
+`idle` when it has drained its rings, and that is where a group is committed. Without such a loop (no one ever
+called `idle`) each commit is a group of its own. All members of a group are settled in one go, so their
+replies are put without a wake-up each.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+from atoll.ipc.context import current
+from atoll.ipc.deferred import Deferred
+from atoll.ipc.errors import AtollError, BadRequest, NotAllowed, NotFound
+from atoll.ipc.serve import Serves
+from atoll.ipc.system.state import (
+    AsOf,
+    Change,
+    Committed,
+    Expect,
+    Item,
+    Page,
+    Provenance,
+    Range,
+    Retention,
+    State,
+    Write,
+)
+
+from . import layout
+from .engine import Broken
+from .gather import Gather
+from .group import Group, Transaction, committed_before
+from .history import History
+from .keyspaces import OWN, Keyspaces
+from .notice import changes_of_file
+from .opening import Settings, open_engine
+from .ownership import Disowned, Ownership
+from .transactions import ID_SIZE, Transactions
+from .watchers import Watchers
+
+ID_LIMIT: Final = 64
+RANGE_LIMIT: Final = 10_000
+
+
+class Server(Serves[State]):
+    config: Settings
+
+    def __init__(self) -> None:
+        self._handed_over = b""
+        self._gather = Gather()
+        self._began = 0.0
+        # Whether a receive loop calls `idle`.
+        self._looped = False
+
+    async def start(self) -> None:
+        self._engine, sentence = open_engine(self.config)
+        self._keyspaces = Keyspaces(self._engine)
+        self._history = History(self._engine, self._keyspaces.name)
+        self._watchers = Watchers(self._history)
+        self._group = Group(self._history, Ownership(self._engine, self.config.boot), self._watchers.announce)
+        self._transactions = Transactions(self._history)
+        if self._handed_over:
+            self._transactions.take_over(self._handed_over)
+        self._opened = sentence
+
+    async def run(self) -> None:
+        """A reader learns from the file itself that the writer has committed."""
+        if self.config.role == "reader":
+            async for _ in changes_of_file(self.config.folder):
+                self._watchers.look_again()
+
+    async def stop(self) -> None:
+        self._flush()
+        self._engine.close()
+
+    def hand_over(self) -> bytes:
+        self._flush()
+        return self._transactions.hand_over()
+
+    def take_over(self, state: bytes) -> None:
+        self._handed_over = state
+
+    def idle(self) -> float | None:
+        """The loop has drained its rings. Commits, or says in how many seconds to come again if nothing
+        arrives before."""
+        self._looped = True
+        size = len(self._group)
+        if not size:
+            return None
+        wait = self._gather.wait(size, time.monotonic() - self._began)
+        if wait > 0 and not self._group.full:
+            return wait
+        self._flush()
+        return None
+
+    # reading
+
+    @State.get.serve
+    def get(self, key: bytes, as_of: AsOf = None, least: int = 0) -> Item | None:
+        badge = self._reading(as_of)
+        return _bare(badge, self._history.get(_inside(badge, key), as_of, least))
+
+    @State.range.serve
+    def range(
+        self,
+        start: bytes,
+        end: bytes = b"",
+        limit: int = 1000,
+        as_of: AsOf = None,
+        reverse: bool = False,
+        least: int = 0,
+    ) -> Page:
+        badge = self._reading(as_of)
+        first, stop = _span(badge, start, end)
+        page = self._history.range(first, stop, _limit(limit), as_of, reverse, least)
+        return _bare_page(badge, page)
+
+    @State.history.serve
+    def history(self, key: bytes, limit: int = 100) -> list[Item]:
+        badge = current().badge
+        return [_bare_item(badge, item) for item in self._history.history(_inside(badge, key), _limit(limit))]
+
+    @State.watch.serve
+    async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
+        badge = current().badge
+        wanted = prefix if badge == OWN else layout.prefix(badge) + prefix
+        async for change in self._watchers.watch(after, wanted):
+            if badge == OWN:
+                yield change
+            else:
+                items = [_bare_item(badge, item) for item in change.items]
+                yield Change(change.revision, change.time, items, change.provenance)
+
+    @State.head.serve
+    def head(self) -> int:
+        return self._history.head()
+
+    @State.revision_at.serve
+    def revision_at(self, time: float) -> int:
+        return self._history.revision_at(time)
+
+    @State.who.serve
+    def who(self, revision: int) -> Provenance | None:
+        badge = current().badge
+        return self._history.who(revision, None if badge == OWN else badge)
+
+    @State.statistics.serve
+    def statistics(self) -> dict[str, int]:
+        return self._engine.statistics() | {
+            "revision": self._history.head(),
+            "groups": self._group.groups,
+            "committed": self._group.committed,
+            "watchers": len(self._watchers),
+            "transactions": len(self._transactions),
+        }
+
+    # writing
+
+    @State.commit.serve
+    def commit(
+        self,
+        writes: list[Write],
+        expects: list[Expect | Range] = [],  # noqa: B006 (as the interface has it; never changed)
+        id: bytes = b"",
+        reply: bytes = b"",
+        note: str = "",
+        transaction: bytes = b"",
+    ) -> Deferred[Committed]:
+        call = current()
+        badge = self._writing("commit", call.badge)
+        rows = [(self._owned(badge, write.key), write.value) for write in writes]
+        checks = [_absolute_check(badge, expect) for expect in expects]
+        if transaction:
+            self._transactions.write(transaction, badge, rows, checks)
+            return Deferred.resolved(Committed(0, 0))
+        if len(id) > ID_LIMIT:
+            raise BadRequest("commit: id", f"at most {ID_LIMIT} bytes", f"{len(id)}")
+        return self._admit(
+            Transaction(
+                badge,
+                rows,
+                checks,
+                layout.prefix(badge) + id if id else b"",
+                reply,
+                note,
+                f"{call.client}:{call.request}",
+                call.trace,
+                (),
+                self._keyspaces.reserved(badge),
+                int(call.now() * 1e9),
+            )
+        )
+
+    @State.begin.serve
+    def begin(self, deadline: float) -> bytes:
+        call = current()
+        return self._transactions.begin(self._writing("begin", call.badge), call.client, deadline)
+
+    @State.read.serve
+    def read(self, transaction: bytes, key: bytes) -> Item | None:
+        badge = current().badge
+        return _bare(badge, self._transactions.read(transaction, _inside(badge, key)))
+
+    @State.scan.serve
+    def scan(self, transaction: bytes, start: bytes, end: bytes = b"", limit: int = 1000) -> Page:
+        badge = current().badge
+        first, stop = _span(badge, start, end)
+        return _bare_page(badge, self._transactions.scan(transaction, first, stop, _limit(limit)))
+
+    @State.savepoint.serve
+    def savepoint(self, transaction: bytes) -> int:
+        return self._transactions.savepoint(transaction)
+
+    @State.undo.serve
+    def undo(self, transaction: bytes, savepoint: int) -> None:
+        self._transactions.undo(transaction, savepoint)
+
+    @State.finish.serve
+    def finish(self, transaction: bytes, reply: bytes = b"", note: str = "") -> Deferred[Committed]:
+        call = current()
+        badge = self._writing("finish", call.badge)
+        id = layout.prefix(badge) + transaction
+        if len(transaction) == ID_SIZE:
+            with self._engine.snapshot() as snapshot:
+                done = committed_before(snapshot, id)
+            if done is not None:
+                return Deferred.resolved(done)
+        taken = self._transactions.take(transaction, badge, call.client)
+        expects = [Expect(key, revision) for key, revision in taken.reads.items()]
+        return self._admit(
+            Transaction(
+                badge,
+                taken.log,
+                [*expects, *taken.ranges],
+                id,
+                reply,
+                note,
+                f"{call.client}:{call.request}",
+                call.trace,
+                tuple(taken.parties),
+                self._keyspaces.reserved(badge),
+                int(call.now() * 1e9),
+            )
+        )
+
+    @State.abort.serve
+    def abort(self, transaction: bytes) -> None:
+        call = current()
+        if transaction in self._transactions:
+            self._transactions.take(transaction, call.badge, call.client)
+
+    @State.make_keyspace.serve
+    def make_keyspace(self, name: str, retention: Retention = Retention(), reserved: bool = False) -> int:  # noqa: B008
+        call = current()
+        self._unbadged("make_keyspace", call.badge)
+        # What is waiting goes first: a keyspace of that name may be among it.
+        self._flush()
+        known = self._keyspaces.by_name().get(name)
+        if known is not None:
+            return known
+        number, write, expect = self._keyspaces.rows_for(name, retention, reserved)
+        made = self._admit(
+            Transaction(
+                OWN,
+                [(write.key, write.value)],
+                [expect],
+                note=f"make_keyspace {name}",
+                call=f"{call.client}:{call.request}",
+                trace=call.trace,
+                reserved=True,
+                time=int(call.now() * 1e9),
+            )
+        )
+        self._flush()
+        made.result()
+        self._keyspaces.refresh()
+        return number
+
+    @State.keyspaces.serve
+    def keyspaces(self) -> dict[str, int]:
+        self._unbadged("keyspaces", current().badge)
+        return self._keyspaces.by_name()
+
+    # what the handlers share
+
+    def _admit(self, transaction: Transaction) -> Deferred[Committed]:
+        """Into the group; commits at once if nobody else will, or if the group is full."""
+        done: Deferred[Committed] = Deferred()
+
+        def settle(outcome: Committed | AtollError) -> None:
+            if isinstance(outcome, AtollError):
+                done.fail(outcome)
+            else:
+                done.complete(outcome)
+
+        if not len(self._group):
+            self._began = time.monotonic()
+        self._group.admit(transaction, settle)
+        if not self._looped or self._group.full:
+            self._flush()
+        return done
+
+    def _flush(self) -> None:
+        """Makes the group durable and answers it. A store that cannot be trusted or is no longer ours ends
+        the process: nothing is answered, so its clients learn that the outcome is unknown, and the next
+        process recovers."""
+        size = len(self._group)
+        if not size:
+            return
+        began = time.monotonic()
+        try:
+            self._group.flush()
+        except (Broken, Disowned) as fault:
+            raise SystemExit(f"state: {fault}") from fault
+        self._gather.committed(size, time.monotonic() - began)
+
+    def _reading(self, as_of: AsOf) -> int:
+        call = current()
+        if as_of is not None and "history" not in call.rights:
+            raise NotAllowed("State.get/range with as_of", "history", tuple(sorted(call.rights)))
+        return call.badge
+
+    def _writing(self, method: str, badge: int) -> int:
+        if self.config.role == "reader":
+            raise BadRequest(
+                f"State.{method}", "a capability on the writer", "one on a reader process, which only reads"
+            )
+        if not self._keyspaces.exists(badge):
+            raise NotFound("keyspace", str(badge))
+        return badge
+
+    def _owned(self, badge: int, key: bytes) -> bytes:
+        if badge != OWN:
+            return layout.prefix(badge) + key
+        if len(key) < layout.KEYSPACE_SIZE or not self._keyspaces.exists(layout.keyspace_of(key)):
+            raise BadRequest(
+                "commit: key", "the number of a keyspace in 4 bytes, then the key (`absolute`)", repr(key[:8])
+            )
+        return key
+
+    def _unbadged(self, method: str, badge: int) -> None:
+        if badge != OWN:
+            raise NotAllowed(
+                f"State.{method}", "admin on the unbadged capability", tuple(sorted(current().rights))
+            )
+
+
+def _inside(badge: int, key: bytes) -> bytes:
+    if badge != OWN:
+        return layout.prefix(badge) + key
+    if len(key) < layout.KEYSPACE_SIZE:
+        raise BadRequest("key", "the number of a keyspace in 4 bytes, then the key (`absolute`)", repr(key))
+    return key
+
+
+def _span(badge: int, start: bytes, end: bytes) -> tuple[bytes, bytes]:
+    """Absolute bounds. An empty end is that of the keyspace, or for the unbadged capability of the store."""
+    if badge == OWN:
+        return start, end or b"\xff" * (layout.KEYSPACE_SIZE + 1)
+    prefix = layout.prefix(badge)
+    return prefix + start, prefix + end if end else layout.prefix(badge + 1)
+
+
+def _absolute_check(badge: int, check: Expect | Range) -> Expect | Range:
+    if isinstance(check, Expect):
+        return Expect(_inside(badge, check.key), check.revision)
+    return Range(*_span(badge, check.start, check.end), check.revision)
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= RANGE_LIMIT:
+        raise BadRequest("limit", f"1 to {RANGE_LIMIT}", str(limit))
+    return limit
+
+
+def _bare_item(badge: int, item: Item) -> Item:
+    return (
+        item if badge == OWN else Item(item.key[layout.KEYSPACE_SIZE :], item.value, item.revision, item.time)
+    )
+
+
+def _bare(badge: int, item: Item | None) -> Item | None:
+    return None if item is None else _bare_item(badge, item)
+
+
+def _bare_page(badge: int, page: Page) -> Page:
+    if badge == OWN:
+        return page
+    return Page([_bare_item(badge, item) for item in page.items], page.more, page.revision)
