@@ -114,7 +114,7 @@ class Compacted(Failure):
 
     @property
     def message(self) -> str:
-        return f"revision {self.revision} is no longer kept: ask for {self.horizon}, where the store begins, or later"
+        return f"revision {self.revision} is no longer kept: ask for {self.horizon} or later"
 
 
 class Ahead(Failure):
@@ -126,7 +126,7 @@ class Ahead(Failure):
 
     @property
     def message(self) -> str:
-        return f"revision {self.revision} is ahead of the store, which is at {self.head}: read it after it is committed"
+        return f"revision {self.revision} is ahead of the store, which is at {self.head}: ask for that or less"
 
 
 class StoreFull(Failure):

@@ -60,7 +60,7 @@ def settle_format(
     found = int.from_bytes(raw, "big")
     if found > current:
         raise FormatRefused(
-            f"the store has format {found} and this version reads up to {current}: run the version that wrote it"
+            f"the store has format {found}, this version reads up to {current}: run the version that wrote it"
         )
     if found == current:
         return f"the store has format {current}"
