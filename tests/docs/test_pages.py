@@ -1,0 +1,66 @@
+"""Every page's commands, run as its reader would run them."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.console import Run, perform, steps
+
+HOUSE = Path(__file__).parent.parent.parent
+PAGES = [
+    page for page in (HOUSE / "README.md", *sorted((HOUSE / "docs").glob("*.md"))) if steps(page.read_text())
+]
+
+SHELL_FENCE = re.compile(r"^```(?:sh|bash|shell)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+READ_ONLY = {"make boot", "make test", "atoll new unit | sudo tee", "sudo systemctl enable"}
+"""Commands that are shown and not run here: the first two are what runs these tests, the others change
+the host.
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A home of its own, so that a page sees no node but its own, and leaves none behind."""
+    home = tmp_path / "home"
+    home.mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "XDG_"))}
+    alone = kept | {"HOME": str(home), "PATH": path, "COLUMNS": "200", "NO_COLOR": "1"}
+    yield alone
+    subprocess.run(["atoll", "shutdown"], env=alone, cwd=tmp_path, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_can_be_followed(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    todo = steps(page.read_text())
+    if importlib.util.find_spec("atoll.microkernel.__main__") is None:
+        pytest.skip("the page boots a node, and this build has no `python -m atoll.microkernel` yet")
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "images").symlink_to(HOUSE / "images")
+    for step in todo:
+        perform(step, work, environment)
+
+
+def test_no_command_is_shown_that_no_test_runs() -> None:
+    """A command in a `sh` fence is for reading; those are few, and each is known."""
+    shown = [
+        line.split("#")[0].strip()
+        for page in (HOUSE / "README.md", *(HOUSE / "docs").glob("*.md"))
+        for fence in SHELL_FENCE.findall(page.read_text())
+        for line in fence.splitlines()
+    ]
+    assert [line for line in shown if line and not line.startswith(tuple(READ_ONLY))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_that_boots_a_node_ends_it(page: Path) -> None:
+    commands = [step.command for step in steps(page.read_text()) if isinstance(step, Run)]
+    boots = sum("atoll boot" in command for command in commands)
+    assert boots == sum("atoll shutdown" in command for command in commands)
