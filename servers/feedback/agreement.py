@@ -41,32 +41,41 @@ def alpha(units: Iterable[list[float]]) -> float | None:
     return None if expected <= 1e-12 * max(1.0, squares) else 1.0 - observed / expected
 
 
-def agreement(task: str, records: Iterable[Record]) -> Agreement:
-    marks: defaultdict[tuple[Text, Text], list[tuple[str, float]]] = defaultdict(list)
-    choices: defaultdict[tuple[Text, frozenset[Text]], list[tuple[str, float]]] = defaultdict(list)
-    for record in records:
+class Judgements:
+    """What raters said of one task, gathered record by record."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._marks: defaultdict[tuple[Text, Text], list[tuple[str, float]]] = defaultdict(list)
+        self._choices: defaultdict[tuple[Text, frozenset[Text]], list[tuple[str, float]]] = defaultdict(list)
+
+    def add(self, record: Record) -> None:
+        """Corrections say nothing that could be compared."""
         if isinstance(record, Rating):
-            marks[record.prompt, record.text].append((record.rater, record.score))
+            self._marks[record.prompt, record.text].append((record.rater, record.score))
         elif isinstance(record, Preference):
             answers = (record.chosen, record.rejected)
             first = min(answers, key=repr)
-            choices[record.prompt, frozenset(answers)].append((record.rater, float(record.chosen == first)))
-    units = [values for each in marks.values() if len(values := _mean_by_rater(each)) > 1]
-    same = pairs = 0
-    compared = 0
-    for each in choices.values():
-        sides = [round(value) for value in _mean_by_rater(each)]
-        if len(sides) > 1:
-            compared += 1
-            ones = sum(sides)
-            zeros = len(sides) - ones
-            same += (ones * (ones - 1) + zeros * (zeros - 1)) // 2
-            pairs += len(sides) * (len(sides) - 1) // 2
-    return Agreement(
-        task=task,
-        items=len(units),
-        ratings=sum(map(len, units)),
-        alpha=alpha(units),
-        compared=compared,
-        same_order=same / pairs if pairs else None,
-    )
+            self._choices[record.prompt, frozenset(answers)].append(
+                (record.rater, float(record.chosen == first))
+            )
+
+    def result(self) -> Agreement:
+        units = [values for each in self._marks.values() if len(values := _mean_by_rater(each)) > 1]
+        same = pairs = compared = 0
+        for each in self._choices.values():
+            sides = [round(value) for value in _mean_by_rater(each)]
+            if len(sides) > 1:
+                compared += 1
+                ones = sum(sides)
+                zeros = len(sides) - ones
+                same += (ones * (ones - 1) + zeros * (zeros - 1)) // 2
+                pairs += len(sides) * (len(sides) - 1) // 2
+        return Agreement(
+            task=self._task,
+            items=len(units),
+            ratings=sum(map(len, units)),
+            alpha=alpha(units),
+            compared=compared,
+            same_order=same / pairs if pairs else None,
+        )

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
+from atoll.ipc.system.state import Ahead, Compacted, StoreFull
 
 from .records import Kind, Record, Text
 
@@ -178,7 +179,7 @@ class NoSuchBatch(Failure, frozen=True, kw_only=True):
 class Feedback(Interface):
     """Human feedback. Rights: `submit`, `read`, `history` (read the past), `rollback`."""
 
-    errors = (Invalid, BatchExists, NoSuchBatch)
+    errors = (Invalid, BatchExists, NoSuchBatch, Compacted, Ahead, StoreFull)
 
     @call("submit", idempotent=True)
     def submit(self, batch: Batch) -> Receipt:

@@ -2,7 +2,7 @@
 
     batch/<id>                                  Head: what the batch is, and the keys of its segments
     task/<task>                                 Known: this task has been seen
-    set/<task>/<kind>/<band>/<id>/<number>      Segment: records of a batch of that task, kind and band of trust
+    set/<task>/<kind>/<band>/<id>/<number>      Segment: records of a batch of that task, kind, band of trust
 
 The data lies at the key by which training reads it, so it is its own index by task, kind and trust; by
 batch, the head names its segments. A batch of 500 ratings of one task by raters of three trusts is 4 rows

@@ -28,10 +28,11 @@ class Rules:
     UTF-8.
     """
 
-    def __init__(self, roles: Mapping[str, float], records: int, inline: int) -> None:
+    def __init__(self, roles: Mapping[str, float], records: int, inline: int, total: int) -> None:
         self._roles = dict(roles)
         self._records = records
         self._inline = inline
+        self._total = total
 
     def check(self, batch: Batch) -> None:
         """Raises Invalid for the first thing that is wrong."""
@@ -44,6 +45,11 @@ class Rules:
             )
         for index, record in enumerate(batch.records):
             self._check_record(index, record)
+        inline = (text for record in batch.records for _, text in texts(record) if isinstance(text, str))
+        size = sum(len(text.encode()) for text in inline)
+        if size > self._total:
+            expected = f"at most {self._total} bytes of inline text in a batch (put texts into storage)"
+            raise Invalid(index=-1, field="records", expected=expected, got=f"{size} bytes")
 
     def _check_record(self, index: int, record: Record) -> None:
         for field in ("task", "rater"):

@@ -71,6 +71,7 @@ class Admission:
         self._free = {device.id: device.leasable for device in devices}
         self._next = 1
         self._position = 0
+        """Of the last notice: its time in microseconds, so that it rises across restarts."""
 
     # what is asked ----------------------------------------------------------------------------------------
 
@@ -85,7 +86,7 @@ class Admission:
                 self._free[lease.device] -= lease.memory
                 self.leases[lease.id] = lease
             else:
-                self._told(lease, "ended", now, "its device is gone or has shrunk")
+                self._told(lease, "ended", now, "its device is gone or has shrunk", now)
                 self.changes.append(Ended(Event(lease=lease, ended=now, how="device gone")))
 
     def ask(self, request: Request, now: float, may_wait: bool) -> None:
@@ -223,7 +224,7 @@ class Admission:
             self.leases[lease.id] = leaving
             self.changes.append(Renewed(leaving))
             why = f"a request of priority {request.priority} needs the memory of {lease.device}"
-            self._told(leaving, "give way", leaving.leaving, why)
+            self._told(leaving, "give way", leaving.leaving, why, now)
 
     def _victims(self, request: Request, device: str) -> list[Lease] | None:
         """Weaker leases whose end, with what is free or leaving, makes room; None if even all of them do
@@ -250,12 +251,12 @@ class Admission:
         del self.leases[lease.id]
         self._free[lease.device] += lease.memory
         if how in ("expired", "preempted"):
-            self._told(lease, "ended", now, "its time is over" if how == "expired" else "it had to give way")
+            why = "its time is over" if how == "expired" else "it had to give way"
+            self._told(lease, "ended", now, why, now)
         self.changes.append(Ended(Event(lease=lease, ended=now, how=how)))
 
-    def _told(self, lease: Lease, what: str, until: float, why: str) -> None:
-        self._position += 1
-        position = self._position
+    def _told(self, lease: Lease, what: str, until: float, why: str, now: float) -> None:
+        position = self._position = max(self._position + 1, int(now * 1e6))
         notice = (
             Notice(position=position, lease=lease.id, what="ended", until=until, why=why)
             if what == "ended"

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
+from atoll.ipc.system.state import StoreFull
 
 Kind = Literal["cuda", "cpu", "accelerator"]
 """`accelerator`: a CUDA device, or what stands in for one."""
@@ -31,7 +32,7 @@ class Device(Struct, frozen=True, kw_only=True):
     leased: int = 0
 
 
-class Lease(Struct, frozen=True, kw_only=True):
+class Lease(Struct, frozen=True, kw_only=True, tag="lease"):
     id: int
     device: str
     memory: int
@@ -58,7 +59,7 @@ class Notice(Struct, frozen=True, kw_only=True):
     why: str
 
 
-class Event(Struct, frozen=True, kw_only=True):
+class Event(Struct, frozen=True, kw_only=True, tag="event"):
     """A row of the history: who had what, from when to when, and how it ended."""
 
     lease: Lease
@@ -104,7 +105,7 @@ class NeverFits(Failure, frozen=True, kw_only=True):
 class Gpu(Interface):
     """Devices and leases. Rights: `read`, `lease`."""
 
-    errors = (NoSuchLease, NeverFits)
+    errors = (NoSuchLease, NeverFits, StoreFull)
 
     @call("read", idempotent=True)
     def devices(self) -> list[Device]: ...
@@ -143,7 +144,7 @@ class Gpu(Interface):
 
     @call("read", idempotent=True)
     def history(self, limit: int = 100) -> list[Event]:
-        """Ended leases, the newest first."""
+        """Ended leases, the latest granted first."""
 
     @call("read", idempotent=True)
     def statistics(self) -> Statistics: ...

@@ -54,6 +54,9 @@ class Regions:
         self.regions: dict[int, Region] = {}
         self.accounts: dict[int, Account] = {}
         self.used = 0
+        """Bytes charged to the pool: the regions, and those of `dying`."""
+        self.dying: dict[int, Region] = {}
+        """Held by nobody, their memory not given back yet."""
         self._next = 1
 
     def reserve(self, client: int, size: int) -> Region:
@@ -96,9 +99,14 @@ class Regions:
         for holder in region.holders:
             self._credit(region, holder)
         region.holders.clear()
-        del self.regions[number]
-        self.used -= region.size
+        self.dying[number] = self.regions.pop(number)
         return region
+
+    def freed(self, number: int) -> None:
+        """The memory of a region that `leave` ended is given back; only now may the pool hand it out
+        again.
+        """
+        self.used -= self.dying.pop(number).size
 
     def client_gone(self, client: int) -> list[Region]:
         """Let go of all that a dead client held; the regions that this ended."""
@@ -129,7 +137,7 @@ class Regions:
     def broken(self) -> list[str]:
         """Sentences about what should never be true."""
         wrong: list[str] = []
-        if self.used != sum(region.size for region in self.regions.values()):
+        if self.used != sum(region.size for each in (self.regions, self.dying) for region in each.values()):
             wrong.append("the pool's charge is not the sum of the regions")
         if self.used > self.limits.pool:
             wrong.append("the pool is over its limit")

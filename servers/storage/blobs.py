@@ -2,7 +2,7 @@
 
     blobs/ab/<address>   a blob in a file of its own (blobfile.py); the file system says if it exists
     packs/<number>       small blobs together (pack.py); their places are in memory, 200 bytes a blob
-    tmp/                 what is being written; emptied at the start
+    tmp/                 what is being written, in a folder a process
 
 Methods marked *slow* do file work and touch nothing but their arguments: the server runs them in worker
 threads. All others run on the event loop's thread, do not block for long, and alone touch the index; so
@@ -10,7 +10,10 @@ threads. All others run on the event loop's thread, do not block for long, and a
 """
 
 import errno
+import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,12 +59,32 @@ class Blobs:
         for first in range(256):
             (self.folder / "blobs" / f"{first:02x}").mkdir(mode=0o700, exist_ok=True)
         sync_folder(self.folder / "blobs")
-        for left in (self.folder / "tmp").iterdir():
-            left.unlink()
+        self._take_workplace()
         for path in sorted((self.folder / "packs").iterdir()):
             self._load_pack(int(path.name))
 
+    def _take_workplace(self) -> None:
+        """A folder of our own in `tmp/`, locked while we live; those that nobody holds any more are removed.
+
+        Two versions of the server may be up at once during a swap; neither removes what the other writes.
+        """
+        for left in (self.folder / "tmp").iterdir():
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            else:
+                shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
+        self._workplace = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
+        self._lock = os.open(self._workplace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
     def close(self) -> None:
+        shutil.rmtree(self._workplace)
+        os.close(self._lock)
         for pack in self.packs.values():
             os.close(pack.descriptor)
         self.packs.clear()
@@ -89,9 +112,9 @@ class Blobs:
         return self.folder / "blobs" / name[:2] / name
 
     def temporary(self) -> Path:
-        """A name in `tmp/` that no one else uses."""
+        """A name for a file to be written, which no one else uses."""
         self._temporaries += 1
-        return self.folder / "tmp" / f"{os.getpid()}-{self._temporaries}"
+        return self._workplace / str(self._temporaries)
 
     # what is there ----------------------------------------------------------------------------------------
 
@@ -165,6 +188,11 @@ class Blobs:
         """Take a written pack into the index; its copies of blobs win over older ones."""
         self._admit(new.number, new.descriptor, new.rows, rotten=False)
         self.damaged.difference_update(address for address, _, _ in new.rows)
+
+    def discard(self, new: "NewPack") -> None:
+        """Remove a written pack that the index has not taken in."""
+        os.close(new.descriptor)
+        self._pack_path(new.number).unlink()
 
     # removing ---------------------------------------------------------------------------------------------
 

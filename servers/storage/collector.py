@@ -19,13 +19,19 @@ from typing import NamedTuple
 from .blobs import Blobs, Pack
 from .interface import Collected, Corrupt
 from .leases import Leases
-from .pack import read_record
+
+MERGE_BYTES = 1024 * 1024
+"""Packs of less content than this are put together, so that many small puts do not leave many small files."""
+PACK_BYTES = 8 * 1024 * 1024
+"""Content of a rewritten pack at most."""
 
 
 class Rewrite(NamedTuple):
-    """A pack that is mostly rubbish: what of it to keep. The caller writes it and calls `Sweep.switch`."""
+    """Packs that are mostly rubbish, or small: what of them to keep. The caller writes it and calls
+    `Sweep.switch`.
+    """
 
-    number: int
+    numbers: list[int]
     keep: list[tuple[bytes, bytes]]
     dropped: frozenset[bytes]
 
@@ -74,11 +80,18 @@ class Sweep:
             if not self._wanted(hash):
                 self._remove_file(hash)
             yield None
+        gathered = _Gathered()
         for number in list(self._blobs.packs):
             if self._clock() >= self._end:
                 return
             if number in self._blobs.packs:
-                yield self._judge(number, self._blobs.packs[number])
+                self._judge(number, self._blobs.packs[number], gathered)
+                yield None
+            if gathered.size >= PACK_BYTES:
+                yield self._rewrite(gathered)
+                gathered = _Gathered()
+        if gathered.urgent or len(gathered.packs) > 1:
+            yield self._rewrite(gathered)
 
     def _remove_file(self, hash: bytes) -> None:
         path = self._blobs.path(hash)
@@ -92,7 +105,8 @@ class Sweep:
         places = self._blobs.places
         return [each for each in pack.members if each in places and places[each].pack == number]
 
-    def _judge(self, number: int, pack: Pack) -> Rewrite | None:
+    def _judge(self, number: int, pack: Pack, gathered: "_Gathered") -> None:
+        """Drop a pack that nobody wants; note one that should be written anew."""
         current = self._current(number, pack)
         wanted = [each for each in current if self._wanted(each)]
         places = self._blobs.places
@@ -100,15 +114,29 @@ class Sweep:
             self.removed += len(current)
             self.bytes += sum(places[each].length for each in current)
             self._blobs.drop_pack(number)
-            return None
-        if len(wanted) * 2 > len(pack.members) and not pack.rotten:
-            return None
-        try:
-            keep = [(each, read_record(pack.descriptor, each, places[each])) for each in wanted]
-        except Corrupt as damage:
-            self._blobs.damaged.add(damage.hash)
-            return None  # the pack stays as evidence until a put mends the damaged blob
-        return Rewrite(number, keep, frozenset(current) - frozenset(wanted))
+            return
+        size = sum(places[each].length for each in wanted)
+        poor = len(wanted) * 2 <= len(pack.members) or pack.rotten
+        if (poor or size < MERGE_BYTES) and not self._blobs.damaged.intersection(wanted):
+            gathered.packs[number] = (wanted, frozenset(current) - frozenset(wanted))
+            gathered.size += size
+            gathered.urgent |= poor
+
+    def _rewrite(self, gathered: "_Gathered") -> Rewrite | None:
+        """None if a blob turned out to be damaged: its pack stays as it is until a put mends it."""
+        keep: list[tuple[bytes, bytes]] = []
+        dropped: frozenset[bytes] = frozenset()
+        for wanted, rubbish in gathered.packs.values():
+            dropped |= rubbish
+            for each in wanted:
+                try:
+                    content = self._blobs.small(each)
+                except Corrupt as damage:
+                    self._blobs.damaged.add(damage.hash)
+                    return None
+                if content is not None:
+                    keep.append((each, content))
+        return Rewrite(list(gathered.packs), keep, dropped)
 
     def still_good(self, rewrite: Rewrite) -> bool:
         """Nothing that the rewrite drops has become wanted while it was written, and the references are
@@ -116,13 +144,27 @@ class Sweep:
         """
         return (
             self._clock() < self._end
-            and rewrite.number in self._blobs.packs
+            and all(number in self._blobs.packs for number in rewrite.numbers)
             and not any(self._leases.spares(each) for each in rewrite.dropped)
         )
 
     def switch(self, rewrite: Rewrite) -> None:
-        """Remove the old pack; the new one is durable and in the index. Precondition: `still_good`."""
+        """Remove the old packs; the new one is durable and in the index. Precondition: `still_good` held
+        before.
+        """
         places = self._blobs.places
         self.removed += len(rewrite.dropped)
         self.bytes += sum(places[each].length for each in rewrite.dropped)
-        self._blobs.drop_pack(rewrite.number)
+        for number in rewrite.numbers:
+            self._blobs.drop_pack(number)
+
+
+class _Gathered:
+    """Packs to be written anew together: for each the wanted blobs and the rubbish. `urgent`: one is
+    mostly rubbish.
+    """
+
+    def __init__(self) -> None:
+        self.packs: dict[int, tuple[list[bytes], frozenset[bytes]]] = {}
+        self.size = 0
+        self.urgent = False

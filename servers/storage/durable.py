@@ -1,7 +1,7 @@
 """Making a file durable under its final name, and what a crash may leave of it.
 
 A file is written under `tmp/`, fsynced, moved to its name, and the folder that holds the name is fsynced.
-A crash before the move leaves rubbish in `tmp/` only (emptied at the next start); a crash after it leaves
+A crash before the move leaves rubbish in `tmp/` only (removed at the next start); a crash after it leaves
 a whole file. So a name under `blobs/` or `packs/` always stands for all its bytes, and nothing is
 acknowledged before the folder's fsync has returned.
 """

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream, upload
+from atoll.ipc.system.state import StoreFull
 
 HASH_BYTES = 32
 
@@ -110,8 +111,8 @@ class Corrupt(Failure, frozen=True, kw_only=True):
     @property
     def message(self) -> str:
         return (
-            f"blob {self.hash.hex()} is damaged on disk at offset {self.offset}: expected the content that was"
-            " put, got other bytes; put the same content again to mend it, or restore it from a copy"
+            f"blob {self.hash.hex()} is damaged on disk at offset {self.offset}: expected the content that"
+            " was put, got other bytes; put the same content again to mend it, or restore it from a copy"
         )
 
 
@@ -155,7 +156,7 @@ class DiskFull(Failure, frozen=True, kw_only=True):
 class Storage(Interface):
     """Content-addressed blobs. Rights: `read`, `write` (put and refer), `maintain` (collect and verify)."""
 
-    errors = (Corrupt, NoSuchBlob, WrongContent, DiskFull)
+    errors = (Corrupt, NoSuchBlob, WrongContent, DiskFull, StoreFull)
 
     @upload("write", item=bytes)
     def put(self, expected: bytes = b"") -> BlobRef:

@@ -1,0 +1,280 @@
+"""The gpu server: admission (admission.py) made durable, and told to those whom it concerns.
+
+One task commits, in `run`: what admission decided since the last commit goes into one transaction, in
+order, and only then is a lease handed to who waits for it. A lease that a client holds is therefore a
+row, and a crash of the server loses none: `start` takes the rows over, channels survive, and a holder
+that died meanwhile loses its lease when its time is over.
+"""
+
+import math
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+
+import trio
+from msgspec import structs
+
+from atoll.ipc.context import SystemClock, current
+from atoll.ipc.errors import AtollError, BadRequest, Overloaded
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.serve import Config, Serves
+
+from .admission import Admission, Change, Ended, Granted, Renewed, Request, Told
+from .devices import discover
+from .interface import Device, Event, Gpu, Kind, Lease, Notice, Statistics
+
+_LONGEST = 7 * 24 * 3600.0
+"""Seconds of a lease or a wait at most."""
+_NOTICES = 100
+"""Notices kept for a client that does not read them."""
+_PAUSE = 0.25
+"""Seconds before a commit that the store refused is tried again."""
+
+
+class Settings(Config, frozen=True, kw_only=True):
+    share: float = 0.8
+    """Of each device's memory, how much may be leased; the rest is for drivers and for programs that do
+    not ask.
+    """
+    grace: float = 5.0
+    """Seconds that a preempted holder has to give way."""
+    queue: int = 64
+    """Requests that may wait."""
+
+
+class _Waiter:
+    """An `acquire` in hand: its lease when it is durable, or why there is none."""
+
+    __slots__ = ("done", "error", "lease")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.lease: Lease | None = None
+        self.error: AtollError | None = None
+
+
+class _Mailbox:
+    """Notices of one client."""
+
+    def __init__(self) -> None:
+        self.kept: deque[Notice] = deque(maxlen=_NOTICES)
+        self.arrived = trio.Event()
+
+    def put(self, notice: Notice) -> None:
+        self.kept.append(notice)
+        self.arrived.set()
+        self.arrived = trio.Event()
+
+
+class Server(Serves[Gpu]):
+    rows: Keyspace[Lease | Event]
+    config: Settings
+
+    def __init__(self) -> None:
+        self._waiters: dict[int, _Waiter] = {}
+        self._mail: defaultdict[int, _Mailbox] = defaultdict(_Mailbox)
+        self._work = trio.Event()
+        self._requests = 0
+        self._granted = self._preempted = self._refused = 0
+
+    def discover(self) -> tuple[list[Device], str]:
+        """The devices of this machine, and why there is no CUDA device among them."""
+        return discover()
+
+    async def start(self) -> None:
+        self.rows.keep_remote()
+        self._offset = SystemClock().time() - trio.current_time()
+        found, self._note = self.discover()
+        share = self.config.share
+        devices = [structs.replace(device, leasable=int(device.memory * share)) for device in found]
+        self._admission = Admission(devices, self.config.grace, self.config.queue)
+        leases = [row.value async for row in self.rows.range("lease/", "lease0")]
+        last = [row.value async for row in self.rows.range("event/", "event0", limit=1, reverse=True)]
+        last_id = max((each.lease.id for each in last if isinstance(each, Event)), default=0)
+        self._admission.restore([each for each in leases if isinstance(each, Lease)], last_id, self._now())
+
+    def _now(self) -> float:
+        """Seconds since the epoch by a clock that does not jump: a lease's time is a duration."""
+        return trio.current_time() + self._offset
+
+    def client_gone(self, client: int) -> None:
+        """A client's channel closed: its leases end."""
+        self._admission.client_gone(client, self._now())
+        self._mail.pop(client, None)
+        self._work.set()
+
+    # committing -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        backlog: list[Change] = []
+        while True:
+            if not backlog and not self._admission.changes:
+                await self._wait()
+            self._admission.pass_time(self._now())
+            backlog += self._admission.changes
+            self._admission.changes = []
+            try:
+                await self._write(backlog)
+            except AtollError as error:
+                backlog = self._refuse(backlog, error)
+                await trio.sleep(_PAUSE)
+            else:
+                for change in backlog:
+                    self._tell(change)
+                backlog = []
+
+    async def _wait(self) -> None:
+        """Until there is something to commit, or a lease's time is over."""
+        end = self._admission.next_end()
+        with trio.move_on_after(math.inf if end is None else max(0.0, end - self._now())):
+            await self._work.wait()
+        self._work = trio.Event()
+
+    async def _write(self, changes: list[Change]) -> None:
+        rows: dict[str, Lease | Event | None] = {}
+        for change in changes:
+            match change:
+                case Granted(lease=lease) | Renewed(lease=lease):
+                    rows[f"lease/{lease.id:016d}"] = lease
+                case Ended(event=event):
+                    rows[f"lease/{event.lease.id:016d}"] = None
+                    rows[f"event/{event.lease.id:016d}"] = event
+        if not rows:
+            return
+        async with self.rows.transaction() as tx:
+            for key, row in rows.items():
+                if row is None:
+                    tx.delete(key)
+                else:
+                    tx.put(key, row)
+
+    def _refuse(self, changes: list[Change], error: AtollError) -> list[Change]:
+        """The store did not take the changes: no lease is handed out. What has ended stays ended and is
+        written later.
+        """
+        for change in changes:
+            if isinstance(change, Granted):
+                waiter = self._waiters.get(change.request)
+                if waiter is not None:
+                    waiter.error = error
+                    waiter.done.set()
+                self._admission.release(change.lease.id, change.lease.client, self._now())
+        return [change for change in changes if not isinstance(change, Granted)]
+
+    def _tell(self, change: Change) -> None:
+        match change:
+            case Granted(request=request, lease=lease):
+                self._granted += 1
+                waiter = self._waiters.get(request)
+                if waiter is None:  # the caller went away meanwhile
+                    self._admission.release(lease.id, lease.client, self._now())
+                else:
+                    waiter.lease = lease
+                    waiter.done.set()
+            case Ended(event=event):
+                self._preempted += event.how == "preempted"
+            case Told(client=client, notice=notice):
+                self._mail[client].put(notice)
+
+    # leases -----------------------------------------------------------------------------------------------
+
+    @Gpu.acquire.serve
+    async def acquire(
+        self,
+        kind: Kind,
+        memory: int,
+        priority: int = 50,
+        ttl: float = 60.0,
+        wait: float = 0.0,
+        purpose: str = "",
+    ) -> Lease:
+        _check("memory", memory, 1, 2**62)
+        _check("priority", priority, 0, 100)
+        _check("ttl", ttl, 0.001, _LONGEST)
+        _check("wait", wait, 0.0, _LONGEST)
+        call = current()
+        self._requests += 1
+        number = self._requests
+        waiter = self._waiters[number] = _Waiter()
+        request = Request(number, call.client, call.badge, kind, memory, priority, ttl, purpose)
+        try:
+            self._admission.ask(request, self._now(), may_wait=wait > 0)
+            self._work.set()
+            with trio.move_on_after(wait):
+                await waiter.done.wait()
+            if self._admission.withdraw(number, self._now()):
+                raise Overloaded(f"every device of kind {kind!r}, for the {wait:g} s that were waited,")
+            await waiter.done.wait()
+        except Overloaded:
+            self._refused += 1
+            raise
+        except trio.Cancelled:
+            self._admission.withdraw(number, self._now())
+            if waiter.lease is not None:
+                self._admission.release(waiter.lease.id, call.client, self._now())
+            raise
+        finally:
+            del self._waiters[number]
+            self._work.set()
+        if waiter.error is not None:
+            raise waiter.error
+        assert waiter.lease is not None, "a waiter is woken with a lease or an error"
+        return waiter.lease
+
+    @Gpu.renew.serve
+    async def renew(self, lease: int, ttl: float) -> Lease:
+        _check("ttl", ttl, 0.001, _LONGEST)
+        renewed = self._admission.renew(lease, current().client, ttl, self._now())
+        self._work.set()
+        return renewed
+
+    @Gpu.release.serve
+    async def release(self, lease: int) -> bool:
+        held = self._admission.release(lease, current().client, self._now())
+        self._work.set()
+        return held
+
+    @Gpu.notices.serve
+    async def notices(self, after: int = 0) -> AsyncIterator[Notice]:
+        mailbox = self._mail[current().client]
+        while True:
+            arrived = mailbox.arrived
+            for notice in list(mailbox.kept):
+                if notice.position > after:
+                    after = notice.position
+                    yield notice
+            await arrived.wait()
+
+    # reading ----------------------------------------------------------------------------------------------
+
+    @Gpu.devices.serve
+    def devices(self) -> list[Device]:
+        admission = self._admission
+        return [
+            structs.replace(each, leased=admission.leased(each.id)) for each in admission.devices.values()
+        ]
+
+    @Gpu.leases.serve
+    def leases(self) -> list[Lease]:
+        return list(self._admission.leases.values())
+
+    @Gpu.history.serve
+    async def history(self, limit: int = 100) -> list[Event]:
+        _check("limit", limit, 1, 1000)
+        rows = self.rows.range("event/", "event0", limit=limit, reverse=True)
+        return [row.value async for row in rows if isinstance(row.value, Event)]
+
+    @Gpu.statistics.serve
+    def statistics(self) -> Statistics:
+        return Statistics(
+            leases=len(self._admission.leases),
+            waiting=len(self._admission.waiting),
+            granted=self._granted,
+            preempted=self._preempted,
+            refused=self._refused,
+            note=self._note,
+        )
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise BadRequest(f"$.{name}", f"a number from {least:g} to {most:g}", f"{value:g}")

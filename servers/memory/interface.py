@@ -1,0 +1,107 @@
+"""What others may ask of the memory server: regions that are mapped, not copied.
+
+A region begins open: its owner has it mapped writable. It is given to others read-only (`share`, then
+`open` by whoever was handed the share), and may be sealed, after which nobody can write it any more. An
+open region dies with its owner, and whoever else has it mapped reads zeros; a sealed one lives until its
+last holder releases it or dies.
+"""
+
+from msgspec import Struct
+
+from atoll.ipc.capability import Buffer
+from atoll.ipc.errors import Failure
+from atoll.ipc.interface import Interface, call
+
+
+class Region(Struct, frozen=True):
+    number: int
+    size: int
+    """Bytes, in whole pages."""
+    buffer: Buffer
+    """The memory itself, mapped in the caller's process."""
+
+
+class Share(Struct, frozen=True):
+    """What to hand to another client so that it may `open` a region. `key` is good for as long as the
+    region is.
+    """
+
+    region: int
+    key: bytes
+
+
+class Holding(Struct, frozen=True):
+    """A region of the caller's."""
+
+    number: int
+    size: int
+    owned: bool
+    sealed: bool
+    holders: int
+
+
+class Statistics(Struct, frozen=True):
+    """Of the whole server. Sizes in bytes. `reclaimed`: regions taken back because their holders died."""
+
+    pool: int
+    used: int
+    regions: int
+    clients: int
+    reclaimed: int
+    refused: int
+
+
+class NotShared(Failure, frozen=True, kw_only=True):
+    """There is no such share: the region ended, or the key is wrong."""
+
+    region: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"region {self.region} is not shared under this key, or has ended: ask its owner for a new share"
+        )
+
+
+class Memory(Interface):
+    """Regions of memory. Rights: `allocate` (and what an owner does), `open` (shares), `read`. Never
+    leaves a node.
+    """
+
+    errors = (NotShared,)
+
+    @call("allocate", local=True)
+    def allocate(self, size: int) -> Region:
+        """A region of zeros, `size` bytes rounded up to pages. Raises QuotaExceeded, BadRequest (a size
+        of 0 or less).
+        """
+
+    @call("open", local=True)
+    def map(self, region: int) -> Region:
+        """Another mapping of a region that the caller holds: writable for its owner while it is open,
+        else read-only.
+        """
+
+    @call("allocate", idempotent=True, local=True)
+    def seal(self, region: int) -> Region:
+        """Make the owner's region immutable; the new mapping replaces the old one, which no longer shows
+        the region.
+        """
+
+    @call("allocate", idempotent=True, local=True)
+    def share(self, region: int) -> Share:
+        """Allow whoever has the share to open the owner's region, read-only."""
+
+    @call("open", idempotent=True, local=True)
+    def open(self, share: Share) -> Region:
+        """Hold a shared region; it is charged to the caller as well. Raises NotShared, QuotaExceeded."""
+
+    @call("open", local=True)
+    def release(self, region: int) -> bool:
+        """Let go of a region; whether that ended it. Raises NotFound."""
+
+    @call("read", idempotent=True)
+    def mine(self) -> list[Holding]: ...
+
+    @call("read", idempotent=True)
+    def statistics(self) -> Statistics: ...

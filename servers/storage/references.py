@@ -1,0 +1,60 @@
+"""Reference rows: who keeps which blobs alive.
+
+One row per (badge of the caller, owner, name), holding all addresses that it keeps, 32 bytes each: a
+batch of 500 texts is one row of 16 KB and not 500 rows. The badge comes from the capability table, so
+nobody can release what another holds.
+"""
+
+from msgspec import Struct
+
+from atoll.ipc.keyspace import Keyspace, settled
+
+from .interface import HASH_BYTES
+
+
+class Reference(Struct, frozen=True, array_like=True):
+    """Addresses, one after another."""
+
+    hashes: bytes
+
+    def split(self) -> list[bytes]:
+        return [self.hashes[at : at + HASH_BYTES] for at in range(0, len(self.hashes), HASH_BYTES)]
+
+
+def _key(badge: int, owner: str, name: str = "") -> str:
+    return f"{badge:016x}/{owner}/{name}"
+
+
+class References:
+    """The rows, asked of the store each time: a view of them all would need memory for every reference."""
+
+    def __init__(self, rows: Keyspace[Reference]) -> None:
+        self._rows = rows
+        rows.keep_remote()
+
+    async def put(self, badge: int, owner: str, name: str, hashes: list[bytes]) -> int:
+        """Replaces the row; returns the revision at which it is durable."""
+        joined = b"".join(dict.fromkeys(hashes))
+        return await settled(self._rows.put(_key(badge, owner, name), Reference(joined)))
+
+    async def find(self, badge: int, owner: str, name: str) -> list[bytes]:
+        """What the row holds; empty if there is none."""
+        row = await self._rows.get(_key(badge, owner, name))
+        return [] if row is None else row.split()
+
+    async def remove(self, badge: int, owner: str, name: str) -> None:
+        await settled(self._rows.delete(_key(badge, owner, name)))
+
+    async def names(self, badge: int, owner: str) -> list[str]:
+        prefix = _key(badge, owner)
+        return [row.key.removeprefix(prefix) async for row in self._rows.range(prefix, prefix[:-1] + "0")]
+
+    async def all_hashes(self) -> set[bytes]:
+        """Every address that a row names. A row committed before the call and not removed during it is
+        among those read, although the pages are of different moments: rows are never moved.
+        """
+        found: set[bytes] = set()
+        async for row in self._rows.range():
+            if row.value is not None:
+                found.update(row.value.split())
+        return found

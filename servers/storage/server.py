@@ -1,0 +1,335 @@
+"""The storage server: uploads, downloads, references and collection over a folder of blobs."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import trio
+
+from atoll.ipc.context import current
+from atoll.ipc.errors import BadRequest
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.serve import Config, Serves
+
+from .blobfile import CHUNK, Writer, read_footer
+from .blobs import Blobs, prove_file, read_slice, refused_for_space
+from .collector import Rewrite, Sweep
+from .groups import Groups
+from .interface import (
+    HASH_BYTES,
+    BlobRef,
+    Collected,
+    Corrupt,
+    Damage,
+    NoSuchBlob,
+    Piece,
+    Scrubbed,
+    Stat,
+    Statistics,
+    Storage,
+    WrongContent,
+)
+from .leases import Leases
+from .pack import LARGEST
+from .priority import Priorities
+from .references import Reference, References
+
+_SPILL = 1024 * 1024
+"""Bytes of an upload that are gathered before a thread writes them: the memory that one upload takes."""
+_READ = 8 * CHUNK
+"""Bytes that one thread hop reads for a download."""
+_STEPS = 64
+"""Steps of a sweep or a scrub between two looks at what else is to be done."""
+
+
+class Settings(Config, frozen=True, kw_only=True):
+    grace: float = 3600.0
+    """Seconds for which an unreferenced blob is kept after its last put, reference or release."""
+    collect_every: float = 600.0
+    """Seconds between collections; 0: only when `collect` is called."""
+
+
+class Server(Serves[Storage]):
+    folder: Path
+    references: Keyspace[Reference]
+    config: Settings
+
+    def __init__(self) -> None:
+        self._inherited: dict[bytes, float] = {}
+        self._collecting = trio.Lock()
+        self._may_collect = True
+        """Off from a hand-over until a call shows that this version serves after all: the next one may be
+        serving.
+        """
+        self._puts = self._duplicates = self._written = self._read = self._syncs = 0
+
+    async def start(self) -> None:
+        self._io = Priorities()
+        self._blobs = Blobs(self.folder)
+        self._blobs.open()
+        self._leases = Leases(trio.current_time, self.config.grace)
+        self._leases.take_over(self._inherited)
+        self._groups = Groups(self._write_pack)
+        self._rows = References(self.references)
+
+    async def run(self) -> None:
+        """Collect every now and then."""
+        if not self.config.collect_every:
+            return
+        while True:
+            await trio.sleep(self.config.collect_every)
+            if self._may_collect:
+                await self._collect("bulk")
+
+    async def stop(self) -> None:
+        self._blobs.close()
+
+    def hand_over(self) -> bytes:
+        self._may_collect = False
+        return msgspec.msgpack.encode(self._leases.hand_over())
+
+    def take_over(self, state: bytes) -> None:
+        self._inherited = msgspec.msgpack.decode(state, type=dict[bytes, float])
+
+    # putting ----------------------------------------------------------------------------------------------
+
+    @Storage.put.serve
+    async def put(self, items: AsyncIterator[bytes], expected: bytes = b"") -> BlobRef:
+        service = current().service
+        self._may_collect = True
+        held: list[bytes] = []
+        size = 0
+        writer: Writer | None = None
+        try:
+            async for item in items:
+                held.append(item)
+                size += len(item)
+                if size > (LARGEST if writer is None else _SPILL):
+                    writer = writer or self._blobs.writer()
+                    await self._io.run(service, writer.write, b"".join(held))
+                    held, size = [], 0
+            rest = b"".join(held)
+            if writer is None:
+                return await self._put_small(rest, expected)
+            return await self._put_large(service, writer, rest, expected)
+        except OSError as error:
+            raise refused_for_space(error, writer.size if writer else size) from error
+        finally:
+            if writer is not None:
+                writer.discard()
+
+    async def _put_small(self, content: bytes, expected: bytes) -> BlobRef:
+        found = BlobRef.of(content)
+        _check_expected(expected, found.hash)
+        await self._put_group({found.hash: content})
+        return found
+
+    async def _put_large(self, service: str, writer: Writer, rest: bytes, expected: bytes) -> BlobRef:
+        await self._io.run(service, writer.write, rest)
+        footer = await self._io.run(service, writer.seal)
+        _check_expected(expected, footer.hash)
+        with self._leases.pinned([footer.hash]):
+            if self._blobs.sound(footer.hash):
+                self._duplicates += 1
+            else:
+                final = self._blobs.path(footer.hash)
+                await self._io.run(service, self._blobs.install, writer.temporary, final)
+                self._blobs.damaged.discard(footer.hash)
+                self._puts += 1
+                self._syncs += 1
+                self._written += footer.size
+        return BlobRef(footer.hash, footer.size)
+
+    @Storage.put_many.serve
+    async def put_many(self, blobs: list[bytes]) -> list[BlobRef]:
+        self._may_collect = True
+        for index, content in enumerate(blobs):
+            if len(content) > LARGEST:
+                expected = f"a blob of {LARGEST} bytes at most (upload a larger one with `put`)"
+                raise BadRequest(f"Storage.put_many, $.blobs[{index}]", expected, f"{len(content)} bytes")
+        refs = [BlobRef.of(content) for content in blobs]
+        await self._put_group({ref.hash: content for ref, content in zip(refs, blobs, strict=True)})
+        return refs
+
+    async def _put_group(self, blobs: dict[bytes, bytes]) -> None:
+        with self._leases.pinned(blobs):
+            new = {address: content for address, content in blobs.items() if not self._blobs.sound(address)}
+            self._duplicates += len(blobs) - len(new)
+            if new:
+                try:
+                    await self._groups.put(new)
+                except OSError as error:
+                    raise refused_for_space(error, sum(map(len, new.values()))) from error
+                self._puts += len(new)
+                self._written += sum(map(len, new.values()))
+
+    async def _write_pack(self, blobs: dict[bytes, bytes]) -> None:
+        temporary, number = self._blobs.temporary(), self._blobs.next_pack()
+        new = await self._io.run("normal", self._blobs.write_pack, temporary, number, list(blobs.items()))
+        self._blobs.admit(new)
+        self._syncs += 1
+
+    # reading ----------------------------------------------------------------------------------------------
+
+    @Storage.get.serve
+    async def get(self, hash: bytes, after: int = 0, until: int = -1) -> AsyncIterator[Piece]:
+        service = current().service
+        small = self._small(hash)
+        if small is not None:
+            end = len(small) if until < 0 else min(until, len(small))
+            if after < end:
+                self._read += end - after
+                yield Piece(end, small[after:end])
+            return
+        descriptor = self._blobs.open_file(hash)
+        try:
+            footer = await self._io.run(service, read_footer, descriptor, hash)
+            end = footer.size if until < 0 else min(until, footer.size)
+            while after < end:
+                to = min(end, (after // CHUNK) * CHUNK + _READ)
+                for chunk in await self._io.run(service, read_slice, descriptor, footer, after, to):
+                    after += len(chunk)
+                    self._read += len(chunk)
+                    yield Piece(after, chunk)
+        except Corrupt as damage:
+            self._blobs.damaged.add(damage.hash)
+            raise
+        finally:
+            os.close(descriptor)
+
+    @Storage.get_many.serve
+    def get_many(self, hashes: list[bytes]) -> list[bytes]:
+        contents: list[bytes] = []
+        for index, hash in enumerate(hashes):
+            small = self._small(hash)
+            if small is None:
+                if not self._blobs.has(hash):
+                    raise NoSuchBlob(hash=hash, index=index)
+                expected = f"a blob of {LARGEST} bytes at most (read a larger one with `get`)"
+                where = f"Storage.get_many, $.hashes[{index}]"
+                raise BadRequest(where, expected, f"{self._blobs.size(hash)} bytes")
+            self._read += len(small)
+            contents.append(small)
+        return contents
+
+    def _small(self, hash: bytes) -> bytes | None:
+        try:
+            return self._blobs.small(hash)
+        except Corrupt as damage:
+            self._blobs.damaged.add(damage.hash)
+            raise
+
+    @Storage.stat.serve
+    def stat(self, hash: bytes) -> Stat:
+        spared = min(self._leases.left(hash), self.config.grace)
+        return Stat(size=self._blobs.size(hash), packed=hash in self._blobs.places, spared=spared)
+
+    # references -------------------------------------------------------------------------------------------
+
+    @Storage.refer.serve
+    async def refer(self, hashes: list[bytes], owner: str, name: str) -> int:
+        self._may_collect = True
+        if not owner or "/" in owner or not name:
+            raise BadRequest("Storage.refer", "an owner without `/`, and a name", repr((owner, name)))
+        for index, hash in enumerate(hashes):
+            if len(hash) != HASH_BYTES or not self._blobs.has(hash):
+                raise NoSuchBlob(hash=hash, index=index)
+        badge = current().badge
+        with self._leases.pinned(hashes):
+            dropped = await self._rows.find(badge, owner, name)
+            revision = await self._rows.put(badge, owner, name, hashes)
+        self._leases.renew(set(dropped) - set(hashes))
+        return revision
+
+    @Storage.release.serve
+    async def release(self, owner: str, name: str) -> bool:
+        self._may_collect = True
+        badge = current().badge
+        dropped = await self._rows.find(badge, owner, name)
+        self._leases.renew(dropped)
+        await self._rows.remove(badge, owner, name)
+        self._leases.renew(dropped)
+        return bool(dropped)
+
+    @Storage.references.serve
+    async def names(self, owner: str) -> list[str]:
+        return await self._rows.names(current().badge, owner)
+
+    # maintenance ------------------------------------------------------------------------------------------
+
+    @Storage.collect.serve
+    async def collect(self) -> Collected:
+        self._may_collect = True
+        return await self._collect(current().service)
+
+    async def _collect(self, service: str) -> Collected:
+        async with self._collecting:
+            began = trio.current_time()
+            referenced = await self._rows.all_hashes()
+            sweep = Sweep(self._blobs, self._leases, trio.current_time, referenced.__contains__, began)
+            for count, rewrite in enumerate(sweep.steps()):
+                if not self._may_collect:
+                    break
+                if rewrite is not None:
+                    await self._rewrite(service, sweep, rewrite)
+                elif count % _STEPS == 0:
+                    await trio.lowlevel.checkpoint()
+            self._leases.forget_expired()
+            return sweep.result()
+
+    async def _rewrite(self, service: str, sweep: Sweep, rewrite: Rewrite) -> None:
+        """Durable in its new pack, then gone from the old ones; whatever became wanted meanwhile stops it."""
+        temporary, number = self._blobs.temporary(), self._blobs.next_pack()
+        new = await self._io.run(service, self._blobs.write_pack, temporary, number, rewrite.keep)
+        if self._may_collect and sweep.still_good(rewrite):
+            self._blobs.admit(new)
+            sweep.switch(rewrite)
+        else:
+            self._blobs.discard(new)
+
+    @Storage.verify.serve
+    async def verify(self) -> Scrubbed:
+        service = current().service
+        blobs = size = 0
+        damaged: list[Damage] = []
+        for hash in list(self._blobs.files()):
+            try:
+                size += await self._io.run(service, prove_file, self._blobs.path(hash), hash)
+            except Corrupt as damage:
+                damaged.append(Damage(hash, damage.offset))
+            except NoSuchBlob:
+                continue  # collected since it was listed
+            blobs += 1
+        for count, hash in enumerate(list(self._blobs.places)):
+            if count % _STEPS == 0:
+                await trio.lowlevel.checkpoint()
+            try:
+                small = self._blobs.small(hash)
+            except Corrupt as damage:
+                damaged.append(Damage(hash, damage.offset))
+                small = b""
+            if small is not None:
+                blobs += 1
+                size += len(small)
+        self._blobs.damaged.update(each.hash for each in damaged)
+        return Scrubbed(blobs=blobs, bytes=size, damaged=damaged)
+
+    @Storage.statistics.serve
+    def statistics(self) -> Statistics:
+        return Statistics(
+            puts=self._puts,
+            duplicates=self._duplicates,
+            written=self._written,
+            read=self._read,
+            syncs=self._syncs,
+            packs=len(self._blobs.packs),
+            packed=len(self._blobs.places),
+            damaged=len(self._blobs.damaged),
+            priorities=self._io.applied,
+        )
+
+
+def _check_expected(expected: bytes, found: bytes) -> None:
+    if expected and expected != found:
+        raise WrongContent(expected=expected, got=found)
