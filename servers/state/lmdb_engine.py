@@ -29,6 +29,7 @@ from .layout import pack
 FILE: Final = "data.mdb"
 STEP: Final = 32 << 20
 """Bytes by which the file grows."""
+_LEAST_STEP: Final = 256 << 10
 SLACK: Final = 2 << 20
 """Bytes of unused preallocated file below which the next step is taken; more than branch pages and free list
 of one batch."""
@@ -182,21 +183,27 @@ class LmdbEngine:
         wanted = min(-(-wanted // STEP) * STEP, self._limit + SLACK)
         if wanted <= self._allocated:
             return
+        self._growth_refused = not self._allocate(wanted)
+        step = (wanted - self._allocated) // 2
+        # What is left of the disk may be less than a step: take what there is, in ever smaller pieces.
+        while self._growth_refused and step >= _LEAST_STEP:
+            if not self._allocate(self._allocated + step):
+                step //= 2
+
+    def _allocate(self, size: int) -> bool:
+        """Extends the file to `size` bytes that are really there; False if the disk has not as much."""
         descriptor = os.open(self._path / FILE, os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.posix_fallocate(descriptor, self._allocated, wanted - self._allocated)
+            os.posix_fallocate(descriptor, self._allocated, size - self._allocated)
             os.fsync(descriptor)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            self._growth_refused = True
-            # A refused step may have been granted in part.
-            self._allocated = max(self._allocated, os.fstat(descriptor).st_size)
-            return
+            return False
         finally:
             os.close(descriptor)
-        self._growth_refused = False
-        self._allocated = wanted
+        self._allocated = size
+        return True
 
     def _high_water(self) -> int:
         return (int(self._environment.info()["last_pgno"]) + 1) * self._page

@@ -1,0 +1,32 @@
+"""The engines that the suite runs on, and how to find each again after its process has ended."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll.servers.state.engine import Engine
+from atoll.servers.state.lmdb_engine import LmdbEngine
+from atoll.servers.state.memory_engine import MemoryEngine
+
+MAP = 1 << 30
+
+
+class Store:
+    """An engine that can be closed and opened anew over what it holds."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self._make = make
+        self.engine = make()
+
+    def reopen(self) -> Engine:
+        self.engine.close()
+        self.engine = self._make()
+        return self.engine
+
+
+def lmdb_store(folder: Path) -> Store:
+    return Store(lambda: LmdbEngine(folder, limit=256 << 20, reserve=1 << 20, map_size=MAP))
+
+
+def memory_store(**options: int) -> Store:
+    model = MemoryEngine(**options)
+    return Store(lambda: model)

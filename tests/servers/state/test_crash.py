@@ -1,0 +1,130 @@
+"""A writer is killed at random and at each point around the sync: what was acknowledged is there, what was
+not is there whole or not at all, and the store is whole."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from atoll.servers.state import layout
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+WRITER = """
+import os, signal, sys
+from atoll.ipc.system.state import Committed
+from atoll.servers.state import layout
+from atoll.servers.state.engine import Table
+from atoll.servers.state.group import Group, Transaction
+from atoll.servers.state.history import History
+from atoll.servers.state.lmdb_engine import LmdbEngine
+from atoll.servers.state.ownership import Ownership, settle_format
+
+folder, point, fatal = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+class Dying(LmdbEngine):
+    groups = 0
+
+    def die_at(self, here):
+        if here == point and self.groups == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def commit(self, batch, *, reserved=False):
+        self.groups += 1
+        self.die_at("before the batch")
+        super().commit(batch, reserved=reserved)
+        self.die_at("after the sync")
+
+    def _apply(self, transaction, batch):
+        super()._apply(transaction, batch)
+        self.die_at("before the sync")
+
+engine = Dying(folder, limit=256 << 20, map_size=1 << 30)
+settle_format(engine)
+history = History(engine, str)
+group = Group(history, Ownership(engine, 1), lambda written: engine.die_at("before the answer"))
+prefix = layout.prefix(0)
+while True:
+    acknowledged = []
+    for member in range(5):
+        number = history.head() + 1 + member
+        value = b"%d " % number * (1 if member % 2 else 300)
+        writes = [(prefix + b"a%d" % (number % 7), value), (prefix + b"b", value)]
+        group.admit(Transaction(0, writes, [], id=prefix + b"%d" % number), acknowledged.append)
+    group.flush()
+    for outcome in acknowledged:
+        assert isinstance(outcome, Committed)
+        os.write(1, b"%d\\n" % outcome.revision)
+"""
+
+
+def run(folder: Path, point: str, group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), point, str(group)], stdout=subprocess.PIPE
+    )
+
+
+def acknowledged(output: bytes) -> int:
+    """The last revision that was acknowledged; a line that death cut short does not count."""
+    lines = output.split(b"\n")[:-1]
+    return int(lines[-1]) if lines else 0
+
+
+def holds(folder: Path, last: int) -> int:
+    """Asserts that every revision up to `last` is there and every revision is whole; gives the head."""
+    engine = LmdbEngine(folder, read_only=True)
+    try:
+        with engine.snapshot() as snapshot:
+            head = snapshot.bounds()[1]
+            assert head >= last
+            for revision, raw in snapshot.feed(0):
+                values = set()
+                for key in layout.entry_of(raw).keys:
+                    row = layout.versioned(key, revision)
+                    stored = snapshot.get(1, row)  # type: ignore[arg-type]
+                    assert stored is not None
+                    values.add(layout.value_of(snapshot, row, stored))
+                assert len(values) == 1
+                assert values.pop().split()[0] == b"%d" % revision  # type: ignore[union-attr]
+            return head
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("group", [2, 5])
+@pytest.mark.parametrize(
+    "point", ["before the batch", "before the sync", "after the sync", "before the answer"]
+)
+def test_killed_around_the_sync(tmp_path: Path, whole: Callable[[Path], int], point: str, group: int) -> None:
+    # The batch that stamps the format is the first.
+    child = run(tmp_path / "store", point, group + 1)
+    output, _ = child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    last = acknowledged(output)
+    assert last == (group - 1) * 5
+    head = holds(tmp_path / "store", last)
+    assert head == last + (5 if point in ("after the sync", "before the answer") else 0)
+    assert whole(tmp_path / "store") == head
+
+
+def test_killed_at_random(tmp_path: Path, whole: Callable[[Path], int]) -> None:
+    """The same store, killed again and again: nothing acknowledged in any life is ever lost."""
+    folder, before = tmp_path / "store", 0
+    chance = random.Random(1)
+    for _ in range(6):
+        child = run(folder, "", 0)
+        assert child.stdout is not None
+        output = b""
+        wanted = chance.randrange(1, 4000)
+        while len(output) < wanted:
+            output += os.read(child.stdout.fileno(), 512)
+        child.kill()
+        output += child.communicate()[0]
+        last = acknowledged(output)
+        assert last > before
+        before = holds(folder, last)
+        assert whole(folder) == before

@@ -1,0 +1,96 @@
+"""A real full file system, and a process that may not write a larger file: clear errors, nothing
+half-written, reads go on."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FILLER = """
+import resource, signal, sys
+from atoll.ipc.system.state import Committed, StoreFull
+from atoll.servers.state import layout
+from atoll.servers.state.group import Group, Transaction
+from atoll.servers.state.history import History
+from atoll.servers.state.lmdb_engine import LmdbEngine
+from atoll.servers.state.ownership import Ownership, settle_format
+
+folder, file_limit = sys.argv[1], int(sys.argv[2])
+if file_limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+engine = LmdbEngine(folder, reserve=4 << 20, map_size=1 << 30)
+settle_format(engine)
+history = History(engine, str)
+group = Group(history, Ownership(engine, 1), lambda written: None)
+prefix = layout.prefix(0)
+
+def write(name, size, reserved=False):
+    outcome = []
+    group.admit(Transaction(0, [(prefix + name, bytes(size))], [], reserved=reserved), outcome.append)
+    group.flush()
+    return outcome[0]
+
+count = 0
+while isinstance(outcome := write(b"%06d" % count, 100_000), Committed):
+    count += 1
+assert isinstance(outcome, StoreFull), outcome
+print(outcome)
+assert history.head() == count
+assert isinstance(write(b"a revocation", 1000, reserved=True), Committed)
+kernel = 0
+while isinstance(outcome := write(b"kernel %06d" % kernel, 100_000, reserved=True), Committed):
+    kernel += 1
+assert isinstance(outcome, StoreFull), outcome
+assert kernel >= 10, kernel
+assert history.head() == count + 1 + kernel
+assert len(history.range(prefix, layout.prefix(1), 100_000).items) > 0
+print(count, engine.statistics())
+"""
+
+
+def fill(folder: Path, file_limit: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", FILLER, str(folder), str(file_limit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk: Path, whole: Callable[[Path], int]) -> None:
+    assert "the disk is full" in fill(small_disk / "store")
+    assert whole(small_disk / "store") > 100
+
+
+def test_a_file_size_limit(tmp_path: Path, whole: Callable[[Path], int]) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    if hard != resource.RLIM_INFINITY and hard < 48 << 20:
+        pytest.skip(f"files of 48 MiB are needed, and this process may write {hard} bytes")
+    assert "the disk is full" in fill(tmp_path / "store", 48 << 20)
+    assert whole(tmp_path / "store") > 100
