@@ -212,7 +212,8 @@ class Tree:
         )
 
     def derive(
-        self, id: int, *, by: str, rights: Iterable[str], expiry: int = NEVER, lasting: bool = False, account: str = ""
+        self, id: int, *, by: str, rights: Iterable[str],
+        expiry: int = NEVER, lasting: bool = False, account: str = "",
     ) -> Capability:  # fmt: skip
         """Makes a weaker capability of the same holder for the same object. `expiry` NEVER: the parent's."""
         parent = self._of(id, by)

@@ -42,7 +42,7 @@ class Graph(NamedTuple):
 
 
 def graph(checked: Checked) -> Graph:
-    """The graph of an image, in the image's order. What the host adds (a missing mechanism) only boot knows."""
+    """The graph of an image, in the image's order. What the host lacks, boot adds."""
     image = checked.image
     return Graph(
         name=image.image.name,
@@ -152,7 +152,7 @@ def _quote(text: str) -> str:
 
 
 def svg(graph: Graph) -> bytes | None:
-    """The picture; None where graphviz is not installed. Raises `subprocess.CalledProcessError` if it fails."""
+    """The picture; None where graphviz is not installed. `CalledProcessError` if it fails."""
     program = shutil.which("dot")
     if program is None:
         return None

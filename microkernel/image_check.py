@@ -66,7 +66,7 @@ class Checked:
     descriptions: dict[str, Description]
 
     def interface(self, server: str, asked: str, need: NeedDescription | None = None) -> str:
-        """The interface that a binding means: the one it names, or that its need declares, or the only one."""
+        """The interface that a binding means: the one it names, that its need declares, or the only one."""
         return asked or (need.interface if need else "") or self.descriptions[server].interfaces[0].name
 
 
@@ -215,7 +215,8 @@ class _Names:
         seen = set()
         for index, drop in enumerate(server.drop):
             at = (*path, "drop", index, "mechanism")
-            self.known(at, drop.mechanism, own, f"a mechanism of level {quoted(level)}")
+            what = f"a mechanism of level {quoted(level)}" if level in self.levels else "a mechanism"
+            self.known(at, drop.mechanism, own, what)
             if drop.mechanism in seen:
                 self.draft.note(at, "each mechanism once", f"{quoted(drop.mechanism)} again")
             seen.add(drop.mechanism)

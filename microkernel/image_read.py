@@ -106,7 +106,7 @@ def quoted(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return msgspec.json.encode(value if len(value) <= 60 else value[:57] + "...").decode()
+        return msgspec.json.encode(str(value if len(value) <= 60 else value[:57] + "...")).decode()
     if isinstance(value, dict):
         return "a table" if value else "an empty table"
     if isinstance(value, list):
@@ -148,7 +148,7 @@ def _broken(message: str, text: str) -> Problem:
     else:
         lines = text.split("\n")
         position = Position(len(lines), len(lines[-1]) + 1)
-    return Problem(position, "", "TOML", what[:1].lower() + what[1:])
+    return Problem(position, "", "TOML", f"what is none ({what[:1].lower()}{what[1:]})")
 
 
 class Field(NamedTuple):
@@ -350,7 +350,9 @@ def _unit_hint(raw: object, hint: type) -> str:
 
 
 def _bounds(low: float | None, high: float | None, hint: type) -> str:
-    show: Callable[[float | None], str] = show_size if hint is Size else str
+    show: Callable[[float | None], str] = (
+        show_size if hint is Size else _show_seconds if hint is Seconds else str
+    )
     if low is None or high is None:
         return f"of at least {show(low)}" if high is None else f"of at most {show(high)}"
     return f"from {show(low)} to {show(high)}"
@@ -362,3 +364,7 @@ def show_size(size: float | None) -> str:
         if size and size % factor == 0:
             return f"{int(size) // factor}{unit}"
     return f"{int(size or 0)}B"
+
+
+def _show_seconds(seconds: float | None) -> str:
+    return f"{seconds:g} s"

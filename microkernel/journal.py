@@ -107,7 +107,7 @@ class Journal:
         """Records in the file; `compact` when they are many more than what stands."""
         self._descriptor = descriptor
 
-    # writing ---------------------------------------------------------------------------------------------------------
+    # writing ------------------------------------------------------------------------------------------------
 
     def boot(self, time: int) -> int:
         """Begins a boot; returns its epoch, which no earlier boot had."""
@@ -242,7 +242,7 @@ def _refuse_damage(data: bytes, at: int, name: str) -> None:
         except msgspec.MsgspecError:
             continue
         raise JournalDamaged(
-            f"{name}: expected a whole record at byte {at}, found damage before the record at {later}: {_REMEDY}"
+            f"{name}: expected a record at byte {at}, found damage before the record at {later}: {_REMEDY}"
         )
 
 

@@ -345,9 +345,26 @@ class KeyspaceRow(Row, frozen=True, kw_only=True):
 
 
 TABLES: tuple[type[Row], ...] = (
-    BootRow, ImageRow, VersionRow, ServerRow, ProcessRow, CapabilityRow, SessionRow, ChannelRow, AccountRow, SliceRow,
-    ProtectionRow, RefusalRow, EventRow, SwapRow, CrashRow, IntentRow, LogRow, AttachmentRow, KeyspaceRow,
-)  # fmt: skip
+    BootRow,
+    ImageRow,
+    VersionRow,
+    ServerRow,
+    ProcessRow,
+    CapabilityRow,
+    SessionRow,
+    ChannelRow,
+    AccountRow,
+    SliceRow,
+    ProtectionRow,
+    RefusalRow,
+    EventRow,
+    SwapRow,
+    CrashRow,
+    IntentRow,
+    LogRow,
+    AttachmentRow,
+    KeyspaceRow,
+)
 
 
 def table_of(key: bytes) -> type[Row]:

@@ -154,7 +154,7 @@ def _nearest(found: str, known: list[str]) -> str:
 
 
 def find_server(folder: str, package: str) -> type[Any]:
-    """The class `Server` of a package in `folder`. Raises what its import raises; TypeError if it has none."""
+    """A package's class `Server`. Raises what its import raises, TypeError if there is none."""
     from atoll.ipc.serve import Serves
 
     sys.path.insert(0, folder)

@@ -34,7 +34,9 @@ def test_a_lower_limit_takes_nothing_back() -> None:
 
 @pytest.mark.parametrize("amount", [1, -1])
 def test_a_release_of_what_was_not_charged_is_a_fault(amount: int) -> None:
-    with pytest.raises(ValueError, match=f"release of {amount} channels of account 'a', of which 0 are charged"):
+    with pytest.raises(
+        ValueError, match=f"release of {amount} channels of account 'a', of which 0 are charged"
+    ):
         Ledger().release("a", "channels", amount)
 
 
@@ -43,7 +45,9 @@ def test_a_negative_charge_is_a_fault() -> None:
         Ledger().charge("a", "channels", -1)
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(RESOURCES), st.integers(0, 40), st.booleans())))
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(RESOURCES), st.integers(0, 40), st.booleans()))
+)
 def test_use_is_the_sum_of_charges_less_releases(steps: list[tuple[str, str, int, bool]]) -> None:
     limits = Account(channels=100, capabilities=90, descriptors=80, pending=70)
     ledger = Ledger({"a": limits, "b": limits})

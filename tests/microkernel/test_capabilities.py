@@ -257,7 +257,9 @@ def test_a_boot_brings_back_the_lasting_ones_with_their_numbers() -> None:
 def test_a_row_that_has_more_than_its_parent_does_not_come_back() -> None:
     tree = make_tree()
     mine = hand_out(tree, lasting=True, rights=("read",))
-    forged = msgspec.structs.replace(mine, id=mine.id + 1, parent=mine.id, rights=frozenset({"read", "write"}))
+    forged = msgspec.structs.replace(
+        mine, id=mine.id + 1, parent=mine.id, rights=frozenset({"read", "write"})
+    )
     orphan = msgspec.structs.replace(mine, id=mine.id + 2, parent=999)
     again = Tree(2, Ledger())
     assert again.restore([tree.root("store", "Store"), mine, forged, orphan]) == [forged, orphan]
@@ -353,9 +355,7 @@ class TreeMachine(RuleBasedStateMachine):
     def revoke(self, data: st.DataObject, by: str | None, keep: bool) -> None:
         target = self.pick(data)
         below = [capability for capability in self.tree if self.tree.covers(target.id, capability.id)]
-        may = by is None or any(
-            self.tree.covers(held.id, target.id) for held in self.tree.held_by(by)
-        )
+        may = by is None or any(self.tree.covers(held.id, target.id) for held in self.tree.held_by(by))
         try:
             ended = self.tree.revoke(target.id, by=by, keep=keep)
         except (NotFound, BadRequest):
@@ -377,7 +377,9 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(holder=st.sampled_from(HOLDERS))
     def died(self, holder: str) -> None:
-        others = {capability.id for capability in self.tree if capability.holder != holder or capability.lasting}
+        others = {
+            capability.id for capability in self.tree if capability.holder != holder or capability.lasting
+        }
         self.tree.died(holder)
         assert {capability.id for capability in self.tree} == others
 

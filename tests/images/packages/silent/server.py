@@ -1,0 +1,3 @@
+"""A package without a server."""
+
+print("imported")

@@ -1,0 +1,91 @@
+"""Each wrong image is refused with exactly the message beside it; a right one is not."""
+
+from pathlib import Path
+
+import pytest
+
+from atoll.microkernel.image_check import load
+from atoll.microkernel.image_read import ImageRefused
+
+HERE = Path(__file__).parent
+WRONG = sorted((HERE / "wrong").glob("*.toml"))
+
+
+@pytest.mark.parametrize("image", WRONG, ids=lambda path: path.stem)
+def test_a_wrong_image_is_refused_with_its_message(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE)
+    with pytest.raises(ImageRefused) as caught:
+        load(image.relative_to(HERE))
+    assert str(caught.value) + "\n" == image.with_suffix(".txt").read_text()
+
+
+def test_each_wrong_image_has_a_message_and_each_message_an_image() -> None:
+    assert len(WRONG) >= 30
+    assert {path.stem for path in WRONG} == {path.stem for path in (HERE / "wrong").glob("*.txt")}
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    image = tmp_path / "image.toml"
+    image.write_bytes(b"[image]\nname = \xff\n")
+    with pytest.raises(ImageRefused, match=r"image.toml:1:1: expected UTF-8 text, found the byte 0xff"):
+        load(image)
+
+
+RIGHT = """
+[image]
+name = "right"
+
+[slice.high]
+priority = 9
+
+[keyspace.counts]
+retention = "90d"
+
+[server.state]
+package = "PACKAGES/store"
+slice = "high"
+needs = { folder = { folder = "store" } }
+
+[server.counter]
+package = "PACKAGES/counter"
+level = "sandbox"
+drop = [{ mechanism = "landlock", reason = "it writes where it likes" }]
+needs = { rows = { keyspace = "counts", rights = ["read", "write"] }, config = { config = { step = 2 } } }
+
+[server.first]
+package = "PACKAGES/relay"
+needs = { further = { server = "second", rights = ["send"], badge = "" } }
+
+[server.second]
+package = "PACKAGES/relay"
+slice = "high"
+allow = [{ calls = "network", reason = "it answers on a socket" }]
+needs = { door = { listen = "127.0.0.1:0" } }
+
+[[attach]]
+uid = "1000-1999"
+may = [{ server = "counter", interface = "Counter", rights = ["read"] }]
+
+[[attach]]
+any = true
+operator = true
+may = []
+"""
+
+
+@pytest.fixture
+def right(tmp_path: Path) -> Path:
+    image = tmp_path / "right.toml"
+    image.write_text(RIGHT.replace("PACKAGES", str(HERE / "packages")))
+    return image
+
+
+def test_a_right_image_is_described(right: Path) -> None:
+    checked = load(right)
+    assert checked.packages["counter"] == HERE / "packages" / "counter"
+    assert [offer.name for offer in checked.descriptions["counter"].interfaces] == ["Counter", "Admin"]
+    assert checked.descriptions["counter"].interfaces[0].rights == ("read", "write")
+    assert checked.descriptions["first"].needs["further"].interface == "Relay"
+    assert checked.image.level("first") == "sandbox"
+    assert checked.image.priority("second") == 9
+    assert checked.image.keyspace["counts"].retention == 90 * 86400

@@ -1,0 +1,166 @@
+"""The boot journal: what was acknowledged is there, whatever byte a crash stopped at."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.microkernel.changes import Batch
+from atoll.microkernel.journal import Journal, JournalDamaged, StateServer, create, open_
+from atoll.microkernel.records import EventRow
+
+STATE = StateServer("state", "ab12", "seccomp", "exec", "image", drop=(("own-uid", "no root"),))
+
+
+def batch(number: int) -> Batch:
+    row = EventRow(boot=1, sequence=number, time=number, kind="test", who="me", sentence="it was")
+    return Batch(b"%d" % number, note="test").put(row)
+
+
+def fill(path: Path) -> Journal:
+    journal = create(path, "node", 7)
+    journal.boot(10)
+    journal.set_state(STATE)
+    journal.wait(batch(1).changes())
+    journal.wait(batch(2).changes())
+    journal.settle(batch(1).changes().id)
+    return journal
+
+
+def says(journal: Journal) -> tuple[object, ...]:
+    return journal.identity, journal.epoch, journal.state, dict(journal.waiting)
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    written = fill(tmp_path / "journal")
+    written.close()
+    read = open_(tmp_path / "journal")
+    assert says(read) == says(written)
+    assert list(read.waiting.values()) == [batch(2).changes()]
+    assert (read.epoch, read.state, read.cut) == (1, STATE, 0)
+    read.close()
+
+
+def test_a_crash_at_any_byte_loses_nothing_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = create(path, "node", 7)
+    states = [(path.stat().st_size, says(journal))]
+    for step in (
+        lambda: journal.boot(10),
+        lambda: journal.set_state(STATE),
+        lambda: journal.wait(batch(1).changes()),
+        lambda: journal.settle(batch(1).changes().id),
+        lambda: journal.boot(20),
+    ):
+        step()
+        states.append((path.stat().st_size, says(journal)))
+    journal.close()
+    whole = path.read_bytes()
+    for length in range(states[0][0], len(whole) + 1):
+        path.write_bytes(whole[:length])
+        expected = [state for size, state in states if size <= length][-1]
+        size = max(size for size, _ in states if size <= length)
+        found = open_(path)
+        assert says(found) == expected
+        assert (found.cut, path.stat().st_size) == (length - size, size)
+        found.boot(30)
+        found.close()
+        again = open_(path)
+        assert again.epoch == expected[1] + 1  # type: ignore[operator]
+        again.close()
+
+
+def test_a_tail_of_zeros_is_cut(tmp_path: Path) -> None:
+    fill(tmp_path / "journal").close()
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(bytes(4096))
+    journal = open_(tmp_path / "journal")
+    assert journal.cut == 4096
+    journal.close()
+
+
+def test_damage_before_good_records_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    fill(path).close()
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        JournalDamaged, match=r"found damage before the record at \d+: restore it from a backup"
+    ):
+        open_(path)
+    assert path.read_bytes() == data
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "journal").write_bytes(b"hello")
+    with pytest.raises(JournalDamaged, match="expected it to begin with b'atoll journal 1"):
+        open_(tmp_path / "journal")
+
+
+def test_a_second_journal_is_not_made_over_the_first(tmp_path: Path) -> None:
+    fill(tmp_path / "journal").close()
+    with pytest.raises(FileExistsError, match="a node has its journal here"):
+        create(tmp_path / "journal", "other", 8)
+
+
+def test_compaction_says_the_same_in_fewer_records(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = fill(path)
+    for number in range(50):
+        journal.wait(batch(100 + number).changes())
+        journal.settle(batch(100 + number).changes().id)
+    before, size = says(journal), path.stat().st_size
+    journal.compact()
+    assert says(journal) == before
+    assert (journal.records, path.stat().st_size < size / 5) == (4, True)
+    journal.boot(30)
+    journal.close()
+    read = open_(path)
+    assert says(read) == says(journal)
+    read.close()
+
+
+def test_a_compaction_that_did_not_finish_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written = fill(path)
+    written.close()
+    path.with_name("journal.new").write_bytes(b"atoll jour")
+    read = open_(path)
+    assert says(read) == says(written)
+    read.compact()
+    assert os.listdir(tmp_path) == ["journal"]
+    read.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from("bwsxrc"), st.integers(0, 3)), max_size=12))
+def test_any_sequence_reads_back(
+    steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "journal"
+    journal = create(path, "node", 7)
+    for kind, number in steps:
+        match kind:
+            case "b":
+                journal.boot(number)
+            case "w":
+                journal.wait(batch(number).changes())
+            case "s":
+                journal.settle(batch(number).changes().id)
+            case "x":
+                journal.set_state(StateServer("state", str(number), "process", "exec", ""))
+            case "r":
+                before = says(journal)
+                journal.close()
+                journal = open_(path)
+                assert says(journal) == before
+            case _:
+                journal.compact()
+    before = says(journal)
+    journal.close()
+    journal = open_(path)
+    assert says(journal) == before
+    journal.close()

@@ -1,0 +1,169 @@
+"""Rows and intents: keys sort as fields do, rows read back, what has no outcome is undone, latest first."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.ipc.errors import Conflict
+from atoll.microkernel.changes import Batch, Changes, Found, load
+from atoll.microkernel.intents import (
+    DONE,
+    UNDONE,
+    AnyUndo,
+    EndProcess,
+    RemoveCgroup,
+    intend,
+    settle,
+    undo_all,
+    undo_of,
+    unfinished,
+)
+from atoll.microkernel.records import (
+    TABLES,
+    CrashRow,
+    EventRow,
+    IntentRow,
+    LogRow,
+    Row,
+    after,
+    encode_key,
+    table_of,
+)
+
+PARTS = st.one_of(
+    st.tuples(st.integers(0, 2**64 - 1), st.text()), st.tuples(st.integers(0, 3), st.text("\0\1a\xff"))
+)
+
+
+class ModelStore:
+    """`Records` in memory: one revision a commit, an id commits once, expectations are kept."""
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, tuple[bytes, int]] = {}
+        self.seen: dict[bytes, int] = {}
+        self.revision = 0
+
+    async def commit(self, changes: Changes) -> int:
+        if changes.id in self.seen:
+            return self.seen[changes.id]
+        for expected in changes.expects:
+            found = self.rows.get(expected.key, (b"", 0))[1]
+            if found != expected.revision:
+                raise Conflict(expected.key, expected.revision, found)
+        self.revision += 1
+        for key, value in changes.writes.items():
+            if value is None:
+                self.rows.pop(key, None)
+            else:
+                self.rows[key] = (value, self.revision)
+        self.seen[changes.id] = self.revision
+        return self.revision
+
+    async def range(self, prefix: bytes) -> AsyncIterator[Found]:
+        end = after(prefix)
+        for key in sorted(self.rows):
+            if prefix <= key and (not end or key < end):
+                value, revision = self.rows[key]
+                yield Found(key=key, value=value, revision=revision)
+
+
+@given(PARTS, PARTS)
+def test_keys_sort_as_their_fields(one: tuple[int, str], other: tuple[int, str]) -> None:
+    fields = (one[0], one[1].encode()), (other[0], other[1].encode())
+    assert (encode_key(one) < encode_key(other)) == (fields[0] < fields[1])
+    assert (encode_key(one) == encode_key(other)) == (one == other)
+
+
+@given(st.binary(), st.binary())
+def test_after_is_past_all_with_the_prefix_and_nothing_else(prefix: bytes, key: bytes) -> None:
+    end = after(prefix)
+    assert (prefix <= key and (not end or key < end)) == key.startswith(prefix)
+
+
+def test_every_table_has_a_letter_of_its_own_and_its_key_fields() -> None:
+    assert len({table.table for table in TABLES}) == len(TABLES)
+    assert set(TABLES) == set(Row.__subclasses__())
+    for table in TABLES:
+        assert len(table.table) == 1
+        assert set(table.key_fields) <= {field.name for field in msgspec.structs.fields(table)}
+    assert table_of(CrashRow.key_of("a", 1, 2)) is CrashRow
+
+
+def log(server: str, sequence: int) -> LogRow:
+    return LogRow(server=server, boot=1, sequence=sequence, time=0, level="info", text="line")
+
+
+async def test_rows_of_one_server_are_a_range() -> None:
+    store = ModelStore()
+    rows = [log("a", 1), log("a", 2), log("ab", 1), log("b", 1)]
+    await store.commit(Batch(b"1").put(*reversed(rows)).changes())
+    assert await load(store, LogRow, "a") == rows[:2]
+    assert await load(store, LogRow) == rows
+    await store.commit(Batch(b"2").delete(LogRow, "a", 1, 1).changes())
+    assert await load(store, LogRow, "a") == rows[1:2]
+
+
+async def test_the_same_call_commits_once() -> None:
+    store = ModelStore()
+    changes = Batch(b"boot 1, call 5").put(log("a", 1)).expect_absent(log("a", 1)).changes()
+    assert await store.commit(changes) == await store.commit(changes) == 1
+    with pytest.raises(Conflict, match="expected at revision 0 and is at 1"):
+        await store.commit(Batch(b"boot 1, call 6").put(log("a", 1)).expect_absent(log("a", 1)).changes())
+
+
+def test_a_batch_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="LogRow has the key"):
+        Batch(b"1").delete(LogRow, "a")
+    with pytest.raises(ValueError, match="two revisions"):
+        Batch(b"1").expect(b"k", 1).expect(b"k", 2)
+
+
+def test_an_older_row_reads_with_the_default_of_a_newer_field() -> None:
+    old = {"boot": 1, "sequence": 2, "time": 3, "kind": "k", "who": "w", "sentence": "s"}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=EventRow).fields == {}
+
+
+async def test_what_has_no_outcome_is_undone_latest_first() -> None:
+    store = ModelStore()
+    intents = [
+        intend(1, 1, RemoveCgroup("/a"), 5),
+        intend(1, 2, EndProcess("counter", 3, "m"), 6),
+        intend(2, 1, RemoveCgroup("/b"), 7),
+    ]
+    await store.commit(Batch(b"1").put(*intents).changes())
+    await store.commit(settle(Batch(b"2"), intents[0], DONE).changes())
+    assert await unfinished(store) == [intents[2], intents[1]]
+    undone: list[AnyUndo] = []
+
+    async def undo(what: AnyUndo) -> None:
+        undone.append(what)
+
+    waiting = intend(2, 2, RemoveCgroup("/c"), 8)
+    assert await undo_all(store, undo, [waiting]) == 3
+    assert undone == [RemoveCgroup("/c"), RemoveCgroup("/b"), EndProcess("counter", 3, "m")]
+    assert await unfinished(store) == []
+    assert [row.outcome for row in await load(store, IntentRow)] == [DONE, UNDONE, UNDONE, UNDONE]
+
+
+async def test_an_undo_that_fails_leaves_the_rest_for_the_next_boot() -> None:
+    store = ModelStore()
+    rows = [intend(1, number, RemoveCgroup(f"/{number}"), number) for number in (1, 2, 3)]
+    await store.commit(Batch(b"1").put(*rows).changes())
+
+    async def undo(what: AnyUndo) -> None:
+        if what == RemoveCgroup("/2"):
+            raise OSError("the host is in the way")
+
+    with pytest.raises(OSError, match="in the way"):
+        await undo_all(store, undo)
+    assert await unfinished(store) == [rows[1], rows[0]]
+
+
+def test_an_intent_of_a_newer_release_is_not_guessed_at() -> None:
+    row = intend(1, 1, RemoveCgroup("/a"), 5)
+    newer = msgspec.structs.replace(row, undo=msgspec.msgpack.encode({"type": "Levitate"}))
+    with pytest.raises(msgspec.ValidationError, match="Invalid value 'Levitate'"):
+        undo_of(newer)

@@ -1,0 +1,102 @@
+"""Versions: a copy is what its hash says, is there whole or not at all, and does not follow later edits."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.errors import BadRequest, NotFound
+from atoll.microkernel.versions import Versions, hash_of
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = tmp_path / "source" / "counter"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "server.py").write_text("x = 1\n")
+    (folder / "deep" / "table.py").write_text("y = 2\n")
+    return folder
+
+
+def test_a_version_is_a_copy_that_stays(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    version = versions.add(package)
+    (package / "server.py").write_text("x = 2\n")
+    assert (version.folder / "counter" / "server.py").read_text() == "x = 1\n"
+    versions.verify(version)
+    assert versions.add(package).hash != version.hash
+    assert len(versions.all()) == 2
+
+
+def test_the_same_content_is_one_version(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    first = versions.add(package)
+    os.utime(package / "server.py", (1, 1))
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "server.pyc").write_bytes(b"cache")
+    (package / ".swp").touch()
+    assert versions.add(package) == first
+    assert sorted(path.name for path in versions.folder.iterdir()) == [first.hash]
+
+
+@pytest.mark.parametrize("change", ["content", "name", "mode", "added", "moved"])
+def test_every_change_that_matters_changes_the_hash(package: Path, change: str) -> None:
+    before = hash_of(package)
+    match change:
+        case "content":
+            (package / "deep" / "table.py").write_text("y = 3\n")
+        case "name":
+            (package / "deep" / "table.py").rename(package / "deep" / "cable.py")
+        case "mode":
+            (package / "server.py").chmod(0o755)
+        case "added":
+            (package / "more.py").touch()
+        case _:
+            package = package.rename(package.with_name("other"))
+    assert hash_of(package) != before
+
+
+def test_a_changed_copy_is_found(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    version = versions.add(package)
+    copy = version.folder / "counter" / "server.py"
+    copy.chmod(0o644)
+    copy.write_text("x = 3\n")
+    with pytest.raises(BadRequest, match="delete the folder and load the package again"):
+        versions.verify(version)
+    with pytest.raises(BadRequest, match=f"expected contents with the hash {version.hash}"):
+        versions.add(package)
+
+
+def test_links_and_packages_without_a_server_are_refused(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    (package / "link.py").symlink_to("/etc/passwd")
+    with pytest.raises(BadRequest, match="link.py: expected a plain file or folder"):
+        versions.add(package)
+    (package / "link.py").unlink()
+    (package / "server.py").unlink()
+    with pytest.raises(BadRequest, match=r"expected a package with a server\.py, got none"):
+        versions.add(package)
+    with pytest.raises(NotFound, match="there is no package folder"):
+        versions.add(tmp_path / "nowhere")
+
+
+def test_a_beginning_of_the_hash_is_enough_unless_it_fits_two(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    first = versions.add(package)
+    assert versions.get("counter", first.hash[:6]) == first
+    (package / "server.py").write_text("x = 2\n")
+    versions.add(package)
+    with pytest.raises(BadRequest, match="expected more of the hash"):
+        versions.get("counter", "")
+    with pytest.raises(NotFound, match="there is no version of counter 'zz'"):
+        versions.get("counter", "zz")
+
+
+def test_what_a_crash_left_unfinished_is_removed(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    (versions.folder / ".new-1" / "counter").mkdir(parents=True)
+    assert versions.all() == []
+    versions.clean()
+    assert list(versions.folder.iterdir()) == []
