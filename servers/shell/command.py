@@ -111,6 +111,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; the exit code is that of docs/manual.md. Tracebacks appear with `--debug`
     only.
     """
+    told: Exception
     debug = "--debug" in arguments or bool(os.environ.get("ATOLL_DEBUG"))
     try:
         result = app(list(arguments) or ["--help"], prog_name="atoll", standalone_mode=False)
@@ -126,14 +127,14 @@ def run(arguments: Sequence[str]) -> int:
         return exits.OK
     except AtollError as error:
         printing.error(error, as_json="--json" in arguments)
-        code = exits.code(error)
+        told, code = error, exits.code(error)
     except Exception as error:
         # The one place that catches everything: what no layer below turned into an AtollError is our bug.
         print(f"atoll: a fault in Atoll itself: {type(error).__name__}: {error}", file=sys.stderr)
         print("atoll: run it again with --debug, and report what that prints", file=sys.stderr)
-        code = exits.FAULT
+        told, code = error, exits.FAULT
     if debug:
-        traceback.print_exc()
+        traceback.print_exception(told)
     return code
 
 

@@ -80,8 +80,9 @@ def shown(item: Item) -> Shown:
 
 def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Json = False) -> None:
     """Print the value of a key, now or as of a moment."""
+    raw, when = key_of(key), moment(at)
     with opened(keyspace, node) as state:
-        item = state.get.now(key_of(key), moment(at))
+        item = state.get.now(raw, when)
     if item is None:
         raise NotFound(what=f"key in keyspace {keyspace!r}" + (f" at {at}" if at else ""), name=key)
     row = shown(item)
@@ -103,8 +104,9 @@ def range_(
     if prefix and (start or end):
         raise BadRequest(where="--prefix", expected="either --prefix or --start and --end", got="both")
     first, last = (key_of(prefix), after_prefix(key_of(prefix))) if prefix else (key_of(start), key_of(end))
+    when = moment(at)
     with opened(keyspace, node) as state:
-        page = state.range.now(first, last, limit, moment(at), reverse)
+        page = state.range.now(first, last, limit, when, reverse)
     printing.rows([shown(item) for item in page.items], ITEMS, as_json, "no keys in this range")
     if page.more and not as_json:
         print(f"more after these {len(page.items)}: raise --limit, or go on with --start")
@@ -114,10 +116,10 @@ def history(
     keyspace: Keyspace, key: Key, limit: Limit = 100, at: At = "", node: Node = "", as_json: Json = False
 ) -> None:
     """Print every version of a key that is kept, newest first."""
+    raw, when = key_of(key), moment(at)
     with opened(keyspace, node) as state:
-        when = moment(at)
-        newest = state.revision_at.now(when) if isinstance(when, float) else when
-        items = state.history.now(key_of(key), limit)
+        newest = revision(state, when)
+        items = state.history.now(raw, limit)
     kept = [shown(item) for item in items if newest is None or item.revision <= newest]
     printing.rows(kept, ITEMS, as_json, f"no version of {key!r} is kept")
 
@@ -133,19 +135,19 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Print changes as they are committed; with `--at`, from that moment on."""
+    first, when = key_of(prefix), moment(at)
     with opened(keyspace, node) as state:
-        when = moment(at)
-        after = (
-            state.head.now()
-            if when is None
-            else state.revision_at.now(when)
-            if isinstance(when, float)
-            else when
-        )
-        for number, change in enumerate(state.watch.now(after, key_of(prefix)), 1):
+        for number, change in enumerate(state.watch.now(revision(state, when), first), 1):
             tell(change, as_json)
             if number == count:
                 break
+
+
+def revision(state: State, when: int | float | None) -> int:
+    """The last revision at a moment."""
+    if when is None:
+        return state.head.now()
+    return state.revision_at.now(when) if isinstance(when, float) else when
 
 
 def tell(change: Change, as_json: bool) -> None:

@@ -27,24 +27,26 @@ the host.
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A home of its own, so that a page sees no node but its own, and leaves none behind."""
+    if importlib.util.find_spec("atoll.microkernel.__main__") is None:
+        pytest.skip("the page boots a node, and this build has no `python -m atoll.microkernel` yet")
     home = tmp_path / "home"
     home.mkdir()
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    programs = Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "XDG_"))}
     alone = kept | {"HOME": str(home), "PATH": path, "COLUMNS": "200", "NO_COLOR": "1"}
     yield alone
-    subprocess.run(["atoll", "shutdown"], env=alone, cwd=tmp_path, capture_output=True, check=False)
+    subprocess.run(
+        [programs / "atoll", "shutdown"], env=alone, cwd=tmp_path, capture_output=True, check=False
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_can_be_followed(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    todo = steps(page.read_text())
-    if importlib.util.find_spec("atoll.microkernel.__main__") is None:
-        pytest.skip("the page boots a node, and this build has no `python -m atoll.microkernel` yet")
     work = tmp_path / "work"
     work.mkdir()
     (work / "images").symlink_to(HOUSE / "images")
-    for step in todo:
+    for step in steps(page.read_text()):
         perform(step, work, environment)
 
 
