@@ -1,0 +1,32 @@
+"""Atoll's SDK: what server authors and their callers write against."""
+
+from .capability import Buffer, Cap
+from .context import Call, current
+from .deferred import Deferred
+from .errors import AtollError, CallerFault, Failure, InternalFault, PeerFault
+from .future import Future
+from .interface import Interface, call, stream, upload
+from .serve import Config, Serves
+from .streaming import BlockingStream, Stream
+
+__all__ = [
+    "AtollError",
+    "BlockingStream",
+    "Buffer",
+    "Call",
+    "CallerFault",
+    "Cap",
+    "Config",
+    "Deferred",
+    "Failure",
+    "Future",
+    "Interface",
+    "InternalFault",
+    "PeerFault",
+    "Serves",
+    "Stream",
+    "call",
+    "current",
+    "stream",
+    "upload",
+]

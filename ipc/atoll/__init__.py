@@ -1,0 +1,1 @@
+"""Atoll: an operating system for one node, in user space."""

@@ -1,0 +1,204 @@
+"""A method as data (`MethodSpec`), and how its messages are encoded and decoded.
+
+Arguments travel as one array in the order of the signature, so that a trailing argument with a default may be added in
+either version. Nothing that is decoded refers to the buffer it came from, since a transport uses that again: types that
+would (`memoryview`, `msgspec.Raw`) and types whose depth has no bound are copied first.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import msgspec.inspect as shapes
+from msgspec import Struct
+
+from .capability import Buffer, Cap, Translator, decode_hook, encode_hook
+from .errors import Failure
+from .limits import check_depth
+
+LANES = {"control": 0, "normal": 1, "bulk": 2}
+"""Classes of service, dearest first, and the lane of a channel each one uses."""
+
+Service = Literal["control", "normal", "bulk"]
+Kind = Literal["call", "stream", "upload"]
+Decode = Callable[[Any], Any]
+Encode = Callable[[Any], bytes]
+
+
+class Traits(NamedTuple):
+    """What decoding a type has to mind."""
+
+    carries: bool
+    """It may hold a `Cap` or a `Buffer`."""
+    unbounded: bool
+    """Its values may nest without end."""
+    borrows: bool
+    """Its values may refer to the buffer they were decoded from."""
+
+
+class Resume(NamedTuple):
+    """How a broken stream goes on: argument number `argument` gets the last item's `field` (the item itself if
+    empty)."""
+
+    argument: int
+    field: str
+
+
+class MethodSpec(Struct, frozen=True, eq=False, kw_only=True):
+    """A method of an interface as both sides know it."""
+
+    interface: str
+    name: str
+    number: int
+    right: str
+    kind: Kind
+    idempotent: bool
+    once: bool
+    local: bool
+    service: Service
+    lane: int
+    arguments: type[Struct]
+    keywords: frozenset[str]
+    """Arguments that are given by keyword only."""
+    result: Any
+    """Of a call or an upload; NoneType for a stream."""
+    item: Any
+    """What a stream brings or an upload takes; None for a call."""
+    position: Any
+    resume: Resume | None
+    failures: Mapping[int, type[Failure]]
+    carries: bool
+    """Its messages may hold capabilities or buffers."""
+
+    @property
+    def label(self) -> str:
+        """As errors name it: `Counter.add`."""
+        return f"{self.interface}.{self.name}"
+
+
+def traits(kind: Any) -> Traits:
+    """Walk a type once. TypeError for a type that cannot travel."""
+    seen: set[type] = set()
+    path: set[type] = set()
+    carries = unbounded = borrows = False
+
+    def fields(found: Any) -> tuple[Any, ...]:
+        return tuple(field.type for field in found.fields)
+
+    def walk(found: Any) -> None:
+        nonlocal carries, unbounded, borrows
+        match found:
+            case shapes.AnyType():
+                unbounded = True
+            case shapes.RawType():
+                unbounded = borrows = True
+            case shapes.MemoryViewType():
+                borrows = True
+            case shapes.CustomType(cls=cls):
+                # A value of a custom type is decoded as Any before the hook sees it.
+                unbounded = borrows = True
+                if cls is not Cap and cls is not Buffer:
+                    raise TypeError(f"a {cls.__name__} cannot travel: use a Struct or a built-in type")
+                carries = True
+            case shapes.UnionType(types=members):
+                walk_all(members)
+            case shapes.CollectionType(item_type=item):
+                walk(item)
+            case shapes.TupleType(item_types=members):
+                walk_all(members)
+            case shapes.DictType(key_type=key, value_type=value):
+                walk_all((key, value))
+            case shapes.Metadata(type=inner):
+                walk(inner)
+            case _ if hasattr(found, "fields") and hasattr(found, "cls"):
+                if found.cls in path:
+                    unbounded = True
+                elif found.cls not in seen:
+                    path.add(found.cls)
+                    walk_all(fields(found))
+                    path.discard(found.cls)
+                    seen.add(found.cls)
+            case _:
+                pass
+
+    def walk_all(members: tuple[Any, ...]) -> None:
+        for member in members:
+            walk(member)
+
+    walk(shapes.type_info(kind))
+    return Traits(carries, unbounded, borrows)
+
+
+def arguments_struct(label: str, function: Callable[..., Any], hints: dict[str, Any]) -> type[Struct]:
+    """The Struct of a method's arguments, with the signature's defaults. TypeError names what cannot be an argument."""
+    fields: list[Any] = []
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        name = parameter.name
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(
+                f"{label}({name}): an argument has a name and a place; *args, **kwargs and / are refused"
+            )
+        if name not in hints:
+            raise TypeError(f"{label}({name}): give the argument a type")
+        if name.startswith("_"):
+            raise TypeError(f"{label}({name}): argument names do not begin with an underscore")
+        given = parameter.default
+        fields.append((name, hints[name]) if given is parameter.empty else (name, hints[name], given))
+    required_after_default = [
+        later[0]
+        for place, later in enumerate(fields)
+        if len(later) == 2 and any(len(f) == 3 for f in fields[:place])
+    ]
+    if required_after_default:
+        raise TypeError(f"{label}({required_after_default[0]}): arguments without a default come first")
+    try:
+        return msgspec.defstruct(label.replace(".", "_"), fields, array_like=True, gc=False, module=__name__)
+    except TypeError as fault:
+        raise TypeError(f"{label}: {fault}") from None
+
+
+_encode: Encode = msgspec.msgpack.Encoder().encode
+
+
+def encoder(spec: MethodSpec, translator: Translator | None) -> Encode:
+    """Encodes arguments, results and items of a method that goes through a transport with that translator."""
+    if not spec.carries or translator is None:
+        return _encode
+    return msgspec.msgpack.Encoder(enc_hook=encode_hook(translator)).encode
+
+
+Role = Literal["arguments", "result", "item"]
+
+_decoders: dict[tuple[MethodSpec, Role], Decode] = {}
+
+
+def decoder(spec: MethodSpec, role: Role, translator: Translator | None) -> Decode:
+    """Decodes one of a method's types from a buffer that is used again afterwards.
+
+    Raises msgspec.DecodeError or UnicodeDecodeError for what is malformed or of another type, `BadRequest` for what
+    nests too deep or names a capability that is not there.
+    """
+    kind = {"arguments": spec.arguments, "result": spec.result, "item": spec.item}[role]
+    if spec.carries and translator is not None:
+        return _build(spec, kind, msgspec.msgpack.Decoder(kind, dec_hook=decode_hook(translator, spec.label)))
+    found = _decoders.get((spec, role))
+    if found is None:
+        found = _decoders[spec, role] = _build(spec, kind, msgspec.msgpack.Decoder(kind))
+    return found
+
+
+def _build(spec: MethodSpec, kind: Any, decoder: "msgspec.msgpack.Decoder[Any]") -> Decode:
+    found = traits(kind)
+    decode, label = decoder.decode, spec.label
+    if found.unbounded:
+
+        def decode_bounded(data: Any) -> Any:
+            private = bytes(data)
+            check_depth(label, private)
+            return decode(private)
+
+        return decode_bounded
+    if found.borrows:
+        return lambda data: decode(bytes(data))
+    return decode

@@ -1,0 +1,256 @@
+"""The call in hand: who calls, with which rights, until when; and where a handler takes time, chance and ids from.
+
+Inline handlers find it in one slot that the receive loop fills (nothing is read for a handler that does not ask); async
+handlers in a context variable of their task. Calls that a handler makes inherit its trace id, and the lesser of its
+deadline and their own.
+"""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from .codec import Service
+from .errors import WouldBlock
+from .proxy import Options
+
+
+class Clock(Protocol):
+    """Where time comes from. Seconds."""
+
+    def time(self) -> float:
+        """Since the epoch."""
+        ...
+
+    def monotonic(self) -> float:
+        """CLOCK_MONOTONIC: what deadlines are told in."""
+        ...
+
+
+class SystemClock:
+    """The host's clocks."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class Fields(Struct, frozen=True, kw_only=True):
+    """What a transport knows about a call that it delivers."""
+
+    method: str
+    badge: int = 0
+    rights: frozenset[str] = frozenset()
+    service: Service = "normal"
+    deadline: float | None = None
+    """CLOCK_MONOTONIC seconds."""
+    trace: int = 0
+    transaction: bytes | None = None
+    client: int = 0
+    """The channel's number."""
+    request: int = 0
+    """Unique for (capability, boot); the same when a request is sent again."""
+    seed: bytes | None = None
+    """Of this call's chance; None: from the host."""
+
+
+Sink = Callable[[str, str, dict[str, str]], None]
+"""Takes a log line: level, text, fields."""
+
+
+def _to_logging(level: str, text: str, fields: dict[str, str]) -> None:
+    told = "".join(f" {name}={value}" for name, value in fields.items())
+    logging.getLogger("atoll").log(logging.getLevelNamesMapping()[level.upper()], "%s%s", text, told)
+
+
+_sink: Sink = _to_logging
+
+
+def set_log_sink(sink: Sink) -> None:
+    """Where the process's log lines go: in a server process, the control socket."""
+    global _sink
+    _sink = sink
+
+
+class Log:
+    """Log lines that name the call they belong to. Keyword arguments are fields."""
+
+    __slots__ = ("_fixed",)
+
+    def __init__(self, **fixed: str) -> None:
+        self._fixed = fixed
+
+    def _write(self, level: str, text: str, fields: dict[str, object]) -> None:
+        _sink(level, text, self._fixed | {name: str(value) for name, value in fields.items()})
+
+    def debug(self, text: str, **fields: object) -> None:
+        self._write("debug", text, fields)
+
+    def info(self, text: str, **fields: object) -> None:
+        self._write("info", text, fields)
+
+    def warning(self, text: str, **fields: object) -> None:
+        self._write("warning", text, fields)
+
+    def error(self, text: str, **fields: object) -> None:
+        self._write("error", text, fields)
+
+
+class Call:
+    """One call, as its handler sees it. Everything here comes from the capability table and the message header, never
+    from the payload; `trace` alone is only the caller's claim."""
+
+    __slots__ = ("_clock", "_log", "_random", "fields", "thread")
+
+    def __init__(self, fields: Fields, clock: Clock) -> None:
+        self.fields = fields
+        self.thread = threading.get_ident()
+        self._clock = clock
+        self._random: random.Random | None = None
+        self._log: Log | None = None
+
+    @property
+    def method(self) -> str:
+        return self.fields.method
+
+    @property
+    def badge(self) -> int:
+        """The object that the capability names; 0 if it is unbadged."""
+        return self.fields.badge
+
+    @property
+    def rights(self) -> frozenset[str]:
+        return self.fields.rights
+
+    @property
+    def service(self) -> Service:
+        return self.fields.service
+
+    @property
+    def deadline(self) -> float | None:
+        """CLOCK_MONOTONIC seconds; None if the caller gave none."""
+        return self.fields.deadline
+
+    @property
+    def trace(self) -> int:
+        return self.fields.trace
+
+    @property
+    def transaction(self) -> bytes | None:
+        return self.fields.transaction
+
+    @property
+    def client(self) -> int:
+        """The number of the channel it came by."""
+        return self.fields.client
+
+    @property
+    def request(self) -> int:
+        return self.fields.request
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the node's clock."""
+        return self._clock.time()
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, 0 at least; None if there is none."""
+        return None if self.deadline is None else max(0.0, self.deadline - self._clock.monotonic())
+
+    @property
+    def random(self) -> random.Random:
+        """Chance of this call, the same again when the call is replayed."""
+        if self._random is None:
+            self._random = random.Random(os.urandom(16) if self.fields.seed is None else self.fields.seed)
+        return self._random
+
+    def new_id(self) -> bytes:
+        """16 bytes that nothing else is named by."""
+        return self.random.randbytes(16)
+
+    @property
+    def log(self) -> Log:
+        if self._log is None:
+            self._log = Log(method=self.method, trace=f"{self.trace:016x}")
+        return self._log
+
+
+class Inline:
+    """The slot of a receive loop that runs plain handlers inline. Only the loop's thread touches it.
+
+    The loop sets `read` (and `thread`) when it begins to run handlers and clears it before it awaits anything; for each
+    message it sets `call` to None. What `read` returns must not refer to the message.
+    """
+
+    __slots__ = ("call", "clock", "read", "thread")
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Fields] | None = None
+        self.call: Call | None = None
+        self.thread = 0
+        self.clock: Clock = SystemClock()
+
+
+INLINE = Inline()
+_in_task: ContextVar[Call | None] = ContextVar("atoll call", default=None)
+
+
+def current_or_none() -> Call | None:
+    """The call in hand; None outside of a handler."""
+    if INLINE.read is not None and INLINE.thread == threading.get_ident():
+        if INLINE.call is None:
+            INLINE.call = Call(INLINE.read(), INLINE.clock)
+        return INLINE.call
+    return _in_task.get()
+
+
+def current() -> Call:
+    """The call in hand. LookupError outside of a handler."""
+    call = current_or_none()
+    if call is None:
+        raise LookupError(
+            "no call is in hand: current() is for handlers; background work takes what it needs at its call"
+        )
+    return call
+
+
+@contextmanager
+def in_hand(call: Call | None) -> Iterator[None]:
+    """Make it the call in hand of this task, or of this stretch of a thread."""
+    token = _in_task.set(call)
+    try:
+        yield
+    finally:
+        _in_task.reset(token)
+
+
+def inherited(options: Options) -> Options:
+    """The options of a call, with what it takes from the call in hand: the trace id, the lesser deadline."""
+    call = current_or_none()
+    if call is None:
+        return options
+    until = call.deadline if options.until is None else options.until
+    if call.deadline is not None and until is not None:
+        until = min(until, call.deadline)
+    return msgspec.structs.replace(options, trace=options.trace or call.trace, until=until)
+
+
+def new_trace() -> int:
+    """A trace id for a call that belongs to none: 64 bits, not 0."""
+    return random.getrandbits(64) or 1
+
+
+def forbid_blocking(method: str) -> None:
+    """Raise `WouldBlock` if this thread is the loop that runs a handler now."""
+    call = current_or_none()
+    if call is not None and call.thread == threading.get_ident():
+        raise WouldBlock(method, call.method)

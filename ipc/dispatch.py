@@ -1,0 +1,252 @@
+"""From an encoded request to an encoded reply: the generated `run` of each method.
+
+`run(view)` of a call decodes the arguments, calls the handler and returns the encoded reply (`bytes`), a `Deferred` of it,
+or, for an async handler, a coroutine of it. Of a stream it returns a generator, plain or async, of encoded items; of an
+upload, `run(view, items)` takes an async iterator of encoded items and returns a coroutine. Nothing of `view` is kept.
+All of them raise only `AtollError`s: what a handler raises and its interface does not declare becomes `InternalFault`, and
+its traceback goes to the log.
+"""
+
+import inspect
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from . import codec
+from .capability import Translator
+from .codec import Decode, Encode, MethodSpec
+from .context import Log
+from .deferred import Deferred
+from .errors import AtollError, BadRequest, Failure, InternalFault, TooLarge
+from .limits import MAX_PAYLOAD
+from .proxy import DecodeFaults, generate
+
+Run = Callable[..., Any]
+
+_CALL = """
+def run(
+    view, _spec=_spec, _decode=_decode, _handler=_handler, _encode=_encode, _limit=_limit,
+    _Deferred=_Deferred, _faults=_faults, _AtollError=_AtollError,
+):
+    if len(view) > _limit:
+        raise _too_large(_spec, view)
+    try:
+        arguments = _decode(view)
+    except _faults as fault:
+        raise _bad_request(_spec, fault) from None
+    try:
+        reply = _handler({arguments})
+    except _AtollError as error:
+        _check_declared(_spec, error)
+        raise
+    except Exception as error:
+        raise _internal(_spec, error) from error
+    if reply.__class__ is _Deferred:
+        return _later(reply)
+    try:
+        return _encode(reply)
+    except Exception as error:
+        return _other(reply, error)
+"""
+
+_START = """
+def run(view, *items, _spec=_spec, _decode=_decode, _handler=_handler, _wrap=_wrap, _limit=_limit, _faults=_faults):
+    if len(view) > _limit:
+        raise _too_large(_spec, view)
+    try:
+        arguments = _decode(view)
+    except _faults as fault:
+        raise _bad_request(_spec, fault) from None
+    return _wrap({arguments_after_items})
+"""
+
+
+def build_run(spec: MethodSpec, handler: Callable[..., Any], translator: Translator | None) -> Run:
+    """The `run` of a method with its handler, a bound method of the server."""
+    encode = codec.encoder(spec, translator)
+    names = [field.name for field in msgspec.structs.fields(spec.arguments)]
+    passed = ", ".join(f"{n}=arguments.{n}" if n in spec.keywords else f"arguments.{n}" for n in names)
+    namespace: dict[str, Any] = {
+        "_spec": spec,
+        "_decode": codec.decoder(spec, "arguments", translator),
+        "_handler": handler,
+        "_encode": encode,
+        "_limit": MAX_PAYLOAD,
+        "_Deferred": Deferred,
+        "_faults": DecodeFaults,
+        "_AtollError": AtollError,
+        "_too_large": _too_large,
+        "_bad_request": bad_request,
+        "_check_declared": _check_declared,
+        "_internal": _internal,
+        "_later": lambda reply: _later(spec, encode, reply),
+        "_other": lambda reply, error: _other(spec, encode, reply, error),
+    }
+    if spec.kind == "call" and not inspect.iscoroutinefunction(handler):
+        source = _CALL.format(arguments=passed)
+    else:
+        namespace["_wrap"] = _wrapper(spec, handler, encode, translator)
+        source = _START.format(arguments_after_items=f"*items, {passed}" if spec.kind == "upload" else passed)
+    run: Run = generate(f"server of {spec.label}", source, namespace)["run"]
+    return run
+
+
+def _wrapper(
+    spec: MethodSpec, handler: Callable[..., Any], encode: Encode, translator: Translator | None
+) -> Callable[..., Any]:
+    if spec.kind == "call":
+        return lambda *args, **kwargs: _reply(spec, encode, handler(*args, **kwargs))
+    if spec.kind == "upload":
+        decode = codec.decoder(spec, "item", translator)
+
+        def take(items: AsyncIterator[bytes], *args: Any, **kwargs: Any) -> Any:
+            return _reply(spec, encode, handler(_decoded(spec, decode, items), *args, **kwargs))
+
+        return take
+
+    def produce(*args: Any, **kwargs: Any) -> Any:
+        try:
+            source = handler(*args, **kwargs)
+        except Exception as error:
+            raise as_reply(spec, error) from error
+        return (
+            _encoded_async(spec, encode, source)
+            if hasattr(source, "__aiter__")
+            else _encoded(spec, encode, source)
+        )
+
+    return produce
+
+
+async def _reply(spec: MethodSpec, encode: Encode, awaited: Awaitable[Any]) -> bytes:
+    try:
+        return encode(await awaited)
+    except AtollError as error:
+        _check_declared(spec, error)
+        raise
+    except Exception as error:
+        raise _internal(spec, error) from error
+
+
+def _later(spec: MethodSpec, encode: Encode, reply: Deferred[Any]) -> Deferred[bytes]:
+    encoded: Deferred[bytes] = Deferred()
+
+    def succeed(value: Any) -> None:
+        try:
+            data = encode(value)
+        except Exception as error:
+            encoded.fail(_internal(spec, error))
+        else:
+            encoded.complete(data)
+
+    reply.react(succeed, lambda error: encoded.fail(as_reply(spec, error)))
+    return encoded
+
+
+def _other(spec: MethodSpec, encode: Encode, reply: Any, error: Exception) -> Any:
+    """A plain handler returned what cannot be encoded: something to wait for, or a bug."""
+    if isinstance(reply, Deferred):
+        return _later(spec, encode, reply)
+    if inspect.isawaitable(reply):
+        return _reply(spec, encode, reply)
+    if isinstance(error, AtollError):
+        raise error
+    raise _internal(spec, error) from error
+
+
+async def _encoded_async(
+    spec: MethodSpec, encode: Encode, source: AsyncIterator[Any]
+) -> AsyncIterator[bytes]:
+    try:
+        async for item in source:
+            yield encode(item)
+    except AtollError as error:
+        _check_declared(spec, error)
+        raise
+    except Exception as error:
+        raise _internal(spec, error) from error
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _encoded(spec: MethodSpec, encode: Encode, source: Iterator[Any]) -> Iterator[bytes]:
+    try:
+        for item in source:
+            yield encode(item)
+    except AtollError as error:
+        _check_declared(spec, error)
+        raise
+    except Exception as error:
+        raise _internal(spec, error) from error
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+async def _decoded(spec: MethodSpec, decode: Decode, items: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in items:
+        try:
+            item = decode(data)
+        except DecodeFaults as fault:
+            raise bad_request(spec, fault, "item") from None
+        yield item
+
+
+def _check_declared(spec: MethodSpec, error: AtollError) -> None:
+    if isinstance(error, Failure) and not isinstance(error, spec.failures.get(error.number, ())):
+        raise _internal(spec, error) from error
+
+
+def _internal(spec: MethodSpec, error: BaseException) -> InternalFault:
+    Log(method=spec.label).error(
+        f"{spec.label} raised {type(error).__name__}", traceback="".join(traceback.format_exception(error))
+    )
+    return InternalFault(spec.label, _told(error))
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, Failure):
+        return f"{type(error).__name__}, which its interface does not declare"
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def as_reply(spec: MethodSpec, error: BaseException) -> AtollError:
+    """What the caller is told when a handler ended with that error."""
+    if isinstance(error, AtollError):
+        try:
+            _check_declared(spec, error)
+        except InternalFault as fault:
+            return fault
+        return error
+    return _internal(spec, error)
+
+
+def _too_large(spec: MethodSpec, view: memoryview) -> TooLarge:
+    return TooLarge(f"a request for {spec.label}", len(view), MAX_PAYLOAD)
+
+
+def bad_request(spec: MethodSpec, fault: Exception, what: str = "") -> BadRequest:
+    """msgspec's fault in the interface's words: the argument by its name, expected and got."""
+    text, _, path = str(fault).partition(" - at ")
+    where = _place(spec, path.strip("`"), what)
+    if not isinstance(fault, msgspec.ValidationError):
+        return BadRequest(where, "a well-formed message", f"`{text}`")
+    expected, _, got = text.removeprefix("Expected ").partition(", got ")
+    return BadRequest(where, expected, got or "something else")
+
+
+def _place(spec: MethodSpec, path: str, what: str) -> str:
+    if what:
+        return f"{spec.label}({what}{path.removeprefix('$')})"
+    if not path.startswith("$["):
+        return spec.label
+    index, _, rest = path.removeprefix("$[").partition("]")
+    names = spec.arguments.__struct_fields__
+    name = names[int(index)] if index.isdigit() and int(index) < len(names) else index
+    return f"{spec.label}({name}{rest})"

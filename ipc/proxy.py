@@ -1,0 +1,287 @@
+"""The typed client face of an interface, and the seam to the transports behind it.
+
+A proxy is an instance of its interface whose methods are bound objects: `await p.add("x")`, `p.add.now("x")`,
+`p.add.start("x")`, `p.add.cast("x")`. The functions behind them are generated once a method with the signature of the
+interface (so that a wrong call is a TypeError in the caller's own line) and close over everything they need: between the
+caller and the transport lie one Python frame, one Struct and one encode.
+"""
+
+import inspect
+import linecache
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from . import codec
+from .capability import Translator
+from .codec import MethodSpec, Service
+from .errors import AtollError, PeerMisbehaved
+from .future import Future, Payload, RawFuture, RawReply
+
+if TYPE_CHECKING:
+    from .interface import Interface
+
+__all__ = [
+    "BoundCall",
+    "ChannelStatistics",
+    "Future",
+    "MethodSpec",
+    "Options",
+    "RawFuture",
+    "RawReply",
+    "RawStream",
+    "Transport",
+    "bind",
+    "options_of",
+    "statistics",
+    "transport_of",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+I = TypeVar("I", bound="Interface")  # noqa: E741
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What goes with one call besides its arguments."""
+
+    deadline: float | None = None
+    """Seconds from the call."""
+    until: float | None = None
+    """CLOCK_MONOTONIC seconds: the deadline inherited from the call that this one is made for."""
+    service: Service | None = None
+    """None: the method's own."""
+    trace: int = 0
+    """0: a new one."""
+    transaction: bytes | None = None
+    request: int = 0
+    """0: the transport gives it a number; else a repetition of the request with that number."""
+
+    def expiry(self, now: float) -> float | None:
+        """When the call ends, in CLOCK_MONOTONIC seconds: the lesser of its own deadline and the inherited one."""
+        if self.deadline is None:
+            return self.until
+        own = now + self.deadline
+        return own if self.until is None else min(own, self.until)
+
+
+DEFAULTS = Options()
+
+
+class ChannelStatistics(Struct, frozen=True, kw_only=True):
+    """Counters of one channel since it was opened. `waited`: seconds spent waiting for replies."""
+
+    calls: int = 0
+    casts: int = 0
+    streams: int = 0
+    errors: int = 0
+    pending: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    wakes: int = 0
+    waited: float = 0.0
+
+
+class RawStream(Protocol):
+    """One open stream or upload as a transport carries it, in encoded items.
+
+    `receive` gives the next items, at least one, or None at the end; it raises what the server raised. Of an upload the
+    one thing received, after `finish`, is the reply. `send` waits for credit. `cancel` may be called at any time, more
+    than once, and after the end.
+    """
+
+    def receive_now(self) -> list[bytes] | None: ...
+    async def receive(self) -> list[bytes] | None: ...
+    def send_now(self, item: bytes) -> None: ...
+    async def send(self, item: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def cancel(self) -> None: ...
+
+
+class Transport(Protocol):
+    """One capability as a client holds it. Remote errors are raised as the exceptions they are."""
+
+    @property
+    def translator(self) -> Translator | None:
+        """For messages that carry capabilities; None if it carries none."""
+        ...
+
+    def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> Payload: ...
+    async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload: ...
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply: ...
+    def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None: ...
+    def open(self, method: MethodSpec, payload: bytes, options: Options) -> RawStream: ...
+    def statistics(self) -> ChannelStatistics: ...
+
+
+DecodeFaults = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+def bad_reply(spec: MethodSpec, fault: Exception) -> AtollError:
+    """What a reply becomes that is not of the type the interface promises."""
+    return PeerMisbehaved(f"the reply of {spec.label}", str(fault))
+
+
+class BoundCall(Generic[P, R]):
+    """A method of a proxy. Its generated subclass overrides all four ways to call."""
+
+    __slots__ = ("cast", "now", "spec", "start", "wait")
+
+    def __init__(
+        self,
+        spec: MethodSpec,
+        now: Callable[P, R],
+        wait: Callable[P, Coroutine[Any, Any, R]],
+        start: Callable[P, Future[R]],
+        cast: Callable[P, None],
+    ) -> None:
+        self.spec = spec
+        self.now = now
+        """Blocks the thread until the reply is there."""
+        self.wait = wait
+        self.start = start
+        """Sends, and returns at once: many calls may be outstanding."""
+        self.cast = cast
+        """Sends and forgets: at most once, no reply, no error."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Await the reply, in trio or asyncio."""
+        return self.wait(*args, **kwargs)
+
+
+class Signature:
+    """A method's parameters as source text: for the generated functions that share them."""
+
+    def __init__(self, spec: MethodSpec) -> None:
+        positional, keyword = [], []
+        self.defaults: dict[str, Any] = {}
+        for field in msgspec.structs.fields(spec.arguments):
+            text = field.name
+            if not field.required:
+                holder = f"_default_{field.name}"
+                text = f"{field.name}={holder}"
+                self.defaults[holder] = (
+                    field.default_factory() if field.default is msgspec.NODEFAULT else field.default  # type: ignore[misc]
+                )
+            (keyword if field.name in spec.keywords else positional).append(text)
+        names = [field.name for field in msgspec.structs.fields(spec.arguments)]
+        self.parameters = ", ".join(positional + (["*", *keyword] if keyword else []))
+        self.values = ", ".join(names)
+        self.passed = ", ".join(f"{name}={name}" if name in spec.keywords else name for name in names)
+        self.packed = f"_encode(_Arguments({self.values}))" if names else "_nothing"
+
+
+def generate(label: str, source: str, namespace: dict[str, Any]) -> dict[str, Any]:
+    """Run generated source; tracebacks show its lines."""
+    filename = f"<atoll {label}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec"), namespace)
+    return namespace
+
+
+_CALL = """
+class Bound(_BoundCall):
+    __slots__ = ()
+
+    def __call__(self, {parameters}):
+        return self.wait({passed})
+
+def make(_spec, _transport, _options, _encode, _decode):
+    _call_now, _call, _start, _cast = _transport.call_now, _transport.call, _transport.start, _transport.cast
+
+    def now({parameters}):
+        try:
+            return _decode(_call_now(_spec, {packed}, _options))
+        except _faults as fault:
+            raise _bad_reply(_spec, fault) from None
+
+    async def wait({parameters}):
+        try:
+            return _decode(await _call(_spec, {packed}, _options))
+        except _faults as fault:
+            raise _bad_reply(_spec, fault) from None
+
+    def decode_reply(data):
+        try:
+            return _decode(data)
+        except _faults as fault:
+            raise _bad_reply(_spec, fault) from None
+
+    def start({parameters}):
+        return _Future(_start(_spec, {packed}, _options), decode_reply)
+
+    def cast({parameters}):
+        _cast(_spec, {packed}, _options)
+
+    return Bound(_spec, now, wait, start, cast)
+"""
+
+_factories: dict[MethodSpec, Callable[..., Any]] = {}
+
+
+def _factory(spec: MethodSpec) -> Callable[..., Any]:
+    made = _factories.get(spec)
+    if made is None:
+        signature = Signature(spec)
+        source = _CALL.format(
+            parameters=signature.parameters, passed=signature.passed, packed=signature.packed
+        )
+        namespace: dict[str, Any] = {
+            "_Arguments": spec.arguments,
+            "_BoundCall": BoundCall,
+            "_Future": Future,
+            "_bad_reply": bad_reply,
+            "_faults": DecodeFaults,
+            "_nothing": b"\x90",
+            **signature.defaults,
+        }
+        made = _factories[spec] = generate(f"client of {spec.label}", source, namespace)["make"]
+    return made
+
+
+def bound_call(spec: MethodSpec, proxy: "Interface") -> BoundCall[Any, Any]:
+    """The bound object of a call on a proxy."""
+    transport = transport_of(proxy)
+    translator = transport.translator
+    bound: BoundCall[Any, Any] = _factory(spec)(
+        spec,
+        transport,
+        options_of(proxy),
+        codec.encoder(spec, translator),
+        codec.decoder(spec, "result", translator),
+    )
+    return bound
+
+
+def bind(interface: type[I], transport: Transport, options: Options = DEFAULTS) -> I:
+    """A proxy of an interface over a transport."""
+    proxy = object.__new__(interface)
+    proxy.__dict__["_transport"] = transport
+    proxy.__dict__["_options"] = options
+    return proxy
+
+
+def transport_of(proxy: "Interface") -> Transport:
+    """The transport behind a proxy."""
+    transport: Transport = proxy.__dict__["_transport"]
+    return transport
+
+
+def options_of(proxy: "Interface") -> Options:
+    """What a proxy's calls carry."""
+    options: Options = proxy.__dict__["_options"]
+    return options
+
+
+def statistics(proxy: "Interface") -> ChannelStatistics:
+    """Counters of the channel behind a proxy."""
+    return transport_of(proxy).statistics()
+
+
+def signature_of(spec: MethodSpec) -> inspect.Signature:
+    """The parameters of a method, for callers that build calls from text."""
+    return inspect.signature(
+        generate(spec.label, f"def f({Signature(spec).parameters}): ...", Signature(spec).defaults)["f"]
+    )
