@@ -29,11 +29,11 @@ def done(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of what git tracks: building in the checkout would leave `build/` there."""
+    """Built from a copy of the checkout, without what git ignores: building there would leave `build/`."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    files = done("git", "ls-files", cwd=HOUSE).splitlines()
+    files = done("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=HOUSE).splitlines()
     for name in files:
         here, there = HOUSE / name, source / name
         if here.is_file() and not here.is_symlink():
