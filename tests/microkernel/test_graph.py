@@ -1,8 +1,8 @@
 """The graph of an image: every capability and every weakening is in the text, and in the picture."""
 
 import shutil
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
