@@ -428,6 +428,7 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
 
 int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length) {
     uint64_t request = 0, end = 0;
+    channel->call_end = 0;
     while (exchange(&channel->sending, 1)) cpu_relax();
     int result = send_locked(channel, site, &request, payload, length, 0, 0, NULL, &end);
     store_release(&channel->sending, 0);
@@ -440,6 +441,7 @@ int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *p
 
 uint64_t atoll_call_request(atoll_channel *channel) { return channel->call_request; }
 uint64_t atoll_call_end(atoll_channel *channel) { return channel->call_end; }
+int atoll_call_waits(atoll_channel *channel) { return channel->call_end != 0; }
 
 /* Kernel ------------------------------------------------------------------------------------------------------------ */
 

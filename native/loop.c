@@ -119,6 +119,7 @@ void atoll_loop_free(atoll_loop *loop) {
 int atoll_loop_descriptor(atoll_loop *loop) { return loop->epoll; }
 void *atoll_loop_buffer(atoll_loop *loop) { return loop->buffer; }
 atoll_message *atoll_loop_message(atoll_loop *loop) { return &loop->message; }
+/* CLOCK_MONOTONIC ns until which atoll_loop_next may wait; 0: for ever; 1: not at all. */
 void atoll_loop_until(atoll_loop *loop, uint64_t until) { loop->until = until; }
 void atoll_loop_idle_wanted(atoll_loop *loop, int wanted) { loop->idle_wanted = wanted; }
 void atoll_loop_budget(atoll_loop *loop, uint64_t nanoseconds) { loop->budget = nanoseconds; }
@@ -519,6 +520,11 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
         if (loop->idle_wanted && !loop->idle_said) {
             loop->idle_said = 1;
             return op(OP_IDLE, 0, 0);
+        }
+        if (loop->until == 1) {
+            gather(loop, 1);
+            if ((found = poll(loop))) return found;
+            return op(OP_EXTERNAL, 0, 0);
         }
         if ((found = spin(loop))) return found;
         if (park(loop)) return op(OP_EXTERNAL, 0, 0);

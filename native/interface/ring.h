@@ -67,6 +67,7 @@ int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t requ
 uint64_t atoll_next_request(atoll_channel *channel);
 uint64_t atoll_call_request(atoll_channel *channel);
 uint64_t atoll_call_end(atoll_channel *channel);
+int atoll_call_waits(atoll_channel *channel);
 void atoll_ring_bell(atoll_channel *channel);
 int64_t atoll_receive(atoll_channel *channel);
 int atoll_arm(atoll_channel *channel);

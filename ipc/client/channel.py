@@ -1,0 +1,541 @@
+"""The client end of a channel: requests in hand, routing of replies, recovery after a server's death. (Raw cffi.)
+
+Every request but the quickest is a `Pending` here, kept with its payload until its reply is in: when the server dies, what
+the dead one never took, and what may be repeated, is sent again; the rest ends with `PeerDied`, outcome unknown.
+
+Who receives. Replies of all requests come out of the same rings, so at any time one thread receives for everybody. It
+holds `receiving` while it is inside the C core; it routes what is not its own. A thread that cannot have the lock waits
+for its reply or for its turn. An event loop takes the lock only for the moment of draining, and is kicked when a thread
+leaves while requests are open.
+"""
+
+import asyncio
+import mmap
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+import trio
+
+from atoll.ipc import errors
+from atoll.ipc.codec import MethodSpec
+from atoll.ipc.errors import Aborted, DeadlineExceeded, NodeDown, Overloaded, PeerDied, PeerMisbehaved, TooLarge
+from atoll.ipc.future import RawFuture
+from atoll.ipc.proxy import ChannelStatistics
+from atoll.ipc.system.control import OpenChannel
+from atoll.native import Kind, Result, ffi, lib
+
+from .stream import ChannelStream
+
+NANOSECONDS = 1_000_000_000
+VIEWS = 2049
+"""Replies up to 2 KiB are read through views cut beforehand: cutting one costs more than the rest of a reply."""
+SEND_PATIENCE = 5.0
+"""Seconds a call without a deadline waits for room in a full ring before it is `Overloaded`."""
+AGAIN = 4
+"""FLAG_AGAIN of layout.h: this request may have been delivered before."""
+
+REPLY = int(Kind.REPLY)
+LENGTH = 0xFFFFFFFF
+
+_credit = msgspec.msgpack.Decoder(int)
+_items = msgspec.msgpack.Decoder(list[bytes])
+
+
+class Site:
+    """A method through a capability: what is the same in each of its calls, in C memory."""
+
+    __slots__ = ("again", "c", "spec")
+
+    def __init__(self, spec: MethodSpec, slot: int, generation: int, lane: int, kind: Kind) -> None:
+        shared = {"method": spec.number, "slot": slot, "generation": generation, "lane": lane, "kind": int(kind)}
+        self.spec = spec
+        self.c = ffi.new("atoll_site *", shared)
+        self.again = ffi.new("atoll_site *", {**shared, "flags": AGAIN})
+
+
+class Pending(RawFuture):
+    """A request whose reply is not in."""
+
+    __slots__ = ("channel", "context", "end", "number", "payload", "seconds", "site", "stream", "trace", "until")
+
+    def __init__(
+        self, channel: "ClientChannel", site: Site, payload: bytes, until: int, trace: int, context: bytes | None
+    ) -> None:
+        super().__init__(self.abandon)
+        self.channel = channel
+        self.site = site
+        self.payload = payload
+        self.until = until
+        self.trace = trace
+        self.context = context
+        self.number = 0
+        self.end = 0
+        self.seconds: float | None = None
+        self.stream: ChannelStream | None = None
+
+    def abandon(self) -> None:
+        """Nobody waits any more: tell the server."""
+        if self.channel.pending.pop(self.number, None) is not None:
+            self.channel.control(self, Kind.CANCEL)
+            self.fail(Aborted(self.site.spec.label, "its caller gave up waiting"))
+
+    async def _wait(self) -> bytes | memoryview:
+        try:
+            if not self.until:
+                await self._arrival()
+            elif not await within((self.until - time.monotonic_ns()) / NANOSECONDS, self._arrival):
+                self.channel.expire(self)
+        except BaseException:
+            self.abandon()
+            raise
+        return super().result(0)
+
+    async def _arrival(self) -> None:
+        while not self.done():
+            await self.channel.host.wait(self.add_done_callback)
+
+    def result(self, timeout: float | None = None) -> bytes | memoryview:
+        """Block the thread until the reply is in; TimeoutError after `timeout` seconds, and then the call goes on."""
+        if not self.done():
+            limit = 0 if timeout is None else time.monotonic_ns() + int(timeout * NANOSECONDS)
+            self.channel.wait(self, limit)
+            if not self.done():
+                raise TimeoutError(f"no reply within {timeout:g} s; the call goes on: ask again, or give it a deadline")
+        return super().result(0)
+
+
+async def within(seconds: float, action: Callable[[], Awaitable[None]]) -> bool:
+    """Await `action()` for so long at most, in trio or asyncio; False if the time was not enough."""
+    if trio.lowlevel.in_trio_run():
+        with trio.move_on_after(max(0.0, seconds)) as scope:
+            await action()
+        return not scope.cancelled_caught
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            await action()
+    except TimeoutError:
+        return False
+    return True
+
+
+class Host(Protocol):
+    """What a channel needs of the process it lives in."""
+
+    def may_block(self, method: str) -> None:
+        """Raises `WouldBlock` on a thread that must not wait."""
+        ...
+
+    async def wait(self, subscribe: Callable[[Callable[[], None]], None]) -> None:
+        """Suspend the task until the callback handed to `subscribe` is called, receiving meanwhile."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether the node's kernel still runs."""
+        ...
+
+    def sent(self) -> None:
+        """A request left that nobody waits for yet: see to it that its reply is noticed."""
+        ...
+
+    def kick(self) -> None:
+        """Have the event loop, if there is one, look at this channel: a thread has stopped receiving for it."""
+        ...
+
+    def misbehaved(self, channel: int, check: str) -> None:
+        """Tell the kernel that this channel's peer wrote what cannot be."""
+        ...
+
+
+class ClientChannel:
+    """See the module. `memory` may be closed afterwards; `doorbell` stays open as long as the channel."""
+
+    def __init__(self, opened: OpenChannel, memory: int, doorbell: int, notice: mmap.mmap, host: Host) -> None:
+        shape = opened.shape
+        self.number = opened.channel
+        self.peer = opened.peer
+        self.lanes = shape.lanes
+        self.doorbell = doorbell
+        self.host = host
+        self.bound_to_loop = False
+        """A receive loop (a server's) drains this channel; nobody else may."""
+        self._notice = ffi.from_buffer(notice)
+        self.c = lib.atoll_channel_open(
+            memory,
+            doorbell,
+            0,
+            shape.lanes,
+            shape.ring_bits,
+            shape.bulk_bits,
+            opened.epoch,
+            opened.base,
+            self._notice + 64 * (opened.notice + 1),
+        )
+        if self.c == ffi.NULL:
+            raise OSError(ffi.errno, f"channel {opened.channel} to {opened.peer}: its memory could not be mapped")
+        self._message = lib.atoll_channel_message(self.c)
+        self._counters = lib.atoll_channel_counters(self.c)
+        self._taken = ffi.new("uint64_t[3]")
+        self._buffer = memoryview(ffi.buffer(lib.atoll_channel_buffer(self.c), lib.atoll_channel_limit(self.c)))
+        self.views = [self._buffer[:length] for length in range(VIEWS)]
+        self.receiving = threading.Lock()
+        self.pending: dict[int, Pending] = {}
+        self.failed: errors.AtollError | None = None
+        self.calls = self.casts = self.streams = self.faults = 0
+        self.waited = 0
+        self._turns: list[threading.Event] = []
+
+    # sending ----------------------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        site: Site,
+        payload: bytes,
+        until: int,
+        trace: int,
+        context: bytes | None,
+        number: int = 0,
+        seconds: float | None = None,
+        stream: Callable[["Pending"], ChannelStream] | None = None,
+    ) -> Pending:
+        """Send a call and keep it until its reply is in. Raises what keeps it from being sent."""
+        pending = Pending(self, site, payload, until, trace, context)
+        pending.number = number or lib.atoll_next_request(self.c)
+        pending.seconds = seconds
+        if stream is not None:
+            pending.stream = stream(pending)
+        self.pending[pending.number] = pending
+        try:
+            self._send(pending, site.again if number else site.c)
+        except BaseException:
+            self.pending.pop(pending.number, None)
+            raise
+        return pending
+
+    def _send(self, pending: Pending, site: Any) -> None:
+        give_up = 0
+        while True:
+            if self.failed is not None:
+                raise self.failed
+            result = lib.atoll_send(
+                self.c,
+                site,
+                pending.number,
+                pending.payload,
+                len(pending.payload),
+                pending.until,
+                pending.trace,
+                ffi.NULL if pending.context is None else pending.context,
+            )
+            if result >= 0:
+                pending.end = result
+                lib.atoll_ring_bell(self.c)
+                return
+            if result != Result.FULL:
+                self.trouble(result, pending.site.spec, len(pending.payload))
+                continue
+            now = time.monotonic_ns()
+            give_up = give_up or pending.until or now + int(SEND_PATIENCE * NANOSECONDS)
+            if now >= give_up:
+                raise Overloaded(f"the channel to {self.peer}")
+            lib.atoll_ring_bell(self.c)
+            if not self.drain():
+                time.sleep(0.0002)
+
+    def cast(self, site: Site, payload: bytes, until: int, trace: int, context: bytes | None) -> None:
+        """Send without a request of our own; `Overloaded` if there is no room: a cast is at most once."""
+        while True:
+            if self.failed is not None:
+                raise self.failed
+            result = lib.atoll_send(
+                self.c, site.c, 0, payload, len(payload), until, trace, ffi.NULL if context is None else context
+            )
+            if result >= 0:
+                self.casts += 1
+                lib.atoll_ring_bell(self.c)
+                return
+            if result == Result.FULL:
+                lib.atoll_ring_bell(self.c)
+                raise Overloaded(f"the channel to {self.peer}")
+            self.trouble(result, site.spec, len(payload))
+
+    def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> bool:
+        """Send a record that belongs to a request in hand (item, end, credit, cancel). False: no room now."""
+        old = pending.site.c
+        site = ffi.new(
+            "atoll_site *",
+            {
+                "method": old.method,
+                "slot": old.slot,
+                "generation": old.generation,
+                "lane": old.lane,
+                "kind": int(kind),
+            },
+        )
+        result = lib.atoll_send(self.c, site, pending.number, payload, len(payload), 0, pending.trace, ffi.NULL)
+        if result == Result.TOO_LARGE:
+            raise TooLarge(f"an item of {pending.site.spec.label}", len(payload), lib.atoll_channel_limit(self.c))
+        lib.atoll_ring_bell(self.c)
+        # A restarted server knows nothing of this request: the pending table ends it, not this record.
+        return bool(result != Result.FULL)
+
+    # receiving --------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> int:
+        """Route what has arrived; how many messages. 0 also if another thread is receiving."""
+        if not self.receiving.acquire(blocking=False):
+            return 0
+        try:
+            return self._drain()
+        finally:
+            self.leave()
+
+    def _drain(self) -> int:
+        count = 0
+        while (result := lib.atoll_receive(self.c)) >= 0:
+            self.route(result)
+            count += 1
+        if result == Result.MISBEHAVED:
+            self.misbehaved()
+        return count
+
+    def route_current(self) -> None:
+        """Route the message that the C core holds for us."""
+        self.route(self._message.kind << 32 | self._message.length)
+
+    def long(self, length: int) -> bytes:
+        """A copy of what was received last."""
+        return self._buffer[:length].tobytes()
+
+    def look(self) -> int:
+        """`drain`, then learn of a new epoch or of the end from the kernel's notice."""
+        if not self.receiving.acquire(blocking=False):
+            return 0
+        try:
+            count = self._drain()
+            if self.failed is None:
+                self._renew()
+            return count
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Stop receiving: the next thread's turn, or the event loop's."""
+        self.receiving.release()
+        if self._turns:
+            self._turns.pop(0).set()
+        elif self.pending:
+            self.host.kick()
+
+    def route(self, result: int) -> None:
+        """Give the message that was just received to whoever waits for it. Replies to nobody are dropped."""
+        message = self._message
+        pending = self.pending.get(message.request)
+        if pending is None:
+            return
+        kind, length = result >> 32, result & LENGTH
+        payload = self._buffer[:length].tobytes()
+        stream = pending.stream
+        if stream is not None:
+            if kind == Kind.ITEM:
+                try:
+                    stream.arrived(_items.decode(payload))
+                except msgspec.DecodeError:
+                    self.misbehaved("items")
+                return
+            if kind == Kind.CREDIT:
+                try:
+                    stream.credited(_credit.decode(payload))
+                except msgspec.DecodeError:
+                    self.misbehaved("credit")
+                return
+        elif kind in (Kind.ITEM, Kind.CREDIT, Kind.END):
+            self.misbehaved("kind of reply")
+            return
+        del self.pending[pending.number]
+        if kind == Kind.FAULT:
+            self.faults += 1
+            error = self.fault(pending.site.spec, payload)
+            if stream is not None:
+                stream.ended(error)
+            pending.fail(error)
+            return
+        if stream is not None:
+            if kind == Kind.REPLY:
+                stream.arrived([payload])
+            stream.ended(None)
+        pending.complete(payload)
+
+    def fault(self, spec: MethodSpec, payload: bytes | memoryview) -> errors.AtollError:
+        """The error that a FAULT record carries."""
+        try:
+            return errors.decode(payload, spec)
+        except msgspec.DecodeError as problem:
+            return PeerMisbehaved(f"a fault of {spec.label}", str(problem))
+
+    def wait(self, pending: Pending, limit: int) -> None:
+        """Block this thread until `pending` is done or CLOCK_MONOTONIC reaches `limit` (0: no limit)."""
+        self.block(pending, pending.done, pending.add_done_callback, limit)
+
+    def block(
+        self,
+        pending: Pending,
+        over: Callable[[], bool],
+        subscribe: Callable[[Callable[[], None]], None],
+        limit: int = 0,
+    ) -> None:
+        """Block this thread, receiving when it is its turn, until `over()`, the limit, or the deadline of `pending`."""
+        self.host.may_block(pending.site.spec.label)
+        began = time.monotonic_ns()
+        while not over():
+            until = min(filter(None, (limit, pending.until)), default=0)
+            now = time.monotonic_ns()
+            if until and now >= until:
+                if pending.until and now >= pending.until:
+                    self.expire(pending)
+                break
+            if self.receiving.acquire(blocking=False):
+                try:
+                    self._receive_for(pending, over, until)
+                finally:
+                    self.leave()
+                continue
+            turn = threading.Event()
+            self._turns.append(turn)
+            subscribe(turn.set)
+            if self.receiving.locked():
+                turn.wait(1.0 if not until else min(1.0, (until - now) / NANOSECONDS))
+            if turn in self._turns:
+                self._turns.remove(turn)
+        self.waited += time.monotonic_ns() - began
+
+    def _receive_for(self, pending: Pending, over: Callable[[], bool], until: int) -> None:
+        """Receive and route until `over()` or `until`. Holds `receiving`."""
+        while not over() and self.failed is None:
+            result = lib.atoll_wait(self.c, pending.number, until)
+            if result >= 0 or result == Result.OTHER:
+                self.route_current()
+            elif result == Result.DEADLINE:
+                return
+            else:
+                self.trouble(result, pending.site.spec, receiving=True)
+
+    def expire(self, pending: Pending) -> None:
+        """The deadline has passed: tell the server, end the call."""
+        if self.pending.pop(pending.number, None) is not None:
+            self.control(pending, Kind.CANCEL)
+            self._end(pending, DeadlineExceeded(pending.site.spec.label, pending.seconds))
+
+    # trouble ----------------------------------------------------------------------------------------------------------
+
+    def trouble(self, result: int, spec: MethodSpec, size: int = 0, *, receiving: bool = False) -> None:
+        """Deal with a negative result; returns if it is worth trying again, else raises."""
+        if result == Result.EPOCH or result == Result.CLOSED:
+            if receiving:
+                self._drain()
+                self._renew()
+            else:
+                self.look()
+            if self.failed is not None and result == Result.CLOSED:
+                raise self.failed
+            return
+        if result == Result.TOO_LARGE:
+            raise TooLarge(f"a message of {spec.label}", size, lib.atoll_channel_limit(self.c))
+        if result == Result.MISBEHAVED:
+            self.misbehaved()
+            raise self.failed or PeerMisbehaved(f"the channel to {self.peer}", "unknown check")
+        if result == Result.AGAIN:
+            self._look_at_kernel()
+            return
+        raise errors.InternalFault(f"channel {self.number}", f"the C core answered {result}")
+
+    def _look_at_kernel(self) -> None:
+        if not self.host.alive():
+            self.down()
+            raise NodeDown()
+
+    def _renew(self) -> None:
+        result = lib.atoll_channel_renew(self.c, self._taken)
+        if result == Result.CLOSED:
+            self.fail(lambda label: PeerDied(label, True), PeerDied(f"a call to {self.peer}", False))
+        elif result == 1:
+            self._recover(list(self._taken))
+
+    def _recover(self, taken: list[int]) -> None:
+        """A new server has the channel: send again what may be sent again, in the order in which it was sent."""
+        for pending in sorted(self.pending.values(), key=lambda pending: pending.number):
+            spec, stream = pending.site.spec, pending.stream
+            untaken = _after(pending.end, taken[pending.site.c.lane])
+            if (stream is None and (spec.idempotent or spec.once)) or (untaken and not (stream and stream.began)):
+                try:
+                    self._send(pending, pending.site.c if untaken else pending.site.again)
+                except errors.AtollError as error:
+                    self._end(pending, error)
+            else:
+                self._end(pending, PeerDied(spec.label, True))
+
+    def _end(self, pending: Pending, error: errors.AtollError) -> None:
+        self.pending.pop(pending.number, None)
+        if pending.stream is not None:
+            pending.stream.ended(error)
+        pending.fail(error)
+
+    def misbehaved(self, check: str = "") -> None:
+        """Close the channel over what the peer wrote, and have the event recorded."""
+        fault = lib.atoll_channel_fault(self.c)
+        check = check or (ffi.string(fault).decode() if fault != ffi.NULL else "unknown check")
+        if self.failed is None:
+            self.host.misbehaved(self.number, check)
+            error = PeerMisbehaved(f"the channel to {self.peer}", check)
+            self.fail(lambda _: error, error)
+
+    def fail(self, each: Callable[[str], errors.AtollError], later: errors.AtollError) -> None:
+        """End the channel: every request in hand gets `each(method)`, every later one `later`."""
+        self.failed = later
+        for pending in list(self.pending.values()):
+            self._end(pending, each(pending.site.spec.label))
+
+    def down(self) -> None:
+        """The kernel has ended."""
+        self.fail(lambda _: NodeDown(), NodeDown())
+
+    # event loops ------------------------------------------------------------------------------------------------------
+
+    def arm(self) -> bool:
+        """Have the peer ring the doorbell for the next message. False: there is something to drain now."""
+        return bool(lib.atoll_arm(self.c))
+
+    def disarm(self) -> None:
+        """Awake again: take the ring off the doorbell."""
+        lib.atoll_disarm(self.c)
+
+    def statistics(self) -> ChannelStatistics:
+        counters = self._counters
+        return ChannelStatistics(
+            calls=self.calls,
+            casts=self.casts,
+            streams=self.streams,
+            errors=self.faults,
+            pending=len(self.pending),
+            bytes_sent=counters.bytes_sent,
+            bytes_received=counters.bytes_received,
+            wakes=counters.wakes,
+            waited=self.waited / NANOSECONDS,
+        )
+
+    def close(self) -> None:
+        """Give the memory back. No thread may be inside, and no view of a reply may be left."""
+        if self.c is not None:
+            self.fail(lambda label: PeerDied(label, True), PeerDied(f"a call to {self.peer}", False))
+            self.views.clear()
+            self._buffer.release()
+            lib.atoll_channel_close(self.c)
+            self.c = None
+
+
+def _after(position: int, index: int) -> bool:
+    """Whether a record that ends at `position` lies behind what `index` says was consumed. Both wrap at 64 bits."""
+    distance = (position - index) & (1 << 64) - 1
+    return 0 < distance < 1 << 63

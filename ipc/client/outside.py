@@ -1,0 +1,188 @@
+"""The client side of a process that is not a server: a notebook, a command, a service.
+
+Threads that block wait inside the C core and need nothing from here. Tasks of trio or asyncio wait on one epoll descriptor
+that gathers a doorbell a channel, the kernel's pidfd, and a kick for when a thread that received for everybody stops. In
+trio one waiting task leads: it waits on the descriptor and drains for the others, then hands the lead on. In asyncio the
+event loop watches the descriptor.
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import threading
+from collections.abc import Callable
+
+import trio
+
+from atoll.ipc.context import forbid_blocking
+from atoll.ipc.future import wait_for
+
+from .channel import ClientChannel
+
+Subscribe = Callable[[Callable[[], None]], None]
+
+
+class Outside:
+    """The `Host` of such a process's channels. `kernel` is a pidfd of the node's kernel; it stays the caller's."""
+
+    def __init__(self, kernel: int, report: Callable[[int, str], None]) -> None:
+        self.channels: dict[int, ClientChannel] = {}
+        self._kernel = kernel
+        self._report = report
+        self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._kick, select.EPOLLIN)
+        self._epoll.register(kernel, select.EPOLLIN)
+        self._down = False
+        self._leading = False
+        self._followers: list[trio.Event] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._armed = False
+        self._closed = False
+
+    def add(self, channel: ClientChannel) -> None:
+        self.channels[channel.number] = channel
+        self._epoll.register(channel.doorbell, select.EPOLLIN)
+
+    def remove(self, number: int) -> None:
+        channel = self.channels.pop(number, None)
+        if channel is not None:
+            self._epoll.unregister(channel.doorbell)
+
+    def close(self) -> None:
+        """Stop watching; the channels are closed by whoever made them."""
+        self._closed = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        os.close(self._kick)
+
+    # what channels ask of their host (see Host) -----------------------------------------------------------------------
+
+    def may_block(self, method: str) -> None:
+        forbid_blocking(method)
+
+    def alive(self) -> bool:
+        if not self._down:
+            self._down = bool(select.select([self._kernel], [], [], 0)[0])
+        return not self._down
+
+    def kick(self) -> None:
+        if self._closed or not (self._leading or self._loop is not None):
+            return
+        with contextlib.suppress(BlockingIOError):  # the counter is full: it is readable, which is all we want
+            os.eventfd_write(self._kick, 1)
+
+    def misbehaved(self, channel: int, check: str) -> None:
+        self._report(channel, check)
+
+    def sent(self) -> None:
+        if self._loop is not None and not self._armed and self._loop is _running_loop():
+            self._arm_for_asyncio()
+
+    async def wait(self, subscribe: Subscribe) -> None:
+        if trio.lowlevel.in_trio_run():
+            await self._wait_in_trio(subscribe)
+        else:
+            self._adopt(asyncio.get_running_loop())
+            if not self._armed:
+                self._arm_for_asyncio()
+            await wait_for(subscribe)
+
+    # gathering --------------------------------------------------------------------------------------------------------
+
+    def _arm(self) -> bool:
+        """Have every channel with open requests ring for the next message. False: something is there already."""
+        quiet = True
+        for channel in self.channels.values():
+            if channel.pending and not channel.receiving.locked():
+                quiet = channel.arm() and quiet
+        return quiet
+
+    def _gather(self) -> None:
+        for descriptor, _ in self._epoll.poll(0):
+            if descriptor == self._kick:
+                with contextlib.suppress(BlockingIOError):  # another thread's loop has read it
+                    os.eventfd_read(self._kick)
+        if not self.alive():
+            for channel in list(self.channels.values()):
+                channel.down()
+            return
+        for channel in list(self.channels.values()):
+            channel.disarm()
+            if channel.pending:
+                channel.look()
+
+    # trio -------------------------------------------------------------------------------------------------------------
+
+    async def _wait_in_trio(self, subscribe: Subscribe) -> None:
+        token, home = trio.lowlevel.current_trio_token(), threading.get_ident()
+        fired = False
+        change = trio.Event()
+
+        def told() -> None:
+            nonlocal fired
+            fired = True
+            change.set()
+
+        def notify() -> None:
+            if threading.get_ident() == home:
+                told()
+                return
+            with contextlib.suppress(trio.RunFinishedError):  # the loop that waited has ended, and with it the wait
+                token.run_sync_soon(told)
+
+        subscribe(notify)
+        while not fired:
+            if self._leading:
+                change = trio.Event()
+                self._followers.append(change)
+                try:
+                    await change.wait()
+                finally:
+                    if change in self._followers:
+                        self._followers.remove(change)
+                continue
+            self._leading = True
+            try:
+                if self._arm():
+                    await trio.lowlevel.wait_readable(self._epoll)
+                else:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                self._gather()
+            finally:
+                self._leading = False
+        if not self._leading and self._followers:
+            self._followers.pop().set()  # also if we never led: whoever handed the lead to us counts on it
+
+    # asyncio ----------------------------------------------------------------------------------------------------------
+
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._epoll.fileno())
+        self._loop = loop
+        self._armed = False
+        loop.add_reader(self._epoll.fileno(), self._ring)
+
+    def _arm_for_asyncio(self) -> None:
+        self._armed = True
+        if not self._arm() and self._loop is not None:
+            self._loop.call_soon(self._ring)
+
+    def _ring(self) -> None:
+        if self._closed:
+            return
+        self._gather()
+        self._armed = False
+        if any(channel.pending for channel in self.channels.values()) and not self._down:
+            self._arm_for_asyncio()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,148 @@
+"""A stream or an upload over a channel: credits and queues on the client's side.
+
+The receiver of items grants credit, the sender spends one an item and waits when it has none, so a slow reader holds a
+fast writer at a bounded distance. Credit is granted back in batches of half the window: one record for many items.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from atoll.ipc.errors import Aborted, AtollError
+from atoll.ipc.future import wait_for
+from atoll.native import Kind
+
+if TYPE_CHECKING:
+    from .channel import Pending
+
+WINDOW = 256
+"""Items that may be under way. Both sides know it; the first window is granted by opening the stream."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class ChannelStream:
+    """See `atoll.ipc.proxy.RawStream`."""
+
+    def __init__(self, pending: "Pending") -> None:
+        self.pending = pending
+        self.upload = pending.site.spec.kind == "upload"
+        self.began = False
+        """Something was sent or received after the opening: it cannot simply be sent again."""
+        self._items: deque[list[bytes]] = deque()
+        self._taken = 0
+        self._credit = WINDOW
+        self._over = False
+        self._error: AtollError | None = None
+        self._waiters: list[Callable[[], None]] = []
+
+    # called by the channel ----------------------------------------------------------------------------------------
+
+    def arrived(self, items: list[bytes]) -> None:
+        self.began = True
+        self._items.append(items)
+        self._wake()
+
+    def credited(self, count: int) -> None:
+        self._credit += max(0, min(count, WINDOW))
+        self._wake()
+
+    def ended(self, error: AtollError | None) -> None:
+        if not self._over:
+            self._over = True
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter()
+
+    # the client's side --------------------------------------------------------------------------------------------
+
+    def _next(self) -> list[bytes] | None:
+        items = self._items.popleft()
+        if not self.upload:
+            self._taken += len(items)
+            if self._taken >= WINDOW // 2 and not self._over:
+                self.pending.channel.control(self.pending, Kind.CREDIT, _encode(self._taken))
+                self._taken = 0
+        return items
+
+    def _end(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def receive_now(self) -> list[bytes] | None:
+        while not self._items:
+            if self._over:
+                return self._end()
+            self._block()
+        return self._next()
+
+    async def receive(self) -> list[bytes] | None:
+        while not self._items:
+            if self._over:
+                return self._end()
+            await self._change()
+        return self._next()
+
+    def send_now(self, item: bytes) -> None:
+        while not self._try_send(item):
+            self._block()
+
+    async def send(self, item: bytes) -> None:
+        while not self._try_send(item):
+            await self._change()
+
+    def _try_send(self, item: bytes) -> bool:
+        if self._over:
+            self._end()
+            raise Aborted(self.pending.site.spec.label, "it has ended")
+        if self._credit <= 0:
+            return False
+        self.began = True
+        if not self.pending.channel.control(self.pending, Kind.ITEM, _encode([item])):
+            return False
+        self._credit -= 1
+        return True
+
+    def finish(self) -> None:
+        self.began = True
+        while not self._over and not self.pending.channel.control(self.pending, Kind.END):
+            self.pending.channel.drain()
+            time.sleep(0.0002)
+
+    def cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            self.pending.abandon()
+            self._wake()
+
+    def _state(self) -> tuple[int, int, bool]:
+        return len(self._items), self._credit, self._over
+
+    def _watch(self) -> "tuple[Callable[[], bool], Callable[[Callable[[], None]], None]]":
+        """A predicate that turns true once anything of this stream has changed, and how to be told of it."""
+        before = self._state()
+
+        def changed() -> bool:
+            return self._state() != before
+
+        def subscribe(notify: Callable[[], None]) -> None:
+            self._waiters.append(notify)
+            if changed():
+                notify()
+
+        return changed, subscribe
+
+    def _block(self) -> None:
+        self.pending.channel.block(self.pending, *self._watch())
+
+    async def _change(self) -> None:
+        changed, subscribe = self._watch()
+        while not changed():
+            await self.pending.channel.host.wait(subscribe)

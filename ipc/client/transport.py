@@ -1,0 +1,136 @@
+"""One capability as a client holds it: the `Transport` under its proxies. (Raw cffi.)
+
+The quickest call is the usual one: no deadline, no trace, nobody else receiving. It is one C call that sends, wakes, waits
+and receives; everything else goes through a `Pending` (channel.py).
+"""
+
+import time
+from typing import Any
+
+from atoll.ipc import context
+from atoll.ipc.capability import Translator
+from atoll.ipc.codec import LANES, MethodSpec
+from atoll.ipc.errors import DeadlineExceeded
+from atoll.ipc.proxy import DEFAULTS, ChannelStatistics, Options
+from atoll.ipc.system.control import Port
+from atoll.native import Kind, Result, lib
+
+from .channel import LENGTH, NANOSECONDS, REPLY, VIEWS, ClientChannel, Pending, Site
+from .stream import ChannelStream
+
+_CONTEXT_BLOCK = 64
+
+
+class ChannelTransport:
+    """See `atoll.ipc.proxy.Transport`."""
+
+    def __init__(self, channel: ClientChannel, port: Port, translator: Translator | None = None) -> None:
+        self.channel = channel
+        self.port = port
+        self._translator = translator
+        self._sites: dict[tuple[MethodSpec, int, Kind], Site] = {}
+        self._quick: dict[MethodSpec, Any] = {}
+        self._call = lib.atoll_call
+        self._enter = channel.receiving.acquire
+
+    @property
+    def translator(self) -> Translator | None:
+        return self._translator
+
+    def _site(self, spec: MethodSpec, options: Options, kind: Kind) -> Site:
+        lane = spec.lane if options.service is None else LANES[options.service]
+        lane = min(lane, self.channel.lanes - 1)
+        found = self._sites.get((spec, lane, kind))
+        if found is None:
+            found = self._sites[spec, lane, kind] = Site(spec, self.port.slot, self.port.generation, lane, kind)
+        return found
+
+    def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
+        channel = self.channel
+        if options is not DEFAULTS or channel.bound_to_loop or channel.failed is not None or not self._enter(False):
+            return self._call_slowly(method, payload, options)
+        try:
+            site = self._quick.get(method)
+            if site is None:
+                site = self._quick[method] = self._site(method, options, Kind.CALL).c
+            channel.calls += 1
+            result = self._call(channel.c, site, payload, len(payload))
+            if result >> 32 == REPLY:
+                length = result & LENGTH
+                return channel.views[length].tobytes() if length < VIEWS else channel.long(length)
+            pending = self._adopt(method, payload, result)
+        finally:
+            channel.leave()
+        return pending.result()
+
+    def _adopt(self, method: MethodSpec, payload: bytes, result: int) -> Pending:
+        """A quick call that no plain reply answered at once becomes a request like others. Holds `receiving`."""
+        channel = self.channel
+        if result >= 0:
+            channel.faults += 1
+            raise channel.fault(method, channel.long(result & LENGTH))
+        site = self._site(method, DEFAULTS, Kind.CALL)
+        if result in (Result.AGAIN, Result.OTHER) or lib.atoll_call_waits(channel.c):
+            pending = Pending(channel, site, payload, 0, 0, None)
+            pending.number = lib.atoll_call_request(channel.c)
+            pending.end = lib.atoll_call_end(channel.c)
+            channel.pending[pending.number] = pending
+            if result == Result.OTHER:
+                channel.route_current()
+            else:
+                channel.trouble(result, method, receiving=True)
+            return pending
+        channel.trouble(result, method, len(payload), receiving=True)
+        return channel.request(site, payload, 0, 0, None)
+
+    def _call_slowly(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
+        self.channel.host.may_block(method.label)
+        self.channel.calls += 1
+        return self._request(method, payload, options).result()
+
+    def _request(self, method: MethodSpec, payload: bytes, options: Options) -> Pending:
+        """Send a call that is to be kept in hand."""
+        until, trace, block, seconds = _circumstances(method, options)
+        site = self._site(method, options, Kind.CALL)
+        stream = method.kind != "call"
+        return self.channel.request(
+            site, payload, until, trace, block, options.request, seconds, ChannelStream if stream else None
+        )
+
+    async def call(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
+        self.channel.calls += 1
+        return await self._request(method, payload, options)
+
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> Pending:
+        self.channel.calls += 1
+        pending = self._request(method, payload, options)
+        self.channel.host.sent()
+        return pending
+
+    def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:
+        until, trace, block, _ = _circumstances(method, options)
+        self.channel.cast(self._site(method, options, Kind.CAST), payload, until, trace, block)
+
+    def open(self, method: MethodSpec, payload: bytes, options: Options) -> ChannelStream:
+        self.channel.streams += 1
+        pending = self._request(method, payload, options)
+        self.channel.host.sent()
+        assert pending.stream is not None
+        return pending.stream
+
+    def statistics(self) -> ChannelStatistics:
+        return self.channel.statistics()
+
+
+def _circumstances(method: MethodSpec, options: Options) -> tuple[int, int, bytes | None, float | None]:
+    """Deadline (CLOCK_MONOTONIC ns, 0: none), trace, context block and given seconds of a call made now, here."""
+    options = context.inherited(options)
+    until = 0
+    if options.deadline is not None or options.until is not None:
+        now = time.monotonic()
+        end = options.expiry(now)
+        if end is None or end <= now:
+            raise DeadlineExceeded(method.label, options.deadline)
+        until = int(end * NANOSECONDS)
+    block = None if not options.transaction else options.transaction.ljust(_CONTEXT_BLOCK, b"\0")
+    return until, options.trace, block, options.deadline

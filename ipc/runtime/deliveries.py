@@ -1,0 +1,98 @@
+"""What the kernel has delivered to this process, and how messages that carry capabilities and buffers are translated.
+
+A token in a message names a delivery (`Deliver`, `DeliverBuffer`) that lies on the control socket before the message can
+arrive; `pump` reads it from there if it was not read yet.
+"""
+
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any
+
+from atoll.ipc.capability import Buffer, Cap, NoCapabilities
+from atoll.ipc.client.channel import ClientChannel
+from atoll.ipc.client.transport import ChannelTransport
+from atoll.ipc.errors import PeerMisbehaved
+from atoll.ipc.interface import Interface
+from atoll.ipc.proxy import bind
+from atoll.ipc.system.control import Deliver, DeliverBuffer, Port
+from atoll.ipc.system.kernel import Kernel
+from atoll.native import segments
+
+
+class Deliveries:
+    """Ports and buffers by token."""
+
+    def __init__(self, channels: dict[int, ClientChannel], pump: Callable[[], None]) -> None:
+        self.channels = channels
+        self.kernel: Kernel | None = None
+        self._pump = pump
+        self._ports: dict[int, Port] = {}
+        self._buffers: dict[int, Buffer] = {}
+
+    def deliver(self, message: Deliver) -> None:
+        self._ports[message.token] = message.port
+
+    def deliver_buffer(self, message: DeliverBuffer, memory: int) -> None:
+        """Map a granted buffer after a look at its seals. Takes `memory`."""
+        try:
+            wanted = segments.SEALS[message.mode]
+            if segments.seals(memory) & wanted != wanted or os.fstat(memory).st_size < message.size:
+                raise PeerMisbehaved(f"a {message.mode} buffer", "its seals or its size")
+            access = mmap.PROT_READ | (mmap.PROT_WRITE if message.mode == "writable" else 0)
+            view = memoryview(mmap.mmap(memory, message.size, mmap.MAP_SHARED, access))
+        finally:
+            os.close(memory)
+        self._buffers[message.token] = Buffer(view, message.mode, message.token)
+
+    def port(self, token: int) -> Port | None:
+        """The port delivered under a token, read from the control socket if need be."""
+        if token not in self._ports:
+            self._pump()
+        return self._ports.pop(token, None)
+
+    def buffer(self, token: int) -> Buffer | None:
+        """The buffer delivered under a token; it stays mapped, for the next message that names it."""
+        if token not in self._buffers:
+            self._pump()
+        return self._buffers.get(token)
+
+    def transport(self, port: Port) -> ChannelTransport:
+        """A transport for a capability of this process."""
+        channel = self.channels[port.channel]
+        return ChannelTransport(channel, port, Translation(self, lambda: channel.number))
+
+    def proxy(self, interface: type[Interface], port: Port) -> Any:
+        return bind(interface, self.transport(port))
+
+
+class Translation(NoCapabilities):
+    """The `Translator` of messages to and from one peer: `channel` gives the number of the channel to it."""
+
+    def __init__(self, deliveries: Deliveries, channel: Callable[[], int]) -> None:
+        super().__init__("this process holds no capability of the kernel")
+        self._deliveries = deliveries
+        self._channel = channel
+
+    def send_capability(self, capability: Cap[Any]) -> int:
+        kernel, transport = self._deliveries.kernel, capability.transport
+        if kernel is None or not isinstance(transport, ChannelTransport):
+            return super().send_capability(capability)
+        port = transport.port
+        number = kernel.number.now(port.channel, port.slot, port.generation)
+        return kernel.transfer.now(number, self._channel())
+
+    def receive_capability(self, interface: type[Interface], token: int) -> Cap[Any] | None:
+        port = self._deliveries.port(token)
+        if port is None or port.interface != interface.__name__:
+            return None
+        return Cap(interface, self._deliveries.transport(port))
+
+    def send_buffer(self, buffer: Buffer) -> int:
+        kernel = self._deliveries.kernel
+        if kernel is None or not buffer.handle:
+            return super().send_buffer(buffer)
+        return kernel.buffer_share.now(buffer.handle, self._channel(), buffer.mode)
+
+    def receive_buffer(self, token: int) -> Buffer | None:
+        return self._deliveries.buffer(token)

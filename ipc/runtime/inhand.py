@@ -1,0 +1,126 @@
+"""Calls in hand: begun, and not yet answered. What `drain` waits for, `cancel` ends and overload is measured by."""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import trio
+
+from atoll.ipc.client.stream import WINDOW
+from atoll.ipc.codec import MethodSpec
+from atoll.ipc.errors import AtollError
+
+
+class Origin:
+    """Where a call came from: what its reply needs, and what a second check of its capability needs."""
+
+    __slots__ = ("cast", "channel", "deadline", "generation", "lane", "request", "revocations", "rights", "slot")
+
+    def __init__(
+        self,
+        channel: int,
+        request: int,
+        lane: int,
+        cast: bool,
+        slot: int,
+        generation: int,
+        rights: int,
+        deadline: int,
+        revocations: int,
+    ) -> None:
+        self.channel = channel
+        self.request = request
+        self.lane = lane
+        self.cast = cast
+        self.slot = slot
+        self.generation = generation
+        self.rights = rights
+        self.deadline = deadline
+        self.revocations = revocations
+
+
+class InHand:
+    """One call in hand. `scope` cancels its task; `items` and `credit` are those of an upload or a stream."""
+
+    __slots__ = ("cancelled", "credit", "items", "origin", "scope", "spec")
+
+    def __init__(self, spec: MethodSpec, origin: Origin) -> None:
+        self.spec = spec
+        self.origin = origin
+        self.scope: trio.CancelScope | None = None
+        self.items: Items | None = None
+        self.credit: Credit | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """The caller waits no more."""
+        self.cancelled = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+
+class Credit:
+    """What a stream may still send."""
+
+    def __init__(self) -> None:
+        self.left = WINDOW
+        self._more = trio.Event()
+
+    def add(self, count: int) -> None:
+        """The client took `count` items. More than the window is never outstanding, so more cannot be granted."""
+        self.left = min(WINDOW, self.left + max(0, count))
+        self._more.set()
+
+    async def wait(self) -> None:
+        """Until there is some."""
+        while self.left <= 0:
+            self._more = trio.Event()
+            await self._more.wait()
+
+
+class Grantor(Protocol):
+    def grant(self, inhand: InHand, count: int) -> None:
+        """Tell the client that `count` more items may come."""
+        ...
+
+
+class Items:
+    """The encoded items of an upload, as its handler takes them."""
+
+    def __init__(self, inhand: InHand, grantor: Grantor) -> None:
+        self._inhand = inhand
+        self._grantor = grantor
+        self._queue: deque[bytes] = deque()
+        self._taken = 0
+        self._change = trio.Event()
+        self._over = False
+        self._error: AtollError | None = None
+
+    def arrived(self, items: list[bytes]) -> bool:
+        """False if the client sent more than it had credit for."""
+        self._queue.extend(items)
+        self._change.set()
+        return len(self._queue) + self._taken <= WINDOW
+
+    def ended(self, error: AtollError | None = None) -> None:
+        self._over = True
+        self._error = error
+        self._change.set()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._queue:
+            if self._error is not None:
+                raise self._error
+            if self._over:
+                raise StopAsyncIteration
+            self._change = trio.Event()
+            await self._change.wait()
+        item = self._queue.popleft()
+        self._taken += 1
+        if self._taken >= WINDOW // 2:
+            self._grantor.grant(self._inhand, self._taken)
+            self._taken = 0
+        return item

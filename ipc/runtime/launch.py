@@ -1,0 +1,372 @@
+"""A server process from its first line to its last: `main` is what the zygote's child, or a fresh start, runs.
+
+Everything it may use comes over the control socket before `start()`: its package's folder, its needs, its channels, its
+capability table. When that socket closes the kernel is dead, and the process ends.
+"""
+
+import contextlib
+import importlib
+import math
+import mmap
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from atoll.ipc import context, schema
+from atoll.ipc.client.channel import ClientChannel
+from atoll.ipc.errors import AtollError, NodeDown
+from atoll.ipc.future import wait_for
+from atoll.ipc.interface import rights as rights_of
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.serve import Endpoint, Need, Serves, bind, needs, read_config
+from atoll.ipc.system import control
+from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.state import State
+from atoll.native import segments
+
+from .control_socket import ControlSocket
+from .deliveries import Deliveries, Translation
+from .loop import ServeLoop
+
+SWITCH_INTERVAL = 1e-4
+"""Seconds a Python thread may keep the interpreter while another one wants it. With the usual 5 ms, a busy thread makes
+every C call of the loop wait milliseconds."""
+BUSY_SHARE = 0.5
+"""A thread that used more than this share of the time since the last ping is named as busy."""
+
+
+class Process:
+    """This server process: its control socket, its channels, its loop. Also the `Host` of its client channels."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.control = ControlSocket(end)
+        self.clients: dict[int, ClientChannel] = {}
+        self.deliveries = Deliveries(self.clients, self._pump)
+        self.loop: ServeLoop | None = None
+        self.start: control.Start | None = None
+        self._notice: mmap.mmap | None = None
+        self._served: list[tuple[control.OpenChannel, int, int]] = []
+        self._waiting: list[tuple[control.ToProcess, list[int]]] = []
+        self._doorbells: dict[int, int] = {}
+        self._home = threading.get_ident()
+        self._cpu: dict[int, tuple[int, int]] = {}
+        self._refusals: dict[tuple[int, int, int, str], int] = {}
+
+    # Host of client channels, Observer of the loop --------------------------------------------------------------------
+
+    def may_block(self, method: str) -> None:
+        context.forbid_blocking(method)
+
+    async def wait(self, subscribe: Any) -> None:
+        await wait_for(subscribe)
+
+    def sent(self) -> None:
+        """The loop looks at every channel."""
+
+    def alive(self) -> bool:
+        return True  # the control socket says so, to the task that reads it
+
+    def kick(self) -> None:
+        """The loop looks at every channel."""
+
+    def misbehaved(self, channel: int, check: str) -> None:
+        self.control.send(control.Misbehaved(channel=channel, check=check))
+
+    def refused(self, channel: int, slot: int, method: int, why: Any) -> None:
+        key = (channel, slot, method, why)
+        self._refusals[key] = self._refusals.get(key, 0) + 1
+        if self._refusals[key] == 1:
+            self._report(key)
+
+    def _report(self, key: tuple[int, int, int, Any]) -> None:
+        channel, slot, method, why = key
+        count = self._refusals[key]
+        self._refusals[key] = 0
+        if count:
+            self.control.send(control.Refused(channel=channel, slot=slot, method=method, why=why, count=count))
+
+    # the beginning ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Start up, serve, end."""
+        step = "start"
+        try:
+            start, sockets = await self._receive_start()
+            step = "import"
+            server = _load(start)
+            step = "needs"
+            await self._receive_rest(start)
+            endpoint = self._endpoint(start, server, sockets)
+            loop = self.loop = self._make_loop(start, endpoint)
+            step = "start()"
+            async with trio.open_nursery() as nursery:
+                loop.drain(True)
+                nursery.start_soon(self._read_control)
+                await nursery.start(loop.serve)
+                if start.handover:
+                    self._ready(endpoint)
+                    await self._taken_over.wait()
+                await endpoint.server.start()
+                for keyspace in vars(endpoint.server).values():
+                    if isinstance(keyspace, Keyspace):
+                        await nursery.start(keyspace.follow)
+                self._begin(nursery, endpoint)
+                await self._ended.wait()
+                nursery.cancel_scope.cancel()
+        except NodeDown:
+            os._exit(1)
+        except BaseException as error:
+            self._failed(step, error)
+            raise
+
+    def _failed(self, step: str, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        sentence = f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))[-60_000:]
+        with contextlib.suppress(NodeDown):
+            self.control.send(control.Failed(step=step, sentence=sentence, traceback=trace))
+
+    async def _receive_start(self) -> tuple[control.Start, list[int]]:
+        message, descriptors = await self.control.receive()
+        if not isinstance(message, control.Start):
+            raise RuntimeError(f"the first packet was {type(message).__name__}, not Start")
+        self.start = message
+        notice, status, *sockets = descriptors
+        self._notice = mmap.mmap(notice, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._status = mmap.mmap(status, 0)
+        os.close(notice)
+        os.close(status)
+        self._taken_over, self._ended = trio.Event(), trio.Event()
+        return message, sockets
+
+    async def _receive_rest(self, start: control.Start) -> None:
+        """The channels and table segments that `Start` announced; whatever else comes in between is kept for later."""
+        channels, self._segments = start.channels, {}
+        while channels or len(self._segments) < start.segments:
+            message, descriptors = await self.control.receive()
+            if isinstance(message, control.OpenChannel):
+                self._open(message, descriptors)
+                channels -= 1
+            elif isinstance(message, control.AddSegment):
+                self._segments[message.index] = _mapped(descriptors)
+            else:
+                self._waiting.append((message, descriptors))
+
+    def _open(self, opened: control.OpenChannel, descriptors: list[int]) -> None:
+        memory, doorbell = descriptors
+        if opened.role == "client":
+            assert self._notice is not None
+            channel = ClientChannel(opened, memory, doorbell, self._notice, self)
+            os.close(memory)
+            self._doorbells[opened.channel] = doorbell
+            self.clients[opened.channel] = channel
+            if self.loop is not None:
+                self.loop.add_client(channel)
+        elif self.loop is None:
+            self._served.append((opened, memory, doorbell))
+        else:
+            self.loop.add(opened, memory, doorbell)
+            os.close(memory)
+            self._doorbells[opened.channel] = doorbell
+
+    def _endpoint(self, start: control.Start, server: type[Serves[Any]], sockets: list[int]) -> Endpoint:
+        if start.kernel is not None:
+            self.deliveries.kernel = self.deliveries.proxy(Kernel, start.kernel)
+        wanted = {need.name: need for need in needs(server)}
+        given = {
+            name: self._need(wanted[name], need, sockets, start)
+            for name, need in start.needs.items()
+            if name in wanted
+        }
+        endpoint = bind(server, given, Translation(self.deliveries, self._peer))
+        endpoint.server.kernel = self.deliveries.kernel
+        return endpoint
+
+    def _peer(self) -> int:
+        call = context.current_or_none()
+        return 0 if call is None else call.client
+
+    def _need(self, wanted: Need, need: control.Need, sockets: list[int], start: control.Start) -> Any:
+        match need:
+            case control.KeyspaceNeed(port=port):
+                return Keyspace(self.deliveries.proxy(State, port), wanted.type, boot=start.boot)
+            case control.ServerNeed(port=port):
+                return self.deliveries.proxy(wanted.type, port)
+            case control.ConfigNeed(value=value):
+                return read_config(wanted, bytes(value), f"server {start.server!r}")
+            case control.SocketNeed(descriptor=index):
+                return socket.socket(fileno=sockets[index])
+            case control.FolderNeed(path=path):
+                return Path(path)
+
+    def _make_loop(self, start: control.Start, endpoint: Endpoint) -> ServeLoop:
+        assert self._notice is not None
+        rights = {i.__name__: start.rights.get(i.__name__, rights_of(i)) for i in endpoint.interfaces}
+        loop = ServeLoop(endpoint, self._notice, self._status, rights, self)
+        for index, segment in sorted(self._segments.items()):
+            loop.add_segment(index, segment)
+        for channel in self.clients.values():
+            loop.add_client(channel)
+        for opened, memory, doorbell in self._served:
+            loop.add(opened, memory, doorbell)
+            os.close(memory)
+            self._doorbells[opened.channel] = doorbell
+        return loop
+
+    def _ready(self, endpoint: Endpoint) -> None:
+        offered = tuple(schema.described(interface) for interface in endpoint.interfaces)
+        self.control.send(control.Ready(interfaces=offered, accepts_handover=endpoint.accepts_handover))
+
+    def _begin(self, nursery: trio.Nursery, endpoint: Endpoint) -> None:
+        assert self.loop is not None and self.start is not None
+        if endpoint.runs:
+            nursery.start_soon(endpoint.server.run)
+        self._ready(endpoint)
+        if not self.start.handover:
+            self.loop.drain(False)
+
+    # the kernel's packets ---------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Read what lies on the control socket now: a message names a delivery that must be among it."""
+        while (packet := self.control.receive_nowait()) is not None:
+            message, descriptors = packet
+            if isinstance(message, control.Deliver | control.DeliverBuffer | control.OpenChannel):
+                self._act(message, descriptors)
+            else:
+                self._waiting.append(packet)
+
+    async def _read_control(self) -> None:
+        while True:
+            while self._waiting:
+                await self._handle(*self._waiting.pop(0))
+            await self._handle(*await self.control.receive())
+            for key in [key for key, count in self._refusals.items() if count]:
+                self._report(key)
+
+    async def _handle(self, message: control.ToProcess, descriptors: list[int]) -> None:
+        loop = self.loop
+        assert loop is not None
+        match message:
+            case control.Drain(deadline=deadline):
+                await self._drain(deadline)
+                self.control.send(control.Drained(pending=tuple(loop.pending())))
+            case control.HandOver():
+                self._hand_over(loop)
+            case control.TakeOver(size=size):
+                state = os.pread(descriptors[0], size, 0) if size else b""
+                os.close(descriptors[0])
+                loop.endpoint.server.take_over(state)
+                self._taken_over.set()
+            case control.Resume():
+                loop.drain(False)
+            case control.Stop(deadline=deadline):
+                await self._drain(deadline)
+                with trio.move_on_after(_seconds(deadline)):
+                    await loop.endpoint.server.stop()
+                loop.stop()
+                self._ended.set()
+            case control.Ping(number=number):
+                self.control.send(control.Pong(number=number, busy=self._busy()))
+            case _:
+                self._act(message, descriptors)
+
+    def _act(self, message: control.ToProcess, descriptors: list[int]) -> None:
+        loop = self.loop
+        match message:
+            case control.OpenChannel():
+                self._open(message, descriptors)
+            case control.CloseChannel(channel=number):
+                if loop is not None:
+                    loop.remove(number)
+                client = self.clients.pop(number, None)
+                if client is not None:
+                    client.close()
+                doorbell = self._doorbells.pop(number, None)
+                if doorbell is not None:
+                    os.close(doorbell)
+            case control.AddSegment(index=index):
+                if loop is not None:
+                    loop.add_segment(index, _mapped(descriptors))
+            case control.Deliver():
+                self.deliveries.deliver(message)
+            case control.DeliverBuffer():
+                self.deliveries.deliver_buffer(message, descriptors[0])
+            case _:
+                raise RuntimeError(f"an unexpected packet: {type(message).__name__}")
+
+    async def _drain(self, deadline: int) -> None:
+        assert self.loop is not None
+        self.loop.drain(True)
+        with trio.move_on_after(_seconds(deadline)):
+            await self.loop.settled()
+
+    def _hand_over(self, loop: ServeLoop) -> None:
+        state = loop.endpoint.server.hand_over()
+        memory = os.memfd_create("atoll hand-over", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            with open(os.dup(memory), "wb") as file:
+                file.write(state)
+            segments.seal(memory, segments.SEALS["immutable"])
+            self.control.send(control.HandedOver(size=len(state), positions=loop.positions()), (memory,))
+        finally:
+            os.close(memory)
+
+    def _busy(self) -> str:
+        """The Python thread, other than the loop's, that has kept the interpreter busy since the last ping."""
+        now, busiest, share = time.monotonic_ns(), "", BUSY_SHARE
+        for thread in threading.enumerate():
+            if thread.ident is None or thread.ident == self._home:
+                continue
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                used = time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
+                before, when = self._cpu.get(thread.ident, (used, now - 1))
+                self._cpu[thread.ident] = (used, now)
+                if (used - before) / max(1, now - when) > share:
+                    busiest, share = thread.name, (used - before) / max(1, now - when)
+        return f"thread {busiest}" if busiest else ""
+
+
+def _seconds(deadline: int) -> float:
+    return max(0.0, deadline / 1e9 - time.monotonic()) if deadline else math.inf
+
+
+def _mapped(descriptors: list[int]) -> mmap.mmap:
+    mapped = mmap.mmap(descriptors[0], 0, mmap.MAP_SHARED, mmap.PROT_READ)
+    os.close(descriptors[0])
+    return mapped
+
+
+def _load(start: control.Start) -> type[Serves[Any]]:
+    """The class `Server` of the package, imported from its version's folder under its own name."""
+    sys.path.insert(0, start.folder)
+    module = importlib.import_module(f"{start.package}.server")
+    server = module.Server
+    if not (isinstance(server, type) and issubclass(server, Serves)):
+        raise TypeError(f"{start.package}/server.py: `Server` is not a class that derives from Serves[...]")
+    return server
+
+
+def main(descriptor: int) -> None:
+    """Serve until the kernel says stop. `descriptor`: the control socket."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    process = Process(socket.socket(fileno=descriptor))
+    context.set_log_sink(
+        lambda level, text, fields: process.control.send(control.Log(level=level, text=text, fields=fields))
+    )
+    try:
+        trio.run(process.run)
+    except AtollError as error:
+        sys.exit(f"{start_name(process)}: {error}")
+
+
+def start_name(process: Process) -> str:
+    return process.start.server if process.start is not None else "server"
