@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from msgspec import structs
+from msgspec import field, structs
 
 from atoll.ipc.context import current
 from atoll.ipc.errors import Aborted, BadRequest, Conflict
@@ -55,7 +55,9 @@ _MOST_PAIRS = 1_000_000
 
 
 class Settings(Config, frozen=True, kw_only=True):
-    roles: dict[str, float] = {"expert": 1.0, "critic": 1.0, "audience": 0.8, "crowd": 0.5}  # noqa: RUF012
+    roles: dict[str, float] = field(
+        default_factory=lambda: {"expert": 1.0, "critic": 1.0, "audience": 0.8, "crowd": 0.5}
+    )
     """Each role, and the highest trust that a record of it may claim."""
     batch_records: int = 2000
     inline_bytes: int = 4096

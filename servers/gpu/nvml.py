@@ -5,7 +5,7 @@ a CUDA context, so listing devices takes no device memory. The figures are NVML'
 """
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LIBRARY = "libnvidia-ml.so.1"
 _SUCCESS = 0
@@ -33,9 +33,10 @@ class Nvml:
     """The library, opened and initialised. Use as a context."""
 
     def __init__(self, library: str = _LIBRARY) -> None:
-        """Raises OSError if the machine has no such library."""
+        """Raises OSError if the machine has no such library, NvmlFailed if it is too old."""
         self._library = ctypes.CDLL(library)
-        self._library.nvmlErrorString.restype = ctypes.c_char_p
+        self._name = library
+        self._function("nvmlErrorString").restype = ctypes.c_char_p
 
     def __enter__(self) -> "Nvml":
         self._do("nvmlInit_v2")
@@ -44,10 +45,16 @@ class Nvml:
     def __exit__(self, *_: object) -> None:
         self._do("nvmlShutdown")
 
+    def _function(self, name: str) -> Any:
+        try:
+            return getattr(self._library, name)
+        except AttributeError:
+            raise NvmlFailed(f"{self._name} has no function {name}: update the driver") from None
+
     def _do(self, function: str, *args: object) -> None:
-        code = getattr(self._library, function)(*args)
+        code = self._function(function)(*args)
         if code != _SUCCESS:
-            told = self._library.nvmlErrorString(code)
+            told = self._function("nvmlErrorString")(code)
             sentence = told.decode(errors="replace") if told else f"error {code}"
             raise NvmlFailed(f"{function} said {sentence!r}: see `nvidia-smi` for the driver's state")
 
