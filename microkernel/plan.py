@@ -71,7 +71,7 @@ def wanted_servers(image: Image, image_hash: str, versions: Mapping[str, str]) -
 
 
 def plan(image: Image, image_hash: str, versions: Mapping[str, str], known: Known) -> BootPlan:
-    """What booting `image` over `known` does. Pure: `boot` writes what it returns, `boot --plan` prints it."""
+    """What booting `image` over `known` does. Pure: `boot` writes it, `boot --plan` prints it."""
     steps: list[Step] = []
     before = {row.server: row for row in known.servers}
     servers = []

@@ -1,4 +1,6 @@
-"""The tables of docs/images.md, made from the Structs of the format. `python tests/images/reference.py` writes them."""
+"""The tables of docs/images.md, made from the Structs of the format. `python tests/images/reference.py`
+writes them.
+"""
 
 import typing
 from pathlib import Path
@@ -14,14 +16,35 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "images.md"
 BEGIN, END = "<!-- tables: made by tests/images/reference.py -->\n", "<!-- end of tables -->\n"
 
 TABLES: tuple[type[image.Table], ...] = (
-    image.Image, image.About, image.Node, image.Server, image.Drop, image.Allow, image.Restart, image.KeyspaceBinding,
-    image.ServerBinding, image.ConfigBinding, image.ListenBinding, image.FolderBinding, image.KeyspaceSpec,
-    image.SliceSpec, image.Account, image.Attach, image.May,
-)  # fmt: skip
+    image.Image,
+    image.About,
+    image.Node,
+    image.Server,
+    image.Drop,
+    image.Allow,
+    image.Restart,
+    image.KeyspaceBinding,
+    image.ServerBinding,
+    image.ConfigBinding,
+    image.ListenBinding,
+    image.FolderBinding,
+    image.KeyspaceSpec,
+    image.SliceSpec,
+    image.Account,
+    image.Attach,
+    image.May,
+)
 WORDS: dict[Any, str] = {
-    str: "string", int: "integer", float: "number", bool: "true, false", image.Size: "size", image.Seconds: "time",
-    image.Address: "address", image.Uids: "user ids", Any: "value",
-}  # fmt: skip
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "true, false",
+    image.Size: "size",
+    image.Seconds: "time",
+    image.Address: "address",
+    image.Uids: "user ids",
+    Any: "value",
+}
 
 
 def kind(hint: Any) -> str:
@@ -42,7 +65,7 @@ def shown(value: Any, hint: Any) -> str:
         return "unset"
     if isinstance(value, image.Table):
         return "as below"
-    if value == () or value == {}:
+    if isinstance(value, tuple | dict) and not value:
         return "empty"
     if kind(hint) == "size":
         return show_size(value)

@@ -233,7 +233,7 @@ def test_a_server_that_leaves_takes_its_objects_along() -> None:
     mine = hand_out(tree)
     assert [capability.id for capability in tree.withdraw("store").gone][1:] == [mine.id]
     assert len(tree) == 0
-    with pytest.raises(NotFound, match="there is no interface 'store.Store'"):
+    with pytest.raises(NotFound, match=r"there is no interface 'store\.Store'"):
         tree.root("store", "Store")
 
 

@@ -55,7 +55,7 @@ def test_the_image_wins_over_what_was_changed_by_hand() -> None:
 
 
 def test_what_a_person_loaded_or_stopped_stays_so() -> None:
-    state, counter = rows().servers
+    state, _ = rows().servers
     stopped = ServerRow(
         server="counter",
         package="counter",

@@ -72,7 +72,7 @@ def test_a_changed_copy_is_found(package: Path, tmp_path: Path) -> None:
 def test_links_and_packages_without_a_server_are_refused(package: Path, tmp_path: Path) -> None:
     versions = Versions(tmp_path / "versions")
     (package / "link.py").symlink_to("/etc/passwd")
-    with pytest.raises(BadRequest, match="link.py: expected a plain file or folder"):
+    with pytest.raises(BadRequest, match=r"link.py: expected a plain file or folder"):
         versions.add(package)
     (package / "link.py").unlink()
     (package / "server.py").unlink()
