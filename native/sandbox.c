@@ -328,8 +328,8 @@ static void change_root(const struct atoll_plan *plan)
     open_sources(plan, trees);
     if (mount_("tmpfs", plan->staging, "tmpfs", MOUNT_NOSUID | MOUNT_NODEV, plan->root_options))
         give_up(plan->status, ATOLL_STEP_ROOT, -1);
+    mount_scratch_and_proc(plan); /* before the binds: one of them may lie in /tmp */
     place_trees(plan, plan->staging, trees);
-    mount_scratch_and_proc(plan);
     /* The second pivot argument: the old root ends up stacked under the new one's "/", and is detached from there. */
     if (chdir(plan->staging) || syscall(SYS_pivot_root, ".", ".") || syscall(SYS_umount2, ".", UMOUNT_DETACH) || chdir("/") ||
         set_attributes(AT_FDCWD, "/", 0, MOUNT_READ_ONLY))

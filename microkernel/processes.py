@@ -1,0 +1,342 @@
+"""Processes as the kernel holds them: by pidfd, which no other process can come to bear the number of.
+
+`Forge` is the kernel's end of the zygote: it starts it, asks it for confined children and turns their reports into a
+`Process` or a sentence. `survivors` finds what an older boot of a node left.
+"""
+
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import trio
+from msgspec import Struct
+
+from atoll.ipc.errors import InternalFault
+
+from .protection.confinement import Confinement
+from .protection.layout import STEPS
+from .zygote import (
+    DESCRIPTORS_MOST,
+    GUARDIAN,
+    PACKET_LIMIT,
+    SOCKET,
+    NotSpawned,
+    Spawn,
+    encode,
+    from_zygote,
+    receive,
+    send,
+)
+
+STATUS = struct.Struct("=iiii")
+CLD_EXITED = 1
+DEFAULT_ENTRY = "atoll.ipc.runtime.launch:main"
+MEANINGS = {
+    signal.SIGSYS: "it made a system call that its filter refuses",
+    signal.SIGKILL: "by the kernel of the node, its memory limit, or someone with the power to",
+    signal.SIGSEGV: "it touched memory that is not there",
+    signal.SIGBUS: "a file or shared memory it had mapped was cut short",
+    signal.SIGABRT: "it gave up",
+    signal.SIGXCPU: "it used up its CPU time",
+}
+
+
+class ZygoteDied(InternalFault):
+    template = "the fork server ended ({how}): the node cannot start processes until it is started again"
+    how: str
+
+
+class CannotConfine(InternalFault):
+    """The child was made and could not be confined as planned; it has ended and ran nothing."""
+
+    template = "{server} was not started: {step} failed{row}: {reason}"
+    server: str
+    step: str
+    row: str
+    reason: str
+
+
+class Exit(Struct, frozen=True):
+    """How a process ended: by a status of its own, or by a signal."""
+
+    status: int | None
+    signal: int | None = None
+
+    @property
+    def clean(self) -> bool:
+        return self.status == 0
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exited with status {self.status}"
+        name = signal.Signals(self.signal).name if self.signal in iter(signal.Signals) else f"signal {self.signal}"
+        why = MEANINGS.get(signal.Signals(self.signal)) if self.signal in iter(signal.Signals) else None
+        return f"was killed by {name} ({why})" if why else f"was killed by {name}"
+
+
+class Process:
+    """A child of this process. Owns its pidfd; `wait` reaps it."""
+
+    def __init__(self, name: str, pid: int, pidfd: int, listener: int | None = None) -> None:
+        self.name = name
+        self.pid = pid
+        self.pidfd = pidfd
+        self.listener = listener
+        """Of its filter, for the watcher; whoever takes it owns it and sets this to None."""
+        self.exit: Exit | None = None
+        self._closed = False
+
+    async def wait(self) -> Exit:
+        """Wait until it has ended, and reap it. May be called again, and by several tasks."""
+        while self.exit is None:
+            await trio.lowlevel.wait_readable(self.pidfd)
+            self.poll()
+        return self.exit
+
+    def poll(self) -> Exit | None:
+        """How it ended, or None while it runs."""
+        if self.exit is None:
+            told = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+            if told is not None:
+                exited = told.si_code == CLD_EXITED
+                self.exit = Exit(told.si_status, None) if exited else Exit(None, told.si_status)
+        return self.exit
+
+    def signal(self, number: int) -> None:
+        """Send a signal. One that has ended already is left alone."""
+        if self.exit is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of the descriptors. The process itself is not touched."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.pidfd)
+        if self.listener is not None:
+            os.close(self.listener)
+            self.listener = None
+
+
+class Forge:
+    """The kernel's end of a zygote. One a boot; used from the kernel's main thread.
+
+    Children die with the thread that started the zygote, so that has to be the main thread.
+    """
+
+    def __init__(self, marker: str, preload: Sequence[str] = ("atoll.ipc.runtime.launch",)) -> None:
+        """`marker` stands on the command lines of zygote and children, and is how survivors are known."""
+        self._marker = marker
+        self._preload = tuple(preload)
+        self._turn = trio.Lock()
+        self._numbers = 0
+        self._socket: trio.socket.SocketType | None = None
+        self.process: Process | None = None
+
+    def start(self) -> Process:
+        """Execute the zygote. It answers once its imports are done; `spawn` waits for that."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        guardian = os.pidfd_open(os.getpid())
+        arguments = [sys.executable, "-P", "-m", "atoll.microkernel.zygote", self._marker, *self._preload]
+        for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            ours.setsockopt(socket.SOL_SOCKET, size, 2 * PACKET_LIMIT)
+            theirs.setsockopt(socket.SOL_SOCKET, size, 2 * PACKET_LIMIT)
+        aside = [os.dup(theirs.fileno()), guardian]  # out of the way of the numbers they get
+        try:
+            with _above(aside, GUARDIAN) as (their, kernel):
+                pid = os.posix_spawn(
+                    sys.executable,
+                    arguments,
+                    os.environ,
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                        (os.POSIX_SPAWN_DUP2, their, SOCKET),
+                        (os.POSIX_SPAWN_DUP2, kernel, GUARDIAN),
+                    ],
+                    setsid=True,
+                    setsigmask=(),
+                    setsigdef=(signal.SIGINT, signal.SIGPIPE),
+                )
+        finally:
+            theirs.close()
+            for descriptor in aside:
+                os.close(descriptor)
+        self._socket = trio.socket.from_stdlib_socket(ours)
+        self.process = Process("zygote", pid, os.pidfd_open(pid))
+        return self.process
+
+    async def spawn(
+        self,
+        confinement: Confinement,
+        *,
+        descriptors: Mapping[int, int],
+        arguments: Sequence[int | str],
+        entry: str = DEFAULT_ENTRY,
+        path: Sequence[str] = (),
+        environment: Mapping[str, str] = {},
+        groups: Sequence[int] = (),
+    ) -> Process:
+        """Start a confined child and wait until it is confined. Raises CannotConfine, ZygoteDied.
+
+        `descriptors` maps the numbers they get to descriptors that stay the caller's; `groups` are open cgroup.procs files.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._numbers += 1
+        targets = tuple(sorted(descriptors))
+        spawn = Spawn(
+            number=self._numbers,
+            confinement=confinement,
+            entry=entry,
+            arguments=tuple(arguments),
+            path=tuple(path),
+            environment=dict(environment),
+            groups=len(groups),
+            targets=targets,
+            marker=self._marker,
+        )
+        handed = [theirs.fileno(), *groups, *(descriptors[target] for target in targets)]
+        with ours:
+            with theirs:
+                process = await self._exchange(spawn, handed)
+            try:
+                process.listener = await _confined(process, trio.socket.from_stdlib_socket(ours))
+            except BaseException:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+                process.close()
+                raise
+        return process
+
+    async def _exchange(self, spawn: Spawn, handed: list[int]) -> Process:
+        """Ask and take the answer. Shielded: half an exchange would leave the next caller this one's answer."""
+        if self._socket is None or self.process is None:
+            raise ZygoteDied("it was not started")
+        if len(handed) > DESCRIPTORS_MOST:
+            raise CannotConfine(spawn.confinement.name, "handing over descriptors", "", f"{len(handed)} are too many")
+        async with self._turn:
+            with trio.CancelScope(shield=True):
+                peer = self._socket
+                try:
+                    await _send(peer, encode(spawn), handed)
+                    packet, received = await _receive(peer)
+                except (BrokenPipeError, ConnectionResetError) as error:
+                    raise ZygoteDied(str(error)) from error
+                if not packet:
+                    raise ZygoteDied(str(await self.process.wait()))
+        reply = from_zygote.decode(packet)
+        if isinstance(reply, NotSpawned):
+            raise CannotConfine(spawn.confinement.name, "making the process", "", os.strerror(reply.error))
+        return Process(spawn.confinement.name, reply.pid, received[0])
+
+    async def close(self) -> None:
+        """End the zygote. Its children go on: they are the kernel's."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self.process is not None:
+            await self.process.wait()
+            self.process.close()
+
+
+@contextmanager
+def _above(descriptors: list[int], highest: int) -> Iterator[list[int]]:
+    """Duplicates numbered above `highest`, for as long as the block runs."""
+    import fcntl
+
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, highest + 1) for descriptor in descriptors]
+    try:
+        yield moved
+    finally:
+        for descriptor in moved:
+            os.close(descriptor)
+
+
+async def _send(peer: trio.socket.SocketType, packet: bytes, descriptors: list[int]) -> None:
+    import array
+
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    await peer.sendmsg([packet], rights)
+
+
+async def _receive(peer: trio.socket.SocketType) -> tuple[bytes, list[int]]:
+    import array
+
+    room = socket.CMSG_SPACE(4 * 4)
+    packet, control, _, _ = await peer.recvmsg(PACKET_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+    received = array.array("i")
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(data)
+    return packet, received.tolist()
+
+
+async def _confined(process: Process, status: trio.socket.SocketType) -> int | None:
+    """The listener of a child that is confined as planned, if its filter has one. Raises CannotConfine."""
+    word, received = await _receive(status)
+    if len(word) != STATUS.size:
+        how = str(await process.wait())
+        raise CannotConfine(process.name, "starting the interpreter", "", f"it {how} before it was confined")
+    step, error, detail, _ = STATUS.unpack(word)
+    if error:
+        row = f" at row {detail}" if detail >= 0 else ""
+        raise CannotConfine(process.name, STEPS.get(step, f"step {step}"), row, os.strerror(error))
+    return received[0] if received else None
+
+
+class Survivor(Struct, frozen=True):
+    """A process that bears a node's marker: its number, when it started (clock ticks since boot), its command line."""
+
+    pid: int
+    started: int
+    command: tuple[str, ...]
+
+
+def survivors(marker: str) -> list[Survivor]:
+    """All processes but this one whose command line has `marker` as one argument."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            survivor = _look(int(entry.name))
+            if survivor and marker in survivor.command:
+                found.append(survivor)
+    return found
+
+
+def _look(pid: int) -> Survivor | None:
+    """None for one that is gone, is a zombie, or is a kernel thread: these have no command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = tuple(part.decode(errors="replace") for part in file.read().split(b"\0")[:-1])
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            started = int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Survivor(pid, started, command) if command else None
+
+
+async def end_survivors(marker: str) -> list[Survivor]:
+    """Kill all that bear `marker` and wait until none is left. Returns whom it killed.
+
+    The number alone could by now be another process's: the pidfd is opened first, then the process looked at again.
+    """
+    ended: list[Survivor] = []
+    while found := survivors(marker):
+        for survivor in found:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(survivor.pid)
+                try:
+                    if _look(survivor.pid) == survivor:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        await trio.lowlevel.wait_readable(pidfd)
+                        ended.append(survivor)
+                finally:
+                    os.close(pidfd)
+    return ended
