@@ -207,8 +207,8 @@ Binding = KeyspaceBinding | ServerBinding | ConfigBinding | SocketBinding
 
 
 class Load(Struct, frozen=True, kw_only=True):
-    """A server to start. A keyspace need without a binding gets a keyspace of its own; other needs must be
-    bound."""
+    """A server to start. A keyspace or folder need without a binding gets one of its own, named `SERVER.NEED`;
+    other needs must be bound."""
 
     server: str
     package: str

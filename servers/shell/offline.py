@@ -7,19 +7,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from . import jobs
 from .options import Json
 
 ImagePath = Annotated[Path, typer.Argument(help="An image: a TOML file.")]
 
 
-def become(module: str, *arguments: str) -> NoReturn:
-    """Replace this process by a module of Atoll, so that signals and the exit code are the module's own.
-
-    `-P` keeps the current folder off the import path: a file named like a module of ours must not be run.
-    """
+def become(*arguments: str) -> NoReturn:
+    """Replace this process by a module of Atoll, so that signals and the exit code are the module's own."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+    os.execv(sys.executable, jobs.python(*arguments))
 
 
 def flags(**given: bool) -> list[str]:
@@ -48,13 +46,10 @@ def boot(
     job: Annotated[str, typer.Option("--job", help="Run this job once the node serves: reviews.")] = "",
 ) -> None:
     """Start a node from an image; it runs until Ctrl-C."""
-    become(
-        "atoll.microkernel",
-        "boot",
-        str(image),
-        *values(folder=folder, name=name, job=job),
-        *flags(detach=detach, plan=plan, degrade=degrade),
-    )
+    arguments = [*values(folder=folder, name=name), *flags(plan=plan, degrade=degrade)]
+    if job and not plan:
+        raise typer.Exit(jobs.run(image, job, (folder, name), arguments, detach))
+    become("atoll.microkernel", "boot", str(image), *arguments, *flags(detach=detach))
 
 
 def image_check(

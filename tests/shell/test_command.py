@@ -54,6 +54,7 @@ WRONG = [
         exits.WRONG_INPUT,
         "--prefix: expected either --prefix or --start and --end",
     ),
+    ("boot a.toml --job x", exits.WRONG_INPUT, "--job: expected one of reviews, got 'x'"),
     ("new server trio", exits.WRONG_INPUT, "NAME: expected a name that no installed package has"),
     (
         "new server Big",

@@ -1,0 +1,92 @@
+"""`atoll boot IMAGE --job NAME`: boot a node, run a program against it, report, and end what was begun.
+
+A job is a module that is run as a program of its own, a client of the node like any other; it finds the
+node by `ATOLL_NODE`. In a terminal the node stays up after the report until Ctrl-C, so that a person can
+look around; without one it stops by itself. With `--detach` it is left running. Whatever goes wrong in
+between, no node is left behind by accident.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll.ipc.attach import connect
+from atoll.ipc.errors import BadRequest, NodeDown
+
+from . import exits
+
+JOBS = {"reviews": "atoll.servers.feedback.job"}
+"""Jobs by name: the module that `python -m` runs."""
+
+
+def module(job: str) -> str:
+    if job not in JOBS:
+        raise BadRequest(where="--job", expected=f"one of {', '.join(JOBS)}", got=repr(job))
+    return JOBS[job]
+
+
+def python(*arguments: str) -> list[str]:
+    """`-P` keeps the current folder off the import path: a file named like a module of ours must not be
+    run.
+    """
+    return [sys.executable, "-P", "-m", *arguments]
+
+
+def node_of(image: Path, folder: str, name: str) -> str:
+    """The node that an image boots, as `--node` takes it. A wrong image is the kernel's to explain: the
+    boot fails first.
+    """
+    if folder or name:
+        return folder or name
+    return str(tomllib.loads(image.read_text())["image"]["name"])
+
+
+def run(image: Path, job: str, node: tuple[str, str], boot: Sequence[str], detach: bool) -> int:
+    """Boot, run the job, end the node; the exit code is the boot's or the job's. `node`: folder and name,
+    or empty.
+    """
+    program = module(job)
+    booted = subprocess.run(python("atoll.microkernel", "boot", str(image), *boot, "--detach"), check=False)
+    if booted.returncode:
+        return booted.returncode
+    target = node_of(image, *node)
+    try:
+        done = subprocess.run(python(program), env=os.environ | {"ATOLL_NODE": target}, check=False)
+        if done.returncode == 0 and not detach and sys.stdout.isatty():
+            print(
+                f"The node {target} runs until Ctrl-C; look around in another terminal: atoll ps, atoll top",
+                flush=True,
+            )
+            wait(target)
+    except KeyboardInterrupt:
+        end(target)
+        return exits.INTERRUPTED
+    if done.returncode or not detach:
+        end(target)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def wait(node: str) -> None:
+    """Until Ctrl-C, or until somebody else ended the node."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with connect(node=node) as attached:
+            while True:
+                attached.kernel.node.now()
+                time.sleep(1)
+    except (NodeDown, KeyboardInterrupt):
+        return
+
+
+def end(node: str) -> None:
+    """Shut the node down, if it still runs."""
+    try:
+        with connect(node=node) as attached:
+            attached.kernel.shutdown.now()
+    except NodeDown:
+        return
