@@ -207,7 +207,7 @@ Binding = KeyspaceBinding | ServerBinding | ConfigBinding | SocketBinding
 
 
 class Load(Struct, frozen=True, kw_only=True):
-    """A server to start. A keyspace or folder need without a binding gets one of its own, named `SERVER.NEED`;
+    """A server to start. A keyspace or folder need without a binding gets one of its own (`SERVER.NEED`);
     other needs must be bound."""
 
     server: str
