@@ -1,13 +1,14 @@
 """Commands that run without a node. The shell imports no kernel: it becomes `python -m atoll.microkernel`."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from . import jobs
+from . import exits, jobs
 from .options import Json
 
 ImagePath = Annotated[Path, typer.Argument(help="An image: a TOML file.")]
@@ -78,8 +79,12 @@ def clean(
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="A node's folder, or a store's file.")],
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the store.")],
     as_json: Json = False,
 ) -> None:
     """Walk a store's file and prove its invariants; the node need not run."""
-    become("atoll.servers.state.check", str(folder), *flags(json=as_json))
+    done = subprocess.run(
+        jobs.python("atoll.servers.state.check", str(folder), *flags(json=as_json)), check=False
+    )
+    # The checker's own codes: 1 is damage, 2 a folder that holds no store it can read.
+    raise typer.Exit({0: exits.OK, 1: exits.FINDINGS, 2: exits.WRONG_INPUT}.get(done.returncode, exits.FAULT))

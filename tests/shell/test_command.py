@@ -203,3 +203,7 @@ def test_keys_and_values_as_a_person_reads_them() -> None:
     assert value_of(b"\x81\xa1a\x01") == {"a": 1}
     assert value_of(b"plain text") == "plain text"
     assert value_of(b"\xc1\xff") == "0xc1ff"
+
+
+def test_check_of_what_is_no_store(tmp_path: Path) -> None:
+    assert run(["check", str(tmp_path)]) == exits.WRONG_INPUT
