@@ -201,48 +201,54 @@ double bulk_copy_twice(char *shared, char *from, char *to, uint64_t bytes, uint6
 typedef struct {
     alignas(64) _Atomic uint32_t word;
     uint64_t n;
-    int core, parked, failed;
+    int parked;
 } duet;
 
-static int pin(int core) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    return sched_setaffinity(0, sizeof set, &set);
-}
-
-static void duet_turns(duet *shared, uint32_t mine) {
-    for (uint64_t i = 0; i < shared->n; i++) {
+static void duet_turns(duet *shared, uint32_t mine, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++) {
         uint32_t seen;
         while ((seen = atomic_load_explicit(&shared->word, memory_order_acquire)) != mine) {
-            if (shared->parked) futex(&shared->word, FUTEX_WAIT_PRIVATE, seen, NULL);
+            if (shared->parked)
+                futex(&shared->word, FUTEX_WAIT_PRIVATE, seen, NULL);
+            else
+                relax();
         }
         atomic_store_explicit(&shared->word, !mine, memory_order_release);
         if (shared->parked) futex(&shared->word, FUTEX_WAKE_PRIVATE, 1, NULL);
     }
 }
 
+enum { SETTLE = 50 };
+
 static void *duet_second(void *argument) {
     duet *shared = argument;
-    shared->failed = pin(shared->core);
-    duet_turns(shared, 1);
+    duet_turns(shared, 1, SETTLE + shared->n);
     return NULL;
 }
 
+/* The second thread is born on its core: born on the first one's, it would wait there for a time slice. */
 static double one_way(int core_a, int core_b, uint64_t n, int parked) {
-    cpu_set_t before;
-    duet shared = {.n = n, .core = core_b, .parked = parked};
+    cpu_set_t before, first, other;
+    CPU_ZERO(&first);
+    CPU_ZERO(&other);
+    CPU_SET(core_a, &first);
+    CPU_SET(core_b, &other);
+    duet shared = {.n = n, .parked = parked};
     pthread_t second;
-    if (sched_getaffinity(0, sizeof before, &before) || pin(core_a)) return -1;
+    pthread_attr_t born;
     double took = -1;
-    if (!pthread_create(&second, NULL, duet_second, &shared)) {
+    if (sched_getaffinity(0, sizeof before, &before) || pthread_attr_init(&born)) return -1;
+    if (!sched_setaffinity(0, sizeof first, &first) && !pthread_attr_setaffinity_np(&born, sizeof other, &other) &&
+        !pthread_create(&second, &born, duet_second, &shared)) {
+        duet_turns(&shared, 0, SETTLE);
         double start = clock_seconds();
-        duet_turns(&shared, 0);
-        pthread_join(second, NULL);
+        duet_turns(&shared, 0, n);
         took = clock_seconds() - start;
+        pthread_join(second, NULL);
     }
+    pthread_attr_destroy(&born);
     sched_setaffinity(0, sizeof before, &before);
-    return shared.failed || took < 0 ? -1 : took / (double)n / 2;
+    return took < 0 ? -1 : took / (double)n / 2;
 }
 
 double line_one_way(int core_a, int core_b, uint64_t n) { return one_way(core_a, core_b, n, 0); }

@@ -5,11 +5,12 @@ import os
 import platform
 import sqlite3
 import statistics
+import sys
 from pathlib import Path
 
 import msgspec
 
-from . import native
+from . import extras, native
 from .placement import available
 
 PACKAGES = ("trio", "msgspec", "cffi", "lmdb", "grpcio", "pyzmq", "numpy")
@@ -53,11 +54,10 @@ def _field(path: str, key: str) -> str:
     return "unknown"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _versions() -> dict[str, str]:
+    """Of the packages that are here, the benchmark's own folder of peers included."""
+    found = importlib.metadata.distributions(path=[*sys.path, str(extras.FOLDER)])
+    return {name: made.version for made in found if (name := made.metadata["Name"]) in PACKAGES}
 
 
 def filesystem(folder: Path) -> str:
@@ -80,7 +80,7 @@ def describe(scratch: Path) -> Machine:
         architecture=platform.machine(),
         python=platform.python_version(),
         root=os.geteuid() == 0,
-        packages={name: version for name in PACKAGES if (version := _version(name))},
+        packages=_versions(),
         sqlite=sqlite3.sqlite_version,
         scratch_filesystem=filesystem(scratch),
         load_at_start=os.getloadavg(),
@@ -103,7 +103,7 @@ def pulse(before: str) -> Pulse | None:
     return Pulse(
         before=before,
         line_ns=median([lib.line_one_way(first, last, 10_000) for _ in range(5)]),
-        wake_two_cores_ns=median([lib.wake_one_way(first, last, 100) for _ in range(3)]),
+        wake_two_cores_ns=median([lib.wake_one_way(first, last, 200) for _ in range(3)]),
         wake_one_core_ns=median([lib.wake_one_way(first, first, 500) for _ in range(3)]),
     )
 

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from .frame import Goal, Race, Row
-from .store import disk, lmdb_bare, postgres, sqlite
-from .store.state_layout import STATE
+from .store import disk, grouped, lmdb_bare, postgres, sqlite
 
 ATOLL, LMDB, FSYNC, SQLITE = "atoll", "bare LMDB", "pwrite + fdatasync", "SQLite WAL FULL"
+LAYER = "atoll's store, no channel"
 GROUP = 64
-LAYOUT = STATE
 BIAS = (
     "LMDB, SQLite and the disk are called in this process, PostgreSQL by its own C client over a Unix socket "
     "with three rows in one statement, Atoll through a channel from other processes."
@@ -27,7 +26,8 @@ def _one(scratch: Path, cluster: postgres.Cluster) -> Row:
         name="durable transaction, one client",
         unit="µs",
         contestants=[
-            lmdb_bare.commits(scratch, LMDB, LAYOUT, 1),
+            lmdb_bare.commits(scratch, LMDB, grouped.State, 1),
+            grouped.commits(scratch, LAYER, 1),
             disk.contestant(scratch, FSYNC),
             disk.commit_writes(scratch, "LMDB's writes alone"),
             sqlite.contestant(scratch, SQLITE),
@@ -46,7 +46,8 @@ def _many(scratch: Path, cluster: postgres.Cluster) -> Row:
         name="durable transactions, 64 outstanding",
         unit="1/s",
         contestants=[
-            lmdb_bare.commits(scratch, LMDB, LAYOUT, GROUP),
+            lmdb_bare.commits(scratch, LMDB, grouped.State, GROUP),
+            grouped.commits(scratch, LAYER, GROUP),
             sqlite.contestant(scratch, SQLITE),
             *postgres.contestants(cluster, [8, 64]),
         ],
@@ -62,7 +63,7 @@ def _read(scratch: Path) -> Row:
         group="state",
         name="read of one key",
         unit="µs",
-        contestants=[lmdb_bare.reads(scratch, LMDB, LAYOUT)],
+        contestants=[lmdb_bare.reads(scratch, LMDB, grouped.State)],
         subject=ATOLL,
         bias="Bare LMDB reads in the caller's own process.",
     )

@@ -1,6 +1,7 @@
 """asyncio streams over a Unix socket, msgspec on both sides."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -44,9 +45,10 @@ def typed(placement: Placement) -> Iterator[Block]:
 async def _serve(descriptor: int) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=descriptor))
     children.ready()
-    while not reader.at_eof():
-        number, text = decode_request(await reader.readexactly(SIZE))
-        writer.write(encode(handle(number, text)))
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        while True:
+            number, text = decode_request(await reader.readexactly(SIZE))
+            writer.write(encode(handle(number, text)))
 
 
 def main(arguments: list[str]) -> None:

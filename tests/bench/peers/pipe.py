@@ -1,5 +1,6 @@
 """multiprocessing.Pipe (a Unix socket pair) with msgspec on both sides."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> None:
     connection: Connection[bytes, bytes] = Connection(int(arguments[0]))
     children.ready()
     send, receive = connection.send_bytes, connection.recv_bytes
-    while True:
-        number, text = decode_request(receive())
-        send(encode(handle(number, text)))
+    with contextlib.suppress(EOFError):
+        while True:
+            number, text = decode_request(receive())
+            send(encode(handle(number, text)))

@@ -12,6 +12,8 @@ from ..placement import Placement
 
 PAGE = 4096
 FILE = 64 << 20
+SPREAD = 4 << 20
+"""LMDB reuses the pages it freed lately, so a small store's commits scatter over no more than this."""
 COMMIT = (10, 1)
 """Pages that LMDB writes and syncs for one transaction of three rows in trees of this size: data, meta."""
 
@@ -30,13 +32,13 @@ def _written(path: Path) -> Iterator[int]:
         path.unlink()
 
 
-def _contestant(path: Path, name: str, syncs: Sequence[int], scattered: bool) -> Contestant:
-    """An operation writes, for each of `syncs`, so many pages, and then fdatasync."""
+def _contestant(path: Path, name: str, syncs: Sequence[int], size: int, scattered: bool) -> Contestant:
+    """For each of `syncs` an operation writes so many pages within the first `size` bytes, then fdatasync."""
 
     @contextmanager
     def open_(placement: Placement) -> Iterator[Block]:
         with _written(path) as descriptor:
-            page, chance, pages = os.urandom(PAGE), random.Random(5), FILE // PAGE
+            page, chance, pages = os.urandom(PAGE), random.Random(5), size // PAGE
             place = 0
 
             def block(n: int) -> float:
@@ -57,9 +59,9 @@ def _contestant(path: Path, name: str, syncs: Sequence[int], scattered: bool) ->
 
 def contestant(scratch: Path, name: str) -> Contestant:
     """pwrite of 4 KiB, one after the other, each with fdatasync."""
-    return _contestant(scratch / "appended", name, (1,), scattered=False)
+    return _contestant(scratch / "appended", name, (1,), FILE, scattered=False)
 
 
 def commit_writes(scratch: Path, name: str) -> Contestant:
     """The writes and syncs of one LMDB commit with nothing else: how much of it is the disk."""
-    return _contestant(scratch / "scattered", name, COMMIT, scattered=True)
+    return _contestant(scratch / "scattered", name, COMMIT, SPREAD, scattered=True)

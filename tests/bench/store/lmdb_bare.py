@@ -7,7 +7,7 @@ beforehand, or preallocating them, made no difference that could be told from no
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,9 @@ MAP = 1 << 30
 class Store:
     """An environment with the layout's tables, holding each key's first version."""
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, make: Callable[[], Layout]) -> None:
         folder.mkdir()
+        layout = make()
         self.folder, self.layout, self.work = folder, layout, Work()
         self.environment = lmdb.open(
             str(folder), map_size=MAP, max_dbs=len(layout.tables) + 1, max_spare_txns=8, readahead=False
@@ -40,7 +41,8 @@ class Store:
         start = time.perf_counter()
         with self.environment.begin(write=True) as transaction:
             for (table, append), rows in zip(self.tables, made, strict=True):
-                transaction.cursor(table).putmulti(rows, append=append)
+                if rows:
+                    transaction.cursor(table).putmulti(rows, append=append)
         return time.perf_counter() - start
 
     def close(self) -> None:
@@ -48,12 +50,12 @@ class Store:
         shutil.rmtree(self.folder)
 
 
-def commits(scratch: Path, name: str, layout: Layout, group: int) -> Contestant:
+def commits(scratch: Path, name: str, make: Callable[[], Layout], group: int) -> Contestant:
     """Durable transactions, `group` of them a commit; an operation is a transaction."""
 
     @contextmanager
     def open_(placement: Placement) -> Iterator[Block]:
-        store = Store(scratch / f"lmdb-{group}", layout)
+        store = Store(scratch / f"lmdb-{group}", make)
         try:
             yield lambda n: sum(store.commit(group) for _ in range(n // group))
         finally:
@@ -62,14 +64,14 @@ def commits(scratch: Path, name: str, layout: Layout, group: int) -> Contestant:
     return Contestant(name, open_, least=group)
 
 
-def reads(scratch: Path, name: str, layout: Layout) -> Contestant:
+def reads(scratch: Path, name: str, make: Callable[[], Layout]) -> Contestant:
     """A read transaction and one get of a row that is there."""
 
     @contextmanager
     def open_(placement: Placement) -> Iterator[Block]:
-        store = Store(scratch / "lmdb-read", layout)
+        store = Store(scratch / "lmdb-read", make)
         try:
-            table = store.tables[0][0]
+            table = store.tables[1][0]
             with store.environment.begin(db=table) as transaction:
                 keys = [key for key, _ in transaction.cursor()][: KEYS // 10]
             begin = store.environment.begin

@@ -2,12 +2,13 @@
 provenance.
 
 How a transaction becomes rows in an ordered map is a `Layout`. Bare LMDB is measured with the `state`
-server's (`state_layout.py`), so that the difference between the two is the server and not the rows.
+server's (`grouped.py`), so that the difference between the two is the server and not the rows.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 KEYS = 10_000
 VALUE = b"v" * 100
@@ -25,12 +26,12 @@ class Table:
     """Its keys only grow, so a put may go to the end without a search."""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Protocol):
     """Tables, and the rows that a group of transactions puts into each, in the order of `tables`."""
 
     tables: Sequence[Table]
-    rows: Callable[[Sequence[Transaction]], Sequence[Rows]]
+
+    def rows(self, group: Sequence[Transaction]) -> Sequence[Rows]: ...
 
 
 class Work:

@@ -1,0 +1,1 @@
+"""The server that the call rows speak to: a package as any author would write it."""

@@ -1,0 +1,36 @@
+"""The handlers: as little as can be, since what is measured is the way to them."""
+
+from collections.abc import Iterator
+
+from atoll.ipc.capability import Buffer
+from atoll.ipc.serve import Serves
+
+from .interface import Echo
+
+REPLY = "x" * 62
+
+
+class Server(Serves[Echo]):
+    def __init__(self) -> None:
+        self._private = bytearray()
+
+    @Echo.exchange.serve
+    def exchange(self, number: int, text: str) -> str:
+        return REPLY
+
+    @Echo.exchange_async.serve
+    async def exchange_async(self, number: int, text: str) -> str:
+        return REPLY
+
+    @Echo.items.serve
+    def items(self, count: int) -> Iterator[str]:
+        for _ in range(count):
+            yield REPLY
+
+    @Echo.read.serve
+    def read(self, buffer: Buffer) -> int:
+        view = buffer.view
+        if len(self._private) != len(view):
+            self._private = bytearray(len(view))
+        self._private[:] = view
+        return len(view)
