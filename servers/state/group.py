@@ -9,6 +9,7 @@ none of it ever was.
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
 from atoll.ipc.system.state import Committed, Expect, Range, StoreFull
 
@@ -41,16 +42,11 @@ class Transaction(NamedTuple):
     """When it was asked for, in ns; its revision's time is at least this, and rises with the revisions."""
 
 
-Settle = Callable[[Committed | AtollError], None]
-"""Called once, after the outcome is durable."""
 Announce = Callable[[list[tuple[int, list[bytes]]]], None]
 """Told of each group's revisions and keys, after they are durable and before anyone is answered."""
 
 
-class _Member(NamedTuple):
-    transaction: Transaction
-    settle: Settle
-    outcome: Committed
+_Member = tuple[Transaction, Deferred[Committed], Committed]
 
 
 class Group:
@@ -82,18 +78,21 @@ class Group:
         """Whether it should be flushed before it takes more."""
         return len(self._members) >= GROUP_LIMIT or self._batch.size * 4 >= self._engine.maximum_batch
 
-    def admit(self, transaction: Transaction, settle: Settle) -> None:
+    def admit(self, transaction: Transaction, done: Deferred[Committed]) -> None:
         """Takes a transaction in, or settles it at once: refused, or done already by its id."""
         try:
-            with self._engine.snapshot() as snapshot:
-                self._admit(snapshot, transaction, settle)
+            if transaction.id or transaction.expects:
+                with self._engine.snapshot() as snapshot:
+                    if self._known(snapshot, transaction, done):
+                        return
+                    for expect in transaction.expects:
+                        self._check(snapshot, expect)
+            if transaction.writes or transaction.id:
+                self._write(transaction, done)
+            else:
+                self._members.append((transaction, done, Committed(self._next, self._next_time)))
         except AtollError as error:
-            settle(error)
-
-    def newest(self, key: bytes) -> int:
-        """The revision of a key's last write, the group's included; 0 if there is no such key."""
-        with self._engine.snapshot() as snapshot:
-            return self._found(snapshot, key)
+            done.fail(error)
 
     def flush(self) -> None:
         """Makes the group durable, then settles its members.
@@ -106,7 +105,7 @@ class Group:
         members, written = self._members, self._written
         try:
             self._ownership.bind(self._batch)
-            self._engine.commit(self._batch, reserved=all(member.transaction.reserved for member in members))
+            self._engine.commit(self._batch, reserved=all(member[0].reserved for member in members))
         except ConditionFailed as failed:
             raise Disowned(self._ownership.sentence(failed.found)) from None
         except (Full, BatchTooLarge) as refusal:
@@ -120,48 +119,46 @@ class Group:
         self._clear()
         if written:
             self._announce(written)
-        for member in members:
-            member.settle(member.outcome)
+        for _, done, outcome in members:
+            done.complete(outcome)
 
     def _one_by_one(self, members: list[_Member], refusal: Full | BatchTooLarge) -> None:
         """A group did not fit: what is small, or the kernel's, still may, so each has its own try."""
         if len(members) == 1:
-            members[0].settle(_refused(refusal, members[0].transaction))
+            transaction, done, _ = members[0]
+            done.fail(_refused(refusal, transaction))
             return
-        for member in members:
-            self.admit(member.transaction, member.settle)
+        for transaction, done, _ in members:
+            self.admit(transaction, done)
             self.flush()
 
-    def _admit(self, snapshot: Snapshot, transaction: Transaction, settle: Settle) -> None:
-        if transaction.id:
-            done = self._ids.get(transaction.id)
-            if done is not None:
-                # Settled after the first one: members are settled in order, and both or none become durable.
-                self._members.append(_Member(transaction, settle, done))
-                return
-            done = committed_before(snapshot, transaction.id)
-            if done is not None:
-                settle(done)
-                return
-        for expect in transaction.expects:
-            self._check(snapshot, expect)
-        if not transaction.writes and not transaction.id:
-            self._members.append(_Member(transaction, settle, Committed(self._next, self._next_time)))
-            return
-        self._write(transaction, settle)
+    def _known(self, snapshot: Snapshot, transaction: Transaction, done: Deferred[Committed]) -> bool:
+        """Whether its id says that it was committed before, or that its first delivery is in this group."""
+        if not transaction.id:
+            return False
+        twin = self._ids.get(transaction.id)
+        if twin is not None:
+            # Settled after the first one: members are settled in order, and both or none become durable.
+            self._members.append((transaction, done, twin))
+            return True
+        before = committed_before(snapshot, transaction.id)
+        if before is not None:
+            done.complete(before)
+        return before is not None
 
-    def _write(self, transaction: Transaction, settle: Settle) -> None:
-        writes = dict(transaction.writes)
+    def _write(self, transaction: Transaction, done: Deferred[Committed]) -> None:
+        writes = transaction.writes
+        if len(writes) > 1:
+            writes = list(dict(writes).items())
+        # Before a revision is taken: what the engine would refuse alone must not take a group with it.
         self._check_size(transaction, writes)
         revision = self._next = self._next + 1
         time = self._next_time = max(transaction.time, self._next_time + 1)
-        batch = self._batch
-        for index, (key, value) in enumerate(writes.items()):
-            layout.put_version(batch, key, value, revision, index)
+        keys = layout.put_versions(self._batch, writes, revision)
+        for key, value in writes:
             self._heads[key] = 0 if value is None else revision
-        keys = list(writes)
         if transaction.id:
-            batch.put(Table.COMMITS, transaction.id, layout.pack(revision))
+            self._batch.put(Table.COMMITS, transaction.id, layout.pack(revision))
             self._ids[transaction.id] = Committed(revision, time, transaction.reply, True)
         entry = layout.Entry(
             transaction.badge,
@@ -171,23 +168,22 @@ class Group:
             transaction.id,
             transaction.reply,
             keys,
-            list(transaction.others),
+            transaction.others,
         )
-        batch.append(revision, layout.event(time, entry))
+        self._batch.append(revision, layout.event(time, entry))
         self._written.append((revision, keys))
-        self._members.append(_Member(transaction, settle, Committed(revision, time)))
+        self._members.append((transaction, done, Committed(revision, time)))
 
-    def _check_size(self, transaction: Transaction, writes: dict[bytes, bytes | None]) -> None:
-        """Before a revision is taken: what the engine would refuse alone must not take a group with it."""
-        size = 0
-        for key, value in writes.items():
-            row = len(layout.escape(key)) + layout.OVERHEAD
-            if row > self._engine.maximum_key:
-                raise TooLarge(
-                    f"the key {key[layout.KEYSPACE_SIZE :][:20]!r}...", row, self._engine.maximum_key
-                )
-            size += 2 * row + len(value or b"") + 128
-        size += len(transaction.reply) + len(transaction.note) + 256
+    def _check_size(self, transaction: Transaction, writes: list[tuple[bytes, bytes | None]]) -> None:
+        size = len(transaction.reply) + len(transaction.note) + 256
+        for key, value in writes:
+            length = len(key)
+            size += 4 * length + 160 + (len(value) if value is not None else 0)
+            if 2 * length + layout.OVERHEAD > self._engine.maximum_key:
+                row = len(layout.escape(key)) + layout.OVERHEAD
+                if row > self._engine.maximum_key:
+                    name = key[layout.KEYSPACE_SIZE :][:20]
+                    raise TooLarge(f"the key {name!r}...", row, self._engine.maximum_key)
         if size > self._engine.maximum_batch:
             raise TooLarge(f"a transaction of {len(writes)} writes", size, self._engine.maximum_batch)
 

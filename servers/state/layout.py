@@ -54,7 +54,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     reply: bytes
     keys: list[bytes]
     """Absolute keys, in the order written."""
-    others: list[int] = []
+    others: tuple[int, ...] = ()
     """Keyspaces of the parties that wrote under a shared transaction, besides the owner's."""
 
 
@@ -106,17 +106,21 @@ def place(revision: int, index: int) -> bytes:
     return pack(revision) + _prefix.pack(index)
 
 
-def put_version(batch: Batch, key: bytes, value: bytes | None, revision: int, index: int) -> None:
-    """Adds the rows of one write of an absolute key; `index` is its place among the writes of its
-    revision."""
-    row = versioned(key, revision)
-    if value is None:
-        batch.put(Table.VERSIONS, row, DELETED)
-    elif len(value) <= INLINE:
-        batch.put(Table.VERSIONS, row, _PRESENT + value)
-    else:
-        batch.put(Table.VERSIONS, row, _APART + _prefix.pack(index))
-        batch.put(Table.VALUES, place(revision, index), value)
+def put_versions(batch: Batch, writes: list[tuple[bytes, bytes | None]], revision: int) -> list[bytes]:
+    """Adds the rows of all writes of a revision, whose absolute keys differ; gives the keys in order."""
+    suffix = b"\0\0" + pack(LAST - revision)
+    keys = []
+    for index, (key, value) in enumerate(writes):
+        keys.append(key)
+        row = key[:KEYSPACE_SIZE] + key[KEYSPACE_SIZE:].replace(b"\0", b"\0\xff") + suffix
+        if value is None:
+            batch.put(Table.VERSIONS, row, DELETED)
+        elif len(value) <= INLINE:
+            batch.put(Table.VERSIONS, row, _PRESENT + value)
+        else:
+            batch.put(Table.VERSIONS, row, _APART + _prefix.pack(index))
+            batch.put(Table.VALUES, place(revision, index), value)
+    return keys
 
 
 def place_of(row: bytes, stored: bytes) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from atoll.ipc.context import current
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import AtollError, BadRequest, NotAllowed, NotFound
+from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.state import (
     AsOf,
@@ -170,7 +170,11 @@ class Server(Serves[State]):
     ) -> Deferred[Committed]:
         call = current()
         badge = self._writing("commit", call.badge)
-        rows = [(self._owned(badge, write.key), write.value) for write in writes]
+        if badge == OWN:
+            rows = [(self._owned(write.key), write.value) for write in writes]
+        else:
+            prefix = layout.prefix(badge)
+            rows = [(prefix + write.key, write.value) for write in writes]
         checks = [_absolute_check(badge, expect) for expect in expects]
         if transaction:
             self._transactions.write(transaction, badge, rows, checks)
@@ -288,16 +292,9 @@ class Server(Serves[State]):
     def _admit(self, transaction: Transaction) -> Deferred[Committed]:
         """Into the group; commits at once if nobody else will, or if the group is full."""
         done: Deferred[Committed] = Deferred()
-
-        def settle(outcome: Committed | AtollError) -> None:
-            if isinstance(outcome, AtollError):
-                done.fail(outcome)
-            else:
-                done.complete(outcome)
-
         if not len(self._group):
             self._began = time.monotonic()
-        self._group.admit(transaction, settle)
+        self._group.admit(transaction, done)
         if not self._looped or self._group.full:
             self._flush()
         return done
@@ -331,9 +328,8 @@ class Server(Serves[State]):
             raise NotFound("keyspace", str(badge))
         return badge
 
-    def _owned(self, badge: int, key: bytes) -> bytes:
-        if badge != OWN:
-            return layout.prefix(badge) + key
+    def _owned(self, key: bytes) -> bytes:
+        """A key as the unbadged capability names it: absolute already, but it must be one."""
         if len(key) < layout.KEYSPACE_SIZE or not self._keyspaces.exists(layout.keyspace_of(key)):
             raise BadRequest(
                 "commit: key", "the number of a keyspace in 4 bytes, then the key (`absolute`)", repr(key[:8])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError
 from atoll.ipc.system.state import Committed, Expect, Range, Retention
 from atoll.servers.state import layout
@@ -57,11 +58,13 @@ class Kit:
         """A transaction's outcome, in the list once it is known."""
         outcome: list[Outcome] = []
         self.clock += 1000
+        done: Deferred[Committed] = Deferred()
+        done.react(outcome.append, outcome.append)  # type: ignore[arg-type]
         self.group.admit(
             Transaction(
                 badge, writes, list(expects), id, reply, "note", "1:2", 7, reserved=reserved, time=self.clock
             ),
-            outcome.append,
+            done,
         )
         return outcome
 

@@ -16,6 +16,7 @@ from atoll.servers.state.lmdb_engine import LmdbEngine
 
 WRITER = """
 import os, signal, sys
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.system.state import Committed
 from atoll.servers.state import layout
 from atoll.servers.state.engine import Table
@@ -54,7 +55,9 @@ while True:
         number = history.head() + 1 + member
         value = b"%d " % number * (1 if member % 2 else 300)
         writes = [(prefix + b"a%d" % (number % 7), value), (prefix + b"b", value)]
-        group.admit(Transaction(0, writes, [], id=prefix + b"%d" % number), acknowledged.append)
+        done = Deferred()
+        done.react(acknowledged.append, acknowledged.append)
+        group.admit(Transaction(0, writes, [], id=prefix + b"%d" % number), done)
     group.flush()
     for outcome in acknowledged:
         assert isinstance(outcome, Committed)

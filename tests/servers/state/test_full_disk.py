@@ -12,6 +12,7 @@ import pytest
 
 FILLER = """
 import resource, signal, sys
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.system.state import Committed, StoreFull
 from atoll.servers.state import layout
 from atoll.servers.state.group import Group, Transaction
@@ -31,7 +32,9 @@ prefix = layout.prefix(0)
 
 def write(name, size, reserved=False):
     outcome = []
-    group.admit(Transaction(0, [(prefix + name, bytes(size))], [], reserved=reserved), outcome.append)
+    done = Deferred()
+    done.react(outcome.append, outcome.append)
+    group.admit(Transaction(0, [(prefix + name, bytes(size))], [], reserved=reserved), done)
     group.flush()
     return outcome[0]
 

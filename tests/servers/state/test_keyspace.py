@@ -1,0 +1,186 @@
+"""`Keyspace` over a real store: typed rows, local view, once, updates that meet, transactions with a second
+server."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from atoll.ipc.context import Call, Fields, SystemClock, in_hand
+from atoll.ipc.deferred import Deferred
+from atoll.ipc.errors import Conflict, NotFound
+from atoll.ipc.interface import Interface, call
+from atoll.ipc.keyspace import Keyspace, settled
+from atoll.ipc.serve import Serves, bind
+from atoll.ipc.system.state import State
+from atoll.ipc.transaction import Transaction
+
+from .direct import Node
+from .test_server import ALL, serving
+
+
+class Counter(Interface):
+    @call("write", once=True)
+    def add(self, key: str, by: int = 1) -> int: ...
+
+
+class Server(Serves[Counter]):
+    rows: Keyspace[int]
+
+    @Counter.add.serve
+    def add(self, key: str, by: int = 1) -> Deferred[int]:
+        def change(old: int | None) -> int:
+            if by < 0:
+                raise NotFound("negative step", key)
+            return (old or 0) + by
+
+        return self.rows.update(key, change)
+
+
+@asynccontextmanager
+async def rows(tmp_path: Path, name: str = "rows") -> AsyncIterator[tuple[Node, Keyspace[int], State]]:
+    async with serving(tmp_path / "store") as (node, kernel), trio.open_nursery() as nursery:
+        badge = await kernel.make_keyspace(name)
+        state = node.proxy(State, badge, ALL)
+        keyspace = Keyspace[int](state, int, boot=1)
+        await nursery.start(keyspace.follow)
+        yield node, keyspace, kernel
+        nursery.cancel_scope.cancel()
+
+
+def hand(request: int, transaction: bytes | None = None) -> Call:
+    made = Call(
+        Fields(method="Counter.add", client=7, request=request, transaction=transaction), SystemClock()
+    )
+    made.thread = -1
+    return made
+
+
+async def test_own_writes_are_in_the_local_view_at_once_and_others_by_the_feed(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+        revision = await settled(keyspace.put("a", 1))
+        assert keyspace.local["a"] == 1
+        assert keyspace.local.revision_of("a") == revision
+        other = Keyspace[int](keyspace.state, int)
+        await settled(other.put(b"\xffb", 2))
+        await settled(other.delete("a"))
+        while "a" in keyspace.local:
+            await trio.lowlevel.checkpoint()
+        assert dict(keyspace.local.items()) == {"\udcffb": 2}
+        assert await keyspace.get("a") is None
+        assert await keyspace.as_of(revision).get("a") == 1
+        assert [row.value for row in await keyspace.history("a")] == [None, 1]
+
+
+async def test_a_repeated_delivery_gets_the_stored_reply(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+
+        def twice() -> tuple[Deferred[int], Deferred[int]]:
+            return keyspace.update("a", lambda n: (n or 0) + 1), keyspace.update("a", lambda n: (n or 0) + 10)
+
+        with in_hand(hand(5)):
+            first = [await settled(done) for done in twice()]
+        await settled(keyspace.put("a", 100))
+        with in_hand(hand(5)):
+            again = [await settled(done) for done in twice()]
+        with in_hand(hand(6)):
+            fresh = await settled(keyspace.update("a", lambda n: (n or 0) + 1))
+        assert first == again == [1, 11]
+        assert fresh == 101
+
+
+async def test_updates_that_meet_are_all_counted(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+        others = [keyspace, Keyspace[int](keyspace.state, int), Keyspace[int](keyspace.state, int)]
+        done = [others[turn % 3].update("a", lambda n: (n or 0) + 1) for turn in range(60)]
+        values = [await settled(one) for one in done]
+        assert sorted(values) == list(range(1, 61))
+        assert await keyspace.get("a") == 60
+
+
+async def test_an_update_that_raises_writes_nothing(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+
+        def fail(_: int | None) -> int:
+            raise ValueError("no")
+
+        with pytest.raises(ValueError, match="no"):
+            await settled(keyspace.update("a", fail))
+        assert await settled(keyspace.update("a", lambda n: n or 3)) == 3
+
+
+async def test_ranges_come_in_pages(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+        await settled(keyspace.put_all({f"{number:05d}": number for number in range(2500)}))
+        assert [row.value async for row in keyspace.range()] == list(range(2500))
+        assert [row.value async for row in keyspace.range(reverse=True, limit=1200)] == list(
+            range(2499, 1299, -1)
+        )
+        assert [row.key async for row in keyspace.range("00010", "00012")] == ["00010", "00011"]
+
+
+async def test_a_transaction_with_another_server_joins_and_undoes(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (node, keyspace, kernel):
+        theirs = Keyspace[int](node.proxy(State, await kernel.make_keyspace("theirs"), ALL, client=9), int)
+        counter = Node(bind(Server, {"rows": theirs})).proxy(Counter, 0, {"write"}, client=4)
+        async with keyspace.transaction() as transaction:
+            assert await transaction.get("a") is None
+            transaction.put("a", 1)
+            shared = transaction.share(counter)
+            assert await shared.add("x", 5) == 5
+            with pytest.raises(NotFound):
+                await shared.add("x", -1)
+            assert await shared.add("x", 2) == 7
+            mark = await transaction.savepoint()
+            transaction.put("a", 99)
+            await transaction.undo(mark)
+            assert await transaction.range() == [("a", 1)]
+            assert await theirs.get("x") is None
+        first, second = await keyspace.row("a"), await theirs.row("x")
+        assert first is not None
+        assert second is not None
+        assert (first.value, second.value) == (1, 7)
+        assert first.revision == second.revision == transaction.revision
+
+
+async def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, kernel):
+        with pytest.raises(ValueError, match="stop"):
+            async with keyspace.transaction() as transaction:
+                transaction.put("a", 1)
+                await transaction.savepoint()
+                raise ValueError("stop")
+        assert await keyspace.get("a") is None
+        assert (await kernel.statistics())["transactions"] == 0
+
+
+async def test_retry_runs_again_after_a_conflict(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+        await settled(keyspace.put("a", 0))
+        runs = 0
+
+        async def body(transaction: Transaction[int]) -> int:
+            nonlocal runs
+            runs += 1
+            value = (await transaction.get("a") or 0) + 1
+            if runs <= 2:
+                await settled(keyspace.put("a", 10 * runs))
+            transaction.put("a", value)
+            return value
+
+        assert await keyspace.retry(body) == 21
+        assert runs == 3
+        runs = -100
+        with pytest.raises(Conflict):
+            await keyspace.retry(body, attempts=2)
+
+
+async def test_a_keyspace_kept_remote_has_no_view(tmp_path: Path) -> None:
+    async with serving(tmp_path / "store") as (node, kernel):
+        keyspace = Keyspace[int](node.proxy(State, await kernel.make_keyspace("rows"), ALL), int)
+        keyspace.keep_remote()
+        await keyspace.follow()
+        with pytest.raises(RuntimeError, match="keep_remote"):
+            _ = keyspace.local

@@ -1,0 +1,228 @@
+"""The store as its callers see it: keyspaces, rights, groups, transactions, watches, over real LMDB."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, NotAllowed, NotFound
+from atoll.ipc.serve import bind
+from atoll.ipc.system.state import Expect, Range, State, UnknownTransaction, Write, absolute
+from atoll.servers.state.opening import Settings
+from atoll.servers.state.server import Server
+
+from .direct import Node
+
+ALL = {"read", "write", "history", "admin"}
+
+
+@asynccontextmanager
+async def serving(folder: Path, **options: object) -> AsyncIterator[tuple[Node, State]]:
+    """A store and the kernel's capability on it."""
+    endpoint = bind(Server, {"config": Settings(folder=str(folder), map_size=1 << 30, **options)})  # type: ignore[arg-type]
+    await endpoint.server.start()
+    node = Node(endpoint)
+    try:
+        yield node, node.proxy(State, 0, ALL)
+    finally:
+        await endpoint.server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, whole: Callable[[Path], int]) -> "AsyncIterator[Path]":
+    yield tmp_path / "store"  # type: ignore[misc]
+    whole(tmp_path / "store")
+
+
+async def test_a_keyspace_is_a_world_of_its_own(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        one, two = await kernel.make_keyspace("one"), await kernel.make_keyspace("two")
+        assert await kernel.make_keyspace("one") == one != two
+        first, second = node.proxy(State, one, ALL), node.proxy(State, two, ALL)
+        await first.commit([Write(b"k", b"1"), Write(b"", b"empty")])
+        await second.commit([Write(b"k", b"2")])
+        assert [(item.key, item.value) for item in (await first.range(b"")).items] == [
+            (b"", b"empty"),
+            (b"k", b"1"),
+        ]
+        item = await kernel.get(absolute(two, b"k"))
+        assert item is not None
+        assert item.value == b"2"
+        assert (await kernel.keyspaces())["two"] == two
+        with pytest.raises(NotAllowed):
+            await first.make_keyspace("three")
+        with pytest.raises(NotFound):
+            await node.proxy(State, 99, ALL).commit([Write(b"k", b"1")])
+        with pytest.raises(BadRequest):
+            await kernel.commit([Write(b"short", b"1")])
+
+
+async def test_the_past_needs_its_right(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        reader = node.proxy(State, badge, {"read"})
+        historian = node.proxy(State, badge, {"read", "history"})
+        first = await node.proxy(State, badge, ALL).commit([Write(b"k", b"1")], note="why")
+        await node.proxy(State, badge, ALL).commit([Write(b"k", b"2")])
+        item = await historian.get(b"k", first.revision)
+        assert item is not None
+        assert item.value == b"1"
+        for call in (reader.get(b"k", first.revision), reader.range(b"", as_of=1.0), reader.history(b"k")):
+            with pytest.raises(NotAllowed):
+                await call
+        who = await historian.who(first.revision)
+        assert who is not None
+        assert (who.keyspace, who.note) == ("one", "why")
+
+
+async def test_calls_that_arrive_together_share_one_group(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        before = (await store.statistics())["groups"]
+        async with node.batch():
+            futures = [store.commit.start([Write(b"%d" % number, b"x")]) for number in range(50)]
+            assert not any(future.done() for future in futures)
+            assert (await store.range(b"")).items == []
+        revisions = [future.result().revision for future in futures]
+        assert revisions == list(range(revisions[0], revisions[0] + 50))
+        assert (await store.statistics())["groups"] == before + 1
+
+
+async def test_a_watch_is_gap_free_over_restarts(folder: Path) -> None:
+    seen: list[int] = []
+    written: list[int] = []
+    for life in range(3):
+        async with serving(folder) as (node, kernel):
+            badge = await kernel.make_keyspace("one")
+            store, other = (
+                node.proxy(State, badge, ALL),
+                node.proxy(State, await kernel.make_keyspace("two"), ALL),
+            )
+            for number in range(100):
+                await other.commit([Write(b"noise", b"%d" % number)])
+                written.append((await store.commit([Write(b"k", b"%d" % number)])).revision)
+            after = seen[-1] if seen else 0
+            async for change in store.watch(after):
+                seen.append(change.revision)
+                if len(seen) == 60 + 200 * life:
+                    written += [(await store.commit([Write(b"k", b"%d" % n)])).revision for n in range(100)]
+                if len(seen) == 190 + 200 * life:
+                    break
+    assert seen == written[: len(seen)]
+
+
+async def test_a_watcher_that_is_slow_misses_nothing(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        feed = aiter(store.watch(await store.head()))
+        await store.commit([Write(b"k", b"first")])
+        assert (await anext(feed)).items[0].value == b"first"
+        async with node.batch():
+            futures = [store.commit.start([Write(b"k", b"%d" % number)]) for number in range(3000)]
+        values = [(await anext(feed)).items[0].value for _ in futures]
+        assert values == [b"%d" % number for number in range(3000)]
+
+
+async def test_a_transaction_spans_keyspaces_and_ends_with_its_owner(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        owner = node.proxy(State, await kernel.make_keyspace("one"), ALL, client=1)
+        party = node.proxy(State, await kernel.make_keyspace("two"), ALL, client=2)
+        transaction = await owner.begin(10.0)
+        await owner.commit([Write(b"a", b"1")], transaction=transaction)
+        mark = await owner.savepoint(transaction)
+        await party.commit([Write(b"b", b"undone")], transaction=transaction)
+        await owner.undo(transaction, mark)
+        await party.commit([Write(b"c", b"joined")], transaction=transaction)
+        assert await owner.get(b"a") is None
+        seen = await owner.read(transaction, b"a")
+        assert seen is not None
+        assert seen.value == b"1"
+        for end in (party.finish(transaction), party.abort(transaction)):
+            with pytest.raises(UnknownTransaction):
+                await end
+        done = await owner.finish(transaction)
+        again = await owner.finish(transaction)
+        assert again.repeated
+        assert again.revision == done.revision
+        assert [item.key for item in (await party.range(b"")).items] == [b"c"]
+        item = await party.get(b"c")
+        assert item is not None
+        assert item.revision == done.revision
+        who = await party.who(done.revision)
+        assert who is not None
+        assert (who.keyspace, who.others) == ("one", ("two",))
+
+
+async def test_what_a_transaction_read_must_still_hold(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        await store.commit([Write(b"a", b"1"), Write(b"b", b"1")])
+        for spoil in (Write(b"a", b"2"), Write(b"aa", b"phantom"), Write(b"b")):
+            transaction = await store.begin(10.0)
+            assert await store.read(transaction, b"a") is not None
+            await store.scan(transaction, b"a", b"c")
+            await store.commit([spoil])
+            await store.commit([Write(b"out", b"x")], transaction=transaction)
+            with pytest.raises(Conflict):
+                await store.finish(transaction)
+            with pytest.raises(Aborted):
+                await store.read(transaction, b"a")
+        transaction = await store.begin(10.0)
+        await store.scan(transaction, b"a", b"aa")
+        await store.commit([Write(b"z", b"elsewhere")])
+        await store.finish(transaction)
+        assert await store.get(b"out") is None
+
+
+async def test_a_crash_aborts_and_a_hand_over_keeps_open_transactions(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        transaction = await store.begin(10.0)
+        await store.commit(
+            [Write(b"a", b"1")], [Expect(b"b", 0), Range(b"x", b"", 1)], transaction=transaction
+        )
+        state = node.endpoint.server.hand_over()
+    async with serving(folder) as (node, kernel):
+        crashed = node.proxy(State, 1, ALL)
+        with pytest.raises(Aborted):
+            await crashed.finish(transaction)
+    endpoint = bind(Server, {"config": Settings(folder=str(folder), map_size=1 << 30)})
+    endpoint.server.take_over(state)
+    await endpoint.server.start()
+    store = Node(endpoint).proxy(State, 1, ALL)
+    await store.finish(transaction)
+    assert await store.get(b"a") is not None
+    await endpoint.server.stop()
+
+
+async def test_a_reader_process_sees_what_was_acknowledged_and_refuses_to_write(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        await kernel.make_keyspace("one")
+    # One process may open LMDB once; here the reader comes after the writer.
+    async with serving(folder, role="reader") as (node, kernel):
+        reader = node.proxy(State, 1, ALL)
+        assert (await kernel.keyspaces())["one"] == 1
+        assert await reader.get(b"k", least=1) is None
+        with pytest.raises(BadRequest, match="reader"):
+            await reader.commit([Write(b"k", b"1")])
+
+
+async def test_deadline_ends_a_transaction(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        transaction = await store.begin(1e-9)
+        with pytest.raises(Aborted, match="deadline"):
+            await store.commit([Write(b"a", b"1")], transaction=transaction)
+        with pytest.raises(BadRequest):
+            await store.begin(0.0)
+
+
+async def test_the_gather_rule_waits_only_for_those_it_remembers(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        with trio.fail_after(60):
+            for _ in range(50):
+                await store.commit([Write(b"k", b"v")])
+        assert (await store.statistics())["committed"] >= 50
