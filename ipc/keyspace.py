@@ -21,6 +21,7 @@ its first call. A server whose keyspace is not to be held in memory says `self.r
 
 import random
 import struct
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -434,8 +435,9 @@ def _after_prefix(prefix: bytes) -> bytes:
 
 
 def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exception], None]) -> None:
-    """Has one of the two called when the reply is in: in the receive loop's own thread, before anything else
-    is served."""
+    """Has one of the two called when the reply is in: on this thread, even where another one completes replies."""
+    home = threading.get_ident()
+    token = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
 
     def react() -> None:
         try:
@@ -445,4 +447,13 @@ def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exc
         else:
             succeed(value)
 
-    future.raw.add_done_callback(react)
+    def notify() -> None:
+        if token is None or threading.get_ident() == home:
+            react()
+            return
+        try:
+            token.run_sync_soon(react)
+        except trio.RunFinishedError:
+            return  # the loop whose Deferred this was has ended, and with it whoever waited
+
+    future.raw.add_done_callback(notify)

@@ -147,11 +147,15 @@ async def test_a_transaction_with_another_server_joins_and_undoes(tmp_path: Path
 
 async def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
     async with rows(tmp_path) as (_, keyspace, kernel):
-        with pytest.raises(ValueError, match="stop"):
+
+        async def body() -> None:
             async with keyspace.transaction() as transaction:
                 transaction.put("a", 1)
                 await transaction.savepoint()
                 raise ValueError("stop")
+
+        with pytest.raises(ValueError, match="stop"):
+            await body()
         assert await keyspace.get("a") is None
         assert (await kernel.statistics())["transactions"] == 0
 

@@ -1,0 +1,51 @@
+"""A reader in a process of its own: sees what is acknowledged, follows the writer without being told."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+from .history_kit import Kit
+
+READER = """
+import sys, trio
+from atoll.ipc.serve import bind
+from atoll.ipc.context import Call, Fields, SystemClock, in_hand
+from atoll.servers.state.opening import Settings
+from atoll.servers.state.server import Server
+
+async def main():
+    server = bind(Server, {"config": Settings(folder=sys.argv[1], role="reader", map_size=1 << 30)}).server
+    await server.start()
+    call = Call(Fields(method="watch", badge=1, rights=frozenset({"read"})), SystemClock())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        with in_hand(call):
+            print("at", server.head(), flush=True)
+            async for change in server.watch(server.head()):
+                print(change.items[0].value.decode(), flush=True)
+                if change.items[0].value == b"last":
+                    break
+        nursery.cancel_scope.cancel()
+    await server.stop()
+
+trio.run(main)
+"""
+
+
+def test_a_reader_follows_the_writer(tmp_path: Path) -> None:
+    kit = Kit(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30))
+    kit.commit({"a": "before"})
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
+    )
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == f"at {kit.history.head()}\n"
+    for number in range(20):
+        kit.commit({"a": f"value {number}"})
+        assert reader.stdout.readline() == f"value {number}\n"
+    kit.commit({"a": "last"})
+    assert reader.communicate()[0] == "last\n"
+    assert reader.returncode == 0
+    kit.engine.close()
