@@ -435,7 +435,7 @@ def _after_prefix(prefix: bytes) -> bytes:
 
 
 def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exception], None]) -> None:
-    """Has one of the two called when the reply is in: on this thread, even where another one completes replies."""
+    """Has one of the two called when the reply is in: on this thread, whichever one completes replies."""
     home = threading.get_ident()
     token = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
 
@@ -457,3 +457,11 @@ def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exc
             return  # the loop whose Deferred this was has ended, and with it whoever waited
 
     future.raw.add_done_callback(notify)
+
+
+def memory_keyspace(kind: type[T]) -> Keyspace[T]:
+    """A keyspace in a store of its own, in memory: for tests. `memory_store.MemoryStore` gives several in one
+    store."""
+    from .memory_store import MemoryStore
+
+    return MemoryStore().keyspace(kind)
