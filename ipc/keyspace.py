@@ -31,9 +31,9 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from .context import Call, current_or_none
+from .context import Call, Log, current_or_none
 from .deferred import Deferred
-from .errors import AtollError, Conflict, PeerDied
+from .errors import AtollError, Conflict, Overloaded, PeerDied
 from .future import Future, wait_for
 from .local_view import LocalView, decode_key, encode_key
 from .system.state import AsOf, Committed, Expect, Item, State, Write
@@ -44,6 +44,8 @@ R = TypeVar("R")
 
 ATTEMPTS: Final = 32
 """Tries of one `update` against others' writes before its `Conflict` is the caller's."""
+_RETRY: Final = 0.05
+"""Seconds until a broken feed is asked for again."""
 _identity = struct.Struct(">QQQQI")
 
 
@@ -128,9 +130,13 @@ class Keyspace(Generic[T]):
                     for item in change.items:
                         self._apply(item)
                     self._view.pass_to(change.revision)
-            except PeerDied:
+            except (PeerDied, Overloaded) as fault:
                 # The feed goes on where it broke off, as soon as there is a store again.
-                await trio.sleep(0.05)
+                told = str(fault)
+            else:
+                told = "the store ended the feed"
+            Log().debug("a local view waits for the store", reason=told)
+            await trio.sleep(_RETRY)
 
     async def load(self) -> None:
         """Fills the local view as the store is now; `follow` keeps it. For a `start()` that wants to read
