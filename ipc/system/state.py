@@ -126,7 +126,7 @@ class Ahead(Failure):
 
     @property
     def message(self) -> str:
-        return f"revision {self.revision} is ahead of the store, which is at {self.head}: ask for that or less"
+        return f"revision {self.revision} lies ahead of the store, at {self.head}: ask for that or less"
 
 
 class StoreFull(Failure):

@@ -171,4 +171,4 @@ def test_errors_read_as_sentences(tmp_path: Path) -> None:
     kit = Kit(MemoryEngine)
     with pytest.raises(AtollError) as error:
         kit.history.get(key("a"), 99)
-    assert str(error.value) == "revision 99 is ahead of the store, which is at 2: ask for that or less"
+    assert str(error.value) == "revision 99 lies ahead of the store, at 2: ask for that or less"
