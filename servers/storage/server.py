@@ -65,6 +65,8 @@ class Server(Serves[Storage]):
         self._puts = self._duplicates = self._written = self._read = self._syncs = 0
 
     async def start(self) -> None:
+        if not self.config.grace > 0:
+            raise BadRequest("storage, config.grace", "more than 0 seconds", f"{self.config.grace:g}")
         self._io = Priorities()
         self._blobs = Blobs(self.folder)
         self._blobs.open()

@@ -1,0 +1,99 @@
+"""Servers in-process for tests: each on its own loop, over one store in memory that survives restarts."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import pytest
+from trio.testing import MockClock
+
+from atoll.ipc.inprocess import Host, HostThread, InProcess
+from atoll.ipc.interface import Interface
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.proxy import bind, transport_of
+from atoll.ipc.serve import Serves, needs
+from atoll.ipc.system.state import State
+from atoll.servers.state.opening import Settings
+from atoll.servers.state.server import Server as StateServer
+
+I = TypeVar("I", bound=Interface)  # noqa: E741
+
+
+class Served(Generic[I]):
+    """A running server of one interface and its clients."""
+
+    def __init__(self, server: type[Serves[Any]], given: dict[str, object]) -> None:
+        self.host = Host(server, given)
+        self._clock = MockClock()
+        self._thread = HostThread(self.host, self._clock)
+        self._thread.start()
+        self.running = True
+
+    @property
+    def server(self) -> Any:
+        return self.host.endpoint.server
+
+    def client(self, *, badge: int = 0) -> I:
+        """A proxy over a channel of its own."""
+        interface: type[I] = self.host.endpoint.interfaces[0]  # type: ignore[assignment]
+        return bind(interface, InProcess(self.host, interface, badge=badge))
+
+    def gone(self, proxy: I) -> None:
+        """The channel of a client closed: what the runtime tells the server then."""
+        number = transport_of(proxy).number  # type: ignore[attr-defined]
+        self.host.submit(lambda: self.server.client_gone(number))
+
+    def advance(self, seconds: float) -> None:
+        """Let the server's clock, which stands still otherwise, go on; returns when it has."""
+        done = threading.Event()
+
+        def jump() -> None:
+            self._clock.jump(seconds)
+            done.set()
+
+        assert self.host.submit(jump)
+        done.wait()
+
+    def stop(self) -> None:
+        if self.running:
+            self.running = False
+            self._thread.close()
+
+    def kill(self) -> None:
+        """As a crash: no handler goes on, `stop` is not called."""
+        self.host.kill()
+        self.stop()
+
+
+class Servers:
+    """What `serve` started, and the store under it."""
+
+    def __init__(self) -> None:
+        self.state: Served[State] = Served(StateServer, {"config": Settings(engine="memory")})
+        self._admin = self.state.client()
+        self._started: list[Served[Any]] = []
+
+    def keyspace(self, name: str, kind: Any) -> Keyspace[Any]:
+        badge = self._admin.make_keyspace.now(name)
+        return Keyspace(self.state.client(badge=badge), kind)
+
+    def __call__(self, server: type[Serves[Any]], **given: object) -> Served[Any]:
+        """Start a server; its keyspaces are those of its module's name, the same at each start."""
+        for need in needs(server):
+            if need.kind == "keyspace" and need.name not in given:
+                given[need.name] = self.keyspace(f"{server.__module__}.{need.name}", need.type)
+        served: Served[Any] = Served(server, given)
+        self._started.append(served)
+        return served
+
+    def close(self) -> None:
+        for served in reversed(self._started):
+            served.stop()
+        self.state.stop()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served[Any]]]:
+    servers = Servers()
+    yield servers
+    servers.close()
