@@ -4,13 +4,15 @@
 `Process` or a sentence. `survivors` finds what an older boot of a node left.
 """
 
+import array
+import fcntl
 import os
 import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import trio
 from msgspec import Struct
@@ -28,8 +30,6 @@ from .zygote import (
     Spawn,
     encode,
     from_zygote,
-    receive,
-    send,
 )
 
 STATUS = struct.Struct("=iiii")
@@ -144,32 +144,15 @@ class Forge:
         """Execute the zygote. It answers once its imports are done; `spawn` waits for that."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         guardian = os.pidfd_open(os.getpid())
-        arguments = [sys.executable, "-P", "-m", "atoll.microkernel.zygote", self._marker, *self._preload]
-        for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            ours.setsockopt(socket.SOL_SOCKET, size, 2 * PACKET_LIMIT)
-            theirs.setsockopt(socket.SOL_SOCKET, size, 2 * PACKET_LIMIT)
-        aside = [os.dup(theirs.fileno()), guardian]  # out of the way of the numbers they get
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
         try:
-            with _above(aside, GUARDIAN) as (their, kernel):
-                pid = os.posix_spawn(
-                    sys.executable,
-                    arguments,
-                    os.environ,
-                    file_actions=[
-                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                        (os.POSIX_SPAWN_DUP2, their, SOCKET),
-                        (os.POSIX_SPAWN_DUP2, kernel, GUARDIAN),
-                    ],
-                    setsid=True,
-                    setsigmask=(),
-                    setsigdef=(signal.SIGINT, signal.SIGPIPE),
-                )
+            handed = {SOCKET: theirs.fileno(), GUARDIAN: guardian}
+            self.process = execute("zygote", (self._marker, *self._preload), handed)
         finally:
             theirs.close()
-            for descriptor in aside:
-                os.close(descriptor)
+            os.close(guardian)
         self._socket = trio.socket.from_stdlib_socket(ours)
-        self.process = Process("zygote", pid, os.pidfd_open(pid))
         return self.process
 
     async def spawn(
@@ -246,29 +229,38 @@ class Forge:
             self.process.close()
 
 
-@contextmanager
-def _above(descriptors: list[int], highest: int) -> Iterator[list[int]]:
-    """Duplicates numbered above `highest`, for as long as the block runs."""
-    import fcntl
+def execute(module: str, arguments: Sequence[str], descriptors: Mapping[int, int]) -> Process:
+    """Run a module of the kernel's in an interpreter and a session of its own; `descriptors` as in `Forge.spawn`.
 
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, highest + 1) for descriptor in descriptors]
+    Called from the main thread: the child may ask to die with the thread that started it.
+    """
+    above = max(descriptors) + 1
+    moved = {target: fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, above) for target, given in descriptors.items()}
     try:
-        yield moved
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-P", "-m", f"{__package__}.{module}", *arguments],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                *((os.POSIX_SPAWN_DUP2, given, target) for target, given in moved.items()),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGPIPE),
+        )
     finally:
-        for descriptor in moved:
-            os.close(descriptor)
+        for given in moved.values():
+            os.close(given)
+    return Process(module, pid, os.pidfd_open(pid))
 
 
 async def _send(peer: trio.socket.SocketType, packet: bytes, descriptors: list[int]) -> None:
-    import array
-
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
     await peer.sendmsg([packet], rights)
 
 
 async def _receive(peer: trio.socket.SocketType) -> tuple[bytes, list[int]]:
-    import array
-
     room = socket.CMSG_SPACE(4 * 4)
     packet, control, _, _ = await peer.recvmsg(PACKET_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
     received = array.array("i")

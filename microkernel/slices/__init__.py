@@ -1,0 +1,124 @@
+"""Compute slices: what a server or a stage may use of processor, memory, processes and disk.
+
+    slices = choose("a1b2c3")
+    group = slices.group("training", "trainer")
+    said = group.limit(Limits(cpu_weight=200, memory=1 << 30))
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from . import hierarchy, v1, v2
+from .group import Group, Slices, kill_members
+from .limits import IoClass, Limits, io_priority
+from .none import GroupOfProcesses
+from .v1 import GroupV1
+from .v2 import GroupV2
+
+__all__ = ["Group", "GroupOfProcesses", "IoClass", "Limits", "Slices", "choose", "io_priority"]
+
+NO_IO_WEIGHTS = "I/O weights are not enforced (they need the bfq scheduler or version 2's io controller): I/O classes are"
+
+
+class Chosen:
+    """The groups of one node, over the hierarchies that were found usable."""
+
+    def __init__(self, node: str, kind: str, lacks: tuple[str, ...], folders: dict[str, Path]) -> None:
+        self.node = node
+        self.kind = kind
+        self.lacks = lacks
+        self._folders = folders
+        """The node's folder in each hierarchy, by controller; `unified` is version 2's."""
+        self._groups: dict[tuple[str, ...], Group] = {}
+
+    def group(self, *names: str) -> Group:
+        if names not in self._groups:
+            self._groups[names] = self._make(names)
+        return self._groups[names]
+
+    def _make(self, names: tuple[str, ...]) -> Group:
+        name = "/".join(names)
+        if self.kind == "v1":
+            return GroupV1(name, {controller: folder.joinpath(*names) for controller, folder in self._folders.items()})
+        if self.kind == "v2":
+            folder, held = self._folders["unified"], frozenset(v2.USED)
+            for each in names:
+                held = v2.hand_down(folder, held)
+                folder /= each
+                folder.mkdir(exist_ok=True)
+            return GroupV2(name, folder, held)
+        return GroupOfProcesses(name)
+
+    async def clean(self) -> list[str]:
+        self._groups.clear()
+        left = hierarchy.left_by(self.node)
+        own = {os.getpid()}
+        for folder in left:
+            if hierarchy.members(folder) - own:
+                await _end(folder)
+        return [said for folder in left if not hierarchy.members(folder) and (said := hierarchy.remove(folder))]
+
+
+async def _end(folder: Path) -> None:
+    for freezer in (folder, *hierarchy.below(folder)):
+        if (freezer / "freezer.state").exists():
+            hierarchy.write(freezer / "freezer.state", "THAWED")
+    await kill_members(folder)
+
+
+def choose(node: str) -> Slices:
+    """The slices of `node` (a name fit for a folder) on this host: version 2 where it has controllers, else 1, else none."""
+    found = hierarchy.mounts()
+    unified = next((mount for mount in found if mount.version == 2), None)
+    if unified and unified.controllers & {"cpu", "memory", "pids"} and _writable(unified.base):
+        return _version_2(node, unified)
+    held = {
+        controller: mount.base / hierarchy.ROOT / node
+        for mount in found
+        if mount.version == 1
+        for controller in mount.controllers & {*v1.USED, "freezer"}
+        if _writable(mount.base)
+    }
+    if held:
+        return _version_1(node, held, unified)
+    user = "you may not make control groups here" if found else "no control groups are mounted here"
+    return Chosen(node, "none", (f"slices are not enforced ({user}); freezing stops processes by signal",), {})
+
+
+def _version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None) -> Slices:
+    folders = dict(held)
+    if unified and _writable(unified.base):
+        folders = {"unified": unified.base / hierarchy.ROOT / node, **folders}
+        folders.pop("freezer", None)  # one membership less to take up at each start
+    lacks = [f"no {controller} controller: what it limits is not enforced" for controller in v1.USED if controller not in held]
+    if "blkio" in held and not (held["blkio"].parents[1] / "blkio.bfq.weight").exists():
+        lacks.append(NO_IO_WEIGHTS)
+    return Chosen(node, "v1", tuple(lacks), folders)
+
+
+def _version_2(node: str, mount: hierarchy.Mount) -> Slices:
+    folder = mount.base / hierarchy.ROOT / node
+    wanted = mount.controllers & frozenset(v2.USED)
+    folder.mkdir(parents=True, exist_ok=True)
+    if mount.own != "/":
+        v2.make_room(mount.base, node)
+    got = wanted
+    for each in (mount.base, mount.base / hierarchy.ROOT, folder):
+        got = v2.hand_down(each, got)
+    lacks = tuple(
+        f"the {controller} controller is not handed down to {mount.base}: what it limits is not enforced"
+        for controller in v2.USED
+        if controller not in got
+    )
+    return Chosen(node, "v2", lacks, {"unified": folder})
+
+
+def _writable(base: Path) -> bool:
+    """Whether groups can be made here, found out by making one."""
+    try:
+        trial = Path(tempfile.mkdtemp(prefix="atoll-trial-", dir=base))
+    except OSError:
+        return False
+    trial.rmdir()
+    return True

@@ -1,0 +1,101 @@
+"""One slice's or server's control group, over whichever hierarchies the host has."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from . import hierarchy
+from .limits import Limits
+
+LOOK_AGAIN = 0.001
+"""Seconds between looks at a freezer or a group that is on its way to what was asked."""
+
+
+class Group(Protocol):
+    """A group of processes. A process joins by writing 0 to the files that `open_procs` gives, before it is confined."""
+
+    name: str
+
+    def open_procs(self) -> list[int]:
+        """Open cgroup.procs files, one a hierarchy; the caller closes them."""
+
+    def limit(self, limits: Limits) -> list[str]:
+        """Apply limits, at any time. Returns a sentence for each that this host does not take."""
+
+    def members(self) -> set[int]:
+        """The processes in it now."""
+
+    def killed_for_memory(self) -> int:
+        """How many of its processes the kernel killed because of its memory limit."""
+
+    async def freeze(self) -> None:
+        """Stop all its processes where they are; returns when they stand still."""
+
+    async def thaw(self) -> None: ...
+
+    async def end(self) -> None:
+        """Kill all its processes, frozen or not; returns when none is left but those that their parent has not reaped."""
+
+    def remove(self) -> list[str]:
+        """Remove it. It must be empty. Returns a sentence for what could not be removed."""
+
+
+class Slices(Protocol):
+    """All groups of one node."""
+
+    kind: str
+    """`v1`, `v2` or `none`."""
+    lacks: tuple[str, ...]
+    """One sentence for each thing that is not enforced on this host."""
+
+    def group(self, *names: str) -> Group:
+        """The group at `atoll/NODE/NAMES...`, made if it is not there: a slice, or a server inside one."""
+
+    async def clean(self) -> list[str]:
+        """End and remove all that older boots of this node left. Returns a sentence for what could not be removed."""
+
+
+async def until_written(path: Path, wanted: str, ask: str) -> None:
+    """Write `ask` until the file reads as `wanted`: a freezer stops what was forked meanwhile only when asked again."""
+    while True:
+        path.write_text(ask)
+        if wanted in path.read_text().split("\n"):
+            return
+        await trio.sleep(LOOK_AGAIN)
+
+
+async def settled(folder: Path, *, frozen: bool) -> None:
+    """Wait until the kernel says that a version 2 group stands still, or moves again."""
+    wanted = f"frozen {int(frozen)}"
+    while wanted not in (folder / "cgroup.events").read_text():
+        await trio.sleep(LOOK_AGAIN)
+
+
+async def kill_members(folder: Path) -> None:
+    """Kill until none is left alive: what forks faster than one look is met by the next."""
+    while living := [pid for pid in hierarchy.members(folder) if alive(pid)]:
+        for pid in living:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                if pid in hierarchy.members(folder):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(pidfd)
+        await trio.sleep(LOOK_AGAIN)
+
+
+def alive(pid: int) -> bool:
+    """False for one that is gone, or has ended and waits for its parent."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in (b"Z", b"X")

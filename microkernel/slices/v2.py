@@ -1,0 +1,82 @@
+"""Slices over version 2: one hierarchy for all controllers, which a group hands down only while it has no process itself."""
+
+import os
+from pathlib import Path
+
+from . import hierarchy
+from .group import kill_members, settled
+from .limits import Limits
+
+PERIOD = 100_000
+"""Microseconds over which a CPU quota is counted."""
+USED = ("cpu", "memory", "pids", "io")
+
+
+class GroupV2:
+    def __init__(self, name: str, folder: Path, controllers: frozenset[str]) -> None:
+        self.name = name
+        self._folder = folder
+        self._controllers = controllers
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def open_procs(self) -> list[int]:
+        return [os.open(self._folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+
+    def limit(self, limits: Limits) -> list[str]:
+        quota = "max" if limits.cpu_quota is None else str(max(1000, int(limits.cpu_quota * PERIOD)))
+        wanted = [
+            ("cpu", "cpu.weight", str(limits.cpu_weight)),
+            ("cpu", "cpu.max", f"{quota} {PERIOD}"),
+            ("memory", "memory.max", "max" if limits.memory is None else str(limits.memory)),
+            ("memory", "memory.oom.group", "0"),
+            ("pids", "pids.max", "max" if limits.pids is None else str(limits.pids)),
+            ("io", "io.weight", str(limits.io_weight)),
+        ]
+        return [
+            said
+            for controller, file, text in wanted
+            if controller in self._controllers
+            and (self._folder / file).exists()
+            and (said := hierarchy.write(self._folder / file, text))
+        ]
+
+    def members(self) -> set[int]:
+        return hierarchy.members(self._folder)
+
+    def killed_for_memory(self) -> int:
+        events = self._folder / "memory.events"
+        told = events.read_text().split() if events.exists() else []
+        return int(told[told.index("oom_kill") + 1]) if "oom_kill" in told else 0
+
+    async def freeze(self) -> None:
+        (self._folder / "cgroup.freeze").write_text("1")
+        await settled(self._folder, frozen=True)
+
+    async def thaw(self) -> None:
+        (self._folder / "cgroup.freeze").write_text("0")
+        await settled(self._folder, frozen=False)
+
+    async def end(self) -> None:
+        (self._folder / "cgroup.kill").write_text("1")
+        await kill_members(self._folder)
+
+    def remove(self) -> list[str]:
+        said = hierarchy.remove(self._folder)
+        return [said] if said else []
+
+
+def hand_down(folder: Path, wanted: frozenset[str]) -> frozenset[str]:
+    """Let the groups below `folder` have controllers. Returns those that they have."""
+    for controller in sorted(wanted):
+        hierarchy.write(folder / "cgroup.subtree_control", f"+{controller}")
+    return frozenset((folder / "cgroup.subtree_control").read_text().split())
+
+
+def make_room(base: Path, node: str) -> None:
+    """Move this process out of `base`, which can hand down controllers only when it has no process of its own.
+
+    Other processes there (a login's) keep it from that: then the groups group, and limit nothing.
+    """
+    kernel = base / hierarchy.ROOT / node / "kernel"
+    kernel.mkdir(parents=True, exist_ok=True)
+    hierarchy.write(kernel / "cgroup.procs", str(os.getpid()))

@@ -1,0 +1,55 @@
+"""The kernel's end of the watcher: starts it, hands it listeners, receives what was refused to whom."""
+
+import array
+import os
+import socket
+from collections.abc import AsyncIterator
+
+import trio
+
+from .processes import Process, execute
+from .protection.watcher import FLOOD, PACKET_LIMIT, SOCKET, Flooded, Refusal, Watch, encode, from_watcher
+
+
+class Watching:
+    """One watcher process. Owns its end of the socket; listeners are given away."""
+
+    def __init__(self, marker: str, flood: int = FLOOD) -> None:
+        self._marker = marker
+        self._flood = flood
+        self._socket: trio.socket.SocketType | None = None
+        self.process: Process | None = None
+
+    def start(self) -> Process:
+        """Execute the watcher, from the main thread. What is handed to it meanwhile waits in the socket."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            arguments = (self._marker, str(self._flood))
+            self.process = execute("protection.watcher", arguments, {SOCKET: theirs.fileno()})
+        self._socket = trio.socket.from_stdlib_socket(ours)
+        return self.process
+
+    async def watch(self, number: int, process: Process) -> None:
+        """Give the listener of `process` (the kernel's `number`) away. Nothing happens if its filter does not ask."""
+        if process.listener is None or self._socket is None:
+            return
+        told = encode(Watch(server=process.name, process=number))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process.listener, process.pidfd]))]
+        await self._socket.sendmsg([told], rights)
+        os.close(process.listener)
+        process.listener = None
+
+    async def reports(self) -> AsyncIterator[Refusal | Flooded]:
+        """What the watcher says, until it ends: then refused calls fail with ENOSYS, unseen, and a new one is wanted."""
+        if self._socket is None:
+            return
+        while packet := await self._socket.recv(PACKET_LIMIT):
+            yield from_watcher.decode(packet)
+
+    async def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self.process is not None:
+            await self.process.wait()
+            self.process.close()
