@@ -1,9 +1,9 @@
 """Capabilities and granted buffers as values in messages.
 
-A `Cap[I]` or a `Buffer` in an argument or a reply travels as a MessagePack extension that holds a token. What a token
-means is the transport's: its `Translator` asks the kernel to transfer the capability (or to share the memory) when the
-message is encoded, and finds what was delivered when it is decoded. A token that was not delivered is `BadRequest`:
-numbers guessed by a peer name nothing.
+A `Cap[I]` or a `Buffer` in an argument or a reply travels as a MessagePack extension that holds a token. What
+a token means is the transport's: its `Translator` asks the kernel to transfer the capability (or to share the
+memory) when the message is encoded, and finds what was delivered when it is decoded. A token that was not
+delivered is `BadRequest`: numbers guessed by a peer name nothing.
 """
 
 from collections.abc import Callable
@@ -73,11 +73,12 @@ class Buffer:
         return self.view.nbytes
 
     def __repr__(self) -> str:
-        return f"<Buffer of {len(self)} bytes, {self.mode}>"
+        return f"<Buffer of {self.view.nbytes} bytes, {self.mode}>"
 
 
 class Translator(Protocol):
-    """What a transport does for messages that carry capabilities or buffers; called while one is encoded or decoded."""
+    """What a transport does for messages that carry capabilities or buffers; called while one is encoded or
+    decoded."""
 
     def send_capability(self, capability: Cap[Any]) -> int:
         """Have it transferred to the peer; the token is what the peer was or will be told."""
@@ -118,9 +119,9 @@ def decode_hook(translator: Translator, where: str) -> Callable[[type, Any], Any
         kind = get_origin(wanted) or wanted
         code = CAPABILITY_CODE if kind is Cap else BUFFER_CODE
         what = "a capability" if kind is Cap else "a buffer"
-        if not isinstance(value, Ext) or value.code != code or len(value.data) != _TOKEN_BYTES:
+        if not isinstance(value, Ext) or value.code != code or len(bytes(value.data)) != _TOKEN_BYTES:
             raise BadRequest(where, what, f"`{type(value).__name__}`")
-        token = int.from_bytes(value.data, "big")
+        token = int.from_bytes(bytes(value.data), "big")
         if kind is Cap:
             (interface,) = get_args(wanted)
             found: object = translator.receive_capability(interface, token)

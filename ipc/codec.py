@@ -1,8 +1,9 @@
 """A method as data (`MethodSpec`), and how its messages are encoded and decoded.
 
-Arguments travel as one array in the order of the signature, so that a trailing argument with a default may be added in
-either version. Nothing that is decoded refers to the buffer it came from, since a transport uses that again: types that
-would (`memoryview`, `msgspec.Raw`) and types whose depth has no bound are copied first.
+Arguments travel as one array in the order of the signature, so that a trailing argument with a default may be
+added in either version. Nothing that is decoded refers to the buffer it came from, since a transport uses
+that again: types that would (`memoryview`, `msgspec.Raw`) and types whose depth has no bound are copied
+first.
 """
 
 import inspect
@@ -38,8 +39,8 @@ class Traits(NamedTuple):
 
 
 class Resume(NamedTuple):
-    """How a broken stream goes on: argument number `argument` gets the last item's `field` (the item itself if
-    empty)."""
+    """How a broken stream goes on: argument number `argument` gets the last item's `field` (the item itself
+    if empty)."""
 
     argument: int
     field: str
@@ -131,7 +132,8 @@ def traits(kind: Any) -> Traits:
 
 
 def arguments_struct(label: str, function: Callable[..., Any], hints: dict[str, Any]) -> type[Struct]:
-    """The Struct of a method's arguments, with the signature's defaults. TypeError names what cannot be an argument."""
+    """The Struct of a method's arguments, with the signature's defaults. TypeError names what cannot be an
+    argument."""
     fields: list[Any] = []
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         name = parameter.name
@@ -176,8 +178,8 @@ _decoders: dict[tuple[MethodSpec, Role], Decode] = {}
 def decoder(spec: MethodSpec, role: Role, translator: Translator | None) -> Decode:
     """Decodes one of a method's types from a buffer that is used again afterwards.
 
-    Raises msgspec.DecodeError or UnicodeDecodeError for what is malformed or of another type, `BadRequest` for what
-    nests too deep or names a capability that is not there.
+    Raises msgspec.DecodeError or UnicodeDecodeError for what is malformed or of another type, `BadRequest`
+    for what nests too deep or names a capability that is not there.
     """
     kind = {"arguments": spec.arguments, "result": spec.result, "item": spec.item}[role]
     if spec.carries and translator is not None:

@@ -1,8 +1,9 @@
-"""The call in hand: who calls, with which rights, until when; and where a handler takes time, chance and ids from.
+"""The call in hand: who calls, with which rights, until when; and where a handler takes time, chance and ids
+from.
 
-Inline handlers find it in one slot that the receive loop fills (nothing is read for a handler that does not ask); async
-handlers in a context variable of their task. Calls that a handler makes inherit its trace id, and the lesser of its
-deadline and their own.
+Inline handlers find it in one slot that the receive loop fills (nothing is read for a handler that does not
+ask); async handlers in a context variable of their task. Calls that a handler makes inherit its trace id, and
+the lesser of its deadline and their own.
 """
 
 import logging
@@ -107,8 +108,8 @@ class Log:
 
 
 class Call:
-    """One call, as its handler sees it. Everything here comes from the capability table and the message header, never
-    from the payload; `trace` alone is only the caller's claim."""
+    """One call, as its handler sees it. Everything here comes from the capability table and the message
+    header, never from the payload; `trace` alone is only the caller's claim."""
 
     __slots__ = ("_clock", "_log", "_random", "fields", "thread")
 
@@ -187,8 +188,8 @@ class Call:
 class Inline:
     """The slot of a receive loop that runs plain handlers inline. Only the loop's thread touches it.
 
-    The loop sets `read` (and `thread`) when it begins to run handlers and clears it before it awaits anything; for each
-    message it sets `call` to None. What `read` returns must not refer to the message.
+    The loop sets `read` (and `thread`) when it begins to run handlers and clears it before it awaits
+    anything; for each message it sets `call` to None. What `read` returns must not refer to the message.
     """
 
     __slots__ = ("call", "clock", "read", "thread")

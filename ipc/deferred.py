@@ -1,11 +1,12 @@
 """A reply that a plain handler completes later, mostly for many calls at once (a group commit).
 
-A `Deferred` lives on one loop: whoever completes it does so on the thread of the server that returned it. It costs a
-list entry, not a task. Reactions run at once, in the order in which they were added, inside `complete` or `fail`.
+A `Deferred` lives on one loop: whoever completes it does so on the thread of the server that returned it. It
+costs a list entry, not a task. Reactions run at once, in the order in which they were added, inside
+`complete` or `fail`.
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -92,4 +93,4 @@ class Deferred(Generic[R]):
             raise self._error
         if self._value is _PENDING:
             raise RuntimeError("this Deferred is not done: use then() or react()")
-        return cast(R, self._value)
+        return self._value

@@ -1,10 +1,10 @@
 """From an encoded request to an encoded reply: the generated `run` of each method.
 
-`run(view)` of a call decodes the arguments, calls the handler and returns the encoded reply (`bytes`), a `Deferred` of it,
-or, for an async handler, a coroutine of it. Of a stream it returns a generator, plain or async, of encoded items; of an
-upload, `run(view, items)` takes an async iterator of encoded items and returns a coroutine. Nothing of `view` is kept.
-All of them raise only `AtollError`s: what a handler raises and its interface does not declare becomes `InternalFault`, and
-its traceback goes to the log.
+`run(view)` of a call decodes the arguments, calls the handler and returns the encoded reply (`bytes`), a
+`Deferred` of it, or, for an async handler, a coroutine of it. Of a stream it returns a generator, plain or
+async, of encoded items; of an upload, `run(view, items)` takes an async iterator of encoded items and returns
+a coroutine. Nothing of `view` is kept. All of them raise only `AtollError`s: what a handler raises and its
+interface does not declare becomes `InternalFault`, and its traceback goes to the log.
 """
 
 import inspect
@@ -52,7 +52,9 @@ def run(
 """
 
 _START = """
-def run(view, *items, _spec=_spec, _decode=_decode, _handler=_handler, _wrap=_wrap, _limit=_limit, _faults=_faults):
+def run(
+    view, *items, _spec=_spec, _decode=_decode, _handler=_handler, _wrap=_wrap, _limit=_limit, _faults=_faults
+):
     if len(view) > _limit:
         raise _too_large(_spec, view)
     try:

@@ -1,14 +1,15 @@
 """The one hierarchy of errors.
 
-Three branches say whose fault it was: `CallerFault` (change the call), `PeerFault` (the other side or the way there
-failed; trying again may help) and `InternalFault` (a handler has a bug). A `Failure` is none of them: it is an outcome
-that an interface declares, and arrives at the caller as the same class with the same fields.
+Three branches say whose fault it was: `CallerFault` (change the call), `PeerFault` (the other side or the way
+there failed; trying again may help) and `InternalFault` (a handler has a bug). A `Failure` is none of them:
+it is an outcome that an interface declares, and arrives at the caller as the same class with the same fields.
 
-An error class is written like a Struct: annotations are its fields, `template` (a format string over them) or a
-`message` property is its sentence, which says what was wrong, where, and what to do. On the wire an error is the array
-`[number, name, fields, message]`; a number once given is never used again for something else.
+An error class is written like a Struct: annotations are its fields, `template` (a format string over them) or
+a `message` property is its sentence, which says what was wrong, where, and what to do. On the wire an error
+is the array `[number, name, fields, message]`; a number once given is never used again for something else.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, dataclass_transform, get_type_hints
 
@@ -36,11 +37,7 @@ class AtollError(Exception):
         super().__init_subclass__()
         if not frozen:
             raise TypeError(f"{cls.__name__}: an error's fields cannot be changed; leave out frozen=False")
-        own = [
-            name
-            for name, hint in cls.__dict__.get("__annotations__", {}).items()
-            if not _is_class_variable(hint)
-        ]
+        own = [name for name, hint in inspect.get_annotations(cls).items() if not _is_class_variable(hint)]
         cls._names = tuple(dict.fromkeys((*cls._names, *own)))
         cls._defaults = cls._defaults | {name: cls.__dict__[name] for name in own if name in cls.__dict__}
         cls._keyword_only = kw_only
@@ -112,7 +109,8 @@ def _is_class_variable(hint: object) -> bool:
     return "ClassVar" in (hint if isinstance(hint, str) else repr(hint))
 
 
-# the caller's fault --------------------------------------------------------------------------------------------------
+# the caller's fault
+# --------------------------------------------------------------------------------------------------
 
 
 class CallerFault(AtollError):
@@ -151,11 +149,15 @@ class QuotaExceeded(CallerFault):
     account: str
     resource: str
     limit: int
-    template = "account {account!r} has used its {limit} of {resource}: release some, or raise the quota in the image"
+    template = (
+        "account {account!r} has used its {limit} of {resource}: "
+        "release some, or raise the quota in the image"
+    )
 
 
 class Incompatible(CallerFault):
-    """Two versions of an interface cannot speak to each other; each difference is "expected X, got Y, at path"."""
+    """Two versions of an interface cannot speak to each other; each difference is "expected X, got Y, at
+    path"."""
 
     number = 4
     interface: str
@@ -164,8 +166,8 @@ class Incompatible(CallerFault):
     @property
     def message(self) -> str:
         return (
-            f"interface {self.interface!r} differs from what the server offers: {'; '.join(self.differences)}: "
-            "update the older side"
+            f"interface {self.interface!r} differs from what the server offers: "
+            f"{'; '.join(self.differences)}: update the older side"
         )
 
 
@@ -186,7 +188,10 @@ class TooLarge(CallerFault):
     what: str
     size: int
     limit: int
-    template = "{what} has {size} bytes, and {limit} is the limit: send it in pieces (an upload or a stream) or in a Buffer"
+    template = (
+        "{what} has {size} bytes, and {limit} is the limit: "
+        "send it in pieces (an upload or a stream) or in a Buffer"
+    )
 
 
 class NotFound(CallerFault):
@@ -215,7 +220,8 @@ class WouldBlock(CallerFault):
     )
 
 
-# the peer's fault ----------------------------------------------------------------------------------------------------
+# the peer's fault
+# ----------------------------------------------------------------------------------------------------
 
 
 class PeerFault(AtollError):
@@ -227,7 +233,10 @@ class Overloaded(PeerFault):
 
     number = 20
     where: str
-    template = "{where} has as many calls in hand as it takes, and this one was not begun: try again later, or more slowly"
+    template = (
+        "{where} has as many calls in hand as it takes, and this one was not begun: "
+        "try again later, or more slowly"
+    )
 
 
 class DeadlineExceeded(PeerFault):
@@ -255,7 +264,10 @@ class PeerDied(PeerFault):
     @property
     def message(self) -> str:
         if self.outcome_unknown:
-            return f"the server ended while {self.method} was in its hands, outcome unknown: look before trying again"
+            return (
+                f"the server ended while {self.method} was in its hands, outcome unknown: "
+                "look before trying again"
+            )
         return f"the server ended before it took {self.method}: try again"
 
 
@@ -312,7 +324,7 @@ class DrainTimedOut(PeerFault):
         )
 
 
-# our bug -------------------------------------------------------------------------------------------------------------
+# our bug ----------------------------------------------------------------------------------------------------
 
 
 class InternalFault(AtollError):
@@ -321,10 +333,14 @@ class InternalFault(AtollError):
     number = 40
     method: str
     raised: str
-    template = "{method} failed inside its server, which raised {raised}: this is a bug there; its log has the traceback"
+    template = (
+        "{method} failed inside its server, which raised {raised}: "
+        "this is a bug there; its log has the traceback"
+    )
 
 
-# outcomes that interfaces declare ------------------------------------------------------------------------------------
+# outcomes that interfaces declare
+# ------------------------------------------------------------------------------------
 
 
 class Failure(AtollError):
@@ -396,8 +412,8 @@ def encode(error: AtollError) -> bytes:
 
 
 def decode(payload: bytes | memoryview, declared: Declares | None = None) -> AtollError:
-    """The error that `encode` wrote: the same class where it is built in or among `declared.failures`, else an
-    `UnknownFailure` that reads the same. Bytes that are no error become `PeerMisbehaved`."""
+    """The error that `encode` wrote: the same class where it is built in or among `declared.failures`, else
+    an `UnknownFailure` that reads the same. Bytes that are no error become `PeerMisbehaved`."""
     try:
         wire = _wire.decode(bytes(payload))
         kind = _built_in.get(wire.number) or (

@@ -1,13 +1,12 @@
 """Fault injection: a transport in front of another that fails at chosen steps.
 
-A step is one message of the client: a call, a cast, or the opening of a stream; the first is step 1. What a real transport
-would send again after a crash (what was never taken, `idempotent` and `once` methods) is sent again here too, with the same
-request id; the rest ends with `PeerDied`.
+A step is one message of the client: a call, a cast, or the opening of a stream; the first is step 1. What a
+real transport would send again after a crash (what was never taken, `idempotent` and `once` methods) is sent
+again here too, with the same request id; the rest ends with `PeerDied`.
 """
 
 import itertools
 from collections.abc import Callable
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -21,8 +20,8 @@ _requests = itertools.count(1 << 40)
 
 
 class Drop(Struct, frozen=True, kw_only=True):
-    """The peer dies at step `at`: before it took the message, or (`taken`) after its handler ran and before the
-    reply. Of a stream: after `items` items of it have passed."""
+    """The peer dies at step `at`: before it took the message, or (`taken`) after its handler ran and before
+    the reply. Of a stream: after `items` items of it have passed."""
 
     at: int
     taken: bool = True

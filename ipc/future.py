@@ -1,7 +1,8 @@
 """A reply that a client waits for: from a thread, from trio or from asyncio.
 
-`RawFuture` carries the encoded reply and is completed by a transport from any thread; the first completion counts and
-later ones are ignored, since a deadline, a cancellation and a reply may race. `Future` is its typed face.
+`RawFuture` carries the encoded reply and is completed by a transport from any thread; the first completion
+counts and later ones are ignored, since a deadline, a cancellation and a reply may race. `Future` is its
+typed face.
 """
 
 import asyncio
@@ -103,8 +104,8 @@ class RawFuture:
 
 
 async def wait_for(subscribe: Callable[[Callable[[], None]], None]) -> None:
-    """Suspend the running task, of trio or of asyncio, until the callback handed to `subscribe` is called, by any
-    thread."""
+    """Suspend the running task, of trio or of asyncio, until the callback handed to `subscribe` is called, by
+    any thread."""
     if trio.lowlevel.in_trio_run():
         await _wait_in_trio(subscribe)
     else:
@@ -158,8 +159,8 @@ class Future(Generic[R]):
         return self.raw.done()
 
     def result(self, timeout: float | None = None) -> R:
-        """Block until the reply is there. Raises what the call raises; TimeoutError after `timeout` seconds, and then
-        the call goes on."""
+        """Block until the reply is there. Raises what the call raises; TimeoutError after `timeout` seconds,
+        and then the call goes on."""
         return self._decode(self.raw.result(timeout))
 
     def cancel(self) -> None:

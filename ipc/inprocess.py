@@ -1,8 +1,9 @@
 """A server and its callers in one process: the same proxies, dispatch and errors, and no kernel.
 
-A `Host` runs one server on a trio loop in a thread of its own, since a server is single-threaded by contract. Callers may be
-threads, trio or asyncio tasks, or handlers of another host. Requests are encoded, delivered in order of arrival and
-answered as over a channel; errors travel in their encoded form, so that what a test sees is what a node gives.
+A `Host` runs one server on a trio loop in a thread of its own, since a server is single-threaded by contract.
+Callers may be threads, trio or asyncio tasks, or handlers of another host. Requests are encoded, delivered in
+order of arrival and answered as over a channel; errors travel in their encoded form, so that what a test sees
+is what a node gives.
 """
 
 import itertools
@@ -17,7 +18,7 @@ import trio
 from . import context, errors
 from .capability import Buffer, Cap
 from .changes import Signal
-from .codec import LANES, MethodSpec
+from .codec import LANES, MethodSpec, Service
 from .context import Call, Clock, Fields, SystemClock
 from .deferred import Deferred
 from .dispatch import as_reply
@@ -42,6 +43,10 @@ IN_HAND = 1024
 """Calls that a host has in hand at most; the next one is `Overloaded`."""
 
 _numbers = itertools.count(1)
+
+
+def _dearness(service: Service) -> int:
+    return LANES[service]
 
 
 class Exchange:
@@ -117,7 +122,8 @@ class Request:
 
 
 class Host:
-    """One server instance on a loop of its own. `run` is that loop; everything else may be called from any thread."""
+    """One server instance on a loop of its own. `run` is that loop; everything else may be called from any
+    thread."""
 
     def __init__(
         self,
@@ -143,7 +149,8 @@ class Host:
         self._nursery: trio.Nursery | None = None
         self._hands: dict[int, Request] = {}
 
-    # any thread ------------------------------------------------------------------------------------------------------
+    # any thread
+    # ------------------------------------------------------------------------------------------------------
 
     def submit(self, work: Callable[[], None]) -> bool:
         """Have it done on the loop, after what was submitted before. False: the host has ended."""
@@ -175,7 +182,8 @@ class Host:
         """End it as a crash would: nothing further is answered, what is in hand ends with `PeerDied`."""
         self.submit(self._die)
 
-    # the loop --------------------------------------------------------------------------------------------------------
+    # the loop
+    # --------------------------------------------------------------------------------------------------------
 
     async def run(self, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Start the server, serve until cancelled or killed, stop it."""
@@ -252,7 +260,8 @@ class Host:
             # What was never taken fails through its own delivery, which sees that the host has ended.
             self._arrived.popleft()()
 
-    # one request -----------------------------------------------------------------------------------------------------
+    # one request
+    # -----------------------------------------------------------------------------------------------------
 
     def _deliver(self, request: Request) -> None:
         spec, transport = request.spec, request.transport
@@ -298,7 +307,7 @@ class Host:
     def _fields(self, request: Request) -> Fields:
         transport, options = request.transport, request.options
         number = options.request or next(_numbers)
-        service = max(options.service or request.spec.service, transport.service, key=LANES.__getitem__)
+        service = max(options.service or request.spec.service, transport.service, key=_dearness)
         return Fields(
             method=request.spec.label,
             badge=transport.badge,
@@ -375,8 +384,8 @@ class Host:
 
 
 class LocalStream:
-    """Both ends of a stream or an upload. Its queue is shared by two threads, under the lock of the deque's own
-    operations; counters of one side are touched by that side, and limits are passed as plain integers."""
+    """Both ends of a stream or an upload. Its queue is shared by two threads, under the lock of the deque's
+    own operations; counters of one side are touched by that side, and limits are passed as plain integers."""
 
     def __init__(self, host: Host, spec: MethodSpec) -> None:
         self.host = host
@@ -391,7 +400,8 @@ class LocalStream:
         self._over = False
         self._finished = False
 
-    # the server's side -----------------------------------------------------------------------------------------------
+    # the server's side
+    # -----------------------------------------------------------------------------------------------
 
     async def credit(self) -> None:
         """Wait until an item may be sent to the client."""
@@ -430,7 +440,8 @@ class LocalStream:
             self.sender.grant(limit)
             self._changed.notify()
 
-    # the client's side -----------------------------------------------------------------------------------------------
+    # the client's side
+    # -----------------------------------------------------------------------------------------------
 
     def receive_now(self) -> list[bytes] | None:
         context.forbid_blocking(self.spec.label)
@@ -501,7 +512,7 @@ class InProcess:
         self.interface = interface
         self.badge = badge
         self.rights = frozenset(rights(interface)) if held is None else held
-        self.service = "control"
+        self.service: Service = "control"
         self.number = next(_numbers)
         self._calls = self._casts = self._streams = self._errors = self._pending = 0
         self._sent = self._received = 0

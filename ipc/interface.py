@@ -5,9 +5,9 @@
         @call("write", once=True)
         def add(self, key: str, by: int = 1) -> int: ...
 
-`Counter.add` is the method itself, with `Counter.add.serve` for a server's handler; `proxy.add` is the call. A method is
-known on the wire by the hash of its name; two names with one hash are refused when the class is made, as is every type that
-cannot travel. The bodies of methods never run.
+`Counter.add` is the method itself, with `Counter.add.serve` for a server's handler; `proxy.add` is the call.
+A method is known on the wire by the hash of its name; two names with one hash are refused when the class is
+made, as is every type that cannot travel. The bodies of methods never run.
 """
 
 import inspect
@@ -89,7 +89,8 @@ class Method:
 
     @property
     def spec(self) -> MethodSpec:
-        """The method as data. Resolved at the first use, so that an interface may name itself in its types."""
+        """The method as data. Resolved at the first use, so that an interface may name itself in its
+        types."""
         if self._spec is None:
             self._spec = _specify(self)
         return self._spec
@@ -131,8 +132,8 @@ class CallMethod(Method, Generic[P, R]):
     @overload
     def serve(self, handler: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]: ...
     def serve(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorate the handler in a server class: it takes the method's arguments and returns R, an awaitable of R
-        (`async def`), or a Deferred[R]."""
+        """Decorate the handler in a server class: it takes the method's arguments and returns R, an awaitable
+        of R (`async def`), or a Deferred[R]."""
         return self._mark(handler)
 
 
@@ -184,7 +185,8 @@ class UploadMethod(Method, Generic[P, T, R]):
     def serve(
         self, handler: Callable[Concatenate[S, AsyncIterator[T], P], Awaitable[R]]
     ) -> Callable[Concatenate[S, AsyncIterator[T], P], Awaitable[R]]:
-        """Decorate the handler in a server class: async, taking the items first and then the method's arguments."""
+        """Decorate the handler in a server class: async, taking the items first and then the method's
+        arguments."""
         return self._mark(handler)
 
 
@@ -196,8 +198,9 @@ def call(
     service: Service = "normal",
     local: bool = False,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], CallMethod[P, R]]:
-    """A call that needs `right`. `idempotent`: may be sent again after a crash; `once`: is sent again and takes effect
-    once (its transaction is keyed by the request id); neither: ends with `PeerDied`. `local`: never leaves the node."""
+    """A call that needs `right`. `idempotent`: may be sent again after a crash; `once`: is sent again and
+    takes effect once (its transaction is keyed by the request id); neither: ends with `PeerDied`. `local`:
+    never leaves the node."""
 
     def decorate(function: Callable[Concatenate[Any, P], R]) -> CallMethod[P, R]:
         return CallMethod(function, right, idempotent=idempotent, once=once, service=service, local=local)
@@ -208,9 +211,9 @@ def call(
 def stream(
     right: str, *, position: type | None = None, service: Service = "normal"
 ) -> Callable[[Callable[Concatenate[Any, P], T]], StreamMethod[P, T]]:
-    """A stream of what the signature returns. With `position` it can be resumed: the argument `after`, or else the first
-    of that type, takes the position of the last item seen; an item's position is its field `position`, or else its first
-    field of that type, or the item itself."""
+    """A stream of what the signature returns. With `position` it can be resumed: the argument `after`, or
+    else the first of that type, takes the position of the last item seen; an item's position is its field
+    `position`, or else its first field of that type, or the item itself."""
 
     def decorate(function: Callable[Concatenate[Any, P], T]) -> StreamMethod[P, T]:
         return StreamMethod(function, right, service=service, position=position)
@@ -247,7 +250,7 @@ class Interface:
                 raise TypeError(
                     f"{cls.__name__}.errors holds {failure!r}: an interface declares classes of Failure"
                 )
-        cls.failures = cls.failures | _by_number(cls.__name__, {f.__name__: f for f in cls.errors})
+        cls.failures = dict(cls.failures) | _by_number(cls.__name__, {f.__name__: f for f in cls.errors})
         for name in RESERVED & cls.__dict__.keys():
             if isinstance(cls.__dict__[name], Method):
                 raise TypeError(f"{cls.__name__}.{name}: the name is the SDK's own: choose another")
@@ -260,15 +263,15 @@ class Interface:
 
     def __init__(self) -> None:
         raise TypeError(
-            f"{type(self).__name__} is an interface: get a proxy from node.open(name, {type(self).__name__}), "
-            "from a need of your server, or from testing.node"
+            f"{type(self).__name__} is an interface: get a proxy from "
+            f"node.open(name, {type(self).__name__}), from a need of your server, or from testing.node"
         )
 
     def with_(
         self, *, deadline: float | None = None, service: Literal["control", "normal", "bulk"] | None = None
     ) -> Self:
-        """The same proxy with options on each call. `deadline`: seconds from the call; `service`: a class of service,
-        of which the lesser of this and the capability's counts."""
+        """The same proxy with options on each call. `deadline`: seconds from the call; `service`: a class of
+        service, of which the lesser of this and the capability's counts."""
         old = options_of(self)
         changed = {
             "deadline": old.deadline if deadline is None else deadline,
@@ -287,7 +290,8 @@ def _by_number(owner: str, named: dict[str, T]) -> dict[int, T]:
         other = numbered.setdefault(number_of(name), name)
         if other != name:
             raise TypeError(
-                f"{owner}: the names {other!r} and {name!r} have the same number {number_of(name):#010x}: rename one"
+                f"{owner}: the names {other!r} and {name!r} have the same number "
+                f"{number_of(name):#010x}: rename one"
             )
     return {number: named[name] for number, name in numbered.items()}
 

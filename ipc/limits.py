@@ -1,8 +1,8 @@
 """Bounds on what is decoded: its size and its depth.
 
-A type that is built of finitely many types bounds the depth of its values by itself. A type that contains itself, or
-`Any`, does not: then the message is walked once, without recursion and without building anything, before msgspec sees
-it. What is malformed is left to msgspec, which names the byte.
+A type that is built of finitely many types bounds the depth of its values by itself. A type that contains
+itself, or `Any`, does not: then the message is walked once, without recursion and without building anything,
+before msgspec sees it. What is malformed is left to msgspec, which names the byte.
 """
 
 from .errors import BadRequest, TooLarge
@@ -13,7 +13,8 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 MAX_DEPTH = 64
 """Arrays and maps within each other at most, where the type does not say."""
 
-# For each first byte of a MessagePack value: (bytes of the head, bytes of the length field, what the length counts).
+# For each first byte of a MessagePack value: (bytes of the head, bytes of the length field, what the length
+# counts).
 _BYTES, _ITEMS, _PAIRS = 0, 1, 2
 _LENGTHS: dict[int, tuple[int, int, int]] = {
     0xC4: (1, 0, _BYTES), 0xC5: (2, 0, _BYTES), 0xC6: (4, 0, _BYTES),
@@ -34,7 +35,8 @@ def check_size(what: str, size: int, limit: int = MAX_PAYLOAD) -> None:
 
 
 def depth_within(data: bytes, limit: int = MAX_DEPTH) -> bool:
-    """Whether no array or map of a MessagePack value lies deeper than `limit`; malformed input counts as within."""
+    """Whether no array or map of a MessagePack value lies deeper than `limit`; malformed input counts as
+    within."""
     left: list[int] = []  # per open container, how many values it still lacks
     position, end = 0, len(data)
     while position < end:

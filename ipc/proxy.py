@@ -1,9 +1,9 @@
 """The typed client face of an interface, and the seam to the transports behind it.
 
 A proxy is an instance of its interface whose methods are bound objects: `await p.add("x")`, `p.add.now("x")`,
-`p.add.start("x")`, `p.add.cast("x")`. The functions behind them are generated once a method with the signature of the
-interface (so that a wrong call is a TypeError in the caller's own line) and close over everything they need: between the
-caller and the transport lie one Python frame, one Struct and one encode.
+`p.add.start("x")`, `p.add.cast("x")`. The functions behind them are generated once a method with the
+signature of the interface (so that a wrong call is a TypeError in the caller's own line) and close over
+everything they need: between the caller and the transport lie one Python frame, one Struct and one encode.
 """
 
 import inspect
@@ -60,7 +60,8 @@ class Options(Struct, frozen=True, kw_only=True):
     """0: the transport gives it a number; else a repetition of the request with that number."""
 
     def expiry(self, now: float) -> float | None:
-        """When the call ends, in CLOCK_MONOTONIC seconds: the lesser of its own deadline and the inherited one."""
+        """When the call ends, in CLOCK_MONOTONIC seconds: the lesser of its own deadline and the inherited
+        one."""
         if self.deadline is None:
             return self.until
         own = now + self.deadline
@@ -87,9 +88,9 @@ class ChannelStatistics(Struct, frozen=True, kw_only=True):
 class RawStream(Protocol):
     """One open stream or upload as a transport carries it, in encoded items.
 
-    `receive` gives the next items, at least one, or None at the end; it raises what the server raised. Of an upload the
-    one thing received, after `finish`, is the reply. `send` waits for credit. `cancel` may be called at any time, more
-    than once, and after the end.
+    `receive` gives the next items, at least one, or None at the end; it raises what the server raised. Of an
+    upload the one thing received, after `finish`, is the reply. `send` waits for credit. `cancel` may be
+    called at any time, more than once, and after the end.
     """
 
     def receive_now(self) -> list[bytes] | None: ...
@@ -155,7 +156,8 @@ class Signature:
     """A method's parameters as source text: for the generated functions that share them."""
 
     def __init__(self, spec: MethodSpec) -> None:
-        positional, keyword = [], []
+        positional: list[str] = []
+        keyword: list[str] = []
         self.defaults: dict[str, Any] = {}
         for field in msgspec.structs.fields(spec.arguments):
             text = field.name
@@ -163,7 +165,7 @@ class Signature:
                 holder = f"_default_{field.name}"
                 text = f"{field.name}={holder}"
                 self.defaults[holder] = (
-                    field.default_factory() if field.default is msgspec.NODEFAULT else field.default  # type: ignore[misc]
+                    field.default_factory() if field.default is msgspec.NODEFAULT else field.default
                 )
             (keyword if field.name in spec.keywords else positional).append(text)
         names = [field.name for field in msgspec.structs.fields(spec.arguments)]

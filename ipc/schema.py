@@ -1,8 +1,10 @@
-"""What an interface looks like from outside: its fingerprint, and the exact difference between two versions of it.
+"""What an interface looks like from outside: its fingerprint, and the exact difference between two versions
+of it.
 
-A client states what it expects, a server what it has. Equal fingerprints need no look. Else every method the client knows
-must be there and fit: arguments and fields that one side has more of are compatible if they have defaults and, where the
-encoding goes by place, stand last; everything else is a difference, told as "expected X, got Y, at path".
+A client states what it expects, a server what it has. Equal fingerprints need no look. Else every method the
+client knows must be there and fit: arguments and fields that one side has more of are compatible if they have
+defaults and, where the encoding goes by place, stand last; everything else is a difference, told as "expected
+X, got Y, at path".
 """
 
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from .capability import Buffer, Cap
 from .codec import MethodSpec
 from .errors import Incompatible
 from .interface import Interface, rights, specs
+from .system.control import Described
 
 
 class FieldShape(Struct, frozen=True, omit_defaults=True):
@@ -85,6 +88,17 @@ def describe(interface: type[Interface]) -> InterfaceShape:
     )
 
 
+def described(interface: type[Interface]) -> Described:
+    """An interface as a process tells the kernel of it."""
+    shape = describe(interface)
+    return Described(
+        name=shape.name,
+        fingerprint=fingerprint(shape),
+        rights=shape.rights,
+        schema=msgspec.Raw(encode(shape)),
+    )
+
+
 def encode(shape: InterfaceShape) -> bytes:
     """The shape as MessagePack, the same bytes for equal shapes."""
     return _pack(shape)
@@ -119,7 +133,9 @@ def differences(expected: InterfaceShape, found: InterfaceShape) -> list[Differe
             told.extend(comparison.method(label, method, found.methods[name]))
     for name, fields in found.failures.items():
         if name in expected.failures:
-            told.extend(comparison.fields(f"{expected.name} !{name}", expected.failures[name], fields, by_place=False))
+            told.extend(
+                comparison.fields(f"{expected.name} !{name}", expected.failures[name], fields, by_place=False)
+            )
     return list(dict.fromkeys(told))
 
 
@@ -142,7 +158,9 @@ def _fields(struct: type[Struct], types: dict[str, TypeShape]) -> tuple[FieldSha
 
 
 def _field_shapes(found: Any, types: dict[str, TypeShape]) -> tuple[FieldShape, ...]:
-    return tuple(FieldShape(field.encode_name, _name(field.type, types), field.required) for field in found.fields)
+    return tuple(
+        FieldShape(field.encode_name, _name(field.type, types), field.required) for field in found.fields
+    )
 
 
 def _name(found: shapes.Type, types: dict[str, TypeShape]) -> str:
@@ -241,7 +259,9 @@ class _Comparison:
                 yield Difference(field.type, "nothing", place(field.name))
         for field in only_theirs:
             if field.required:
-                yield Difference("nothing, or a default", f"{field.type} without a default", place(field.name))
+                yield Difference(
+                    "nothing, or a default", f"{field.type} without a default", place(field.name)
+                )
 
     def type(self, path: str, expected: str, found: str) -> Iterator[Difference]:
         if expected != found:
@@ -261,7 +281,9 @@ class _Comparison:
             yield Difference(", ".join(mine.values), ", ".join(theirs.values), path)
         else:
             yield from self.fields(path, mine.fields, theirs.fields, by_place=mine.kind == "array")
-            if (mine.closed or theirs.closed) and {f.name for f in mine.fields} != {f.name for f in theirs.fields}:
+            if (mine.closed or theirs.closed) and {f.name for f in mine.fields} != {
+                f.name for f in theirs.fields
+            }:
                 yield Difference("exactly its own fields", "others (it forbids unknown fields)", path)
 
 

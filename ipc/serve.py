@@ -6,11 +6,11 @@
         @Counter.get.serve
         def get(self, key: str) -> int: ...
 
-A class that lacks a handler, or has one for a method of an interface it does not serve, is refused when it is made.
-`bind` gives an instance its needs and returns the `Endpoint` that a receive loop, or the in-process transport, dispatches to.
+A class that lacks a handler, or has one for a method of an interface it does not serve, is refused when it is
+made. `bind` gives an instance its needs and returns the `Endpoint` that a receive loop, or the in-process
+transport, dispatches to.
 """
 
-import inspect
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import (
     Literal,
     TypeVarTuple,
     Union,
-    Unpack,
     get_args,
     get_origin,
     get_type_hints,
@@ -57,7 +56,7 @@ class Need(Struct, frozen=True, kw_only=True):
     optional: bool = False
 
 
-class Serves(Generic[Unpack[Ts]]):
+class Serves(Generic[*Ts]):
     """Base of server classes; its parameters are the interfaces. The methods here may be overridden."""
 
     interfaces: ClassVar[tuple[type[Interface], ...]] = ()
@@ -74,7 +73,7 @@ class Serves(Generic[Unpack[Ts]]):
                 raise TypeError(f"{cls.__name__}: Serves[...] takes interfaces, not {interface.__name__}")
         found = dict(cls.handlers)
         for attribute, value in cls.__dict__.items():
-            found |= {method: attribute for method in getattr(value, SERVED, ())}
+            found |= dict.fromkeys(getattr(value, SERVED, ()), attribute)
         cls.handlers = found
         _check_complete(cls)
 
@@ -95,7 +94,7 @@ class Serves(Generic[Unpack[Ts]]):
         """Before `start` of the next version: what `hand_over` gave."""
 
 
-def _check_complete(server: type[Serves[Any]]) -> None:
+def _check_complete(server: type[Any]) -> None:
     served = {method: interface for interface in server.interfaces for method in methods(interface)}
     missing = [
         f"{interface.__name__}.{method.name}"
@@ -104,7 +103,8 @@ def _check_complete(server: type[Serves[Any]]) -> None:
     ]
     if missing:
         raise TypeError(
-            f"{server.__name__} has no handler for {', '.join(missing)}: decorate one with @{missing[0]}.serve"
+            f"{server.__name__} has no handler for {', '.join(missing)}: "
+            f"decorate one with @{missing[0]}.serve"
         )
     foreign = [repr(method) for method in server.handlers if method not in served]
     if foreign:
@@ -193,7 +193,8 @@ def _need(name: str, hint: Any) -> Need | None:
 
 
 def read_config(need: Need, packed: bytes, where: str) -> Config:
-    """A configuration from the image's table as MessagePack. `BadRequest` says what is wrong and at which key."""
+    """A configuration from the image's table as MessagePack. `BadRequest` says what is wrong and at which
+    key."""
     try:
         config: Config = msgspec.msgpack.decode(packed, type=need.type)
     except msgspec.ValidationError as fault:
@@ -206,7 +207,8 @@ def read_config(need: Need, packed: bytes, where: str) -> Config:
 def bind(
     server: type[Serves[Any]], given: Mapping[str, object], translator: Translator | None = None
 ) -> Endpoint:
-    """An instance with its needs. TypeError names a need that is not given, or something given that is no need."""
+    """An instance with its needs. TypeError names a need that is not given, or something given that is no
+    need."""
     wanted = {need.name: need for need in needs(server)}
     unknown = sorted(given.keys() - wanted.keys())
     if unknown:
@@ -217,7 +219,8 @@ def bind(
             value = given[name]
             if need.kind in ("config", "server") and not isinstance(value, need.type):
                 raise TypeError(
-                    f"{server.__name__}.{name} needs a {need.type.__name__}, and was given a {type(value).__name__}"
+                    f"{server.__name__}.{name} needs a {need.type.__name__}, "
+                    f"and was given a {type(value).__name__}"
                 )
         elif need.kind == "config" and not any(field.required for field in msgspec.structs.fields(need.type)):
             value = need.type()

@@ -1,8 +1,8 @@
 """Streams and uploads as a client sees them: typed items, resumption, cancellation.
 
-A stream whose interface names a position goes on by itself after `PeerDied`: it is opened again from the position of the
-last item that was taken, so that no item is lost and none comes twice. It gives up after a few deaths in a row without an
-item in between.
+A stream whose interface names a position goes on by itself after `PeerDied`: it is opened again from the
+position of the last item that was taken, so that no item is lost and none comes twice. It gives up after a
+few deaths in a row without an item in between.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -39,7 +39,8 @@ DEATHS_IN_A_ROW = 8
 
 
 class _Source(Generic[T]):
-    """What both kinds of stream share: the raw stream, what was received of it and not yet taken, and its position."""
+    """What both kinds of stream share: the raw stream, what was received of it and not yet taken, and its
+    position."""
 
     def __init__(self, spec: MethodSpec, proxy: "Interface", arguments: msgspec.Struct) -> None:
         self.spec = spec
@@ -87,7 +88,8 @@ class _Source(Generic[T]):
 
 
 class BlockingStream(_Source[T]):
-    """Items of a stream, for a thread: `for change in p.changes.now(3)`. A context manager that cancels at exit."""
+    """Items of a stream, for a thread: `for change in p.changes.now(3)`. A context manager that cancels at
+    exit."""
 
     def __iter__(self) -> Self:
         return self
@@ -122,8 +124,8 @@ class BlockingStream(_Source[T]):
 
 
 class Stream(_Source[T]):
-    """Items of a stream, for trio or asyncio: `async for change in p.changes(3)`. An async context manager that cancels
-    at exit."""
+    """Items of a stream, for trio or asyncio: `async for change in p.changes(3)`. An async context manager
+    that cancels at exit."""
 
     def __aiter__(self) -> Self:
         return self

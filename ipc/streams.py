@@ -1,12 +1,13 @@
 """Credits: how far a sender of items may be ahead of their receiver. No transport in here, only the counting.
 
-Items are numbered from 0 in each direction of a stream. The receiver grants a *limit*, the number of the first item
-that may not be sent yet; opening the stream grants the first window. A limit is absolute and never falls, so one that
-is lost, doubled or late does no harm. Once half the window has been taken the receiver grants again: one record for
-many items.
+Items are numbered from 0 in each direction of a stream. The receiver grants a *limit*, the number of the
+first item that may not be sent yet; opening the stream grants the first window. A limit is absolute and never
+falls, so one that is lost, doubled or late does no harm. Once half the window has been taken the receiver
+grants again: one record for many items.
 
-Invariants: sent <= limit, received <= granted, granted - taken <= window. Hence at most a window of items lies
-between the two, and a sender whose items have all been taken always has credit left: no stream waits for both ends.
+Invariants: sent <= limit, received <= granted, granted - taken <= window. Hence at most a window of items
+lies between the two, and a sender whose items have all been taken always has credit left: no stream waits for
+both ends.
 """
 
 from .errors import PeerMisbehaved
@@ -43,7 +44,8 @@ class Sender:
         self.sent += count
 
     def grant(self, limit: int) -> None:
-        """Take a limit from the receiver. `PeerMisbehaved` if it grants more than a window beyond what was sent."""
+        """Take a limit from the receiver. `PeerMisbehaved` if it grants more than a window beyond what was
+        sent."""
         if limit > self.sent + self.window:
             raise PeerMisbehaved(self.where, f"credit up to {limit} when {self.sent} items were sent")
         self.limit = max(self.limit, limit)

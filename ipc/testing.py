@@ -3,12 +3,11 @@
     with testing.node(Server, config=Settings(step=2)) as counter:
         assert counter.add.now("x") == 2
 
-No kernel, no processes, no socket. Keyspace needs are bound to an in-memory store. `running` gives more: further clients with
-chosen rights and badge, faults at chosen steps, a crash, a virtual clock.
+No kernel, no processes, no socket. Keyspace needs are bound to an in-memory store. `running` gives more:
+further clients with chosen rights and badge, faults at chosen steps, a crash, a virtual clock.
 """
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -32,7 +31,8 @@ EPOCH = 1_000_000_000.0
 
 
 class VirtualClock(trio.abc.Clock):
-    """Time that passes only when the test says so. Deadlines, sleeps and `current().now()` of a server follow it."""
+    """Time that passes only when the test says so. Deadlines, sleeps and `current().now()` of a server follow
+    it."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -109,7 +109,8 @@ class Running:
         return InProcess(self._host, interface, badge=badge, held=None if held is None else frozenset(held))
 
     def kill(self) -> None:
-        """End the server as a crash would: what is in hand ends with `PeerDied`, and so does what comes after."""
+        """End the server as a crash would: what is in hand ends with `PeerDied`, and so does what comes
+        after."""
         self._host.kill()
 
 
@@ -123,8 +124,9 @@ def running(
     seed: int | None = None,
     in_hand: int = IN_HAND,
 ) -> Iterator[Running]:
-    """A server in this process. `config` binds its only configuration; `needs` the other needs by name; `seed` makes
-    the chance of its calls repeatable; `in_hand`: how many calls it takes at once before `Overloaded`."""
+    """A server in this process. `config` binds its only configuration; `needs` the other needs by name;
+    `seed` makes the chance of its calls repeatable; `in_hand`: how many calls it takes at once before
+    `Overloaded`."""
     given: dict[str, object] = dict(needs or {})
     for need in serve.needs(server):
         if need.kind == "config" and config is not None and need.name not in given:
