@@ -1,8 +1,9 @@
 """What a person said, as typed records.
 
 Names follow TRL's data set columns (`prompt`, `chosen`, `rejected`). A text is given inline when it is
-short, or as a reference to a blob that was put into storage before. Encoded, a record is an array led by
-its kind's number: about 90 bytes with one blob reference, so 500 ratings are one row of 45 KiB.
+short, or as a reference to a blob that was put into storage before. Encoded, a rating with a
+blob reference is a map of about 145 bytes: names cost some of it, and buy errors that name the field, JSON
+that a person can write, and room for fields to come.
 """
 
 from typing import Literal
@@ -16,7 +17,7 @@ Kind = Literal["preference", "rating", "correction"]
 KINDS: tuple[Kind, ...] = ("preference", "rating", "correction")
 
 
-class Preference(Struct, frozen=True, array_like=True, tag=1):
+class Preference(Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="preference"):
     """Of two answers to one prompt, the rater prefers `chosen`."""
 
     rater: str
@@ -28,7 +29,7 @@ class Preference(Struct, frozen=True, array_like=True, tag=1):
     prompt: Text = ""
 
 
-class Rating(Struct, frozen=True, array_like=True, tag=2):
+class Rating(Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="rating"):
     """How good the rater finds `text`, from 0 (worst) to 1 (best)."""
 
     rater: str
@@ -40,7 +41,7 @@ class Rating(Struct, frozen=True, array_like=True, tag=2):
     prompt: Text = ""
 
 
-class Correction(Struct, frozen=True, array_like=True, tag=3):
+class Correction(Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="correction"):
     """What the rater wrote in place of `text`."""
 
     rater: str

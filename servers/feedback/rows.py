@@ -23,7 +23,7 @@ from .interface import Batch, BatchInfo, Group, Selection
 from .records import BANDS, KINDS, Kind, Record, band, kind_of, lowest_band
 
 SEGMENT_RECORDS = 512
-"""Records in a segment at most: about 45 KiB with blob references; inline texts count by `SEGMENT_BYTES`."""
+"""Records in a segment at most: about 70 KiB with blob references; inline texts count by `SEGMENT_BYTES`."""
 SEGMENT_BYTES = 128 * 1024
 
 

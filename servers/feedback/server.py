@@ -1,6 +1,8 @@
 """The feedback server: batches in and out of the store, training sets and pairs as of a revision."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import TypeVar
 
 from msgspec import field, structs
 
@@ -45,6 +47,8 @@ from .rows import (
     task_key,
 )
 from .validation import Rules
+
+T = TypeVar("T")
 
 OWNER = "feedback"
 """Under which blobs are referred to in storage; the name is the batch's id and digest."""
@@ -195,30 +199,33 @@ class Server(Serves[Feedback]):
             raise BadRequest("Feedback.batches, $.limit", f"1 to {_MOST_LISTED}", str(limit))
         found: list[BatchInfo] = []
         start = f"{head_key(after)}\0" if after else head_key("")
-        async for row in self.rows.range(start, "batch0"):
-            info = _told(row)
-            if selection == EVERYTHING or may_fit(selection, info):
-                found.append(info)
-            if len(found) == limit:
-                break
+        async with closing(self.rows.range(start, "batch0")) as rows:
+            async for row in rows:
+                info = _told(row)
+                if selection == EVERYTHING or may_fit(selection, info):
+                    found.append(info)
+                if len(found) == limit:
+                    break
         return found
 
     # reading ----------------------------------------------------------------------------------------------
 
     @Feedback.records.serve
     async def records(self, selection: Selection = EVERYTHING, after: int = 0) -> AsyncIterator[Stored]:
-        async for stored in self._selected(selection, await self.rows.state.head()):
-            if stored.position > after:
-                yield stored
+        async with closing(self._selected(selection, await self.rows.state.head())) as found:
+            async for stored in found:
+                if stored.position > after:
+                    yield stored
 
     @Feedback.training_set.serve
     async def training_set(
         self, task: str, as_of: int | None = None, min_trust: float = 0.0, after: int = 0
     ) -> AsyncIterator[Stored]:
         selection = Selection(task=task, min_trust=min_trust)
-        async for stored in self._selected(selection, await self._moment(as_of)):
-            if stored.position > after:
-                yield stored
+        async with closing(self._selected(selection, await self._moment(as_of))) as found:
+            async for stored in found:
+                if stored.position > after:
+                    yield stored
 
     @Feedback.draw_pairs.serve
     async def draw_pairs(
@@ -255,17 +262,19 @@ class Server(Serves[Feedback]):
             if selection.batch
             else self._task_parts(selection, revision)
         )
-        async for part in parts:
-            for index, record in zip(part.indexes, part.records, strict=True):
-                if fits(selection, record):
-                    position += 1
-                    yield Stored(position, part.batch, index, record)
+        async with closing(parts):
+            async for part in parts:
+                for index, record in zip(part.indexes, part.records, strict=True):
+                    if fits(selection, record):
+                        position += 1
+                        yield Stored(position, part.batch, index, record)
 
     async def _task_parts(self, selection: Selection, revision: int) -> AsyncIterator[Segment]:
         for prefix in prefixes(selection, sorted(self._tasks)):
-            async for row in self.rows.range(prefix, prefix[:-1] + "0", as_of=revision):
-                if isinstance(row.value, Segment):
-                    yield row.value
+            async with closing(self.rows.range(prefix, prefix[:-1] + "0", as_of=revision)) as rows:
+                async for row in rows:
+                    if isinstance(row.value, Segment):
+                        yield row.value
 
     async def _batch_parts(self, batch: str, revision: int) -> AsyncIterator[Segment]:
         """The whole batch as one segment, in its own order."""
@@ -309,6 +318,12 @@ class Server(Serves[Feedback]):
                 count.kinds[group.kind] = count.kinds.get(group.kind, 0) + group.records
                 count.bands[group.band] += group.records
         return Statistics(batches, rolled_back, records, list(tasks.values()), revision)
+
+
+def closing(rows: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
+    """A generator that may be left before its end is closed then and there, not by the garbage collector."""
+    assert isinstance(rows, AsyncGenerator)
+    return aclosing(rows)
 
 
 def _told(row: StoreRow[Row]) -> BatchInfo:

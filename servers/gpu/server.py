@@ -73,6 +73,8 @@ class Server(Serves[Gpu]):
         self._waiters: dict[int, _Waiter] = {}
         self._mail: defaultdict[int, _Mailbox] = defaultdict(_Mailbox)
         self._work = trio.Event()
+        self._durable = trio.Event()
+        """Set when what was decided up to now is committed; each commit has its own."""
         self._requests = 0
         self._granted = self._preempted = self._refused = 0
 
@@ -106,12 +108,15 @@ class Server(Serves[Gpu]):
 
     async def run(self) -> None:
         backlog: list[Change] = []
+        promised: list[trio.Event] = []
         while True:
             if not backlog and not self._admission.changes:
                 await self._wait()
             self._admission.pass_time(self._now())
             backlog += self._admission.changes
             self._admission.changes = []
+            promised.append(self._durable)
+            self._durable = trio.Event()
             try:
                 await self._write(backlog)
             except AtollError as error:
@@ -120,7 +125,15 @@ class Server(Serves[Gpu]):
             else:
                 for change in backlog:
                     self._tell(change)
-                backlog = []
+                for event in promised:
+                    event.set()
+                backlog, promised = [], []
+
+    async def _committed(self) -> None:
+        """Return when what was decided up to now is durable."""
+        durable = self._durable
+        self._work.set()
+        await durable.wait()
 
     async def _wait(self) -> None:
         """Until there is something to commit, or a lease's time is over."""
@@ -224,13 +237,13 @@ class Server(Serves[Gpu]):
     async def renew(self, lease: int, ttl: float) -> Lease:
         _check("ttl", ttl, 0.001, _LONGEST)
         renewed = self._admission.renew(lease, current().client, ttl, self._now())
-        self._work.set()
+        await self._committed()
         return renewed
 
     @Gpu.release.serve
     async def release(self, lease: int) -> bool:
         held = self._admission.release(lease, current().client, self._now())
-        self._work.set()
+        await self._committed()
         return held
 
     @Gpu.notices.serve

@@ -1,11 +1,10 @@
 """Servers in-process for tests: each on its own loop, over one store in memory that survives restarts."""
 
-import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
-from trio.testing import MockClock
 
 from atoll.ipc.inprocess import Host, HostThread, InProcess
 from atoll.ipc.interface import Interface
@@ -13,6 +12,7 @@ from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.proxy import bind, transport_of
 from atoll.ipc.serve import Serves, needs
 from atoll.ipc.system.state import State
+from atoll.ipc.testing import VirtualClock
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server as StateServer
 
@@ -23,8 +23,8 @@ class Served(Generic[I]):
     """A running server of one interface and its clients."""
 
     def __init__(self, server: type[Serves[Any]], given: dict[str, object]) -> None:
-        self.host = Host(server, given)
-        self._clock = MockClock()
+        self._clock = VirtualClock()
+        self.host = Host(server, given, clock=self._clock)
         self._thread = HostThread(self.host, self._clock)
         self._thread.start()
         self.running = True
@@ -45,14 +45,11 @@ class Served(Generic[I]):
 
     def advance(self, seconds: float) -> None:
         """Let the server's clock, which stands still otherwise, go on; returns when it has."""
-        done = threading.Event()
+        self._clock.advance(seconds)
 
-        def jump() -> None:
-            self._clock.jump(seconds)
-            done.set()
-
-        assert self.host.submit(jump)
-        done.wait()
+    def settle(self) -> None:
+        """Return when the server waits for something that the test has to bring about."""
+        self._clock.settle()
 
     def stop(self) -> None:
         if self.running:
@@ -68,7 +65,9 @@ class Served(Generic[I]):
 class Servers:
     """What `serve` started, and the store under it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folders: Callable[[], Path]) -> None:
+        self.folder = folders
+        """A new folder at each call."""
         self.state: Served[State] = Served(StateServer, {"config": Settings(engine="memory")})
         self._admin = self.state.client()
         self._started: list[Served[Any]] = []
@@ -93,7 +92,7 @@ class Servers:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Served[Any]]]:
-    servers = Servers()
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    servers = Servers(lambda: tmp_path_factory.mktemp("server"))
     yield servers
     servers.close()

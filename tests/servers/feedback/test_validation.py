@@ -79,8 +79,7 @@ def test_a_wrong_batch_is_named() -> None:
         (Batch("b", [GOOD] * 4), "expected 1 to 3 records in a batch, got 4 records - at `$.records`"),
         (
             Batch("b", [rating(text="x" * 20)] * 3),
-            "expected at most 50 bytes of inline text in a batch (put texts into storage), got 60 bytes"
-            " - at `$.records`",
+            f"expected {inline}, got 60 bytes - at `$.records`",
         ),
     ]:
         with pytest.raises(Invalid) as refused:

@@ -1,0 +1,280 @@
+"""The feedback server as its clients see it, over a real storage server and store."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from atoll.ipc.errors import BadRequest
+from atoll.ipc.system.state import Ahead
+from atoll.servers.feedback import reviews
+from atoll.servers.feedback.interface import (
+    Batch,
+    BatchExists,
+    Feedback,
+    Invalid,
+    NoSuchBatch,
+    Selection,
+)
+from atoll.servers.feedback.records import Preference, Rating, Record
+from atoll.servers.feedback.rows import Row
+from atoll.servers.feedback.server import Server, Settings
+from atoll.servers.storage.interface import BlobRef, Storage
+from atoll.servers.storage.server import Server as StorageServer
+from atoll.servers.storage.server import Settings as StorageSettings
+
+GRACE = 3600.0
+_models = itertools.count()
+
+
+class Node(NamedTuple):
+    feedback: Feedback
+    storage: Storage
+    storage_served: Any
+    served: Any
+
+
+@pytest.fixture
+def start(serve: Callable[..., Any], tmp_path: Path) -> Callable[[], Node]:
+    def started() -> Node:
+        config = StorageSettings(grace=GRACE, collect_every=0.0)
+        storage = serve(StorageServer, folder=tmp_path, config=config)
+        served = serve(Server, storage=storage.client(badge=3), config=Settings(batch_records=50))
+        return Node(served.client(badge=8), storage.client(), storage, served)
+
+    return started
+
+
+@pytest.fixture
+def node(start: Callable[[], Node]) -> Node:
+    return start()
+
+
+def rating(
+    text: str | BlobRef, score: float, trust: float = 0.5, task: str = "film", rater: str = "r"
+) -> Rating:
+    return Rating(rater=rater, role="expert", trust=trust, task=task, text=text, score=score)
+
+
+def ratings(count: int, task: str = "film", first: int = 0) -> list[Record]:
+    return [
+        rating(f"text {number}", (number % 3) / 2, (number % 10) / 10, task)
+        for number in range(first, first + count)
+    ]
+
+
+def set_of(
+    feedback: Feedback, task: str = "film", as_of: int | None = None, trust: float = 0.0
+) -> list[Record]:
+    return [stored.record for stored in feedback.training_set.now(task, as_of, trust)]
+
+
+def test_a_batch_is_stored_whole_and_found_by_batch_task_kind_and_trust(node: Node) -> None:
+    pair = Preference(rater="r", role="expert", trust=1.0, task="chat", chosen="a", rejected="b", prompt="p")
+    held: list[Record] = [*ratings(20), pair]
+    receipt = node.feedback.submit.now(Batch("b-1", held, note="first"))
+    assert (receipt.records, receipt.repeated) == (21, False)
+    info = node.feedback.batch.now("b-1")
+    assert (info.status, info.records, info.badge, info.note) == ("stored", 21, 8, "first")
+    assert info.revision == receipt.revision
+
+    def select(**wanted: Any) -> list[Record]:
+        return [stored.record for stored in node.feedback.records.now(Selection(**wanted))]
+
+    assert select(batch="b-1") == held
+    assert select(task="chat") == select(kind="preference") == [pair]
+    assert sorted(map(repr, select(min_trust=0.75))) == sorted(
+        repr(each) for each in held if each.trust >= 0.75
+    )
+    assert [stored.index for stored in node.feedback.records.now(Selection(batch="b-1", task="chat"))] == [20]
+    assert [each.id for each in node.feedback.batches.now(Selection(kind="preference"))] == ["b-1"]
+    assert node.feedback.batches.now(Selection(task="other")) == []
+
+
+def test_one_bad_record_fails_the_batch_and_nothing_is_stored(node: Node) -> None:
+    bad = [*ratings(7), rating("x", 1.5)]
+    with pytest.raises(
+        Invalid, match=r"expected a score from 0 to 1, got 1.5 - at `\$.records\[7\].score`"
+    ) as found:
+        node.feedback.submit.now(Batch("b-1", bad))
+    assert (found.value.index, found.value.field) == (7, "score")
+    missing = BlobRef.of(b"never put")
+    with pytest.raises(Invalid, match=r"texts that are in storage .* at `\$.records\[3\].text`"):
+        node.feedback.submit.now(Batch("b-1", [*ratings(3), rating(missing, 1.0)]))
+    with pytest.raises(BadRequest, match=r"batch.records\[0\].trust\): expected `float`, got `str`"):
+        node.feedback.submit.now(Batch("b-1", [rating("x", 1.0, trust="high")]))  # type: ignore[arg-type]
+    with pytest.raises(NoSuchBatch):
+        node.feedback.batch.now("b-1")
+    assert node.feedback.statistics.now().records == 0
+    assert set_of(node.feedback) == []
+
+
+def test_a_repeated_submission_is_the_first_one(node: Node, start: Callable[[], Node]) -> None:
+    first = node.feedback.submit.now(Batch("b-1", ratings(5)))
+    again = node.feedback.submit.now(Batch("b-1", ratings(5)))
+    assert (again.revision, again.repeated) == (first.revision, True)
+    node.served.kill()
+    after = start().feedback.submit.now(Batch("b-1", ratings(5)))
+    assert (after.revision, after.repeated) == (first.revision, True)
+    with pytest.raises(BatchExists, match="'b-1' is already stored"):
+        start().feedback.submit.now(Batch("b-1", ratings(6)))
+
+
+def test_many_submissions_of_one_batch_at_once_store_it_once(node: Node) -> None:
+    futures = [node.feedback.submit.start(Batch("b-1", ratings(5))) for _ in range(6)]
+    receipts = [future.result() for future in futures]
+    assert len({receipt.revision for receipt in receipts}) == 1
+    assert sum(not receipt.repeated for receipt in receipts) == 1
+    assert len(set_of(node.feedback)) == 5
+
+
+def test_a_roll_back_is_a_new_transaction_and_the_past_stays(node: Node) -> None:
+    one = node.feedback.submit.now(Batch("one", ratings(10)))
+    two = node.feedback.submit.now(Batch("two", ratings(10, first=10)))
+    taken = node.feedback.rollback.now("one", "paid for")
+    assert taken.revision > two.revision
+    assert set_of(node.feedback) == set_of(node.feedback, as_of=taken.revision)
+    assert {repr(each) for each in set_of(node.feedback)} == {repr(each) for each in ratings(10, first=10)}
+    assert len(set_of(node.feedback, as_of=two.revision)) == 20
+    assert len(set_of(node.feedback, as_of=one.revision)) == 10
+    info = node.feedback.batch.now("one")
+    assert (info.status, info.reason, info.revision) == ("rolled back", "paid for", taken.revision)
+    assert list(node.feedback.records.now(Selection(batch="one"))) == []
+    again = node.feedback.rollback.now("one", "once more")
+    assert (again.revision, again.repeated) == (taken.revision, True)
+    with pytest.raises(BatchExists, match="rolled back"):
+        node.feedback.submit.now(Batch("one", ratings(10)))
+    statistics = node.feedback.statistics.now()
+    assert (statistics.batches, statistics.rolled_back, statistics.records) == (2, 1, 10)
+    with pytest.raises(NoSuchBatch):
+        node.feedback.rollback.now("none", "why")
+    with pytest.raises(Ahead):
+        set_of(node.feedback, as_of=10_000)
+
+
+def test_texts_in_storage_stay_as_long_as_history_names_them(node: Node) -> None:
+    refs = node.storage.put_many.now([b"good", b"bad"]) + node.storage.put_many.now([b"unused"])
+    held: list[Record] = [rating(refs[0], 1.0), rating(refs[1], 0.0)]
+    node.feedback.submit.now(Batch("b", held))
+    with pytest.raises(BatchExists):
+        node.feedback.submit.now(Batch("b", [rating(refs[2], 1.0)]))
+    node.feedback.rollback.now("b", "test")
+    with pytest.raises(BatchExists):
+        node.feedback.submit.now(Batch("b", held))
+    node.storage_served.advance(GRACE + 1)
+    assert node.storage.collect.now().blobs == 1
+    assert node.storage.get_many.now([refs[0].hash, refs[1].hash]) == [b"good", b"bad"]
+
+
+def test_pairs_are_the_same_for_a_seed_and_revision(node: Node) -> None:
+    receipt = node.feedback.submit.now(Batch("one", ratings(30)))
+    drawn = list(node.feedback.draw_pairs.now("film", 7, 50, receipt.revision))
+    node.feedback.submit.now(Batch("two", ratings(30, first=30)))
+    assert list(node.feedback.draw_pairs.now("film", 7, 50, receipt.revision)) == drawn
+    assert list(node.feedback.draw_pairs.now("film", 7, 50)) != drawn
+    assert list(node.feedback.draw_pairs.now("film", 8, 50, receipt.revision)) != drawn
+    assert list(node.feedback.draw_pairs.now("film", 7, 50, receipt.revision, 0.0, 20)) == drawn[20:]
+    assert list(node.feedback.draw_pairs.now("other", 7, 50)) == []
+    every = list(node.feedback.draw_pairs.now("film", 7, 100_000, receipt.revision))
+    assert len(every) == 300
+    assert all(pair.trust >= 0.5 for pair in node.feedback.draw_pairs.now("film", 7, 50, None, 0.5))
+
+
+def test_agreement_and_statistics(node: Node) -> None:
+    said = [("a", "x", 1.0), ("b", "x", 1.0), ("a", "y", 0.0), ("b", "y", 0.0), ("c", "z", 0.5)]
+    node.feedback.submit.now(Batch("b", [rating(text, score, rater=rater) for rater, text, score in said]))
+    found = node.feedback.agreement.now("film")
+    assert (found.items, found.ratings, found.alpha) == (2, 4, 1.0)
+    (task,) = node.feedback.statistics.now().tasks
+    assert (task.task, task.kinds, task.bands[5]) == ("film", {"rating": 5}, 5)
+
+
+def test_batches_are_listed_in_pages(node: Node) -> None:
+    for number in range(5):
+        node.feedback.submit.now(Batch(f"b{number}", ratings(1)))
+    first = node.feedback.batches.now(limit=3)
+    rest = node.feedback.batches.now(after=first[-1].id, limit=3)
+    assert [each.id for each in first + rest] == ["b0", "b1", "b2", "b3", "b4"]
+
+
+def test_the_real_reviews_go_in(node: Node, start: Callable[[], Node]) -> None:
+    try:
+        path = reviews.locate()
+    except reviews.MissingReviews as missing:
+        pytest.skip(str(missing))
+
+    def some() -> Iterator[reviews.Submission]:
+        for number, submission in enumerate(reviews.submissions(path)):
+            if number % 20 == 0:
+                yield submission._replace(
+                    texts=submission.texts[:50],
+                    batch=Batch(submission.batch.id, submission.batch.records[:50], submission.batch.note),
+                )
+
+    stored = 0
+    for texts, batch in some():
+        node.storage.put_many.now(texts)
+        stored += node.feedback.submit.now(batch).records
+    assert node.feedback.statistics.now().records == stored > 200
+    node.served.kill()
+    again = start()
+    assert all(again.feedback.submit.now(batch).repeated for _, batch in some())
+    (pair,) = again.feedback.draw_pairs.now("film-review.imdb", 1, 1)
+    assert isinstance(pair.chosen, BlobRef)
+    assert len(again.storage.get_many.now([pair.chosen.hash])[0]) == pair.chosen.size
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("submit"), st.integers(0, 5), st.integers(1, 6)),
+            st.tuples(st.just("rollback"), st.integers(0, 5), st.just(0)),
+            st.tuples(st.just("restart"), st.just(0), st.just(0)),
+        ),
+        max_size=20,
+    )
+)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_past_set_stays_what_it_was(
+    serve: Callable[..., Any], steps: list[tuple[str, int, int]]
+) -> None:
+    """Against a model: after any steps, the set as of each revision is what it was at that revision."""
+    keyspace, folder = f"model-{next(_models)}", serve.folder()
+    storage = serve(StorageServer, folder=folder, config=StorageSettings())
+    served = serve(Server, storage=storage.client(), rows=serve.keyspace(keyspace, Row))
+    stored: dict[str, list[Record]] = {}
+    gone: set[str] = set()
+    past: dict[int, list[str]] = {}
+    for kind, number, size in steps:
+        name = f"b{number}"
+        if kind == "submit":
+            held = ratings(size, first=10 * number)
+            try:
+                receipt = served.client().submit.now(Batch(name, held))
+            except BatchExists:
+                assert name in gone or stored[name] != held
+                continue
+            assert name not in gone
+            assert receipt.repeated == (name in stored)
+            stored[name] = held
+            revision = receipt.revision
+        elif kind == "rollback" and name in stored:
+            revision = served.client().rollback.now(name, "model").revision
+            gone.add(name)
+            del stored[name]
+        else:
+            if kind == "restart":
+                served.kill()
+                served = serve(Server, storage=storage.client(), rows=serve.keyspace(keyspace, Row))
+            continue
+        now = sorted(repr(record) for each in stored.values() for record in each)
+        past.setdefault(revision, now)
+    feedback: Feedback = served.client()
+    for revision, wanted in past.items():
+        assert sorted(map(repr, set_of(feedback, as_of=revision))) == wanted
+    served.stop()
+    storage.stop()

@@ -1,0 +1,120 @@
+"""The memory server as its clients see it, on real sealed memory."""
+
+import fcntl
+import mmap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
+from atoll.servers.memory.interface import Memory, NotShared, Share
+from atoll.servers.memory.regions import PAGE
+from atoll.servers.memory.server import Server, Settings
+
+CONFIG = Settings(pool=64 * PAGE, per_client=16 * PAGE, regions_per_client=8)
+
+
+@pytest.fixture
+def served(serve: Callable[..., Any]) -> Any:
+    return serve(Server, config=CONFIG)
+
+
+def seals(descriptor: int) -> int:
+    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+
+
+def test_a_region_is_zeros_and_shared_without_a_copy(served: Any) -> None:
+    one, two = served.client(), served.client()
+    region = one.allocate.now(5000)
+    assert (region.size, region.buffer.mode) == (2 * PAGE, "writable")
+    assert bytes(region.buffer.view) == bytes(2 * PAGE)
+    held = two.open.now(one.share.now(region.number))
+    region.buffer.view[100:105] = b"atoll"
+    assert bytes(held.buffer.view[100:105]) == b"atoll"
+    assert held.buffer.mode == "readonly"
+    with pytest.raises(TypeError, match="read-only"):
+        held.buffer.view[0] = 1
+    assert bytes(one.map.now(region.number).buffer.view[100:105]) == b"atoll"
+
+
+def test_descriptors_are_sealed_against_what_the_mode_forbids(served: Any) -> None:
+    memory: Memory = served.client()
+    region = memory.allocate.now(PAGE)
+    descriptor = region.buffer.handle
+    assert seals(descriptor) & (fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with pytest.raises(OSError, match="not permitted"):
+        __import__("os").ftruncate(descriptor, 0)
+    shared = served.client().open.now(memory.share.now(region.number))
+    with pytest.raises(OSError, match="not permitted"):
+        mmap.mmap(shared.buffer.handle, PAGE)
+    region.buffer.view[:4] = b"last"
+    sealed = memory.seal.now(region.number)
+    assert (sealed.buffer.mode, bytes(sealed.buffer.view[:4])) == ("immutable", b"last")
+    assert seals(sealed.buffer.handle) & fcntl.F_SEAL_WRITE
+    region.buffer.view[:4] = b"late"
+    assert bytes(sealed.buffer.view[:4]) == b"last", "a mapping made before the seal cannot change the region"
+    assert memory.seal.now(region.number).buffer.mode == "immutable"
+
+
+def test_what_is_taken_back_reads_zeros(served: Any) -> None:
+    one, two = served.client(), served.client()
+    region = one.allocate.now(PAGE)
+    region.buffer.view[:6] = b"secret"
+    held = two.open.now(one.share.now(region.number))
+    assert one.release.now(region.number) is True
+    assert bytes(held.buffer.view[:6]) == bytes(6)
+    with pytest.raises(NotFound):
+        two.map.now(region.number)
+    assert one.statistics.now().used == 0
+
+
+def test_a_dead_clients_regions_are_reclaimed_and_sealed_ones_live_on(served: Any) -> None:
+    one, two = served.client(), served.client()
+    lost, kept = one.allocate.now(PAGE), one.allocate.now(PAGE)
+    kept.buffer.view[:4] = b"kept"
+    shares = [one.share.now(region.number) for region in (lost, kept)]
+    readers = [two.open.now(share) for share in shares]
+    sealed = one.seal.now(kept.number)
+    served.gone(one)
+    assert [each.number for each in two.mine.now()] == [kept.number]
+    assert bytes(sealed.buffer.view[:4]) == b"kept"
+    assert bytes(two.map.now(kept.number).buffer.view[:4]) == b"kept"
+    assert bytes(readers[0].buffer.view) == bytes(PAGE)
+    served.gone(two)
+    three = served.client()
+    assert three.statistics.now().regions == 0
+    assert three.statistics.now().reclaimed == 2
+    assert len(served.server._buffers) == 0
+
+
+def test_quotas_and_wrong_calls_are_refused(served: Any) -> None:
+    one, two, three = served.client(), served.client(), served.client()
+    region = one.allocate.now(16 * PAGE)
+    with pytest.raises(QuotaExceeded, match="bytes of memory"):
+        one.allocate.now(1)
+    two.allocate.now(10 * PAGE)
+    with pytest.raises(QuotaExceeded, match="bytes of memory"):
+        two.open.now(one.share.now(region.number))
+    assert two.statistics.now().refused == 2
+    with pytest.raises(NotShared):
+        three.open.now(Share(region.number, b"guessed"))
+    for call in (three.map.now, three.seal.now, three.share.now, three.release.now):
+        with pytest.raises(NotFound):
+            call(region.number)
+    held = three.open.now(one.share.now(region.number))
+    with pytest.raises(BadRequest, match="one that the caller owns"):
+        three.seal.now(held.number)
+    with pytest.raises(BadRequest, match="above 0"):
+        one.allocate.now(0)
+
+
+def test_numpy_works_on_the_region_itself(served: Any) -> None:
+    numpy = pytest.importorskip("numpy", reason="numpy is not installed")
+    one, two = served.client(), served.client()
+    region = one.allocate.now(8 * 512)
+    numbers = numpy.frombuffer(region.buffer.view, dtype=numpy.int64)
+    held = numpy.frombuffer(two.open.now(one.share.now(region.number)).buffer.view, dtype=numpy.int64)
+    numbers[:] = range(512)
+    assert held.sum() == 512 * 511 // 2
+    assert not held.flags.writeable
