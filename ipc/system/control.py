@@ -94,6 +94,40 @@ class Start(Message, frozen=True, kw_only=True):
     """How many `AddSegment` packets follow before the process starts up."""
 
 
+class Given(Struct, frozen=True, kw_only=True):
+    """A capability that an attached program has from the beginning: on an interface of a server, by name."""
+
+    server: str
+    interface: str
+    port: Port
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """The kernel's answer to `Hello`: what `Start` is to a server. `kernel` is a pidfd of the node's kernel.
+
+    `channels` `OpenChannel` packets follow, the ones that `port` and `given` name; later ones, and `Deliver`,
+    come as system calls ask for them. End of file detaches.
+    """
+
+    descriptors = ("notice", "kernel")
+    node: str
+    folder: str
+    boot: int
+    attachment: int
+    """The kernel's number of this attachment."""
+    operator: bool
+    port: Port
+    """On `Kernel`: all three rights for an operator, else `serve`."""
+    given: tuple[Given, ...] = ()
+    channels: int = 1
+
+
+class Unwelcome(Message, frozen=True, kw_only=True):
+    """The kernel's other answer to `Hello`; it closes the socket afterwards. One sentence for a person."""
+
+    sentence: str
+
+
 class OpenChannel(Message, frozen=True, kw_only=True):
     """A channel for this process. `positions`, if not empty, are where to go on (a swap): see `HandedOver`."""
 
@@ -173,6 +207,14 @@ class Ping(Message, frozen=True, kw_only=True):
 # process to kernel ---------------------------------------------------------------------------------------------------
 
 
+class Hello(Message, frozen=True, kw_only=True):
+    """The first packet of a program that attaches from outside; who it is the kernel learns from the socket."""
+
+    name: str
+    """What it calls itself, for the list of attachments."""
+    version: int = 1
+
+
 class Described(Struct, frozen=True, kw_only=True):
     """An interface as a process offers it."""
 
@@ -238,9 +280,22 @@ class Log(Message, frozen=True, kw_only=True):
 
 
 ToProcess = (
-    Start | OpenChannel | CloseChannel | AddSegment | Deliver | DeliverBuffer | Drain | HandOver | TakeOver | Resume | Stop | Ping
+    Start
+    | Welcome
+    | Unwelcome
+    | OpenChannel
+    | CloseChannel
+    | AddSegment
+    | Deliver
+    | DeliverBuffer
+    | Drain
+    | HandOver
+    | TakeOver
+    | Resume
+    | Stop
+    | Ping
 )
-ToKernel = Ready | Failed | Refused | Misbehaved | Drained | HandedOver | Pong | Log
+ToKernel = Hello | Ready | Failed | Refused | Misbehaved | Drained | HandedOver | Pong | Log
 
 to_process = msgspec.msgpack.Decoder(ToProcess)
 to_kernel = msgspec.msgpack.Decoder(ToKernel)
