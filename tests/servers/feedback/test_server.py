@@ -239,9 +239,7 @@ def test_the_real_reviews_go_in(node: Node, start: Callable[[], Node]) -> None:
     )
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_past_set_stays_what_it_was(
-    serve: Callable[..., Any], steps: list[tuple[str, int, int]]
-) -> None:
+def test_every_past_set_stays_what_it_was(serve: Any, steps: list[tuple[str, int, int]]) -> None:
     """Against a model: after any steps, the set as of each revision is what it was at that revision."""
     keyspace, folder = f"model-{next(_models)}", serve.folder()
     storage = serve(StorageServer, folder=folder, config=StorageSettings())

@@ -1,5 +1,7 @@
 """Each wrong record has its exact message."""
 
+from typing import Any
+
 import pytest
 
 from atoll.servers.feedback.interface import Batch, Invalid
@@ -14,8 +16,8 @@ GOOD = Rating(rater="r-1", role="expert", trust=0.9, task="film", text="fine", s
 
 
 def rating(**changed: object) -> Rating:
-    fields = {name: getattr(GOOD, name) for name in GOOD.__struct_fields__}
-    return Rating(**(fields | changed))  # type: ignore[arg-type]
+    fields: dict[str, Any] = {name: getattr(GOOD, name) for name in GOOD.__struct_fields__}
+    return Rating(**(fields | changed))
 
 
 def pair(chosen: str, rejected: str) -> Preference:

@@ -128,15 +128,17 @@ def test_a_caller_that_goes_away_leaves_no_lease(start: Callable[[], Any]) -> No
 
 def test_wrong_calls_are_refused_with_a_sentence(start: Callable[[], Any]) -> None:
     gpu: Gpu = start().client()
-    for arguments, told in [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"memory": 0}, r"\$.memory: expected a number from 1 to"),
         ({"priority": 101}, r"\$.priority: expected a number from 0 to 100, got 101"),
         ({"ttl": 0.0}, r"\$.ttl: expected a number from 0.001 to"),
         ({"ttl": float("nan")}, r"\$.ttl: expected .* got nan"),
         ({"wait": -1.0}, r"\$.wait: expected"),
-    ]:
+    ]
+    for changed, told in wrong:
+        arguments: dict[str, Any] = {"kind": "cuda", "memory": 1} | changed
         with pytest.raises(BadRequest, match=told):
-            gpu.acquire.now(**({"kind": "cuda", "memory": 1} | arguments))  # type: ignore[arg-type]
+            gpu.acquire.now(**arguments)
     with pytest.raises(NeverFits, match="leases 100: ask for less"):
         gpu.acquire.now("cuda", 101)
     with pytest.raises(NoSuchLease):

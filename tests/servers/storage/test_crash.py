@@ -129,6 +129,5 @@ except OSError as error:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ,
     )
     assert told.stdout == "OSError []\n"
