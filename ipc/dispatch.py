@@ -104,7 +104,7 @@ def _wrapper(
         decode = codec.decoder(spec, "item", translator)
 
         def take(items: AsyncIterator[bytes], *args: Any, **kwargs: Any) -> Any:
-            return _reply(spec, encode, handler(_decoded(spec, decode, items), *args, **kwargs))
+            return _reply(spec, encode, handler(_Decoded(spec, decode, items), *args, **kwargs))
 
         return take
 
@@ -190,13 +190,25 @@ def _encoded(spec: MethodSpec, encode: Encode, source: Iterator[Any]) -> Iterato
             close()
 
 
-async def _decoded(spec: MethodSpec, decode: Decode, items: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for data in items:
+class _Decoded:
+    """The items of an upload as its handler takes them. No generator: a handler may leave it where it stands."""
+
+    __slots__ = ("_decode", "_items", "_spec")
+
+    def __init__(self, spec: MethodSpec, decode: Decode, items: AsyncIterator[bytes]) -> None:
+        self._spec = spec
+        self._decode = decode
+        self._items = items
+
+    def __aiter__(self) -> "_Decoded":
+        return self
+
+    async def __anext__(self) -> Any:
+        data = await self._items.__anext__()
         try:
-            item = decode(data)
+            return self._decode(data)
         except DecodeFaults as fault:
-            raise bad_request(spec, fault, "item") from None
-        yield item
+            raise bad_request(self._spec, fault, "item") from None
 
 
 def _check_declared(spec: MethodSpec, error: AtollError) -> None:

@@ -9,7 +9,7 @@ is what a node gives.
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -286,9 +286,7 @@ class Host:
         try:
             with context.in_hand(call):
                 view = memoryview(request.payload)
-                outcome = (
-                    entry.run(view, stream.items()) if stream and spec.kind == "upload" else entry.run(view)
-                )
+                outcome = entry.run(view, stream) if stream and spec.kind == "upload" else entry.run(view)
         except AtollError as error:
             self._fail(request, error)
             return
@@ -424,15 +422,17 @@ class LocalStream:
         self._reply = reply
         self.end(None)
 
-    async def items(self) -> AsyncIterator[bytes]:
-        """What the client uploads."""
-        while True:
-            await self._changed.wait(lambda: bool(self._queue) or self._finished)
-            if not self._queue:
-                return
-            for item in self._queue.popleft():
-                yield item
-                self._grant(1)
+    def __aiter__(self) -> "LocalStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next item that the client uploads."""
+        await self._changed.wait(lambda: bool(self._queue) or self._finished)
+        if not self._queue:
+            raise StopAsyncIteration
+        (item,) = self._queue.popleft()
+        self._grant(1)
+        return item
 
     def _grant(self, count: int) -> None:
         limit = self.receiver.take(count)
