@@ -307,7 +307,7 @@ class ServeLoop:
         self._wait_until(runnable, parks)
 
     def _wait_until(self, runnable: trio_inside.Runnable, parks: bool) -> None:
-        if runnable.count or self._stopping:
+        if runnable.any or self._stopping:
             lib.atoll_loop_until(self.c, 1)
             return
         wait = min(trio_inside.seconds_to_deadline(), self._idle_due - time.monotonic())

@@ -1,7 +1,7 @@
 """What the receive loop must know of trio: is anything runnable, what is its epoll descriptor, when is its next deadline.
 
 A serving task sleeps inside the C core, in an epoll that also holds trio's own. It may only do so while no other task can
-run. trio's run queue cannot tell (tasks of the batch in progress have left it), so an instrument counts: a task that was
+run. trio's run queue cannot tell (tasks of the batch in progress have left it), so an instrument keeps book: a task that was
 scheduled and has not stepped is runnable. The one private thing is trio's epoll descriptor; without it `descriptor`
 is None and the loop sleeps in short slices instead.
 """
@@ -14,20 +14,26 @@ NANOSECONDS = 1_000_000_000
 
 
 class Runnable(trio.abc.Instrument):
-    """Counts tasks that are scheduled and have not stepped. `some` is called when the first one is."""
+    """The tasks that are scheduled and have not stepped. `some` is called when there is a first one.
+
+    A set and not a number: tasks that were scheduled before the instrument was added step without having been seen.
+    """
 
     def __init__(self, some: Callable[[], None]) -> None:
-        self.count = 0
+        self._tasks: set[trio.lowlevel.Task] = set()
         self._some = some
 
+    @property
+    def any(self) -> bool:
+        return bool(self._tasks)
+
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        self.count += 1
-        if self.count == 1:
+        if not self._tasks:
             self._some()
+        self._tasks.add(task)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        # Tasks that were scheduled before the instrument was added step without having been counted.
-        self.count = max(0, self.count - 1)
+        self._tasks.discard(task)
 
 
 def descriptor() -> int | None:
