@@ -22,9 +22,12 @@ I = TypeVar("I", bound=Interface)  # noqa: E741
 class Served(Generic[I]):
     """A running server of one interface and its clients."""
 
-    def __init__(self, server: type[Serves[Any]], given: dict[str, object]) -> None:
-        self._clock = VirtualClock()
-        self.host = Host(server, given, clock=self._clock)
+    def __init__(
+        self, server: type[Serves[Any]], given: dict[str, object], clock: VirtualClock | None = None
+    ) -> None:
+        """Without a clock of its own the host's."""
+        self._clock = clock
+        self.host = Host(server, given, clock=clock)
         self._thread = HostThread(self.host, self._clock)
         self._thread.start()
         self.running = True
@@ -45,10 +48,12 @@ class Served(Generic[I]):
 
     def advance(self, seconds: float) -> None:
         """Let the server's clock, which stands still otherwise, go on; returns when it has."""
+        assert self._clock is not None
         self._clock.advance(seconds)
 
     def settle(self) -> None:
         """Return when the server waits for something that the test has to bring about."""
+        assert self._clock is not None
         self._clock.settle()
 
     def stop(self) -> None:
@@ -68,6 +73,7 @@ class Servers:
     def __init__(self, folders: Callable[[], Path]) -> None:
         self.folder = folders
         """A new folder at each call."""
+        # The store gathers commits for some microseconds, so its time must pass by itself.
         self.state: Served[State] = Served(StateServer, {"config": Settings(engine="memory")})
         self._admin = self.state.client()
         self._started: list[Served[Any]] = []
@@ -81,7 +87,7 @@ class Servers:
         for need in needs(server):
             if need.kind == "keyspace" and need.name not in given:
                 given[need.name] = self.keyspace(f"{server.__module__}.{need.name}", need.type)
-        served: Served[Any] = Served(server, given)
+        served: Served[Any] = Served(server, given, VirtualClock())
         self._started.append(served)
         return served
 
