@@ -6,6 +6,7 @@ from .deferred import Deferred
 from .errors import AtollError, CallerFault, Failure, InternalFault, PeerFault
 from .future import Future
 from .interface import Interface, call, stream, upload
+from .keyspace import Keyspace
 from .serve import Config, Serves
 from .streaming import BlockingStream, Stream
 
@@ -22,6 +23,7 @@ __all__ = [
     "Future",
     "Interface",
     "InternalFault",
+    "Keyspace",
     "PeerFault",
     "Serves",
     "Stream",

@@ -191,7 +191,7 @@ def _encoded(spec: MethodSpec, encode: Encode, source: Iterator[Any]) -> Iterato
 
 
 class _Decoded:
-    """The items of an upload as its handler takes them. No generator: a handler may leave it where it stands."""
+    """The items of an upload as its handler takes them. No generator: a handler may leave it unfinished."""
 
     __slots__ = ("_decode", "_items", "_spec")
 

@@ -29,7 +29,7 @@ class Drop(Struct, frozen=True, kw_only=True):
 
 
 class Delay(Struct, frozen=True, kw_only=True):
-    """The message of step `at` arrives only when `release` is called on the `FaultyTransport`."""
+    """The message of step `at` arrives only when `release` is called."""
 
     at: int
 

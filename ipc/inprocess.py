@@ -146,6 +146,7 @@ class Host:
         self._dead = False
         # Touched on the loop only.
         self._killed = False
+        self._delivered = itertools.count()
         self._nursery: trio.Nursery | None = None
         self._hands: dict[int, Request] = {}
 
@@ -316,7 +317,7 @@ class Host:
             transaction=options.transaction,
             client=transport.number,
             request=number,
-            seed=None if self._seed is None else f"{self._seed}/{transport.number}/{number}".encode(),
+            seed=None if self._seed is None else f"{self._seed}/{next(self._delivered)}".encode(),
         )
 
     def _complete(self, request: Request, data: bytes) -> None:

@@ -75,6 +75,7 @@ class Running:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._faulty: list[FaultyTransport] = []
 
     @property
     def server(self) -> Serves[Any]:
@@ -90,7 +91,16 @@ class Running:
     ) -> I:
         """A proxy with a capability of its own: on the object `badge`, with these rights (None: all)."""
         inner = self._transport(interface, badge, rights)
-        return bind(interface, FaultyTransport(inner, *faults) if faults else inner)
+        if not faults:
+            return bind(interface, inner)
+        faulty = FaultyTransport(inner, *faults)
+        self._faulty.append(faulty)
+        return bind(interface, faulty)
+
+    def release(self) -> None:
+        """Let the messages that `Delay` holds back arrive."""
+        for transport in self._faulty:
+            transport.release()
 
     def capability(
         self, interface: type[I], *, badge: int = 0, rights: frozenset[str] | set[str] | None = None

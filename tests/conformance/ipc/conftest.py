@@ -1,5 +1,7 @@
-"""Where the suite runs: each opener makes servers and clients by one transport. A further transport is one more opener
-in OPENERS; no test changes."""
+"""Where the suite runs: each opener makes servers and clients by one transport.
+
+A further transport is one more opener in OPENERS; no test changes.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
