@@ -173,16 +173,20 @@ TestCollection.settings = settings(max_examples=60, stateful_step_count=40, dead
 
 def test_a_rewrite_is_dropped_when_its_rubbish_becomes_wanted(tmp_path: Path) -> None:
     """The gap between judging a pack and removing it, during which the new pack is written in a thread."""
-    now = 0.0
+    time = [0.0]
+
+    def clock() -> float:
+        return time[0]
+
     blobs = Blobs(tmp_path)
     blobs.open()
-    leases = Leases(lambda: now, GRACE)
+    leases = Leases(clock, GRACE)
     held = {BlobRef.of(content).hash: content for content in (b"kept", b"rubbish", b"wanted again")}
     blobs.admit(blobs.write_pack(blobs.temporary(), blobs.next_pack(), list(held.items())))
     kept, _, again = held
-    now = GRACE + 1
+    time[0] = GRACE + 1
     for wanted_again in (True, False):
-        sweep = Sweep(blobs, leases, lambda: now, {kept}.__contains__, now)
+        sweep = Sweep(blobs, leases, clock, {kept}.__contains__, clock())
         rewrite = next(each for each in sweep.steps() if each is not None)
         new = blobs.write_pack(blobs.temporary(), blobs.next_pack(), rewrite.keep)
         if wanted_again:
@@ -190,7 +194,7 @@ def test_a_rewrite_is_dropped_when_its_rubbish_becomes_wanted(tmp_path: Path) ->
             assert not sweep.still_good(rewrite)
             blobs.discard(new)
             assert read(blobs, again) == b"wanted again"
-            now += GRACE + 1
+            time[0] += GRACE + 1
         else:
             assert sweep.still_good(rewrite)
             blobs.admit(new)
