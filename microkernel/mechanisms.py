@@ -1,12 +1,12 @@
 """The narrow interfaces between the kernel's logic and what does things: a simulation stands in for each.
 
-The logic takes these and nothing else from outside, so that a node runs in one process under one seed. Records, channels
-and tables have theirs beside their data (`records.py`, `tables.py`, `channels.py`).
+The logic takes these and nothing else from outside, so that a node runs in one process under one seed.
+Records, channels and tables have theirs beside their data (`records.py`, `tables.py`, `channels.py`).
 """
 
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -16,7 +16,18 @@ from .protection.confinement import Confinement
 from .protection.watcher import Flooded, Refusal
 from .slices import Group, Slices
 
-__all__ = ["Chance", "Clock", "Exit", "Group", "HostChance", "HostClock", "Process", "Slices", "Spawner", "Watch"]
+__all__ = [
+    "Chance",
+    "Clock",
+    "Exit",
+    "Group",
+    "HostChance",
+    "HostClock",
+    "Process",
+    "Slices",
+    "Spawner",
+    "Watch",
+]
 
 
 class Clock(Protocol):
@@ -72,7 +83,7 @@ class Spawner(Protocol):
 class Watch(Protocol):
     """Hears what filters refuse: `watching.Watching`."""
 
-    def reports(self) -> AsyncIterator[Refusal | Flooded]: ...
+    async def report(self) -> Refusal | Flooded | None: ...
 
 
 class HostClock:

@@ -1,7 +1,7 @@
 """Processes as the kernel holds them: by pidfd, which no other process can come to bear the number of.
 
-`Forge` is the kernel's end of the zygote: it starts it, asks it for confined children and turns their reports into a
-`Process` or a sentence. `survivors` finds what an older boot of a node left.
+`Forge` is the kernel's end of the zygote: it starts it, asks it for confined children and turns their
+reports into a `Process` or a sentence. `survivors` finds what an older boot of a node left.
 """
 
 import array
@@ -17,7 +17,7 @@ from contextlib import suppress
 import trio
 from msgspec import Struct
 
-from atoll.ipc.errors import InternalFault
+from atoll.ipc.errors import PeerFault
 
 from .protection.confinement import Confinement
 from .protection.layout import STEPS
@@ -35,7 +35,8 @@ from .zygote import (
 STATUS = struct.Struct("=iiii")
 CLD_EXITED = 1
 DEFAULT_ENTRY = "atoll.ipc.runtime.launch:main"
-MEANINGS = {
+NAMES = {int(number): number.name for number in signal.Signals}
+MEANINGS: dict[int, str] = {
     signal.SIGSYS: "it made a system call that its filter refuses",
     signal.SIGKILL: "by the kernel of the node, its memory limit, or someone with the power to",
     signal.SIGSEGV: "it touched memory that is not there",
@@ -45,12 +46,12 @@ MEANINGS = {
 }
 
 
-class ZygoteDied(InternalFault):
+class ZygoteDied(PeerFault):
     template = "the fork server ended ({how}): the node cannot start processes until it is started again"
     how: str
 
 
-class CannotConfine(InternalFault):
+class CannotConfine(PeerFault):
     """The child was made and could not be confined as planned; it has ended and ran nothing."""
 
     template = "{server} was not started: {step} failed{row}: {reason}"
@@ -73,8 +74,8 @@ class Exit(Struct, frozen=True):
     def __str__(self) -> str:
         if self.signal is None:
             return f"exited with status {self.status}"
-        name = signal.Signals(self.signal).name if self.signal in iter(signal.Signals) else f"signal {self.signal}"
-        why = MEANINGS.get(signal.Signals(self.signal)) if self.signal in iter(signal.Signals) else None
+        name = NAMES.get(self.signal, f"signal {self.signal}")
+        why = MEANINGS.get(self.signal)
         return f"was killed by {name} ({why})" if why else f"was killed by {name}"
 
 
@@ -168,7 +169,8 @@ class Forge:
     ) -> Process:
         """Start a confined child and wait until it is confined. Raises CannotConfine, ZygoteDied.
 
-        `descriptors` maps the numbers they get to descriptors that stay the caller's; `groups` are open cgroup.procs files.
+        `descriptors` maps the numbers they get to descriptors that stay the caller's; `groups` are open
+        cgroup.procs files.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._numbers += 1
@@ -199,11 +201,14 @@ class Forge:
         return process
 
     async def _exchange(self, spawn: Spawn, handed: list[int]) -> Process:
-        """Ask and take the answer. Shielded: half an exchange would leave the next caller this one's answer."""
+        """Ask and take the answer. Shielded: half an exchange would leave the next caller this one's
+        answer."""
         if self._socket is None or self.process is None:
             raise ZygoteDied("it was not started")
         if len(handed) > DESCRIPTORS_MOST:
-            raise CannotConfine(spawn.confinement.name, "handing over descriptors", "", f"{len(handed)} are too many")
+            raise CannotConfine(
+                spawn.confinement.name, "handing over descriptors", "", f"{len(handed)} are too many"
+            )
         async with self._turn:
             with trio.CancelScope(shield=True):
                 peer = self._socket
@@ -230,12 +235,15 @@ class Forge:
 
 
 def execute(module: str, arguments: Sequence[str], descriptors: Mapping[int, int]) -> Process:
-    """Run a module of the kernel's in an interpreter and a session of its own; `descriptors` as in `Forge.spawn`.
+    """Run a module of the kernel's in an interpreter and a session of its own; `descriptors` as in
+    `Forge.spawn`.
 
     Called from the main thread: the child may ask to die with the thread that started it.
     """
     above = max(descriptors) + 1
-    moved = {target: fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, above) for target, given in descriptors.items()}
+    moved = {
+        target: fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, above) for target, given in descriptors.items()
+    }
     try:
         pid = os.posix_spawn(
             sys.executable,
@@ -284,7 +292,8 @@ async def _confined(process: Process, status: trio.socket.SocketType) -> int | N
 
 
 class Survivor(Struct, frozen=True):
-    """A process that bears a node's marker: its number, when it started (clock ticks since boot), its command line."""
+    """A process that bears a node's marker: its number, when it started (clock ticks since boot), its
+    command line."""
 
     pid: int
     started: int
@@ -317,7 +326,8 @@ def _look(pid: int) -> Survivor | None:
 async def end_survivors(marker: str) -> list[Survivor]:
     """Kill all that bear `marker` and wait until none is left. Returns whom it killed.
 
-    The number alone could by now be another process's: the pidfd is opened first, then the process looked at again.
+    The number alone could by now be another process's: the pidfd is opened first, then the process looked
+    at again.
     """
     ended: list[Survivor] = []
     while found := survivors(marker):

@@ -3,7 +3,6 @@
 import array
 import os
 import socket
-from collections.abc import AsyncIterator
 
 import trio
 
@@ -30,7 +29,8 @@ class Watching:
         return self.process
 
     async def watch(self, number: int, process: Process) -> None:
-        """Give the listener of `process` (the kernel's `number`) away. Nothing happens if its filter does not ask."""
+        """Give the listener of `process` (the kernel's `number`) away. Nothing happens if its filter does
+        not ask."""
         if process.listener is None or self._socket is None:
             return
         told = encode(Watch(server=process.name, process=number))
@@ -39,12 +39,13 @@ class Watching:
         os.close(process.listener)
         process.listener = None
 
-    async def reports(self) -> AsyncIterator[Refusal | Flooded]:
-        """What the watcher says, until it ends: then refused calls fail with ENOSYS, unseen, and a new one is wanted."""
+    async def report(self) -> Refusal | Flooded | None:
+        """The next report. None once the watcher has ended: then refused calls fail with ENOSYS, unseen, and a
+        new one is wanted."""
         if self._socket is None:
-            return
-        while packet := await self._socket.recv(PACKET_LIMIT):
-            yield from_watcher.decode(packet)
+            return None
+        packet = await self._socket.recv(PACKET_LIMIT)
+        return from_watcher.decode(packet) if packet else None
 
     async def close(self) -> None:
         if self._socket is not None:

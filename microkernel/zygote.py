@@ -1,16 +1,18 @@
 """The fork server: a process with the interpreter and the SDK loaded, of which a confined server is a clone.
 
-The kernel executes it once a boot (`python -m atoll.microkernel.zygote`) and asks for children over a socket: one
-`Spawn` a packet, with descriptors. It has one thread, and everything it has made by then is frozen out of the garbage
-collector's sight, so that children share its pages.
+The kernel executes it once a boot (`python -m atoll.microkernel.zygote`) and asks for children over a
+socket: one `Spawn` a packet, with descriptors. It has one thread, and everything it has made by then is
+frozen out of the garbage collector's sight, so that children share its pages.
 
-A child is a raw clone between CPython's fork hooks: `CLONE_PARENT` makes the kernel its parent, which so gets its exit
-status and is whom it dies with; the namespaces are asked for in the same call, since a pid namespace cannot be entered
-later. What happens in the child until Python runs again is the C core's. It reports on a socket of its own, straight to
-the kernel: a child that hangs on a dead file system holds up nobody.
+A child is a raw clone between CPython's fork hooks: `CLONE_PARENT` makes the kernel its parent, which so
+gets its exit status and is whom it dies with; the namespaces are asked for in the same call, since a pid
+namespace cannot be entered later. What happens in the child until Python runs again is the C core's. It
+reports on a socket of its own, straight to the kernel: a child that hangs on a dead file system holds up
+nobody.
 
-`start = "exec"`: the clone executes the interpreter afresh (`--exec`), which confines itself by the same plan before it
-imports the server. It costs an interpreter's start and gives an address layout and a hash seed of its own.
+`start = "exec"`: the clone executes the interpreter afresh (`--exec`), which confines itself by the same
+plan before it imports the server. It costs an interpreter's start and gives an address layout and a hash
+seed of its own.
 """
 
 import array
@@ -37,12 +39,14 @@ SOCKET, GUARDIAN = 3, 4
 
 
 class Spawn(Struct, frozen=True, kw_only=True, tag=True):
-    """One child. Descriptors ride along: the status socket, `groups` cgroup.procs files, then one a target."""
+    """One child. Descriptors ride along: the status socket, `groups` cgroup.procs files, then one a
+    target."""
 
     number: int
     confinement: Confinement
     entry: str
-    """`module:function`, called with `arguments` in the confined child; its return, or SystemExit, ends the child."""
+    """`module:function`, called with `arguments` in the confined child; its return, or SystemExit, ends the
+    child."""
     arguments: tuple[int | str, ...] = ()
     path: tuple[str, ...] = ()
     """Folders put in front of the import path."""
@@ -52,7 +56,8 @@ class Spawn(Struct, frozen=True, kw_only=True, tag=True):
     targets: tuple[int, ...] = ()
     """The numbers that the descriptors get, ascending; 0 to 2 are the zygote's unless named."""
     marker: str = ""
-    """Stands on the command line of a fresh start, as it does on the zygote's, so that survivors are known."""
+    """Stands on the command line of a fresh start, as it does on the zygote's, so that survivors are
+    known."""
 
 
 class Spawned(Struct, frozen=True, kw_only=True, tag=True):
@@ -101,6 +106,8 @@ def send(peer: socket.socket, packet: bytes, descriptors: Sequence[int] = ()) ->
 def run(spawn: Spawn) -> NoReturn:
     """Be the child: call the entry, then end, without unwinding what the zygote had on its stack."""
     code = 1
+    os.environ.clear()
+    os.environ.update(spawn.environment)
     try:
         sys.path[:0] = spawn.path
         module, _, function = spawn.entry.partition(":")
@@ -117,7 +124,8 @@ def run(spawn: Spawn) -> NoReturn:
 
 
 class Zygote:
-    """The fork server's loop. It owns the socket, the guardian and, while it handles a request, that one's descriptors."""
+    """The fork server's loop. It owns the socket, the guardian and, while it handles a request, that one's
+    descriptors."""
 
     def __init__(self, kernel: socket.socket, guardian: int) -> None:
         self.kernel = kernel
@@ -134,7 +142,11 @@ class Zygote:
             try:
                 start = self._execute if spawn.confinement.start == "exec" else self._clone
                 pid, pidfd = start(spawn, descriptors)
-                reply: Reply = Spawned(number=spawn.number, pid=pid) if pid > 0 else NotSpawned(number=spawn.number, error=-pid)
+                reply: Reply = (
+                    Spawned(number=spawn.number, pid=pid)
+                    if pid > 0
+                    else NotSpawned(number=spawn.number, error=-pid)
+                )
                 send(self.kernel, encode(reply), [pidfd] if pid > 0 else [])
             finally:
                 for descriptor in (*descriptors, pidfd):
@@ -142,7 +154,11 @@ class Zygote:
                         os.close(descriptor)
 
     def _clone(self, spawn: Spawn, descriptors: list[int]) -> tuple[int, int]:
-        status, groups, given = descriptors[0], descriptors[1 : 1 + spawn.groups], descriptors[1 + spawn.groups :]
+        status, groups, given = (
+            descriptors[0],
+            descriptors[1 : 1 + spawn.groups],
+            descriptors[1 + spawn.groups :],
+        )
         layout = Layout(
             spawn.confinement,
             status=status,
@@ -159,12 +175,14 @@ class Zygote:
         ctypes.pythonapi.PyOS_AfterFork_Child()
         self.kernel.detach()  # its number is closed, or something else by now
         gc.enable()
-        os.environ.clear()
-        os.environ.update(spawn.environment)
         run(spawn)
 
     def _execute(self, spawn: Spawn, descriptors: list[int]) -> tuple[int, int]:
-        status, groups, given = descriptors[0], descriptors[1 : 1 + spawn.groups], descriptors[1 + spawn.groups :]
+        status, groups, given = (
+            descriptors[0],
+            descriptors[1 : 1 + spawn.groups],
+            descriptors[1 + spawn.groups :],
+        )
         above = max((*spawn.targets, 2)) + 1
         launch = Launch(spawn=spawn, status=above + 1, guardian=above + 2)
         memory = os.memfd_create("launch", os.MFD_CLOEXEC)
@@ -178,11 +196,21 @@ class Zygote:
                 groups=groups,
                 descriptors=(*zip(given, spawn.targets, strict=True), *extra),
             )
-            arguments = [sys.executable, "-P", "-m", "atoll.microkernel.zygote", "--exec", str(above), spawn.marker]
+            arguments = [
+                sys.executable,
+                "-P",
+                "-m",
+                "atoll.microkernel.zygote",
+                "--exec",
+                str(above),
+                spawn.marker,
+            ]
             environment = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
             settings = [f"{name}={value}" for name, value in (environment | spawn.environment).items()]
             pidfd = ffi.new("int *", -1)
-            pid: int = lib.atoll_sandbox_execute(layout.plan, layout.strings(arguments), layout.strings(settings), pidfd)
+            pid: int = lib.atoll_sandbox_execute(
+                layout.plan, layout.strings(arguments), layout.strings(settings), pidfd
+            )
             return pid, pidfd[0]
         finally:
             os.close(memory)
@@ -194,20 +222,24 @@ def launch(memory: int) -> NoReturn:
     os.close(memory)
     entry = told.spawn.entry.partition(":")[0]
     preload([entry] if entry.startswith("atoll.") else [])  # a server's own module is loaded confined
-    layout = Layout(told.spawn.confinement, status=told.status, guardian=told.guardian, descriptors=None, ids_done=True)
+    layout = Layout(
+        told.spawn.confinement, status=told.status, guardian=told.guardian, descriptors=None, ids_done=True
+    )
     lib.atoll_sandbox_enter(layout.plan)
     os.close(told.guardian)
     run(told.spawn)
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Import what every server needs, so that its pages are shared and its files need not be reachable later."""
+    """Import what every server needs, so that its pages are shared and its files need not be reachable
+    later."""
     for module in ("trio", "msgspec", *modules):
         importlib.import_module(module)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`--exec MEMFD MARKER`, or `MARKER MODULE...` with the kernel's socket and pidfd as descriptors 3 and 4."""
+    """`--exec MEMFD MARKER`, or `MARKER MODULE...` with the kernel's socket and pidfd as descriptors 3 and
+    4."""
     if arguments[0] == "--exec":
         launch(int(arguments[1]))
     failed = lib.atoll_die_with_parent(GUARDIAN)

@@ -1,4 +1,5 @@
-"""How one process is confined: plain data, made by the levels, read by the zygote, carried out by the C core."""
+"""How one process is confined: plain data, made by the levels, read by the zygote, carried out by the C
+core."""
 
 from typing import Literal
 
@@ -28,14 +29,16 @@ class Limit(Struct, frozen=True, kw_only=True):
 
 
 class PathRule(Struct, frozen=True, kw_only=True):
-    """What Landlock allows beneath a path (LANDLOCK_ACCESS_FS_* bits). A path that does not exist is passed over."""
+    """What Landlock allows beneath a path (LANDLOCK_ACCESS_FS_* bits). A path that does not exist is passed
+    over."""
 
     path: str
     access: int
 
 
 class Landlock(Struct, frozen=True, kw_only=True):
-    """A Landlock ruleset: the accesses it handles, and the paths where some are allowed. Network and scopes get no exception."""
+    """A Landlock ruleset: the accesses it handles, and the paths where some are allowed. Network and scopes
+    get no exception."""
 
     files: int
     network: int
@@ -72,7 +75,8 @@ class Confinement(Struct, frozen=True, kw_only=True):
     gid: int | None = None
     root: NewRoot | None = None
     covers: tuple[str, ...] = ()
-    """Without a root of its own: folders of the host to hide behind an empty one, in which binds may stand."""
+    """Without a root of its own: folders of the host to hide behind an empty one, in which binds may
+    stand."""
     binds: tuple[Bind, ...] = ()
     limits: tuple[Limit, ...] = ()
     oom_score: int | None = None

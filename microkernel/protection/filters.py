@@ -1,15 +1,17 @@
 """System-call filters: a table with a reason a row, built by libseccomp into a program that the C core loads.
 
-What is not in the table is refused. Rows are grouped: `base` is what any Python server needs (CPython, trio, msgspec,
-lmdb, numpy with its threads); the other groups are granted by an image, one by one, and each grant is a weakening.
+What is not in the table is refused. Rows are grouped: `base` is what any Python server needs (CPython,
+trio, msgspec, lmdb, numpy with its threads); the other groups are granted by an image, one by one, and each
+grant is a weakening.
 
-Arguments are looked at where the number alone says too little, and nowhere else: a rule on an argument costs the kernel
-its bitmap of calls known to be allowed. What no filter can look at is memory, so paths are not its business: files are
-kept apart by users, mounts and Landlock.
+Arguments are looked at where the number alone says too little, and nowhere else: a rule on an argument
+costs the kernel its bitmap of calls known to be allowed. What no filter can look at is memory, so paths are
+not its business: files are kept apart by users, mounts and Landlock.
 """
 
 import errno
 import functools
+import importlib
 import os
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -23,9 +25,6 @@ SOCK_STREAM, SOCK_SEQPACKET, SOCK_TYPE_MASK = 1, 5, 0xF
 CLONE_THREAD = 0x10000
 CLONE_NAMESPACES = 0x7E020080
 """CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}: a thread or a worker never gets new ones."""
-USER_NOTIFICATION, KILL_PROCESS = 0x7FC00000, 0x80000000
-RETURN = 0x06
-"""BPF's `ret #k`."""
 
 
 class UnknownGrant(CallerFault):
@@ -45,7 +44,8 @@ class Test(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True):
-    """A system call that is let through, if all `tests` hold, or that fails with `error` at once and unrecorded."""
+    """A system call that is let through, if all `tests` hold, or that fails with `error` at once and
+    unrecorded."""
 
     call: str
     reason: str
@@ -58,11 +58,16 @@ def _rows(reason: str, names: str) -> tuple[Row, ...]:
 
 
 BASE: tuple[Row, ...] = (
-    *_rows("read and write what is open: channels, logs, files", "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2"),
+    *_rows(
+        "read and write what is open: channels, logs, files",
+        "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2",
+    ),
     *_rows("find the end of a file and move in it: files, lmdb", "lseek"),
     *_rows("open files that users, mounts and Landlock leave in reach: imports, the store", "open openat"),
     *_rows("close, also what was inherited", "close close_range"),
-    *_rows("look at a file: imports, the store", "fstat stat lstat newfstatat statx access faccessat faccessat2"),
+    *_rows(
+        "look at a file: imports, the store", "fstat stat lstat newfstatat statx access faccessat faccessat2"
+    ),
     *_rows("look at a file system: free space of the store", "statfs fstatfs"),
     *_rows("read links and folders: imports, blobs", "readlink readlinkat getdents64 getcwd"),
     *_rows("change the folder relative paths start at: tools of the standard library", "chdir fchdir umask"),
@@ -74,30 +79,65 @@ BASE: tuple[Row, ...] = (
     *_rows("remove files: garbage collection of blobs", "unlink unlinkat"),
     *_rows("make and remove folders in its own file tree", "mkdir mkdirat rmdir"),
     *_rows("modes and times of its own files", "chmod fchmod fchmodat utimensat"),
-    *_rows("read attributes: copying with the standard library asks", "getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr"),
+    *_rows(
+        "read attributes: copying with the standard library asks",
+        "getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr",
+    ),
     *_rows("tell the page cache what is coming", "fadvise64 readahead"),
     *_rows("copy between files without a round through memory", "sendfile copy_file_range splice"),
     *_rows("duplicate descriptors", "dup dup2 dup3"),
-    *_rows("wake-ups inside the process", "pipe2 eventfd2 timerfd_create timerfd_settime timerfd_gettime signalfd4"),
-    *_rows("wait for channels: trio and the receive loop", "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6"),
+    *_rows(
+        "wake-ups inside the process",
+        "pipe2 eventfd2 timerfd_create timerfd_settime timerfd_gettime signalfd4",
+    ),
+    *_rows(
+        "wait for channels: trio and the receive loop",
+        "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6",
+    ),
     *_rows("memory: the allocator, mapped channels, lmdb", "brk mmap munmap mprotect mremap madvise mincore"),
+    *_rows("place memory on a node: numpy's BLAS does for its buffers", "mbind"),
     *_rows("keep pages in memory, within RLIMIT_MEMLOCK", "mlock mlock2 munlock"),
     *_rows("anonymous memory to hand over: state at a swap, buffers", "memfd_create"),
     *_rows("wait inside and between processes that share a channel", "futex membarrier"),
-    *_rows("threads: bookkeeping of a new one", "set_robust_list get_robust_list rseq set_tid_address gettid sched_yield"),
+    *_rows(
+        "threads: bookkeeping of a new one",
+        "set_robust_list get_robust_list rseq set_tid_address gettid sched_yield",
+    ),
     *_rows("place threads on cores within the cpuset", "sched_getaffinity sched_setaffinity getcpu"),
-    *_rows("signal handling within the process", "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack restart_syscall pause"),
+    *_rows(
+        "signal handling within the process",
+        "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack "
+        "restart_syscall pause",
+    ),
     *_rows("end a thread or the process", "exit exit_group"),
     *_rows("time: what the vDSO does not answer", "clock_gettime clock_getres gettimeofday time times"),
     *_rows("sleep and timers", "nanosleep clock_nanosleep getitimer setitimer alarm"),
-    *_rows("who am I", "getpid getppid getuid geteuid getgid getegid getgroups getresuid getresgid getpgrp getpgid getsid uname"),
+    *_rows(
+        "who am I",
+        "getpid getppid getuid geteuid getgid getegid getgroups getresuid getresgid getpgrp getpgid getsid "
+        "uname",
+    ),
     *_rows("what have I used", "getrusage sysinfo getpriority"),
     *_rows("chance", "getrandom"),
-    *_rows("talk over sockets that were handed over", "sendmsg recvmsg sendto recvfrom sendmmsg recvmmsg shutdown accept accept4"),
-    *_rows("ask what a socket is: the standard library does at each one", "getsockopt setsockopt getsockname getpeername"),
-    Row("clone", "threads, and nothing but threads", (Test(0, CLONE_THREAD, CLONE_THREAD | CLONE_NAMESPACES),)),
-    Row("clone3", "its flags lie in memory, out of sight: the C library falls back to clone", (), errno.ENOSYS),
-    Row("socketpair", "trio wakes its loop through one", (Test(0, AF_UNIX), Test(1, SOCK_STREAM, SOCK_TYPE_MASK))),
+    *_rows(
+        "talk over sockets that were handed over",
+        "sendmsg recvmsg sendto recvfrom sendmmsg recvmmsg shutdown accept accept4",
+    ),
+    *_rows(
+        "ask what a socket is: the standard library does at each one",
+        "getsockopt setsockopt getsockname getpeername",
+    ),
+    Row(
+        "clone", "threads, and nothing but threads", (Test(0, CLONE_THREAD, CLONE_THREAD | CLONE_NAMESPACES),)
+    ),
+    Row(
+        "clone3", "its flags lie in memory, out of sight: the C library falls back to clone", (), errno.ENOSYS
+    ),
+    Row(
+        "socketpair",
+        "trio wakes its loop through one",
+        (Test(0, AF_UNIX), Test(1, SOCK_STREAM, SOCK_TYPE_MASK)),
+    ),
     Row(
         "socketpair",
         "packets between workers; datagrams are left out: they can be sent to any name",
@@ -138,7 +178,7 @@ PAGING = (
 
 DEVICES = (
     *_rows("drive a device through its driver", "ioctl"),
-    *_rows("memory a device reads", "mlockall mbind set_mempolicy get_mempolicy"),
+    *_rows("memory a device reads", "mlockall set_mempolicy get_mempolicy"),
 )
 
 GROUPS: dict[str, tuple[Row, ...]] = {
@@ -148,7 +188,8 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "paging": PAGING,
     "devices": DEVICES,
 }
-"""What an image may grant beside `base`: worker processes, network sockets, user-space paging, device drivers."""
+"""What an image may grant beside `base`: worker processes, network sockets, user-space paging, device
+drivers."""
 
 Refusal = Literal["notify", "kill"]
 
@@ -163,10 +204,16 @@ def rows(grants: Iterable[str] = ()) -> tuple[Row, ...]:
     return tuple(row for group in dict.fromkeys(chosen) for row in GROUPS[group])
 
 
+def _library() -> Any:
+    """pyseccomp, which has no types and loads libseccomp: only the kernel needs it."""
+    return importlib.import_module("pyseccomp")
+
+
 @functools.cache
 def export(grants: tuple[str, ...] = (), refusal: Refusal = "notify") -> bytes:
-    """The program as struct sock_filter rows, for the machine it is built on. Raises UnknownGrant, OSError."""
-    import pyseccomp  # it loads libseccomp, which only the kernel needs
+    """The program as struct sock_filter rows, for the machine it is built on. Raises UnknownGrant,
+    OSError."""
+    pyseccomp = _library()
 
     default = pyseccomp.NOTIFY if refusal == "notify" else pyseccomp.KILL_PROCESS
     table: Any = pyseccomp.SyscallFilter(default)
@@ -194,7 +241,9 @@ def _read_out(table: Any) -> bytes:
 
 def name_of(number: int) -> str:
     """The system call of this machine that has `number`, or the number itself where libseccomp knows none."""
-    import pyseccomp
-
-    name: bytes | None = pyseccomp.resolve_syscall(pyseccomp.system_arch(), number)
-    return name.decode() if name else str(number)
+    pyseccomp = _library()
+    try:
+        name: bytes = pyseccomp.resolve_syscall(pyseccomp.system_arch(), number)
+    except ValueError:
+        return str(number)
+    return name.decode()

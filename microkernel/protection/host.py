@@ -1,4 +1,5 @@
-"""What this host can do for protection, found out by doing it: each probe confines a child that exits at once."""
+"""What this host can do for protection, found out by doing it: each probe confines a child that exits at
+once."""
 
 import importlib
 import os
@@ -18,7 +19,8 @@ PROC_OPTIONS = "hidepid=invisible,subset=pid"
 
 
 class Host(Struct, frozen=True, kw_only=True):
-    """What the probes found. An empty string means that it works, any other is the sentence that says why not."""
+    """What the probes found. An empty string means that it works, any other is the sentence that says why
+    not."""
 
     root: bool
     uid: int
@@ -47,7 +49,8 @@ class Host(Struct, frozen=True, kw_only=True):
 
 
 def attempt(confinement: Confinement) -> str:
-    """Confine a child and let it exit. Empty if it worked, else the sentence that says at which step it did not."""
+    """Confine a child and let it exit. Empty if it worked, else the sentence that says at which step it did
+    not."""
     status = ffi.new("struct atoll_status *")
     layout = Layout(confinement)
     failed = lib.atoll_sandbox_try(layout.plan, status)
@@ -66,27 +69,38 @@ def own_ids() -> IdMap:
 
 @cache
 def staging() -> str:
-    """A folder to build a new root on. /proc will not do: a covered /proc cannot be mounted again by a user."""
+    """A folder to build a new root on. /proc will not do: a covered /proc cannot be mounted again by a
+    user."""
     return next((folder for folder in ("/tmp", "/mnt", "/run", "/var/tmp") if os.path.isdir(folder)), "/")
 
 
 @cache
 def interpreter_paths() -> tuple[str, ...]:
-    """What a running interpreter with the SDK imported may still load: modules and shared libraries, outermost folders only.
+    """What a running interpreter with the SDK imported may still load: modules and shared libraries,
+    outermost folders only.
 
-    Of the import path only what belongs to the interpreter or its virtual environment counts: the folder a program was
-    started in stands there too, and is nobody's business.
+    Of the import path only what belongs to the interpreter or its virtual environment counts: the folder a
+    program was started in stands there too, and is nobody's business.
     """
     places = sysconfig.get_paths()
     wanted = [places["stdlib"], places["platstdlib"], places["purelib"], places["platlib"]]
     wanted += [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
-    wanted += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/localtime"]
+    wanted += [
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/etc/ld.so.cache",
+        "/etc/localtime",
+    ]
     wanted += [sysconfig.get_config_var("LIBDIR") or "", *_package_folders()]
     return outermost({os.path.abspath(path) for path in wanted if path and os.path.exists(path)})
 
 
 def _package_folders() -> list[str]:
-    """Where the SDK's packages lie, both as they were found and as they are: a checkout is reached by links."""
+    """Where the SDK's packages lie, both as they were found and as they are: a checkout is reached by
+    links."""
     folders: list[str] = []
     for name in ("atoll.ipc", "atoll.native"):
         for path in importlib.import_module(name).__path__:
@@ -104,7 +118,8 @@ def outermost(paths: set[str]) -> tuple[str, ...]:
 
 
 def closed_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The outermost folders above `paths` that a user who neither owns them nor is in their group cannot pass."""
+    """The outermost folders above `paths` that a user who neither owns them nor is in their group cannot
+    pass."""
     closed = set()
     for path in paths:
         for folder in reversed(Path(os.path.realpath(path)).parents):
@@ -149,9 +164,13 @@ def probe() -> Host:
         root=root,
         uid=os.geteuid(),
         users=attempt(Confinement(name="probe", namespaces=NEW_USERS, ids=own_ids())),
-        mounts=attempt(Confinement(name="probe", namespaces=base | NEW_MOUNTS, ids=ids, root=bare, binds=library)),
+        mounts=attempt(
+            Confinement(name="probe", namespaces=base | NEW_MOUNTS, ids=ids, root=bare, binds=library)
+        ),
         processes=attempt(
-            Confinement(name="probe", namespaces=base | NEW_MOUNTS | NEW_PROCESSES, ids=ids, root=shown, binds=library)
+            Confinement(
+                name="probe", namespaces=base | NEW_MOUNTS | NEW_PROCESSES, ids=ids, root=shown, binds=library
+            )
         ),
         network=namespace(NEW_NETWORK),
         ipc=namespace(NEW_IPC),

@@ -54,7 +54,8 @@ class Layout:
         descriptors: Sequence[tuple[int, int]] | None = (),
         ids_done: bool = False,
     ) -> None:
-        """`descriptors` are (source, target) pairs in ascending order of target; None leaves the table as it is.
+        """`descriptors` are (source, target) pairs in ascending order of target; None leaves the table as
+        it is.
 
         `ids_done`: the user namespace was mapped before the exec that brought us here.
         """
@@ -75,10 +76,14 @@ class Layout:
         plan.covers = self._array("char *[]", [self._text(cover) for cover in c.covers])
         plan.cover_count = len(c.covers)
         plan.binds = self._array(
-            "struct atoll_bind[]", [(self._text(b.source), self._text(b.place), _attributes(b)) for b in c.binds]
+            "struct atoll_bind[]",
+            [(self._text(b.source), self._text(b.place), _attributes(b)) for b in c.binds],
         )
         plan.bind_count = len(c.binds)
-        plan.limits = self._array("struct atoll_limit[]", [(l.resource, _bound(l.soft), _bound(l.hard)) for l in c.limits])
+        plan.limits = self._array(
+            "struct atoll_limit[]",
+            [(each.resource, _bound(each.soft), _bound(each.hard)) for each in c.limits],
+        )
         plan.limit_count = len(c.limits)
         plan.groups = self._array("int[]", list(groups))
         plan.group_count = len(groups)

@@ -1,8 +1,9 @@
-"""What a protection level is: an ordered set of mechanisms, each of which can be probed, applied, added and dropped.
+"""What a protection level is: an ordered set of mechanisms, each of which can be probed, applied, added and
+dropped.
 
-A level is a module of this package that has a `LEVEL`; adding one touches no other file. Levels are a ladder: a level
-brings the mechanisms of all levels of lower rank, then its own, applied in that order. A level that replaces the lower
-ones (a virtual machine) says so by `alone`.
+A level is a module of this package that has a `LEVEL`; adding one touches no other file. Levels are a
+ladder: a level brings the mechanisms of all levels of lower rank, then its own, applied in that order. A
+level that replaces the lower ones (a virtual machine) says so by `alone`.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ class Subject(Struct, frozen=True, kw_only=True):
     uid: int | None = None
     """Its own user and group, from the node's range; None without root. Never 0."""
     binds: tuple[Bind, ...] = ()
-    """What it needs of the host's files besides the interpreter: its package's folder, folders it was given."""
+    """What it needs of the host's files besides the interpreter: its package's folder, folders it was
+    given."""
     limits: tuple[Limit, ...] = ()
     """Beside, or in place of, the level's own."""
     scratch: int = 64 << 20
@@ -36,10 +38,12 @@ class Subject(Struct, frozen=True, kw_only=True):
 
 
 class Absence(Struct, frozen=True):
-    """Why a mechanism is not there. `fatal`: the level may not be claimed without it."""
+    """Why a mechanism is not there. `fatal`: the level may not be claimed without it. `needless`: it would
+    add nothing."""
 
     reason: str
     fatal: bool = True
+    needless: bool = False
 
 
 class Mechanism(Struct, frozen=True, kw_only=True):

@@ -109,8 +109,8 @@ def plan(
 ) -> Plan:
     """What holds for `subject` at `level`, with single mechanisms added, and dropped for a reason.
 
-    With `degrade` the nearest lower level that this host has stands in, and a weakening records it. Raises NoSuchLevel,
-    NoSuchMechanism, NotDropped, filters.UnknownGrant.
+    With `degrade` the nearest lower level that this host has stands in, and a weakening records it. Raises
+    NoSuchLevel, NoSuchMechanism, NotDropped, filters.UnknownGrant.
     """
     made = _plan(level, subject, host, add, drop)
     if not made.missing or not degrade:
@@ -136,7 +136,9 @@ def _plan(
     wanted: str = "",
 ) -> Plan:
     chosen = _chosen(level, add, drop)
-    weakenings, missing, in_force = [*notes], [], []
+    weakenings = [*notes]
+    missing: list[Weakening] = []
+    in_force: list[str] = []
     weakenings += [Weakening(name, f"dropped by the image: {reason}") for name, reason in drop.items()]
     weakenings += [Weakening("system-calls", f"the image grants {grant!r}") for grant in subject.grants]
     confinement = _plain(subject)
@@ -144,8 +146,9 @@ def _plan(
         confinement = shared_uid(confinement, subject)
     for mechanism in chosen:
         absence = mechanism.absent(host)
-        if absence:
+        if absence and not absence.needless:
             (missing if absence.fatal else weakenings).append(Weakening(mechanism.name, absence.reason))
+        if absence:
             continue
         confinement = mechanism.apply(confinement, subject, host)
         in_force.append(mechanism.name)

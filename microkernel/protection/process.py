@@ -23,7 +23,9 @@ LIMITS = (
 def _needs_root(host: Host) -> Absence | None:
     if host.root:
         return None
-    return Absence("only root can give users away: the server runs as you, like your other programs", fatal=False)
+    return Absence(
+        "only root can give users away: the server runs as you, like your other programs", fatal=False
+    )
 
 
 def _own_uid(confinement: Confinement, subject: Subject, host: Host) -> Confinement:
@@ -38,9 +40,11 @@ def shared_uid(confinement: Confinement, subject: Subject) -> Confinement:
 
 
 def _open_the_way(confinement: Confinement, subject: Subject) -> Confinement:
-    """Let another user reach the interpreter and its folders though a folder above them is closed (a home, say).
+    """Let another user reach the interpreter and its folders though a folder above them is closed (a home,
+    say).
 
-    The closed folders are hidden behind empty ones that hold only what is needed; nothing else in them is exposed.
+    The closed folders are hidden behind empty ones that hold only what is needed; nothing else in them is
+    exposed.
     """
     needed = [*(Bind(source=path) for path in interpreter_paths()), *subject.binds]
     closed = closed_folders(tuple(bind.source for bind in needed))
@@ -87,7 +91,10 @@ LEVEL = Level(
             apply=_own_uid,
         ),
         Mechanism(
-            name="undumpable", stops="being debugged by processes of the same user", absent=always, apply=_undumpable
+            name="undumpable",
+            stops="being debugged by processes of the same user",
+            absent=always,
+            apply=_undumpable,
         ),
         Mechanism(
             name="no-new-privileges",
@@ -95,6 +102,11 @@ LEVEL = Level(
             absent=always,
             apply=_no_new_privileges,
         ),
-        Mechanism(name="limits", stops="runaway use of descriptors, locked memory and core files", absent=always, apply=_limits),
+        Mechanism(
+            name="limits",
+            stops="runaway use of descriptors, locked memory and core files",
+            absent=always,
+            apply=_limits,
+        ),
     ),
 )

@@ -1,7 +1,7 @@
 """Level `sandbox`: namespaces of its own, a minimal read-only root, and Landlock over what is left in it.
 
-Booted by root, a server has a uid of its own and no capabilities, and needs no user namespace for the others. Without
-root a user namespace is what allows the others; the uid inside it is the user's own.
+Booted by root, a server has a uid of its own and no capabilities, and needs no user namespace for the
+others. Without root a user namespace is what allows the others; the uid inside it is the user's own.
 """
 
 from pathlib import Path
@@ -24,7 +24,9 @@ from .host import (
 )
 from .level import Absence, Level, Mechanism, Subject
 
-DEVICES = tuple(Bind(source=f"/dev/{name}", writable=True, device=True) for name in ("null", "zero", "urandom"))
+DEVICES = tuple(
+    Bind(source=f"/dev/{name}", writable=True, device=True) for name in ("null", "zero", "urandom")
+)
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_FOLDER = 1, 2, 4, 8
 REFER, TRUNCATE, DEVICE_CONTROL = 1 << 13, 1 << 14, 1 << 15
@@ -32,7 +34,9 @@ FILES_BY_ABI = ((1, (1 << 13) - 1), (2, REFER), (3, TRUNCATE), (5, DEVICE_CONTRO
 NETWORK_BY_ABI = ((4, 0b11),)  # bind and connect of TCP
 SCOPES_BY_ABI = ((6, 0b11),)  # abstract Unix sockets, signals
 READ = READ_FILE | READ_FOLDER
-WRITE = ((1 << 13) - 1) & ~EXECUTE & ~(1 << 6) & ~(1 << 11) | REFER | TRUNCATE  # no execution, no device nodes
+WRITE = (
+    ((1 << 13) - 1) & ~EXECUTE & ~(1 << 6) & ~(1 << 11) | REFER | TRUNCATE
+)  # no execution, no device nodes
 ABI_ADDS = (
     (2, "moving files between folders stays refused"),
     (3, "truncating files is not looked at"),
@@ -54,7 +58,11 @@ def _with(confinement: Confinement, host: Host, flag: int) -> Confinement:
 
 def _no_users(host: Host) -> Absence | None:
     if host.root:
-        return Absence("root needs none: its own uid and the lack of capabilities stand in for it", fatal=False)
+        return Absence(
+            "root needs none: its own uid and the lack of capabilities do its work",
+            fatal=False,
+            needless=True,
+        )
     return _why(host.users)
 
 
@@ -94,7 +102,11 @@ def _hostname(confinement: Confinement, subject: Subject, host: Host) -> Confine
 
 
 def _no_landlock(host: Host) -> Absence | None:
-    return None if host.landlock else Absence("this kernel has no Landlock, or it was not enabled at boot (lsm=landlock,...)")
+    return (
+        None
+        if host.landlock
+        else Absence("this kernel has no Landlock, or it was not enabled at boot (lsm=landlock,...)")
+    )
 
 
 def _landlock_lacks(host: Host) -> str:
@@ -118,7 +130,10 @@ def _landlock(confinement: Confinement, subject: Subject, host: Host) -> Confine
         files=files,
         network=0 if "network" in subject.grants else handled(host.landlock, NETWORK_BY_ABI),
         scoped=handled(host.landlock, SCOPES_BY_ABI),
-        rules=tuple(PathRule(path=rule.path, access=rule.access & files & _fitting(rule.path, subject)) for rule in rules),
+        rules=tuple(
+            PathRule(path=rule.path, access=rule.access & files & _fitting(rule.path, subject))
+            for rule in rules
+        ),
     )
     return msgspec.structs.replace(confinement, landlock=ruleset, no_new_privileges=True)
 
@@ -160,12 +175,20 @@ LEVEL = Level(
             apply=_network,
         ),
         Mechanism(
-            name="ipc", stops="shared memory and queues of System V and POSIX", absent=lambda host: _why(host.ipc), apply=_ipc
+            name="ipc",
+            stops="shared memory and queues of System V and POSIX",
+            absent=lambda host: _why(host.ipc),
+            apply=_ipc,
         ),
-        Mechanism(name="hostname", stops="renaming the host", absent=lambda host: _why(host.hostname), apply=_hostname),
+        Mechanism(
+            name="hostname",
+            stops="renaming the host",
+            absent=lambda host: _why(host.hostname),
+            apply=_hostname,
+        ),
         Mechanism(
             name="landlock",
-            stops="use of files, TCP, signals and abstract sockets beyond the list, also where a mount shows more",
+            stops="use of files, TCP, signals and abstract sockets beyond the list",
             absent=_no_landlock,
             apply=_landlock,
             partial=_landlock_lacks,

@@ -42,7 +42,7 @@ LEVEL = Level(
         ),
         Mechanism(
             name="system-calls",
-            stops="all system calls that are not in the table: most of the kernel's surface, signals, tracing, new sockets",
+            stops="system calls that are not in the table: most of the kernel, signals, tracing, new sockets",
             absent=_no_filters,
             apply=_system_calls,
             partial=_unseen,

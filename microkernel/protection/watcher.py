@@ -1,12 +1,13 @@
 """The watcher: a small process that answers refused system calls and says who was refused what, how often.
 
-A filter that asks (`notify`) leaves the caller waiting in the kernel until someone answers at the filter's listener.
-The answer is always EPERM: nothing is ever done on a caller's behalf, and its memory is not read, so there is nothing to
-race for. What is known is the call's number and its arguments. Refusals are coalesced per (process, call); the first is
-told at once, the rest with counts once a second and when the process ends. A process that floods is killed.
+A filter that asks (`notify`) leaves the caller waiting in the kernel until someone answers at the filter's
+listener. The answer is always EPERM: nothing is ever done on a caller's behalf, and its memory is not read,
+so there is nothing to race for. What is known is the call's number and its arguments. Refusals are
+coalesced per (process, call); the first is told at once, the rest with counts once a second and when the
+process ends. A process that floods is killed.
 
-The listener lives here only. If the watcher dies, waiting calls fail with ENOSYS and nobody hangs; what was refused
-after that is unseen until the process is started again, and the kernel says so.
+The listener lives here only. If the watcher dies, waiting calls fail with ENOSYS and nobody hangs; what was
+refused after that is unseen until the process is started again, and the kernel says so.
 """
 
 import array
@@ -118,7 +119,10 @@ class Watcher:
 
     def _take(self) -> bool:
         room = socket.CMSG_SPACE(8)
-        packet, control, _, _ = self.kernel.recvmsg(PACKET_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+        try:
+            packet, control, _, _ = self.kernel.recvmsg(PACKET_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # it closed with reports unread
+            return False
         if not packet:
             return False
         received = array.array("i")
@@ -153,7 +157,11 @@ class Watcher:
         if watched.since_report > self.flood and not watched.flooded:
             watched.flooded = True
             signal.pidfd_send_signal(watched.pidfd, signal.SIGKILL)
-            self._tell(Flooded(server=watched.watch.server, process=watched.watch.process, count=watched.since_report))
+            self._tell(
+                Flooded(
+                    server=watched.watch.server, process=watched.watch.process, count=watched.since_report
+                )
+            )
 
     def _report(self, watched: Watched, only: int | None = None) -> None:
         calls = list(watched.counts) if only is None else [only]
@@ -171,7 +179,8 @@ class Watcher:
             watched.since_report = 0
 
     def _tell(self, report: Report) -> None:
-        self.kernel.sendmsg([encode(report)])
+        with suppress(BrokenPipeError):  # the kernel has closed; the loop is about to see it
+            self.kernel.sendmsg([encode(report)])
 
     def _forget(self, watched: Watched) -> None:
         self._report(watched)

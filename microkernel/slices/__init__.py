@@ -1,8 +1,8 @@
 """Compute slices: what a server or a stage may use of processor, memory, processes and disk.
 
-    slices = choose("a1b2c3")
-    group = slices.group("training", "trainer")
-    said = group.limit(Limits(cpu_weight=200, memory=1 << 30))
+slices = choose("a1b2c3")
+group = slices.group("training", "trainer")
+said = group.limit(Limits(cpu_weight=200, memory=1 << 30))
 """
 
 import os
@@ -18,7 +18,9 @@ from .v2 import GroupV2
 
 __all__ = ["Group", "GroupOfProcesses", "IoClass", "Limits", "Slices", "choose", "io_priority"]
 
-NO_IO_WEIGHTS = "I/O weights are not enforced (they need the bfq scheduler or version 2's io controller): I/O classes are"
+NO_IO_WEIGHTS = (
+    "I/O weights are not enforced (they need the bfq scheduler or version 2's io controller): I/O classes are"
+)
 
 
 class Chosen:
@@ -40,7 +42,9 @@ class Chosen:
     def _make(self, names: tuple[str, ...]) -> Group:
         name = "/".join(names)
         if self.kind == "v1":
-            return GroupV1(name, {controller: folder.joinpath(*names) for controller, folder in self._folders.items()})
+            return GroupV1(
+                name, {controller: folder.joinpath(*names) for controller, folder in self._folders.items()}
+            )
         if self.kind == "v2":
             folder, held = self._folders["unified"], frozenset(v2.USED)
             for each in names:
@@ -57,7 +61,9 @@ class Chosen:
         for folder in left:
             if hierarchy.members(folder) - own:
                 await _end(folder)
-        return [said for folder in left if not hierarchy.members(folder) and (said := hierarchy.remove(folder))]
+        return [
+            said for folder in left if not hierarchy.members(folder) and (said := hierarchy.remove(folder))
+        ]
 
 
 async def _end(folder: Path) -> None:
@@ -68,7 +74,8 @@ async def _end(folder: Path) -> None:
 
 
 def choose(node: str) -> Slices:
-    """The slices of `node` (a name fit for a folder) on this host: version 2 where it has controllers, else 1, else none."""
+    """The slices of `node` (a name fit for a folder) on this host: version 2 where it has controllers, else
+    1, else none."""
     found = hierarchy.mounts()
     unified = next((mount for mount in found if mount.version == 2), None)
     if unified and unified.controllers & {"cpu", "memory", "pids"} and _writable(unified.base):
@@ -83,7 +90,9 @@ def choose(node: str) -> Slices:
     if held:
         return _version_1(node, held, unified)
     user = "you may not make control groups here" if found else "no control groups are mounted here"
-    return Chosen(node, "none", (f"slices are not enforced ({user}); freezing stops processes by signal",), {})
+    return Chosen(
+        node, "none", (f"slices are not enforced ({user}); freezing stops processes by signal",), {}
+    )
 
 
 def _version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None) -> Slices:
@@ -91,7 +100,11 @@ def _version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None
     if unified and _writable(unified.base):
         folders = {"unified": unified.base / hierarchy.ROOT / node, **folders}
         folders.pop("freezer", None)  # one membership less to take up at each start
-    lacks = [f"no {controller} controller: what it limits is not enforced" for controller in v1.USED if controller not in held]
+    lacks = [
+        f"no {controller} controller: what it limits is not enforced"
+        for controller in v1.USED
+        if controller not in held
+    ]
     if "blkio" in held and not (held["blkio"].parents[1] / "blkio.bfq.weight").exists():
         lacks.append(NO_IO_WEIGHTS)
     return Chosen(node, "v1", tuple(lacks), folders)

@@ -15,7 +15,8 @@ LOOK_AGAIN = 0.001
 
 
 class Group(Protocol):
-    """A group of processes. A process joins by writing 0 to the files that `open_procs` gives, before it is confined."""
+    """A group of processes. A process joins by writing 0 to the files that `open_procs` gives, before it is
+    confined."""
 
     name: str
 
@@ -37,7 +38,8 @@ class Group(Protocol):
     async def thaw(self) -> None: ...
 
     async def end(self) -> None:
-        """Kill all its processes, frozen or not; returns when none is left but those that their parent has not reaped."""
+        """Kill all its processes, frozen or not; returns when none is left but those that their parent has
+        not reaped."""
 
     def remove(self) -> list[str]:
         """Remove it. It must be empty. Returns a sentence for what could not be removed."""
@@ -55,22 +57,29 @@ class Slices(Protocol):
         """The group at `atoll/NODE/NAMES...`, made if it is not there: a slice, or a server inside one."""
 
     async def clean(self) -> list[str]:
-        """End and remove all that older boots of this node left. Returns a sentence for what could not be removed."""
+        """End and remove all that older boots of this node left. Returns a sentence for what could not be
+        removed."""
 
 
 async def until_written(path: Path, wanted: str, ask: str) -> None:
-    """Write `ask` until the file reads as `wanted`: a freezer stops what was forked meanwhile only when asked again."""
+    """Write `ask` until the file reads as `wanted`: a freezer stops what was forked meanwhile only when
+    asked again."""
     while True:
-        path.write_text(ask)
-        if wanted in path.read_text().split("\n"):
+        if wanted in _asked(path, ask):
             return
         await trio.sleep(LOOK_AGAIN)
+
+
+def _asked(freezer: Path, ask: str) -> list[str]:
+    """What a freezer says after being asked; a control file answers at once, so this blocks nobody."""
+    freezer.write_text(ask)
+    return freezer.read_text().split()
 
 
 async def settled(folder: Path, *, frozen: bool) -> None:
     """Wait until the kernel says that a version 2 group stands still, or moves again."""
     wanted = f"frozen {int(frozen)}"
-    while wanted not in (folder / "cgroup.events").read_text():
+    while wanted not in (folder / "cgroup.events").read_text():  # noqa: ASYNC110 - the kernel sets no Event
         await trio.sleep(LOOK_AGAIN)
 
 

@@ -1,4 +1,5 @@
-"""Control groups as files: where the hierarchies are mounted, where this process is in them, and what a write said."""
+"""Control groups as files: where the hierarchies are mounted, where this process is in them, and what a
+write said."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ class Mount(Struct, frozen=True):
 
     @property
     def base(self) -> Path:
-        """The caller's group as a folder: groups are made inside it, so that whoever bounds the caller bounds them too."""
+        """The caller's group as a folder: groups are made inside it, so that whoever bounds the caller
+        bounds them too."""
         inside = self.path / self.own.strip("/")
         return inside if inside.is_dir() else self.path
 
@@ -30,8 +32,8 @@ def mounts() -> tuple[Mount, ...]:
     """Every hierarchy that is mounted here."""
     own: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
-        for controller in controllers.split(",") if controllers else ("",):
+        _, names, place = line.split(":", 2)
+        for controller in names.split(",") if names else ("",):
             own[controller] = place
     found: dict[Path, Mount] = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():

@@ -25,7 +25,8 @@ class Limits(Struct, frozen=True, kw_only=True):
 def io_priority(limits: Limits) -> int:
     """Class and level as ioprio_set takes them: what the disk's scheduler heeds where it knows no weights.
 
-    Weights of 1 to 10000 fall on levels 7 (least) to 0, doubling or halving a level: 100 is level 4, as the system has it.
+    Weights of 1 to 10000 fall on levels 7 (least) to 0, doubling or halving a level: 100 is level 4, as the
+    system has it.
     """
     level = max(0, min(7, 4 - (limits.io_weight.bit_length() - (100).bit_length())))
     return IO_CLASSES[limits.io_class] << 13 | (0 if limits.io_class == "idle" else level)

@@ -1,4 +1,5 @@
-"""Slices where no control group can be made: signals stand in for freezing and ending, nothing limits anything."""
+"""Slices where no control group can be made: signals stand in for freezing and ending, nothing limits
+anything."""
 
 import os
 import signal
@@ -27,7 +28,11 @@ class GroupOfProcesses:
     def limit(self, limits: Limits) -> list[str]:
         asked = [
             name
-            for name, value in (("cpu_quota", limits.cpu_quota), ("memory", limits.memory), ("pids", limits.pids))
+            for name, value in (
+                ("cpu_quota", limits.cpu_quota),
+                ("memory", limits.memory),
+                ("pids", limits.pids),
+            )
             if value is not None
         ]
         return [f"{', '.join(asked)} of {self.name} not enforced: no control groups here"] if asked else []
@@ -57,7 +62,7 @@ class GroupOfProcesses:
     async def _until(self, number: int, *, stopped: bool) -> None:
         for pid in self.members():
             _send(pid, number)
-        while any(_stopped(pid) is not stopped for pid in self.members()):
+        while any(_stopped(pid) is not stopped for pid in self.members()):  # noqa: ASYNC110 - the kernel sets no Event
             await trio.sleep(LOOK_AGAIN)
 
 

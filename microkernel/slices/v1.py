@@ -1,5 +1,5 @@
-"""Slices over version 1: one hierarchy a controller, and the version 2 hierarchy beside them, where it is mounted, to
-freeze and kill by."""
+"""Slices over version 1: one hierarchy a controller, and the version 2 hierarchy beside them, where it is
+mounted, to freeze and kill by."""
 
 import os
 from pathlib import Path
@@ -40,7 +40,8 @@ class GroupV1:
         lacks = [
             said
             for controller, file, text in wanted
-            if controller in self._folders and (said := hierarchy.write(self._folders[controller] / file, text))
+            if controller in self._folders
+            and (said := hierarchy.write(self._folders[controller] / file, text))
         ]
         weight = self._folders.get("blkio", Path()) / "blkio.bfq.weight"
         if weight.exists():

@@ -1,4 +1,5 @@
-"""Slices over version 2: one hierarchy for all controllers, which a group hands down only while it has no process itself."""
+"""Slices over version 2: one hierarchy for all controllers, which a group hands down only while it has no
+process itself."""
 
 import os
 from pathlib import Path
@@ -73,7 +74,8 @@ def hand_down(folder: Path, wanted: frozenset[str]) -> frozenset[str]:
 
 
 def make_room(base: Path, node: str) -> None:
-    """Move this process out of `base`, which can hand down controllers only when it has no process of its own.
+    """Move this process out of `base`, which can hand down controllers only when it has no process of its
+    own.
 
     Other processes there (a login's) keep it from that: then the groups group, and limit nothing.
     """

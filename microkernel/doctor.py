@@ -1,0 +1,166 @@
+"""What this host can do for a node, and what stands in for what it cannot. Every line is the result of a
+trial."""
+
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from .protection import Host, levels, probe
+from .protection.level import Subject
+from .protection.plan import plan
+from .slices import choose
+
+KERNEL_FLOOR = (6, 1)
+TRIAL = "doctor"
+
+Verdict = Literal["works", "partly", "missing"]
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing a host can do. `detail` says what stands in or what to do where it cannot."""
+
+    what: str
+    verdict: Verdict
+    detail: str = ""
+
+
+class Diagnosis(Struct, frozen=True, kw_only=True):
+    machine: str
+    kernel: str
+    root: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def highest_level(self) -> str:
+        """The highest protection level that this host keeps; empty for none."""
+        working = [
+            f.what.removeprefix("level ")
+            for f in self.findings
+            if f.what.startswith("level ") and f.verdict != "missing"
+        ]
+        return working[-1] if working else ""
+
+    def json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    def text(self) -> str:
+        """For a person: one line a finding, the reason beneath where there is one."""
+        marks = {"works": "yes", "partly": "partly", "missing": "no"}
+        lines = [f"Linux {self.kernel} on {self.machine}, {'as root' if self.root else 'not root'}"]
+        for finding in self.findings:
+            lines.append(f"  {marks[finding.verdict]:<7}{finding.what}")
+            if finding.detail:
+                lines.append(f"         {finding.detail}")
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Try everything. Takes some tens of milliseconds and leaves nothing behind."""
+    host = probe()
+    return Diagnosis(
+        machine=platform.machine(),
+        kernel=platform.release(),
+        root=host.root,
+        findings=(
+            _kernel(),
+            *_mechanisms(host),
+            *_levels(host),
+            *_interpreter(host),
+            *_slices(),
+            *_memory(),
+            *_devices(),
+        ),
+    )
+
+
+def _finding(what: str, why: str, partly: str = "") -> Finding:
+    return Finding(
+        what=what, verdict="missing" if why else "partly" if partly else "works", detail=why or partly
+    )
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    floor = ".".join(map(str, KERNEL_FLOOR))
+    return _finding(
+        f"Linux {floor} or newer", "" if version >= KERNEL_FLOOR else f"this is {release}: upgrade the kernel"
+    )
+
+
+def _mechanisms(host: Host) -> list[Finding]:
+    found = []
+    for level in levels().values():
+        for mechanism in level.mechanisms:
+            absence = mechanism.absent(host)
+            missing = absence.reason if absence and absence.fatal else ""
+            partly = mechanism.partial(host) if absence is None else absence.reason
+            found.append(_finding(f"{mechanism.name}: stops {mechanism.stops}", missing, partly))
+    return found
+
+
+def _levels(host: Host) -> list[Finding]:
+    found = []
+    for name in levels():
+        made = plan(name, Subject(name=TRIAL), host)
+        missing = "; ".join(map(str, made.missing))
+        found.append(_finding(f"level {name}", missing, "; ".join(map(str, made.weakenings))))
+    return found
+
+
+def _interpreter(host: Host) -> list[Finding]:
+    if not host.closed or not host.root:
+        return []
+    where = ", ".join(host.closed)
+    said = (
+        f"{where} is closed to other users: servers see an empty folder there that holds only what they load"
+    )
+    return [_finding("an interpreter that servers with own users can read", "", said)]
+
+
+def _slices() -> list[Finding]:
+    slices = choose(TRIAL)
+    trial = slices.group(TRIAL)
+    said = trial.remove()
+    lacks = "; ".join((*slices.lacks, *said))
+    missing = slices.kind == "none"
+    return [_finding(f"slices (control groups: {slices.kind})", lacks if missing else "", lacks)]
+
+
+def _memory() -> list[Finding]:
+    memory = os.memfd_create("trial", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.close(memory)
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+    paging = Path("/dev/userfaultfd").exists() or Path("/proc/sys/vm/unprivileged_userfaultfd").exists()
+    return [
+        _finding("shared memory that can be sealed", ""),
+        _finding(
+            "paging in user space (userfaultfd)",
+            "" if paging else "this kernel was built without userfaultfd",
+        ),
+        _finding(
+            "shared memory file system",
+            "" if free else "/dev/shm is not mounted or is full: other programs may miss it, Atoll does not",
+        ),
+    ]
+
+
+def _devices() -> list[Finding]:
+    gpu = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    protection_keys = "pku" in Path("/proc/cpuinfo").read_text().split()
+    return [
+        _finding("GPU", "" if gpu else "none: the CPU stands in behind the same interface"),
+        _finding("TPM", "" if Path("/dev/tpmrm0").exists() else "none: a key file stands in for it"),
+        _finding(
+            "virtual machines (KVM)",
+            "" if Path("/dev/kvm").exists() else "no /dev/kvm: level microvm is not possible here",
+        ),
+        _finding(
+            "memory protection keys", "" if protection_keys else "the processor has none: no level uses them"
+        ),
+    ]

@@ -1,0 +1,155 @@
+"""Each attack at each level: stopped where the threat page claims it, shown as possible where it does not."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+
+from tests.microkernel.children import forge, planned, start, told
+from atoll.microkernel.protection import probe
+from atoll.microkernel.slices import Limits, choose
+
+host = probe()
+ROOT = os.geteuid() == 0
+
+# attack: the lowest level that stops it, for root and for an ordinary user; None: no level does
+CLAIMS = {
+    "read_file": ("process", "sandbox"),
+    "write_file": ("process", "sandbox"),
+    "list_folder": ("process", "sandbox"),
+    "open_socket": ("seccomp", "seccomp"),
+    "connect": ("seccomp", "seccomp"),
+    "abstract_socket": ("seccomp", "seccomp"),
+    "send_signal": ("process", "seccomp"),
+    "trace": ("process", "seccomp"),
+    "read_memory": ("process", "sandbox"),
+    "see": ("sandbox", "sandbox"),
+    "mount": ("process", "process"),
+    "new_user_namespace": ("seccomp", "seccomp"),
+    "rename_host": ("process", "process"),
+    "become_root": ("process", "process"),
+    "raise_limit": ("process", "process"),
+    "execute": ("seccomp", "seccomp"),
+}
+LEVELS = ("process", "seccomp", "sandbox")
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A file of the user's that no server was given."""
+    path = tmp_path / "secret"
+    path.write_text("of the user")
+    path.chmod(0o600)
+    return path
+
+
+def targets(secret, listening, abstract):
+    """What each attack is aimed at; those not named attack this very process, which runs as whoever runs the tests."""
+    return {
+        "read_file": str(secret),
+        "write_file": str(secret),
+        "list_folder": str(secret.parent),
+        "connect": str(listening.getsockname()[1]),
+        "abstract_socket": abstract.getsockname()[1:].decode(),
+    }
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_each_attack_is_stopped_exactly_where_claimed(level, secret):
+    """What a level does not claim is shown to be possible, so that the threat page promises neither too much nor too little."""
+    plan = planned(level)
+    if plan.missing:
+        pytest.skip(f"level {level} is not possible here: {'; '.join(map(str, plan.missing))}")
+    secret.parent.chmod(0o700)
+    claimed = {
+        attack: LEVELS.index(level) >= LEVELS.index(from_[0 if ROOT else 1])
+        for attack, from_ in CLAIMS.items()
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind("")  # the kernel picks an abstract name
+        abstract.listen()
+        aimed = targets(secret, listening, abstract)
+        said = {}
+        async with forge() as made:
+            for attack in CLAIMS:
+                target = aimed.get(attack, str(os.getpid()))
+                said[attack], ended = await told(made, plan.confinement, "attempt", attack, target)
+                assert ended.clean, (attack, ended, said[attack])
+    assert {attack: text.startswith("stopped") for attack, text in said.items()} == claimed, said
+
+
+@pytest.mark.skipif(not ROOT, reason="servers of one user have no users of their own to be kept apart by")
+@pytest.mark.parametrize("attack", ["send_signal", "trace", "read_memory"])
+async def test_servers_with_own_users_are_kept_apart(attack):
+    """A server cannot signal or look into another server, already at level `process`."""
+    async with forge() as made:
+        other, read = await start(made, planned("process", uid=710_001).confinement, "wait")
+        said, _ = await told(made, planned("process").confinement, "attempt", attack, str(other.pid))
+        os.close(read)
+        other.kill()
+        await other.wait()
+        other.close()
+    assert said.startswith("stopped")
+
+
+@pytest.mark.parametrize("level", ["process", "seccomp"])
+async def test_without_own_users_only_the_sandbox_keeps_files_apart(level, secret):
+    """What the threat page admits: two servers that run as one user can read each other's files below `sandbox`."""
+    uid = 65534 if ROOT else os.geteuid()
+    os.chown(secret, uid, -1)
+    for folder in (secret.parent, *secret.parent.parents[:2]):
+        if ROOT:
+            folder.chmod(0o755)
+    drop = {"own-uid": "the test needs one shared user"} if ROOT else {}
+    async with forge() as made:
+        said, _ = await told(made, planned(level, drop=drop).confinement, "attempt", "read_file", str(secret))
+        boxed = planned("sandbox", drop=drop)
+        if not boxed.missing:
+            inside, _ = await told(made, boxed.confinement, "attempt", "read_file", str(secret))
+            assert inside.startswith("stopped")
+    assert said == "done"
+
+
+async def test_threads_are_bounded_by_the_slice():
+    slices = choose(f"escape{os.getpid()}")
+    if slices.kind == "none":
+        pytest.skip(slices.lacks[0])
+    group = slices.group("threads")
+    if said := group.limit(Limits(pids=16)):
+        pytest.skip("; ".join(said))
+    joined = group.open_procs()
+    async with forge() as made:
+        process, read = await start(
+            made, planned("process").confinement, "attempt", "exhaust_threads", "64", groups=joined
+        )
+        assert os.read(read, 100).startswith(b"stopped")
+        await process.wait()
+        process.close()
+        os.close(read)
+    for descriptor in joined:
+        os.close(descriptor)
+    assert await slices.clean() == []
+
+
+async def test_memory_is_bounded_by_the_slice():
+    slices = choose(f"escape{os.getpid()}")
+    if slices.kind == "none":
+        pytest.skip(slices.lacks[0])
+    group = slices.group("memory")
+    if said := group.limit(Limits(memory=64 << 20)):
+        pytest.skip("; ".join(said))
+    joined = group.open_procs()
+    async with forge() as made:
+        process, read = await start(
+            made, planned("process").confinement, "attempt", "exhaust_memory", str(256 << 20), groups=joined
+        )
+        ended = await process.wait()
+        process.close()
+        os.close(read)
+    for descriptor in joined:
+        os.close(descriptor)
+    assert ended.signal == 9
+    assert group.killed_for_memory() == 1
+    assert await slices.clean() == []

@@ -1,0 +1,221 @@
+"""The fork server: what a child is given and what not, how it ends, and that it does not outlive the kernel."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from .children import FIRST_UID, forge, heard, planned, start, told, unwatch
+
+from atoll.microkernel.processes import CannotConfine, Exit, ZygoteDied, end_survivors, survivors
+from atoll.microkernel.protection import Bind, Confinement, probe
+
+LEVELS = ("process", "seccomp", "sandbox")
+STARTS = ("zygote", "exec")
+ROOT = os.geteuid() == 0
+
+
+def possible(level, **fields):
+    plan = planned(level, **fields)
+    if plan.missing:
+        pytest.skip(f"level {level} is not possible here: {'; '.join(map(str, plan.missing))}")
+    return plan.confinement
+
+
+def facts(said):
+    return dict(line.split(":", 1) for line in said.splitlines())
+
+
+@pytest.mark.parametrize("start_by", STARTS)
+@pytest.mark.parametrize("level", LEVELS)
+async def test_a_child_is_what_its_level_says(level, start_by):
+    """Identity, rights, descriptors and environment, as the child itself finds them."""
+    async with forge() as made:
+        said, ended = await told(made, possible(level, start=start_by), "who")
+    found = facts(said)
+    assert ended == Exit(0)
+    assert found["NoNewPrivs"].strip() == "1"
+    assert found["Seccomp"].strip() == ("0" if level == "process" else "2")
+    assert set(found["CapEff"].strip()) == {"0"}
+    assert "GIVEN" in found["Environment"]
+    assert "PATH" not in found["Environment"]
+    descriptors = [number for number in eval(found["Open"]) if number not in (0, 1, 2, 5)]
+    assert len(descriptors) == 1, "the folder that was open to list the others, and nothing of the zygote's"
+    if ROOT:
+        assert found["Uid"].split() == [str(FIRST_UID)] * 4
+        assert found["Gid"].split() == [str(FIRST_UID)] * 4
+        assert found["Groups"].split() == []
+    if level == "sandbox":
+        assert found["Pid"].strip() == "1"
+        assert set(found["CapBnd"].strip()) == {"0"}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_honest_work_passes_every_level(level, tmp_path):
+    """trio, a worker thread, numpy, msgspec and lmdb, all imported inside, under a filter that kills on refusal."""
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    binds = (
+        Bind(source=str(Path(__file__).parent.parent / "escape")),
+        Bind(source=str(folder), writable=True),
+    )
+    async with forge() as made:
+        confinement = possible(level, binds=binds, refusal="kill")
+        said, ended = await told(made, confinement, "work", str(folder))
+    assert (said, str(ended)) == ("64", "exited with status 0")
+
+
+async def test_a_status_a_signal_and_a_traceback_reach_the_kernel(capfd):
+    async with forge() as made:
+        confinement = possible("process")
+        _, left = await told(made, confinement, "leave", 7)
+        _, failed = await told(made, confinement, "fail")
+        process, read = await start(made, confinement, "wait")
+        process.signal(signal.SIGKILL)
+        killed = await process.wait()
+        process.signal(signal.SIGTERM)  # one that is gone is left alone
+        process.close()
+        os.close(read)
+    assert str(left) == "exited with status 7"
+    assert str(failed) == "exited with status 1"
+    assert killed.signal == signal.SIGKILL
+    assert "ValueError: as asked" in capfd.readouterr().err
+
+
+async def test_a_filter_that_kills_is_seen_in_how_the_child_ended():
+    async with forge() as made:
+        _, ended = await told(made, possible("seccomp", refusal="kill"), "refuse", 1)
+    assert str(ended) == "was killed by SIGSYS (it made a system call that its filter refuses)"
+
+
+async def test_many_children_at_once():
+    async with forge() as made:
+        confinement = possible("process")
+        said = []
+
+        async def one(number):
+            _, ended = await told(made, confinement, "leave", number)
+            said.append(ended.status)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(one, number)
+    assert sorted(said) == list(range(20))
+
+
+async def test_a_child_that_cannot_be_confined_runs_nothing_and_says_at_which_step():
+    plan = possible("sandbox")
+    broken = Confinement(
+        name="broken",
+        namespaces=plan.namespaces,
+        ids=plan.ids,
+        root=plan.root,
+        binds=(Bind(source="/usr/lib"), Bind(source="/nowhere")),
+    )
+    async with forge() as made:
+        with pytest.raises(CannotConfine) as caught:
+            await told(made, broken, "leave", 0)
+        assert (await told(made, possible("process"), "leave", 3))[1] == Exit(3), "the zygote goes on"
+    assert str(caught.value) == (
+        "broken was not started: binding files into its root failed at row 1: No such file or directory"
+    )
+
+
+async def test_a_dead_zygote_is_said():
+    async with forge() as made:
+        await told(made, possible("process"), "leave", 0)
+        made.process.kill()
+        await made.process.wait()
+        with pytest.raises(ZygoteDied, match="fork server ended"):
+            await told(made, possible("process"), "leave", 0)
+
+
+async def test_clones_share_their_layout_and_fresh_starts_do_not():
+    """What the threat page says of the zygote, and why an image may ask for `start = "exec"`."""
+    async with forge() as made:
+        cloned = [(await told(made, possible("process"), "forge_address"))[0] for _ in range(2)]
+        fresh = [(await told(made, possible("process", start="exec"), "forge_address"))[0] for _ in range(2)]
+    assert cloned[0] == cloned[1]
+    assert len({cloned[0], *fresh}) == 3
+
+
+KERNEL = """
+import os, sys, trio
+sys.path[:0] = {path!r}
+from tests.microkernel.children import forge, planned, start
+async def main():
+    async with forge({marker!r}) as made:
+        for level in {levels!r}:
+            for how in ("zygote", "exec"):
+                process, read = await start(made, planned(level, start=how).confinement, "wait")
+                os.read(read, 100)
+        print("up", flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+async def test_kill_9_of_the_kernel_leaves_no_process():
+    """Zygote and children of every level and start are gone; their numbers are looked for until they are."""
+    marker = f"--kill={os.getpid()}"
+    levels = [level for level in LEVELS if not planned(level).missing]
+    program = KERNEL.format(path=[str(Path(__file__).parents[2])], marker=marker, levels=levels)
+    kernel = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert await trio.to_thread.run_sync(kernel.stdout.readline) == b"up\n"
+    alive = survivors(marker)
+    assert len(alive) == 1 + 2 * len(levels)
+    watched = [os.pidfd_open(survivor.pid) for survivor in alive]
+    kernel.kill()
+    kernel.wait()
+    kernel.stdout.close()
+    for pidfd in watched:
+        await trio.lowlevel.wait_readable(pidfd)  # a test that hangs here is ended by its watchdog
+        os.close(pidfd)
+    assert await end_survivors(marker) == []
+
+
+async def test_survivors_of_a_boot_are_found_by_its_marker_and_ended():
+    async with forge() as made:
+        process, read = await start(made, possible("process"), "wait")
+        os.read(read, 100)
+        marker = made._marker
+        assert {survivor.pid for survivor in survivors(marker)} == {process.pid, made.process.pid}
+        assert survivors(marker + "x") == []
+        ended = await end_survivors(marker)
+        assert {survivor.pid for survivor in ended} >= {process.pid, made.process.pid}
+        assert (await process.wait()).signal == signal.SIGKILL
+        process.close()
+        os.close(read)
+
+
+async def test_a_cancelled_start_leaves_no_child():
+    async with forge() as made:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await told(made, possible("process"), "wait")
+        assert scope.cancelled_caught
+        assert [s.pid for s in survivors(made._marker)] == [made.process.pid]
+
+
+async def test_output_of_a_child_goes_where_it_was_sent():
+    async with forge() as made:
+        read, write = os.pipe()
+        process = await made.spawn(
+            possible("process"),
+            descriptors={1: write, 2: write},
+            arguments=("Hello.",),
+            entry="builtins:print",
+        )
+        os.close(write)
+        unwatch(process)
+        assert await heard(read) == "Hello.\n"
+        await process.wait()
+        process.close()
+
+
+def test_the_host_was_probed():
+    assert probe().uid == os.geteuid()
