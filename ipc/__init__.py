@@ -1,5 +1,6 @@
 """Atoll's SDK: what server authors and their callers write against."""
 
+from .attach import Node, connect
 from .capability import Buffer, Cap
 from .context import Call, current
 from .deferred import Deferred
@@ -24,10 +25,12 @@ __all__ = [
     "Interface",
     "InternalFault",
     "Keyspace",
+    "Node",
     "PeerFault",
     "Serves",
     "Stream",
     "call",
+    "connect",
     "current",
     "stream",
     "upload",

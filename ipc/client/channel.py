@@ -21,7 +21,15 @@ import trio
 
 from atoll.ipc import errors
 from atoll.ipc.codec import MethodSpec
-from atoll.ipc.errors import Aborted, DeadlineExceeded, NodeDown, Overloaded, PeerDied, PeerMisbehaved, TooLarge
+from atoll.ipc.errors import (
+    Aborted,
+    DeadlineExceeded,
+    NodeDown,
+    Overloaded,
+    PeerDied,
+    PeerMisbehaved,
+    TooLarge,
+)
 from atoll.ipc.future import RawFuture
 from atoll.ipc.proxy import ChannelStatistics
 from atoll.ipc.system.control import OpenChannel
@@ -50,7 +58,13 @@ class Site:
     __slots__ = ("again", "c", "spec")
 
     def __init__(self, spec: MethodSpec, slot: int, generation: int, lane: int, kind: Kind) -> None:
-        shared = {"method": spec.number, "slot": slot, "generation": generation, "lane": lane, "kind": int(kind)}
+        shared = {
+            "method": spec.number,
+            "slot": slot,
+            "generation": generation,
+            "lane": lane,
+            "kind": int(kind),
+        }
         self.spec = spec
         self.c = ffi.new("atoll_site *", shared)
         self.again = ffi.new("atoll_site *", {**shared, "flags": AGAIN})
@@ -59,10 +73,27 @@ class Site:
 class Pending(RawFuture):
     """A request whose reply is not in."""
 
-    __slots__ = ("channel", "context", "end", "number", "payload", "seconds", "site", "stream", "trace", "until")
+    __slots__ = (
+        "channel",
+        "context",
+        "end",
+        "number",
+        "payload",
+        "seconds",
+        "site",
+        "stream",
+        "trace",
+        "until",
+    )
 
     def __init__(
-        self, channel: "ClientChannel", site: Site, payload: bytes, until: int, trace: int, context: bytes | None
+        self,
+        channel: "ClientChannel",
+        site: Site,
+        payload: bytes,
+        until: int,
+        trace: int,
+        context: bytes | None,
     ) -> None:
         super().__init__(self.abandon)
         self.channel = channel
@@ -100,10 +131,18 @@ class Pending(RawFuture):
     def result(self, timeout: float | None = None) -> bytes | memoryview:
         """Block the thread until the reply is in; TimeoutError after `timeout` seconds, and then the call goes on."""
         if not self.done():
-            limit = 0 if timeout is None else time.monotonic_ns() + int(timeout * NANOSECONDS)
-            self.channel.wait(self, limit)
+            self.channel.host.may_block(self.site.spec.label)
+            self.channel.wait(
+                self, 0 if timeout is None else time.monotonic_ns() + int(timeout * NANOSECONDS)
+            )
             if not self.done():
-                raise TimeoutError(f"no reply within {timeout:g} s; the call goes on: ask again, or give it a deadline")
+                raise TimeoutError(
+                    f"no reply within {timeout:g} s; the call goes on: ask again, or give it a deadline"
+                )
+        return self.outcome()
+
+    def outcome(self) -> bytes | memoryview:
+        """The reply, or the error raised, of a request that is done."""
         return super().result(0)
 
 
@@ -140,7 +179,7 @@ class Host(Protocol):
         """A request left that nobody waits for yet: see to it that its reply is noticed."""
         ...
 
-    def kick(self) -> None:
+    def kick(self, channel: int) -> None:
         """Have the event loop, if there is one, look at this channel: a thread has stopped receiving for it."""
         ...
 
@@ -152,7 +191,9 @@ class Host(Protocol):
 class ClientChannel:
     """See the module. `memory` may be closed afterwards; `doorbell` stays open as long as the channel."""
 
-    def __init__(self, opened: OpenChannel, memory: int, doorbell: int, notice: mmap.mmap, host: Host) -> None:
+    def __init__(
+        self, opened: OpenChannel, memory: int, doorbell: int, notice: mmap.mmap, host: Host
+    ) -> None:
         shape = opened.shape
         self.number = opened.channel
         self.peer = opened.peer
@@ -174,11 +215,15 @@ class ClientChannel:
             self._notice + 64 * (opened.notice + 1),
         )
         if self.c == ffi.NULL:
-            raise OSError(ffi.errno, f"channel {opened.channel} to {opened.peer}: its memory could not be mapped")
+            raise OSError(
+                ffi.errno, f"channel {opened.channel} to {opened.peer}: its memory could not be mapped"
+            )
         self._message = lib.atoll_channel_message(self.c)
         self._counters = lib.atoll_channel_counters(self.c)
         self._taken = ffi.new("uint64_t[3]")
-        self._buffer = memoryview(ffi.buffer(lib.atoll_channel_buffer(self.c), lib.atoll_channel_limit(self.c)))
+        self._buffer = memoryview(
+            ffi.buffer(lib.atoll_channel_buffer(self.c), lib.atoll_channel_limit(self.c))
+        )
         self.views = [self._buffer[:length] for length in range(VIEWS)]
         self.receiving = threading.Lock()
         self.pending: dict[int, Pending] = {}
@@ -250,7 +295,14 @@ class ClientChannel:
             if self.failed is not None:
                 raise self.failed
             result = lib.atoll_send(
-                self.c, site.c, 0, payload, len(payload), until, trace, ffi.NULL if context is None else context
+                self.c,
+                site.c,
+                0,
+                payload,
+                len(payload),
+                until,
+                trace,
+                ffi.NULL if context is None else context,
             )
             if result >= 0:
                 self.casts += 1
@@ -274,9 +326,13 @@ class ClientChannel:
                 "kind": int(kind),
             },
         )
-        result = lib.atoll_send(self.c, site, pending.number, payload, len(payload), 0, pending.trace, ffi.NULL)
+        result = lib.atoll_send(
+            self.c, site, pending.number, payload, len(payload), 0, pending.trace, ffi.NULL
+        )
         if result == Result.TOO_LARGE:
-            raise TooLarge(f"an item of {pending.site.spec.label}", len(payload), lib.atoll_channel_limit(self.c))
+            raise TooLarge(
+                f"an item of {pending.site.spec.label}", len(payload), lib.atoll_channel_limit(self.c)
+            )
         lib.atoll_ring_bell(self.c)
         # A restarted server knows nothing of this request: the pending table ends it, not this record.
         return bool(result != Result.FULL)
@@ -326,8 +382,8 @@ class ClientChannel:
         self.receiving.release()
         if self._turns:
             self._turns.pop(0).set()
-        elif self.pending:
-            self.host.kick()
+        elif self.pending or self.bound_to_loop:
+            self.host.kick(self.number)
 
     def route(self, result: int) -> None:
         """Give the message that was just received to whoever waits for it. Replies to nobody are dropped."""
@@ -387,7 +443,6 @@ class ClientChannel:
         limit: int = 0,
     ) -> None:
         """Block this thread, receiving when it is its turn, until `over()`, the limit, or the deadline of `pending`."""
-        self.host.may_block(pending.site.spec.label)
         began = time.monotonic_ns()
         while not over():
             until = min(filter(None, (limit, pending.until)), default=0)
@@ -468,7 +523,9 @@ class ClientChannel:
         for pending in sorted(self.pending.values(), key=lambda pending: pending.number):
             spec, stream = pending.site.spec, pending.stream
             untaken = _after(pending.end, taken[pending.site.c.lane])
-            if (stream is None and (spec.idempotent or spec.once)) or (untaken and not (stream and stream.began)):
+            if (stream is None and (spec.idempotent or spec.once)) or (
+                untaken and not (stream and stream.began)
+            ):
                 try:
                     self._send(pending, pending.site.c if untaken else pending.site.again)
                 except errors.AtollError as error:

@@ -68,10 +68,12 @@ class Outside:
             self._down = bool(select.select([self._kernel], [], [], 0)[0])
         return not self._down
 
-    def kick(self) -> None:
+    def kick(self, channel: int) -> None:
         if self._closed or not (self._leading or self._loop is not None):
             return
-        with contextlib.suppress(BlockingIOError):  # the counter is full: it is readable, which is all we want
+        with contextlib.suppress(
+            BlockingIOError
+        ):  # the counter is full: it is readable, which is all we want
             os.eventfd_write(self._kick, 1)
 
     def misbehaved(self, channel: int, check: str) -> None:
@@ -130,7 +132,9 @@ class Outside:
             if threading.get_ident() == home:
                 told()
                 return
-            with contextlib.suppress(trio.RunFinishedError):  # the loop that waited has ended, and with it the wait
+            with contextlib.suppress(
+                trio.RunFinishedError
+            ):  # the loop that waited has ended, and with it the wait
                 token.run_sync_soon(told)
 
         subscribe(notify)

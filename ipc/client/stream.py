@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from atoll.ipc.errors import Aborted, AtollError
-from atoll.ipc.future import wait_for
 from atoll.native import Kind
 
 if TYPE_CHECKING:
@@ -79,14 +78,16 @@ class ChannelStream:
     def receive_now(self) -> list[bytes] | None:
         while not self._items:
             if self._over:
-                return self._end()
+                self._end()
+                return None
             self._block()
         return self._next()
 
     async def receive(self) -> list[bytes] | None:
         while not self._items:
             if self._over:
-                return self._end()
+                self._end()
+                return None
             await self._change()
         return self._next()
 
@@ -140,6 +141,7 @@ class ChannelStream:
         return changed, subscribe
 
     def _block(self) -> None:
+        self.pending.channel.host.may_block(self.pending.site.spec.label)
         self.pending.channel.block(self.pending, *self._watch())
 
     async def _change(self) -> None:

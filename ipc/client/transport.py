@@ -42,12 +42,19 @@ class ChannelTransport:
         lane = min(lane, self.channel.lanes - 1)
         found = self._sites.get((spec, lane, kind))
         if found is None:
-            found = self._sites[spec, lane, kind] = Site(spec, self.port.slot, self.port.generation, lane, kind)
+            found = self._sites[spec, lane, kind] = Site(
+                spec, self.port.slot, self.port.generation, lane, kind
+            )
         return found
 
     def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
         channel = self.channel
-        if options is not DEFAULTS or channel.bound_to_loop or channel.failed is not None or not self._enter(False):
+        if (
+            options is not DEFAULTS
+            or channel.bound_to_loop
+            or channel.failed is not None
+            or not self._enter(False)
+        ):
             return self._call_slowly(method, payload, options)
         try:
             site = self._quick.get(method)
@@ -120,6 +127,15 @@ class ChannelTransport:
 
     def statistics(self) -> ChannelStatistics:
         return self.channel.statistics()
+
+
+class Unhindered(ChannelTransport):
+    """A transport whose blocking calls are made also from inside a handler: for the SDK's own short system calls."""
+
+    def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
+        pending = self._request(method, payload, options)
+        self.channel.wait(pending, 0)
+        return pending.outcome()
 
 
 def _circumstances(method: MethodSpec, options: Options) -> tuple[int, int, bytes | None, float | None]:

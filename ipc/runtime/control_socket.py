@@ -17,7 +17,9 @@ P = TypeVar("P", bound=control.Message)
 class ControlSocket:
     """Packets in the order in which they came. The kernel's death reads as `NodeDown`."""
 
-    def __init__(self, end: socket.socket, decoder: "msgpack.Decoder[control.ToProcess]" = control.to_process) -> None:
+    def __init__(
+        self, end: socket.socket, decoder: "msgpack.Decoder[control.ToProcess]" = control.to_process
+    ) -> None:
         self.socket = end
         self._decoder = decoder
         end.setblocking(False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from atoll.ipc.capability import Buffer, Cap, NoCapabilities
 from atoll.ipc.client.channel import ClientChannel
-from atoll.ipc.client.transport import ChannelTransport
+from atoll.ipc.client.transport import ChannelTransport, Unhindered
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.interface import Interface
 from atoll.ipc.proxy import bind
@@ -64,6 +64,10 @@ class Deliveries:
 
     def proxy(self, interface: type[Interface], port: Port) -> Any:
         return bind(interface, self.transport(port))
+
+    def system_calls(self, port: Port) -> None:
+        """Use this capability on the kernel for what messages carry."""
+        self.kernel = bind(Kernel, Unhindered(self.channels[port.channel], port))
 
 
 class Translation(NoCapabilities):

@@ -14,7 +14,17 @@ from atoll.ipc.errors import AtollError
 class Origin:
     """Where a call came from: what its reply needs, and what a second check of its capability needs."""
 
-    __slots__ = ("cast", "channel", "deadline", "generation", "lane", "request", "revocations", "rights", "slot")
+    __slots__ = (
+        "cast",
+        "channel",
+        "deadline",
+        "generation",
+        "lane",
+        "request",
+        "revocations",
+        "rights",
+        "slot",
+    )
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ from atoll.ipc.system.kernel import Kernel
 from atoll.ipc.system.state import State
 from atoll.native import segments
 
+from . import own_kernel
 from .control_socket import ControlSocket
 from .deliveries import Deliveries, Translation
 from .loop import ServeLoop
@@ -55,6 +56,7 @@ class Process:
         self._served: list[tuple[control.OpenChannel, int, int]] = []
         self._waiting: list[tuple[control.ToProcess, list[int]]] = []
         self._doorbells: dict[int, int] = {}
+        self._segments: dict[int, mmap.mmap] = {}
         self._home = threading.get_ident()
         self._cpu: dict[int, tuple[int, int]] = {}
         self._refusals: dict[tuple[int, int, int, str], int] = {}
@@ -73,8 +75,9 @@ class Process:
     def alive(self) -> bool:
         return True  # the control socket says so, to the task that reads it
 
-    def kick(self) -> None:
-        """The loop looks at every channel."""
+    def kick(self, channel: int) -> None:
+        if self.loop is not None:
+            self.loop.revive(channel)
 
     def misbehaved(self, channel: int, check: str) -> None:
         self.control.send(control.Misbehaved(channel=channel, check=check))
@@ -90,7 +93,9 @@ class Process:
         count = self._refusals[key]
         self._refusals[key] = 0
         if count:
-            self.control.send(control.Refused(channel=channel, slot=slot, method=method, why=why, count=count))
+            self.control.send(
+                control.Refused(channel=channel, slot=slot, method=method, why=why, count=count)
+            )
 
     # the beginning ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +154,7 @@ class Process:
 
     async def _receive_rest(self, start: control.Start) -> None:
         """The channels and table segments that `Start` announced; whatever else comes in between is kept for later."""
-        channels, self._segments = start.channels, {}
+        channels = start.channels
         while channels or len(self._segments) < start.segments:
             message, descriptors = await self.control.receive()
             if isinstance(message, control.OpenChannel):
@@ -179,16 +184,15 @@ class Process:
 
     def _endpoint(self, start: control.Start, server: type[Serves[Any]], sockets: list[int]) -> Endpoint:
         if start.kernel is not None:
-            self.deliveries.kernel = self.deliveries.proxy(Kernel, start.kernel)
+            self.deliveries.system_calls(start.kernel)
+            own_kernel.provide(self.deliveries.proxy(Kernel, start.kernel))
         wanted = {need.name: need for need in needs(server)}
         given = {
             name: self._need(wanted[name], need, sockets, start)
             for name, need in start.needs.items()
             if name in wanted
         }
-        endpoint = bind(server, given, Translation(self.deliveries, self._peer))
-        endpoint.server.kernel = self.deliveries.kernel
-        return endpoint
+        return bind(server, given, Translation(self.deliveries, self._peer))
 
     def _peer(self) -> int:
         call = context.current_or_none()

@@ -24,7 +24,15 @@ from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.codec import LANES, Service
 from atoll.ipc.context import INLINE, Call, Fields
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import AtollError, BadRequest, DeadlineExceeded, NotAllowed, Overloaded, Revoked, TooLarge
+from atoll.ipc.errors import (
+    AtollError,
+    BadRequest,
+    DeadlineExceeded,
+    NotAllowed,
+    Overloaded,
+    Revoked,
+    TooLarge,
+)
 from atoll.ipc.serve import Endpoint, Entry
 from atoll.ipc.system.control import OpenChannel
 from atoll.native import Kind, Op, Refusal, Result, ffi, lib
@@ -122,10 +130,20 @@ class ServeLoop:
         """Serve a channel. `memory` may be closed afterwards, `doorbell` stays open until `remove`."""
         shape = opened.shape
         channel = lib.atoll_channel_open(
-            memory, doorbell, 1, shape.lanes, shape.ring_bits, shape.bulk_bits, opened.epoch, opened.base, ffi.NULL
+            memory,
+            doorbell,
+            1,
+            shape.lanes,
+            shape.ring_bits,
+            shape.bulk_bits,
+            opened.epoch,
+            opened.base,
+            ffi.NULL,
         )
         if channel == ffi.NULL:
-            raise OSError(ffi.errno, f"channel {opened.channel} from {opened.peer}: its memory could not be mapped")
+            raise OSError(
+                ffi.errno, f"channel {opened.channel} from {opened.peer}: its memory could not be mapped"
+            )
         if opened.positions:
             half = len(opened.positions) // 2
             lib.atoll_channel_resume(
@@ -136,7 +154,9 @@ class ServeLoop:
         problem = lib.atoll_loop_add(self.c, channel, opened.channel, 0)
         if problem:
             lib.atoll_channel_close(channel)
-            raise OSError(problem, f"channel {opened.channel} from {opened.peer} could not be added to the loop")
+            raise OSError(
+                problem, f"channel {opened.channel} from {opened.peer} could not be added to the loop"
+            )
         self._channels[opened.channel] = channel
 
     def add_client(self, channel: ClientChannel) -> None:
@@ -144,7 +164,9 @@ class ServeLoop:
         channel.bound_to_loop = True
         problem = lib.atoll_loop_add(self.c, channel.c, channel.number, 1)
         if problem:
-            raise OSError(problem, f"channel {channel.number} to {channel.peer} could not be added to the loop")
+            raise OSError(
+                problem, f"channel {channel.number} to {channel.peer} could not be added to the loop"
+            )
         self.clients[channel.number] = channel
 
     def add_segment(self, index: int, segment: mmap.mmap) -> None:
@@ -160,7 +182,9 @@ class ServeLoop:
         client = self.clients.pop(number, None)
         if client is not None:
             lib.atoll_loop_remove(self.c, number)
-            client.fail(lambda label: errors.PeerDied(label, True), errors.PeerDied(f"a call to {client.peer}", False))
+            client.fail(
+                lambda label: errors.PeerDied(label, True), errors.PeerDied(f"a call to {client.peer}", False)
+            )
             return
         channel = self._channels.pop(number, None)
         if channel is None:
@@ -173,6 +197,10 @@ class ServeLoop:
         gone = getattr(self.endpoint.server, "client_gone", None)
         if gone is not None:
             gone(number)
+
+    def revive(self, number: int) -> None:
+        """Look at a client's channel again: somebody else has received from it meanwhile."""
+        lib.atoll_loop_hold(self.c, number, 0)
 
     def positions(self) -> dict[int, tuple[int, ...]]:
         """Per served channel: what was consumed of each lane's requests, then what was produced of its replies."""
@@ -230,7 +258,7 @@ class ServeLoop:
     async def _serve(self, runnable: trio_inside.Runnable, parks: bool) -> None:
         receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
         notice, status, inline = self._notice_words, self._status_words, INLINE
-        replied, call, cast = Kind.REPLY << 32, int(Op.CALL), int(Op.CAST)
+        replied, cast = Kind.REPLY << 32, int(Op.CAST)
         fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
         reply, packed, seen = b"", 0, notice[1]
@@ -238,7 +266,7 @@ class ServeLoop:
         while True:
             received = receive(loop, reply, packed)
             op = received >> 56
-            if op == call or op == cast:
+            if op <= cast:  # CALL or CAST
                 length = received & 0xFFFFFFFF
                 inline.call = None
                 if notice[1] != seen:
@@ -249,7 +277,9 @@ class ServeLoop:
                         continue
                 status[0] = 0
                 try:
-                    result = runs[(received >> 32) & 0xFFFFFF](views[length] if length < VIEWS else self._buffer[:length])
+                    result = runs[(received >> 32) & 0xFFFFFF](
+                        views[length] if length < VIEWS else self._buffer[:length]
+                    )
                 except AtollError as error:
                     reply = fault_of(error)
                     packed = failed | len(reply)
@@ -424,7 +454,9 @@ class ServeLoop:
         with context.in_hand(call), trio.CancelScope() as scope:
             inhand.scope = scope
             if origin.deadline:
-                scope.deadline = trio.current_time() + max(0.0, origin.deadline / NANOSECONDS - time.monotonic())
+                scope.deadline = trio.current_time() + max(
+                    0.0, origin.deadline / NANOSECONDS - time.monotonic()
+                )
             if inhand.cancelled:
                 scope.cancel()
             error = self._recheck(origin, inhand)
@@ -440,7 +472,9 @@ class ServeLoop:
         if scope.cancelled_caught:
             late = origin.deadline and time.monotonic_ns() >= origin.deadline
             ended: AtollError = (
-                DeadlineExceeded(inhand.spec.label) if late else errors.Aborted(inhand.spec.label, "it was cancelled")
+                DeadlineExceeded(inhand.spec.label)
+                if late
+                else errors.Aborted(inhand.spec.label, "it was cancelled")
             )
             self._finish(inhand, Kind.FAULT, errors.encode(ended))
         else:
@@ -587,9 +621,13 @@ class ServeLoop:
             held = self._rights_of(message.interface, message.rights)
             error = NotAllowed(label, entry.spec.right, tuple(sorted(held)))
         elif why == Refusal.METHOD:
-            error = BadRequest(f"a call of {label}", "a method of the capability's interface", "one that it does not have")
+            error = BadRequest(
+                f"a call of {label}", "a method of the capability's interface", "one that it does not have"
+            )
         elif why == Refusal.SERVICE:
-            error = BadRequest(f"a call of {label}", "a class of service that the capability allows", "a better one")
+            error = BadRequest(
+                f"a call of {label}", "a class of service that the capability allows", "a better one"
+            )
         else:
             error = Revoked(label)
         return self._fault(error)
@@ -632,7 +670,11 @@ class ServeLoop:
 
 
 def _told(inhand: InHand, error: Exception) -> AtollError:
-    return error if isinstance(error, AtollError) else errors.InternalFault(inhand.spec.label, type(error).__name__)
+    return (
+        error
+        if isinstance(error, AtollError)
+        else errors.InternalFault(inhand.spec.label, type(error).__name__)
+    )
 
 
 __all__ = ["LANES", "Observer", "ServeLoop"]

@@ -1,0 +1,245 @@
+"""Programs outside the node: `with atoll.connect() as node: node.open("counter", Counter).add.now("x")`.
+
+The program attaches over the node's Unix socket. Who it is the kernel reads off that socket; what it may do depends on its
+uid. It then holds a capability on the kernel, opens servers by name, and calls them over channels of its own like any other
+client: from threads, from trio and from asyncio, with the same proxies.
+"""
+
+import mmap
+import os
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from atoll.ipc import schema
+from atoll.ipc.capability import Buffer
+from atoll.ipc.client.channel import ClientChannel
+from atoll.ipc.client.outside import Outside
+from atoll.ipc.errors import BadRequest, CallerFault, NodeDown, NotAllowed, PeerMisbehaved
+from atoll.ipc.interface import Interface
+from atoll.ipc.runtime.control_socket import ControlSocket
+from atoll.ipc.runtime.deliveries import Deliveries
+from atoll.ipc.system import control
+from atoll.ipc.system.kernel import Kernel, Opened
+from atoll.ipc.system.state import State
+from atoll.ipc.untyped import UntypedProxy
+
+I = TypeVar("I", bound=Interface)  # noqa: E741
+
+SOCKET = "attach.sock"
+
+
+def base_folder() -> Path:
+    """Where this user's nodes lie: `/var/lib/atoll` for root, else below the user's state folder."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/atoll")
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "atoll"
+
+
+def folder_of(node: str | None) -> Path:
+    """The folder of a node named by name or by path. Without a name: `ATOLL_NODE`, else the only node that runs."""
+    node = node or os.environ.get("ATOLL_NODE")
+    if node:
+        return Path(node) if "/" in node else base_folder() / node
+    found = sorted(path.parent for path in base_folder().glob(f"*/{SOCKET}") if _answers(path))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NodeDown()
+    names = ", ".join(path.name for path in found)
+    raise BadRequest("which node", "a name, since several nodes run", f"none (there are {names})")
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+class Node:
+    """An attachment to a node: a context manager, plain or async. Its methods may be called from any thread."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._control = ControlSocket(_connected(folder))
+        self._channels: dict[int, ClientChannel] = {}
+        self._deliveries = Deliveries(self._channels, self._pump)
+        self._later: list[tuple[control.ToProcess, list[int]]] = []
+        try:
+            self._control.send(control.Hello(name=name))
+            self._welcome()
+        except BaseException:
+            self._control.socket.close()
+            raise
+
+    def _welcome(self) -> None:
+        message, descriptors = self._receive()
+        if isinstance(message, control.Unwelcome):
+            raise Unwelcome(message.sentence)
+        if not isinstance(message, control.Welcome):
+            raise PeerMisbehaved("attaching", f"the first packet was {type(message).__name__}")
+        notice, self._kernel_process = descriptors
+        self._notice = mmap.mmap(notice, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        os.close(notice)
+        self.welcome = message
+        self._host = Outside(self._kernel_process, self._report)
+        for _ in range(message.channels):
+            self._act(*self._receive())
+        self._deliveries.system_calls(message.port)
+        self.kernel: Kernel = self._deliveries.proxy(Kernel, message.port)
+
+    @property
+    def name(self) -> str:
+        return self.welcome.node
+
+    # opening ----------------------------------------------------------------------------------------------------------
+
+    def open(self, server: str, interface: type[I]) -> I:
+        """A proxy of a server of the node, by name.
+
+        Raises `NotFound` (no such server), `NotAllowed`, `Incompatible` (with the exact differences), `NodeDown`.
+        """
+        for given in self.welcome.given:
+            if given.server == server and given.interface == interface.__name__:
+                return self._deliveries.proxy(interface, given.port)  # type: ignore[no-any-return]
+        opened = self.kernel.open.now(server, interface.__name__)
+        self._check(interface, opened)
+        return self._deliveries.proxy(interface, self._port(opened.token))  # type: ignore[no-any-return]
+
+    def open_untyped(self, server: str, interface: str = "") -> UntypedProxy:
+        """A server without its package: calls by method name, checked against the schema that the server serves."""
+        opened = self.kernel.open.now(server, interface)
+        shape = schema.decode(bytes(opened.described.schema))
+        return UntypedProxy(shape, self._deliveries.transport(self._port(opened.token)))
+
+    def keyspace(self, name: str, rights: list[str] | None = None) -> State:
+        """The rows of a keyspace, through the store's interface."""
+        granted = self.kernel.keyspace.now(name, rights)
+        return self._deliveries.proxy(State, self._port(granted.token))  # type: ignore[no-any-return]
+
+    def buffer(self, size: int) -> Buffer:
+        """Memory that can be passed in messages without a copy, charged to this attachment's account."""
+        made = self.kernel.buffer.now(size)
+        found = self._deliveries.buffer(made.token)
+        if found is None:
+            raise PeerMisbehaved("the kernel", "a buffer was made and not delivered")
+        return found
+
+    def _check(self, interface: type[Interface], opened: Opened) -> None:
+        wanted = schema.described(interface)
+        if wanted.fingerprint != opened.described.fingerprint:
+            schema.check(schema.describe(interface), schema.decode(bytes(opened.described.schema)))
+
+    def _port(self, token: int) -> control.Port:
+        port = self._deliveries.port(token)
+        if port is None:
+            raise PeerMisbehaved("the kernel", "a capability was granted and not delivered")
+        return port
+
+    # the control socket -----------------------------------------------------------------------------------------------
+
+    def _receive(self) -> tuple[control.ToProcess, list[int]]:
+        self._control.socket.setblocking(True)
+        try:
+            packet = self._control.receive_nowait()
+        finally:
+            self._control.socket.setblocking(False)
+        if packet is None:
+            raise NodeDown(self.folder.name)
+        return packet
+
+    def _pump(self) -> None:
+        with self._lock:
+            while (packet := self._control.receive_nowait()) is not None:
+                self._act(*packet)
+
+    def _act(self, message: control.ToProcess, descriptors: list[int]) -> None:
+        match message:
+            case control.OpenChannel():
+                memory, doorbell = descriptors
+                channel = ClientChannel(message, memory, doorbell, self._notice, self._host)
+                os.close(memory)
+                self._channels[message.channel] = channel
+                self._host.add(channel)
+            case control.CloseChannel(channel=number):
+                closed = self._channels.pop(number, None)
+                if closed is not None:
+                    self._host.remove(number)
+                    closed.close()
+                    os.close(closed.doorbell)
+            case control.Deliver():
+                self._deliveries.deliver(message)
+            case control.DeliverBuffer():
+                self._deliveries.deliver_buffer(message, descriptors[0])
+            case _:
+                raise PeerMisbehaved("the kernel", f"an unexpected packet: {type(message).__name__}")
+
+    def _report(self, channel: int, check: str) -> None:
+        self._control.send(control.Misbehaved(channel=channel, check=check))
+
+    # life -------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Detach: what this attachment holds is given up."""
+        if self._control.socket.fileno() < 0:
+            return
+        for channel in self._channels.values():
+            self._host.remove(channel.number)
+            channel.close()
+            os.close(channel.doorbell)
+        self._channels.clear()
+        self._host.close()
+        self._control.socket.close()
+        os.close(self._kernel_process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Unwelcome(CallerFault):
+    """The kernel does not let this program attach; the sentence is the kernel's."""
+
+    number = 9
+    sentence: str
+    template = "{sentence}"
+
+
+def _connected(folder: Path) -> socket.socket:
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        end.connect(str(folder / SOCKET))
+    except (FileNotFoundError, ConnectionRefusedError):
+        end.close()
+        raise NodeDown(f"node {folder.name!r}") from None
+    except PermissionError:
+        end.close()
+        raise NotAllowed(f"attaching to node {folder.name!r}", "attach") from None
+    return end
+
+
+def connect(node: str | None = None, *, name: str = "") -> Node:
+    """Attach to a node: by name, by the path of its folder, or to the one that runs.
+
+    Raises `NodeDown` if none does, `NotAllowed` if this user may not attach.
+    """
+    return Node(folder_of(node), name or Path(os.path.realpath("/proc/self/exe")).name)
