@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
+    TYPE_CHECKING,
     Any,
     ClassVar,
     Generic,
     Literal,
     TypeVarTuple,
     Union,
+    dataclass_transform,
     get_args,
     get_origin,
     get_type_hints,
@@ -39,8 +41,28 @@ from .interface import SERVED, Interface, Method, methods
 Ts = TypeVarTuple("Ts")
 
 
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of a server's configuration: the image's table for it is checked against its fields."""
+if TYPE_CHECKING:
+
+    @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+    class Config:
+        """Base of a server's configuration, a Struct: the image's table for it is checked against its fields.
+
+        Every subclass is frozen, takes keywords only and refuses unknown keys, without saying so."""
+
+        def __init_subclass__(cls, *, frozen: bool = True, kw_only: bool = True) -> None: ...
+
+else:
+
+    class _ConfigMeta(msgspec.StructMeta):
+        """Gives each Config the options that a Struct does not inherit. The checkers are told by the other
+        branch: they do not look at a metaclass's own defaults."""
+
+        def __new__(cls, name, bases, namespace, **options):
+            fixed = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True}
+            return super().__new__(cls, name, bases, namespace, **options | fixed)
+
+    class Config(Struct, metaclass=_ConfigMeta):
+        """See the other branch."""
 
 
 NeedKind = Literal["keyspace", "config", "server", "socket", "folder"]

@@ -153,7 +153,8 @@ def test_outside_of_a_handler_there_is_no_call() -> None:
 
 
 def test_the_inline_slot_is_read_only_if_a_handler_asks_and_once_a_message() -> None:
-    slot, read = context.INLINE, []
+    slot = context.INLINE
+    read: list[int] = []
 
     def fields() -> context.Fields:
         read.append(len(read))

@@ -163,7 +163,7 @@ def test_two_names_of_one_number_are_refused() -> None:
 
 
 def _named(name: str) -> Callable[[Any], int]:
-    def method(self: Any) -> int: ...  # type: ignore[empty-body]
+    def method(self: Any) -> int: ...
 
     method.__name__ = method.__qualname__ = name
     return method

@@ -1,7 +1,7 @@
 """What mypy and pyright see of the SDK: inferred types are revealed as stated, and wrong lines are errors.
 
-The files in `samples/` are read by the checkers only. A line that ends in `# reveals: T` must reveal the type T; one that
-ends in `# error` must be an error; no other line may be one.
+The files in `samples/` are read by the checkers only. A line that ends in `# reveals: T` must reveal the
+type T; one that ends in `# error` must be an error; no other line may be one.
 """
 
 import json
@@ -39,7 +39,8 @@ def by_mypy(sample: Path, folder: Path) -> tuple[dict[int, str], set[int]]:
     done = subprocess.run(
         [
             sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context",
-            "--disable-error-code=empty-body", "--cache-dir", str(folder), "--config-file", "/dev/null", str(sample),
+            "--disable-error-code=empty-body", "--cache-dir", str(folder), "--config-file", "/dev/null",
+            str(sample),
         ],
         env={"MYPYPATH": str(ROOT / ".types"), "PATH": ""},
         cwd=folder,

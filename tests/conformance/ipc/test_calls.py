@@ -1,6 +1,7 @@
 """Calls, casts, errors, deadlines, pipelining, Deferreds, overload: the same by every transport."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ async def test_a_trio_task_awaits_the_same_proxy(suite: Suite) -> None:
 
 def test_an_asyncio_task_awaits_the_same_proxy(suite: Suite) -> None:
     async def both() -> list[int]:
-        return await asyncio.gather(suite.add("x"), suite.add("y", 2))
+        return list(await asyncio.gather(suite.add("x"), suite.add("y", 2)))
 
     assert asyncio.run(both()) == [1, 2]
 
@@ -86,9 +87,10 @@ def test_an_argument_of_another_type_is_named_with_what_was_expected(suite: Suit
 
 
 def test_a_declared_failure_arrives_as_its_class_with_message_and_fields(suite: Suite) -> None:
-    for attempt in (lambda: suite.add.now("x", 101), lambda: suite.add.start("x", 101).result()):
+    started = suite.add.start("x", 101)
+    for result in (partial(suite.add.now, "x", 101), started.result):
         with pytest.raises(Spent) as caught:
-            attempt()
+            result()
         assert (caught.value.key, caught.value.left) == ("x", 100)
         assert str(caught.value) == "counter 'x' has 100 left: take less"
 

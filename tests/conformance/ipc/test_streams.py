@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
@@ -121,11 +121,12 @@ def test_a_handler_that_fails_ends_the_upload(suite: Suite) -> None:
 
 
 def test_a_client_that_fails_while_it_uploads_cancels_the_handler(suite: Suite) -> None:
-    def broken() -> list[int]:
+    def broken() -> Iterator[int]:
+        yield 1
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        suite.total.now((number for part in (lambda: [1], broken) for number in part()), "sum")
+        suite.total.now(broken(), "sum")
     settle(suite, [])
 
 

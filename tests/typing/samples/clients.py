@@ -1,13 +1,23 @@
 """A client's view: each way to call has the types of the interface."""
 
 from collections.abc import AsyncIterator
+from typing import reveal_type
 
 from atoll.ipc import Cap, Failure, Interface, call, stream, testing, upload
-from atoll.ipc.serve import Serves
+from atoll.ipc.serve import Config, Serves
 
 
 class Change:
     revision: int
+
+
+class Settings(Config):
+    step: int = 1
+    name: str
+
+
+class Explicit(Config, frozen=True, kw_only=True):
+    name: str
 
 
 class Spent(Failure):
@@ -60,8 +70,13 @@ async def use(counter: Counter, items: AsyncIterator[bytes]) -> None:
     counter.put.now([b"x"])  # error
     counter.with_(service="fast")  # error
     wrong: str = counter.add.now("x")  # error
-    counter.missing  # error
+    print(wrong, counter.missing)  # error
     Spent("x", "y")  # error
+    Settings(name="x").step = 3  # error
+    Settings("x")  # error
+    Settings(name="x", stop=3)  # error
+    reveal_type(Settings(name="x").step)  # reveals: int
+    Explicit(name="x")
 
 
 def kit(server: type[Serves[Counter]]) -> None:

@@ -1,6 +1,7 @@
-"""A server's view: a handler returns R, an awaitable of R or a Deferred[R], and takes what the interface says."""
+"""A server's view: a handler takes what the interface says and returns R, an awaitable or a Deferred of R."""
 
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import reveal_type
 
 from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
 
