@@ -40,6 +40,8 @@ static uint64_t rings_at(uint32_t lanes) { return page_up(2 * LINE + 2ull * lane
 
 uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits) {
     if (lanes < 1 || lanes > LANES_MOST || ring_bits < 12 || ring_bits > 24 || bulk_bits < 12 || bulk_bits > 30) return 0;
+    /* What lies in a ring is received into a buffer of a bulk half's size. */
+    if ((1ull << ring_bits) / INLINE_SHARE > 1ull << bulk_bits) return 0;
     return rings_at(lanes) + 2ull * lanes * (1ull << ring_bits) + 2ull * (1ull << bulk_bits);
 }
 

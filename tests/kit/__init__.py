@@ -1,0 +1,1 @@
+"""What several suites share: real server processes behind real channels, without a kernel."""

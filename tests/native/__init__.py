@@ -1,0 +1,1 @@
+"""The C core: its parts against models, hostile peers, forgery, revocation."""
