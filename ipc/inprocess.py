@@ -17,7 +17,6 @@ import trio
 
 from . import context, errors
 from .capability import Buffer, Cap
-from .changes import Signal
 from .codec import LANES, MethodSpec, Service
 from .context import Call, Clock, Fields, SystemClock
 from .deferred import Deferred
@@ -35,9 +34,10 @@ from .errors import (
 from .future import Payload, RawFuture
 from .interface import Interface, rights
 from .limits import MAX_PAYLOAD
+from .local_stream import LocalStream
 from .proxy import ChannelStatistics, Options
 from .serve import Endpoint, Serves, bind
-from .streams import RECORD_ITEMS, Receiver, Sender
+from .streams import RECORD_ITEMS
 
 IN_HAND = 1024
 """Calls that a host has in hand at most; the next one is `Overloaded`."""
@@ -380,127 +380,6 @@ class Host:
                 source.close()
         if self._hands.pop(id(request), None) is not None:
             stream.end(None)
-
-
-class LocalStream:
-    """Both ends of a stream or an upload. Its queue is shared by two threads, under the lock of the deque's
-    own operations; counters of one side are touched by that side, and limits are passed as plain integers."""
-
-    def __init__(self, host: Host, spec: MethodSpec) -> None:
-        self.host = host
-        self.spec = spec
-        self.sender = Sender(spec.label)
-        self.receiver = Receiver(spec.label)
-        self.request: Request | None = None
-        self._queue: deque[list[bytes]] = deque()
-        self._changed = Signal()
-        self._reply: bytes | None = None
-        self._error: AtollError | None = None
-        self._over = False
-        self._finished = False
-
-    # the server's side
-    # -----------------------------------------------------------------------------------------------
-
-    async def credit(self) -> None:
-        """Wait until an item may be sent to the client."""
-        await self._changed.wait(lambda: self.sender.left > 0)
-
-    def deliver(self, items: list[bytes]) -> None:
-        self.sender.send(len(items))
-        self.receiver.arrive(len(items))
-        self._queue.append(items)
-        self._changed.notify()
-
-    def end(self, error: AtollError | None) -> None:
-        if not self._over:
-            self._error = None if error is None else errors.decode(errors.encode(error), self.spec)
-            self._over = True
-            self._changed.notify()
-
-    def complete(self, reply: bytes) -> None:
-        """The reply of an upload."""
-        self._reply = reply
-        self.end(None)
-
-    def __aiter__(self) -> "LocalStream":
-        return self
-
-    async def __anext__(self) -> bytes:
-        """The next item that the client uploads."""
-        await self._changed.wait(lambda: bool(self._queue) or self._finished)
-        if not self._queue:
-            raise StopAsyncIteration
-        (item,) = self._queue.popleft()
-        self._grant(1)
-        return item
-
-    def _grant(self, count: int) -> None:
-        limit = self.receiver.take(count)
-        if limit is not None:
-            self.sender.grant(limit)
-            self._changed.notify()
-
-    # the client's side
-    # -----------------------------------------------------------------------------------------------
-
-    def receive_now(self) -> list[bytes] | None:
-        context.forbid_blocking(self.spec.label)
-        self._changed.block(self._readable)
-        return self._next()
-
-    async def receive(self) -> list[bytes] | None:
-        await self._changed.wait(self._readable)
-        return self._next()
-
-    def _readable(self) -> bool:
-        return self._over or (self.spec.kind == "stream" and bool(self._queue))
-
-    def _next(self) -> list[bytes] | None:
-        if self.spec.kind == "stream" and self._queue:
-            items = self._queue.popleft()
-            self._grant(len(items))
-            return items
-        if self._error is not None:
-            raise self._error
-        if self._reply is None:
-            return None
-        reply, self._reply = self._reply, None
-        return [reply]
-
-    def send_now(self, item: bytes) -> None:
-        context.forbid_blocking(self.spec.label)
-        self._changed.block(self._writable)
-        self._put(item)
-
-    async def send(self, item: bytes) -> None:
-        await self._changed.wait(self._writable)
-        self._put(item)
-
-    def _writable(self) -> bool:
-        return self._over or self.sender.left > 0
-
-    def _put(self, item: bytes) -> None:
-        if len(item) > MAX_PAYLOAD:
-            raise TooLarge(f"an item of {self.spec.label}", len(item), MAX_PAYLOAD)
-        if self._over:
-            raise self._error or Aborted(self.spec.label, "its handler ended before it took all items")
-        self.sender.send()
-        self.receiver.arrive()
-        self._queue.append([item])
-        self._changed.notify()
-
-    def finish(self) -> None:
-        self._finished = True
-        self._changed.notify()
-
-    def cancel(self) -> None:
-        if not self._over:
-            self._over = True
-            self._queue.clear()
-            self._changed.notify()
-            if self.request is not None:
-                self.host.cancel(self.request)
 
 
 class InProcess:

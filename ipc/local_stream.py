@@ -1,0 +1,135 @@
+"""A stream or an upload between a caller and a host in the same process: both ends of it."""
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from . import context, errors
+from .changes import Signal
+from .codec import MethodSpec
+from .errors import Aborted, AtollError, TooLarge
+from .limits import MAX_PAYLOAD
+from .streams import Receiver, Sender
+
+if TYPE_CHECKING:
+    from .inprocess import Host, Request
+
+
+class LocalStream:
+    """Both ends of a stream or an upload. Its queue is shared by two threads, under the lock of the deque's
+    own operations; counters of one side are touched by that side, and limits are passed as plain integers."""
+
+    def __init__(self, host: "Host", spec: MethodSpec) -> None:
+        self.host = host
+        self.spec = spec
+        self.sender = Sender(spec.label)
+        self.receiver = Receiver(spec.label)
+        self.request: Request | None = None
+        self._queue: deque[list[bytes]] = deque()
+        self._changed = Signal()
+        self._reply: bytes | None = None
+        self._error: AtollError | None = None
+        self._over = False
+        self._finished = False
+
+    # the server's side
+    # -----------------------------------------------------------------------------------------------
+
+    async def credit(self) -> None:
+        """Wait until an item may be sent to the client."""
+        await self._changed.wait(lambda: self.sender.left > 0)
+
+    def deliver(self, items: list[bytes]) -> None:
+        self.sender.send(len(items))
+        self.receiver.arrive(len(items))
+        self._queue.append(items)
+        self._changed.notify()
+
+    def end(self, error: AtollError | None) -> None:
+        if not self._over:
+            self._error = None if error is None else errors.decode(errors.encode(error), self.spec)
+            self._over = True
+            self._changed.notify()
+
+    def complete(self, reply: bytes) -> None:
+        """The reply of an upload."""
+        self._reply = reply
+        self.end(None)
+
+    def __aiter__(self) -> "LocalStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next item that the client uploads."""
+        await self._changed.wait(lambda: bool(self._queue) or self._finished)
+        if not self._queue:
+            raise StopAsyncIteration
+        (item,) = self._queue.popleft()
+        self._grant(1)
+        return item
+
+    def _grant(self, count: int) -> None:
+        limit = self.receiver.take(count)
+        if limit is not None:
+            self.sender.grant(limit)
+            self._changed.notify()
+
+    # the client's side
+    # -----------------------------------------------------------------------------------------------
+
+    def receive_now(self) -> list[bytes] | None:
+        context.forbid_blocking(self.spec.label)
+        self._changed.block(self._readable)
+        return self._next()
+
+    async def receive(self) -> list[bytes] | None:
+        await self._changed.wait(self._readable)
+        return self._next()
+
+    def _readable(self) -> bool:
+        return self._over or (self.spec.kind == "stream" and bool(self._queue))
+
+    def _next(self) -> list[bytes] | None:
+        if self.spec.kind == "stream" and self._queue:
+            items = self._queue.popleft()
+            self._grant(len(items))
+            return items
+        if self._error is not None:
+            raise self._error
+        if self._reply is None:
+            return None
+        reply, self._reply = self._reply, None
+        return [reply]
+
+    def send_now(self, item: bytes) -> None:
+        context.forbid_blocking(self.spec.label)
+        self._changed.block(self._writable)
+        self._put(item)
+
+    async def send(self, item: bytes) -> None:
+        await self._changed.wait(self._writable)
+        self._put(item)
+
+    def _writable(self) -> bool:
+        return self._over or self.sender.left > 0
+
+    def _put(self, item: bytes) -> None:
+        if len(item) > MAX_PAYLOAD:
+            raise TooLarge(f"an item of {self.spec.label}", len(item), MAX_PAYLOAD)
+        if self._over:
+            raise self._error or Aborted(self.spec.label, "its handler ended before it took all items")
+        self.sender.send()
+        self.receiver.arrive()
+        self._queue.append([item])
+        self._changed.notify()
+
+    def finish(self) -> None:
+        self._finished = True
+        self._changed.notify()
+
+    def cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            self._queue.clear()
+            self._changed.notify()
+            if self.request is not None:
+                self.host.cancel(self.request)
