@@ -137,8 +137,12 @@ async def _wait_in_asyncio(subscribe: Callable[[Callable[[], None]], None]) -> N
         if not arrived.done():
             arrived.set_result(None)
 
+    home = threading.get_ident()
+
     def notify() -> None:
-        if not loop.is_closed():
+        if threading.get_ident() == home:
+            settle()
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(settle)
 
     subscribe(notify)

@@ -32,6 +32,9 @@ enum {
     YIELD_DEAR = 1000000,          /* ns: a yield that long means a busy program shares the core */
     YIELD_PAUSE = 1000000000,      /* ns without yields after a dear one */
     SLICE = 1000000000,            /* ns parked at most before signals and the kernel are looked at */
+    SPIN_LOOP = 15000,             /* ns an event loop spins before it waits */
+    VAIN_MOST = 8,                 /* spins in vain after which an event loop stops spinning */
+    VAIN_AGAIN = 64,               /* and how many waits later it tries again */
     INLINE_SHARE = 4,              /* a payload over a quarter of the ring goes through the bulk half */
 };
 
@@ -365,6 +368,30 @@ int atoll_arm(atoll_channel *channel) {
 void atoll_disarm(atoll_channel *channel) {
     park_over(channel->own);
     doorbell_drain(channel->doorbell);
+}
+
+/*
+ * For event loops, before they go to the trouble of waiting: spins shortly while the server is awake on another core.
+ * 1: something arrived. A loop that mostly spins in vain (slow handlers) soon stops, and tries again now and then.
+ */
+int atoll_spin(atoll_channel *channel) {
+    uint32_t cpu = (uint32_t)sched_getcpu();
+    if (channel_pending(channel)) return 1;
+    if (channel->vain >= VAIN_MOST && ++channel->vain % VAIN_AGAIN) return 0;
+    if (load_relaxed(&channel->peer->parked) || load_relaxed(&channel->peer->cpu) == cpu) return 0;
+    if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
+    uint64_t end = clock_now() + SPIN_LOOP;
+    do {
+        for (int i = 0; i < SPIN_BATCH; i++) {
+            if (channel_pending(channel)) {
+                channel->vain = 0;
+                return 1;
+            }
+            cpu_relax();
+        }
+    } while (clock_now() < end);
+    if (channel->vain < VAIN_MOST) channel->vain++;
+    return 0;
 }
 
 /* How long to spin for the server: see FAST-PATH's load-aware policy in docs/decisions/0001. 0: do not. */

@@ -114,6 +114,9 @@ class Pending(RawFuture):
             self.fail(Aborted(self.site.spec.label, "its caller gave up waiting"))
 
     async def _wait(self) -> bytes | memoryview:
+        channel = self.channel
+        if not channel.bound_to_loop and lib.atoll_spin(channel.c):
+            channel.drain()
         try:
             if not self.until:
                 await self._arrival()

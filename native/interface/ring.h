@@ -70,6 +70,7 @@ uint64_t atoll_call_end(atoll_channel *channel);
 int atoll_call_waits(atoll_channel *channel);
 void atoll_ring_bell(atoll_channel *channel);
 int64_t atoll_receive(atoll_channel *channel);
+int atoll_spin(atoll_channel *channel);
 int atoll_arm(atoll_channel *channel);
 void atoll_disarm(atoll_channel *channel);
 
