@@ -125,8 +125,8 @@ def _interpreter(host: Host) -> list[Finding]:
 
 def _slices() -> list[Finding]:
     slices = choose(TRIAL)
-    trial = slices.group(TRIAL)
-    said = trial.remove()
+    slices.group(TRIAL)
+    said = slices.leave()
     lacks = "; ".join((*slices.lacks, *said))
     missing = slices.kind == "none"
     return [_finding(f"slices (control groups: {slices.kind})", lacks if missing else "", lacks)]

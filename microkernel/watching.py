@@ -40,8 +40,8 @@ class Watching:
         process.listener = None
 
     async def report(self) -> Refusal | Flooded | None:
-        """The next report. None once the watcher has ended: then refused calls fail with ENOSYS, unseen, and a
-        new one is wanted."""
+        """The next report. None once the watcher has ended: then refused calls fail with ENOSYS, unseen,
+        and a new one is wanted."""
         if self._socket is None:
             return None
         packet = await self._socket.recv(PACKET_LIMIT)

@@ -65,6 +65,12 @@ class Chosen:
             said for folder in left if not hierarchy.members(folder) and (said := hierarchy.remove(folder))
         ]
 
+    def leave(self) -> list[str]:
+        self._groups.clear()
+        if self.kind == "v2":
+            hierarchy.write(self._folders["unified"].parents[1] / "cgroup.procs", str(os.getpid()))
+        return [said for folder in hierarchy.left_by(self.node) if (said := hierarchy.remove(folder))]
+
 
 async def _end(folder: Path) -> None:
     for freezer in (folder, *hierarchy.below(folder)):

@@ -60,6 +60,9 @@ class Slices(Protocol):
         """End and remove all that older boots of this node left. Returns a sentence for what could not be
         removed."""
 
+    def leave(self) -> list[str]:
+        """At the end: go back to the group this process was started in, and remove the node's, which are empty."""
+
 
 async def until_written(path: Path, wanted: str, ask: str) -> None:
     """Write `ask` until the file reads as `wanted`: a freezer stops what was forked meanwhile only when
@@ -79,7 +82,7 @@ def _asked(freezer: Path, ask: str) -> list[str]:
 async def settled(folder: Path, *, frozen: bool) -> None:
     """Wait until the kernel says that a version 2 group stands still, or moves again."""
     wanted = f"frozen {int(frozen)}"
-    while wanted not in (folder / "cgroup.events").read_text():  # noqa: ASYNC110 - the kernel sets no Event
+    while wanted not in (folder / "cgroup.events").read_text():
         await trio.sleep(LOOK_AGAIN)
 
 

@@ -34,7 +34,9 @@ def mounts() -> tuple[Mount, ...]:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, place = line.split(":", 2)
         for controller in names.split(",") if names else ("",):
-            own[controller] = place
+            own[controller] = (
+                place.partition(f"/{ROOT}/")[0] or "/"
+            )  # a kernel moves into a group of its node
     found: dict[Path, Mount] = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, place, kind, options, *_ = line.split()

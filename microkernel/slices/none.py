@@ -62,7 +62,7 @@ class GroupOfProcesses:
     async def _until(self, number: int, *, stopped: bool) -> None:
         for pid in self.members():
             _send(pid, number)
-        while any(_stopped(pid) is not stopped for pid in self.members()):  # noqa: ASYNC110 - the kernel sets no Event
+        while any(_stopped(pid) is not stopped for pid in self.members()):
             await trio.sleep(LOOK_AGAIN)
 
 

@@ -2,14 +2,12 @@
 
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
-
-from tests.microkernel.children import forge, planned, start, told
 from atoll.microkernel.protection import probe
 from atoll.microkernel.slices import Limits, choose
+from tests.microkernel.children import forge, planned, start, told
 
 host = probe()
 ROOT = os.geteuid() == 0
@@ -46,7 +44,8 @@ def secret(tmp_path):
 
 
 def targets(secret, listening, abstract):
-    """What each attack is aimed at; those not named attack this very process, which runs as whoever runs the tests."""
+    """What each attack is aimed at; those not named attack this very process, which runs as whoever runs
+    the tests."""
     return {
         "read_file": str(secret),
         "write_file": str(secret),
@@ -58,7 +57,8 @@ def targets(secret, listening, abstract):
 
 @pytest.mark.parametrize("level", LEVELS)
 async def test_each_attack_is_stopped_exactly_where_claimed(level, secret):
-    """What a level does not claim is shown to be possible, so that the threat page promises neither too much nor too little."""
+    """What a level does not claim is shown to be possible, so that the threat page promises neither too
+    much nor too little."""
     plan = planned(level)
     if plan.missing:
         pytest.skip(f"level {level} is not possible here: {'; '.join(map(str, plan.missing))}")
@@ -96,7 +96,8 @@ async def test_servers_with_own_users_are_kept_apart(attack):
 
 @pytest.mark.parametrize("level", ["process", "seccomp"])
 async def test_without_own_users_only_the_sandbox_keeps_files_apart(level, secret):
-    """What the threat page admits: two servers that run as one user can read each other's files below `sandbox`."""
+    """What the threat page admits: two servers that run as one user can read each other's files below
+    `sandbox`."""
     uid = 65534 if ROOT else os.geteuid()
     os.chown(secret, uid, -1)
     for folder in (secret.parent, *secret.parent.parents[:2]):

@@ -1,4 +1,5 @@
-"""What a hostile server would try, one function an attack; each writes `done`, or why it was stopped, to its descriptor.
+"""What a hostile server would try, one function an attack; each writes `done`, or why it was stopped, to
+its descriptor.
 
 They run inside a confined child, so they use the standard library only.
 """
@@ -97,7 +98,7 @@ def become_root(target: str) -> None:
 
 
 def raise_limit(target: str) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard + 1, hard + 1))
 
 
@@ -126,7 +127,8 @@ def exhaust_memory(size: str) -> None:
 
 def who(descriptor: int) -> None:
     """Tell what the process is, for tests of what must hold."""
-    status = open("/proc/self/status").read()
+    with open("/proc/self/status") as file:
+        status = file.read()
     wanted = ("Uid", "Gid", "Groups", "CapEff", "CapPrm", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Pid")
     lines = [line for line in status.splitlines() if line.split(":")[0] in wanted]
     descriptors = sorted(int(name) for name in os.listdir("/proc/self/fd"))
@@ -201,3 +203,13 @@ def fail(descriptor: int) -> None:
 
 def leave(descriptor: int, status: int) -> None:
     sys.exit(status)
+
+
+def spin(descriptor: int) -> None:
+    """Write without end, so that standing still is seen."""
+    os.set_blocking(descriptor, False)
+    while True:
+        try:
+            os.write(descriptor, b"x")
+        except BlockingIOError:
+            continue

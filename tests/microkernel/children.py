@@ -46,7 +46,8 @@ async def forge(marker: str | None = None) -> AsyncIterator[Forge]:
 async def start(
     made: Forge, confinement: Confinement, function: str, *arguments: int | str, groups: Sequence[int] = ()
 ) -> tuple[Process, int]:
-    """A child that runs a victim's function with a pipe as its first argument; returns it and the pipe's other end."""
+    """A child that runs a victim's function with a pipe as its first argument; returns it and the pipe's
+    other end."""
     read, write = os.pipe()
     try:
         process = await made.spawn(
@@ -84,7 +85,8 @@ async def heard(read: int) -> str:
 async def told(
     made: Forge, confinement: Confinement, function: str, *arguments: int | str
 ) -> tuple[str, Exit]:
-    """Run a victim's function to its end: what it said, and how it ended. Nobody answers its filter: what it refuses fails."""
+    """Run a victim's function to its end: what it said, and how it ended. Nobody answers its filter: what
+    it refuses fails."""
     process, read = await start(made, confinement, function, *arguments)
     unwatch(process)
     said = await heard(read)

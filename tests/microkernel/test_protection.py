@@ -1,4 +1,5 @@
-"""Levels, mechanisms, plans, filters: what a plan claims, what it admits, and that each table row is sound."""
+"""Levels, mechanisms, plans, filters: what a plan claims, what it admits, and that each table row is
+sound."""
 
 import itertools
 import os
@@ -10,7 +11,6 @@ import msgspec
 import pyseccomp
 import pytest
 import trio
-from .children import forge, planned, start, subject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +30,8 @@ from atoll.microkernel.protection.host import attempt, closed_folders, outermost
 from atoll.microkernel.protection.plan import ladder, mechanisms
 from atoll.microkernel.protection.watcher import Flooded, Refusal
 from atoll.microkernel.watching import Watching
+
+from .children import forge, planned, start, subject
 
 BARE = Host(
     root=False,
@@ -75,7 +77,8 @@ def test_what_a_plan_puts_in_force_works_here(level):
     drop=st.sets(st.sampled_from(list(mechanisms()))),
 )
 def test_a_plan_accounts_for_every_mechanism(level, add, drop):
-    """Each one asked for is in force, or missing, or listed as a weakening, or needless here: never silently gone."""
+    """Each one asked for is in force, or missing, or listed as a weakening, or needless here: never
+    silently gone."""
     has = {mechanism.name for mechanism in ladder(level)}
     reasons = dict.fromkeys(drop & has, "as asked")
     made = plan(level, subject(), probe(), add=tuple(add), drop=reasons)
@@ -162,8 +165,10 @@ def test_an_older_landlock_says_what_it_does_not_see():
         (
             lambda: planned("process", drop={"landlock": "no"}),
             NotDropped,
-            "process does not have the mechanism 'landlock', so it cannot be dropped; "
-            "it has own-uid, undumpable, no-new-privileges, limits",
+            (
+                "process does not have the mechanism 'landlock', so it cannot be dropped; "
+                "it has own-uid, undumpable, no-new-privileges, limits"
+            ),
         ),
         (
             lambda: planned("seccomp", grants=("forks",)),

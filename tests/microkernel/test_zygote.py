@@ -1,4 +1,5 @@
-"""The fork server: what a child is given and what not, how it ends, and that it does not outlive the kernel."""
+"""The fork server: what a child is given and what not, how it ends, and that it does not outlive the
+kernel."""
 
 import os
 import signal
@@ -8,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from .children import FIRST_UID, forge, heard, planned, start, told, unwatch
 
 from atoll.microkernel.processes import CannotConfine, Exit, ZygoteDied, end_survivors, survivors
 from atoll.microkernel.protection import Bind, Confinement, probe
+
+from .children import FIRST_UID, forge, heard, planned, start, told, unwatch
 
 LEVELS = ("process", "seccomp", "sandbox")
 STARTS = ("zygote", "exec")
@@ -55,7 +57,8 @@ async def test_a_child_is_what_its_level_says(level, start_by):
 
 @pytest.mark.parametrize("level", LEVELS)
 async def test_honest_work_passes_every_level(level, tmp_path):
-    """trio, a worker thread, numpy, msgspec and lmdb, all imported inside, under a filter that kills on refusal."""
+    """trio, a worker thread, numpy, msgspec and lmdb, all imported inside, under a filter that kills on
+    refusal."""
     folder = tmp_path / "store"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
@@ -164,7 +167,9 @@ async def test_kill_9_of_the_kernel_leaves_no_process():
     marker = f"--kill={os.getpid()}"
     levels = [level for level in LEVELS if not planned(level).missing]
     program = KERNEL.format(path=[str(Path(__file__).parents[2])], marker=marker, levels=levels)
-    kernel = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    kernel = subprocess.Popen(  # noqa: ASYNC220 - children die with the thread that starts them
+        [sys.executable, "-c", program], stdout=subprocess.PIPE
+    )
     assert await trio.to_thread.run_sync(kernel.stdout.readline) == b"up\n"
     alive = survivors(marker)
     assert len(alive) == 1 + 2 * len(levels)

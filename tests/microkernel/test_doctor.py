@@ -1,0 +1,56 @@
+"""The doctor: every finding is a trial's, every failure a sentence, nothing is left behind."""
+
+import os
+
+import msgspec
+import pytest
+
+from atoll.microkernel import doctor
+from atoll.microkernel.doctor import Diagnosis, Finding
+from atoll.microkernel.protection import levels, probe
+from atoll.microkernel.protection.plan import mechanisms
+from atoll.microkernel.slices import hierarchy
+
+
+def test_it_speaks_of_every_level_and_mechanism_and_leaves_nothing():
+    open_before = len(os.listdir("/proc/self/fd"))
+    found = doctor.diagnose()
+    whats = [finding.what for finding in found.findings]
+    assert {f"level {name}" for name in levels()} <= set(whats)
+    for name in mechanisms():
+        assert any(what.startswith(f"{name}: stops ") for what in whats)
+    assert hierarchy.left_by(doctor.TRIAL) == []
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_what_does_not_work_has_a_reason():
+    for finding in doctor.diagnose().findings:
+        assert (finding.verdict == "works") == (finding.detail == "")
+
+
+def test_text_and_json_say_the_same():
+    found = doctor.diagnose()
+    assert msgspec.json.decode(found.json(), type=Diagnosis) == found
+    for finding in found.findings:
+        assert finding.what in found.text()
+        assert finding.detail in found.text()
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "highest"),
+    [
+        (("works", "works", "partly"), "sandbox"),
+        (("works", "works", "missing"), "seccomp"),
+        (("missing",) * 3, ""),
+    ],
+)
+def test_highest_level(verdicts, highest):
+    found = tuple(Finding(what=f"level {n}", verdict=v) for n, v in zip(levels(), verdicts, strict=True))
+    assert Diagnosis(machine="m", kernel="6.1.0", root=False, findings=found).highest_level == highest
+
+
+def test_it_agrees_with_the_probe():
+    found = doctor.diagnose()
+    assert found.root == probe().root
+    landlock = next(finding for finding in found.findings if finding.what.startswith("landlock"))
+    assert (landlock.verdict == "missing") == (probe().landlock == 0)

@@ -1,0 +1,186 @@
+"""Slices on whatever hierarchies the host has: limits read back, freezing seen from inside, ending,
+cleaning up."""
+
+import os
+import secrets
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.microkernel.slices import GroupOfProcesses, Limits, choose, hierarchy, io_priority
+
+from .children import forge, planned, start
+
+
+@pytest.fixture
+def slices():
+    made = choose(f"test-{secrets.token_hex(4)}")
+    if made.kind == "none":
+        pytest.skip(made.lacks[0])
+    return made
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def groups_of(pid):
+    return Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def used(pid):
+    """CPU time in ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+async def running(made, group, level="process"):
+    """A child in a group, and the pipe that keeps open as long as it lives."""
+    joined = group.open_procs()
+    process, read = await start(made, planned(level).confinement, "wait", groups=joined)
+    for descriptor in joined:
+        os.close(descriptor)
+    assert await trio.to_thread.run_sync(os.read, read, 100)
+    return process, read
+
+
+async def test_a_child_is_in_its_group_before_it_runs(slices):
+    group = slices.group("training", "victim")
+    async with forge() as made:
+        process, read = await running(made, group, "process")
+        assert group.members() == {process.pid}
+        assert slices.group("training").members() == {process.pid}, "a slice holds the groups of its servers"
+        assert f"atoll/{slices.node}/training/victim" in groups_of(process.pid)
+        await group.end()
+        assert (await process.wait()).signal == signal.SIGKILL
+        assert group.members() == set()
+        os.close(read)
+        process.close()
+    assert group.remove() == []
+    assert await slices.clean() == []
+    assert hierarchy.left_by(slices.node) == []
+
+
+async def test_limits_are_taken_and_can_be_changed(slices):
+    group = slices.group("limited")
+    assert group.limit(Limits(cpu_weight=200, cpu_quota=0.5, memory=64 << 20, pids=20)) == []
+    assert group.limit(Limits(cpu_weight=50, memory=128 << 20)) == []
+    assert group.limit(Limits()) == []
+    assert await slices.clean() == []
+
+
+async def test_v1_values_are_what_was_asked(slices):
+    if slices.kind != "v1":
+        pytest.skip(f"this host has {slices.kind}")
+    group = slices.group("limited")
+    group.limit(Limits(cpu_weight=200, cpu_quota=0.5, memory=64 << 20, pids=20))
+    folders = {
+        mount.path.name: mount.base / "atoll" / slices.node / "limited" for mount in hierarchy.mounts()
+    }
+    assert (folders["cpu"] / "cpu.shares").read_text().strip() == "2048"
+    assert (folders["cpu"] / "cpu.cfs_quota_us").read_text().strip() == "50000"
+    assert (folders["memory"] / "memory.limit_in_bytes").read_text().strip() == str(64 << 20)
+    assert (folders["pids"] / "pids.max").read_text().strip() == "20"
+    assert await slices.clean() == []
+
+
+async def test_a_wrong_value_is_a_sentence(slices):
+    said = slices.group("wrong").limit(Limits(memory=-5))
+    assert len(said) == 1
+    assert "did not take '-5': Invalid argument" in said[0]
+    assert await slices.clean() == []
+
+
+async def test_frozen_processes_stand_still_and_go_on(slices):
+    group = slices.group("frozen")
+    async with forge() as made:
+        joined = group.open_procs()
+        process, read = await start(made, planned("process").confinement, "spin", groups=joined)
+        for descriptor in joined:
+            os.close(descriptor)
+        await trio.to_thread.run_sync(os.read, read, 1)
+        await group.freeze()
+        os.set_blocking(read, False)
+        while True:  # what it wrote before it stood still
+            try:
+                os.read(read, 65536)
+            except BlockingIOError:
+                break
+        before = used(process.pid)
+        for _ in range(200):
+            os.sched_yield()
+        assert used(process.pid) == before
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+        await group.thaw()
+        await trio.lowlevel.wait_readable(read)
+        assert os.read(read, 1)
+        await group.freeze()
+        await group.end()
+        assert (await process.wait()).signal == signal.SIGKILL, "the frozen die too"
+        os.close(read)
+        process.close()
+    assert await slices.clean() == []
+
+
+async def test_a_new_boot_ends_and_removes_what_the_old_one_left(slices):
+    async with forge() as made:
+        process, read = await running(made, slices.group("old", "server"))
+        await slices.group("old", "server").freeze()
+        later = choose(slices.node)
+        assert hierarchy.left_by(slices.node) != []
+        assert await later.clean() == []
+        assert (await process.wait()).signal == signal.SIGKILL
+        assert hierarchy.left_by(slices.node) == []
+        os.close(read)
+        process.close()
+
+
+async def test_two_nodes_do_not_touch_each_other(slices):
+    other = choose(slices.node + "x")
+    async with forge() as made:
+        process, read = await running(made, other.group("server"))
+        slices.group("server")
+        assert await slices.clean() == []
+        assert process.poll() is None
+        assert await other.clean() == []
+        assert (await process.wait()).signal == signal.SIGKILL
+        os.close(read)
+        process.close()
+
+
+async def test_without_control_groups_signals_stand_in():
+    """What an ordinary user gets: freezing and ending work, limits are a sentence."""
+    group = GroupOfProcesses("server")
+    assert group.limit(Limits(memory=1 << 20)) == ["memory of server not enforced: no control groups here"]
+    assert group.limit(Limits()) == []
+    assert group.open_procs() == []
+    async with forge() as made:
+        process, read = await running(made, group)
+        group.add(process.pid)
+        await group.freeze()
+        assert state(process.pid) == "T"
+        await group.thaw()
+        assert state(process.pid) != "T"
+        await group.end()
+        assert (await process.wait()).signal == signal.SIGKILL
+        assert group.members() == set()
+        os.close(read)
+        process.close()
+
+
+@given(st.integers(1, 10000), st.integers(1, 10000))
+def test_more_weight_is_never_less_io_priority(low, high):
+    low, high = sorted((low, high))
+    levels = [io_priority(Limits(io_weight=weight)) & 7 for weight in (low, high)]
+    assert 0 <= levels[1] <= levels[0] <= 7
+
+
+def test_io_priorities():
+    assert io_priority(Limits()) == 2 << 13 | 4
+    assert io_priority(Limits(io_class="idle")) == 3 << 13
+    assert io_priority(Limits(io_class="real-time", io_weight=10000)) == 1 << 13
