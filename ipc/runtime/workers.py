@@ -1,0 +1,158 @@
+"""Worker processes: where a server's CPU-bound work goes, since a busy Python thread beside the loop ruins every latency.
+
+    async def start(self) -> None:
+        self.workers = Workers(2)
+    @Digest.of.serve
+    async def of(self, data: bytes) -> bytes:
+        return await self.workers.run(compute, data)
+
+Workers are forks of the server, made when `Workers` is, with its confinement: they hold no channel and no capability, and
+end with it. The image must grant the server the group `workers` (`allow`), since a confined process makes none otherwise.
+Functions are named by module and qualified name; arguments and results are pickled, which is safe here because both ends are
+one program with one set of rights.
+"""
+
+import ctypes
+import importlib
+import os
+import pickle
+import signal
+import socket
+import struct
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import trio
+
+from atoll.ipc.errors import InternalFault, PeerDied
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PR_SET_PDEATHSIG = 1
+_length = struct.Struct("<Q")
+
+
+class Workers:
+    """`count` worker processes; work waits for a free one. Make it in `start()`, close it in `stop()`."""
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"a server has at least one worker, not {count}")
+        self._send, self._free = trio.open_memory_channel[_Worker](count)
+        self._all = [_Worker() for _ in range(count)]
+        for worker in self._all:
+            self._send.send_nowait(worker)
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it in a free worker. What it raises is raised here; `PeerDied` if the worker ended over it.
+
+        A cancelled call ends its worker: there is no other way to stop what it computes.
+        """
+        worker = await self._free.receive()
+        whole = False
+        try:
+            result = await worker.ask(f"{function.__module__}:{function.__qualname__}", args, kwargs)
+            whole = True
+        finally:
+            if not whole:
+                worker.end()
+                self._all.remove(worker)
+                worker = _Worker()
+                self._all.append(worker)
+            self._send.send_nowait(worker)
+        if isinstance(result, _Raised):
+            raise InternalFault(function.__qualname__, result.told)
+        return result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End them all."""
+        for worker in self._all:
+            worker.end()
+        self._all.clear()
+
+
+class _Raised:
+    """What a worker sends in place of a result."""
+
+    def __init__(self, told: str) -> None:
+        self.told = told
+
+
+class _Worker:
+    """One process and the socket to it."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            ours.close()
+            _serve(theirs, parent)
+        theirs.close()
+        self._socket = trio.socket.from_stdlib_socket(ours)
+
+    async def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        data = pickle.dumps((name, args, kwargs))
+        try:
+            for part in (_length.pack(len(data)), data):
+                view = memoryview(part)
+                while view:
+                    view = view[await self._socket.send(view) :]
+            (size,) = _length.unpack(await self._read(_length.size))
+            return pickle.loads(await self._read(size))
+        except OSError:
+            raise PeerDied(name) from None
+
+    async def _read(self, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            part = await self._socket.recv(min(size - len(found), 1 << 20))
+            if not part:
+                raise PeerDied("a worker process")
+            found += part
+        return bytes(found)
+
+    def end(self) -> None:
+        self._socket.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _serve(end: socket.socket, parent: int) -> NoReturn:
+    """The worker: one piece of work after the other until the server closes its end or dies."""
+    status = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            while (head := _exactly(end, _length.size)) is not None:
+                (size,) = _length.unpack(head)
+                answer = _work(_exactly(end, size) or b"")
+                end.sendall(_length.pack(len(answer)) + answer)
+            status = 0
+    finally:
+        os._exit(status)
+
+
+def _exactly(end: socket.socket, size: int) -> bytes | None:
+    found = bytearray()
+    while len(found) < size:
+        part = end.recv(min(size - len(found), 1 << 20))
+        if not part:
+            return None
+        found += part
+    return bytes(found)
+
+
+def _work(data: bytes) -> bytes:
+    try:
+        name, args, kwargs = pickle.loads(data)
+        module, _, path = name.partition(":")
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+        return pickle.dumps(found(*args, **kwargs))
+    except Exception as error:
+        traceback.print_exc()
+        return pickle.dumps(_Raised(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,75 @@
+"""Worker processes: real forks, real deaths."""
+
+import os
+import signal
+
+import pytest
+import trio
+
+from atoll.ipc.errors import InternalFault, PeerDied
+from atoll.ipc.runtime.workers import Workers
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def who() -> int:
+    return os.getpid()
+
+
+def wrong() -> None:
+    raise ValueError("no such number")
+
+
+def fatal() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless() -> None:
+    while True:
+        signal.pause()
+
+
+async def test_work_runs_in_other_processes() -> None:
+    workers = Workers(2)
+    try:
+        assert await workers.run(square, 12) == 144
+        assert await workers.run(who) != os.getpid()
+    finally:
+        workers.close()
+
+
+async def test_an_error_says_what_was_raised_and_the_worker_goes_on() -> None:
+    workers = Workers(1)
+    try:
+        with pytest.raises(InternalFault, match="ValueError: no such number"):
+            await workers.run(wrong)
+        assert await workers.run(square, 3) == 9
+    finally:
+        workers.close()
+
+
+async def test_a_dead_worker_is_told_and_replaced() -> None:
+    workers = Workers(1)
+    try:
+        with pytest.raises(PeerDied):
+            await workers.run(fatal)
+        assert await workers.run(square, 4) == 16
+    finally:
+        workers.close()
+
+
+async def test_a_cancelled_call_ends_its_worker() -> None:
+    workers = Workers(1)
+    try:
+        before = await workers.run(who)
+        with trio.move_on_after(0.05) as scope:
+            await workers.run(endless)
+        assert scope.cancelled_caught
+        after = await workers.run(who)
+        assert after != before
+        with pytest.raises(ProcessLookupError):
+            os.kill(before, 0)
+    finally:
+        workers.close()
