@@ -337,6 +337,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     const struct method *method = NULL;
     int found = channel_peek(channel, lane, &header);
     if (found < 0) return op(OP_MISBEHAVED, channel->number, 0);
+    if (!found) return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
     atoll_message *message = &loop->message;
     message->request = header.request;
     message->deadline = header.deadline;
@@ -385,16 +386,17 @@ static uint64_t poll(struct atoll_loop *loop) {
             }
         } else if (!channel->held && !loop->draining) {
             int lane = next_lane(channel);
+            if (lane >= 0 && loop->burst >= BURST && loop->active_count == 1) {
+                atoll_loop_flush(loop);
+                loop->burst = 0;
+            }
             if (lane >= 0 && loop->burst < BURST) {
                 loop->burst++;
-                return take(loop, channel, (uint32_t)lane);
+                uint64_t found = take(loop, channel, (uint32_t)lane);
+                if (found) return found;
+            } else if (lane >= 0) {
+                count++; /* its burst is over, it comes again in this pass */
             }
-            if (lane >= 0 && loop->active_count == 1) {
-                atoll_loop_flush(loop);
-                loop->burst = 1;
-                return take(loop, channel, (uint32_t)lane);
-            }
-            if (lane >= 0) count++; /* its burst is over, it comes again in this pass */
         }
         if (loop->burst || loop->bell_count) {
             /* This channel's batch is over: its client is woken now, once for all of it. */

@@ -115,6 +115,8 @@ class ServeLoop:
         self._draining = False
         self._stopping = False
         self._woken = trio.Event()
+        self._seen = self._notice_words[1]
+        """Revocations when the message in hand was checked: a later one has a task check again before its first step."""
         lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
         self._register_methods()
 
@@ -261,7 +263,7 @@ class ServeLoop:
         replied, cast = Kind.REPLY << 32, int(Op.CAST)
         fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
-        reply, packed, seen = b"", 0, notice[1]
+        reply, packed, seen = b"", 0, self._seen
         inline.read = self._fields
         while True:
             received = receive(loop, reply, packed)
@@ -270,7 +272,7 @@ class ServeLoop:
                 length = received & 0xFFFFFFFF
                 inline.call = None
                 if notice[1] != seen:
-                    seen = notice[1]
+                    seen = self._seen = notice[1]
                     refusal = lib.atoll_loop_recheck(loop, self._message)
                     if refusal:
                         reply, packed = self._refuse(refusal)
@@ -404,7 +406,7 @@ class ServeLoop:
             message.generation,
             message.rights,
             message.deadline,
-            self._notice_words[1],
+            self._seen,
         )
 
     def _take(self, index: int, cast: bool) -> InHand:
