@@ -195,7 +195,7 @@ class ServeLoop:
         lib.atoll_channel_close(channel)
         self._overflow.pop(number, None)
         for inhand in [inhand for inhand in self.in_hand.values() if inhand.origin.channel == number]:
-            inhand.cancel()
+            self._cancel(inhand)
         gone = getattr(self.endpoint.server, "client_gone", None)
         if gone is not None:
             gone(number)
@@ -418,6 +418,12 @@ class ServeLoop:
         self.in_hand[origin.channel, origin.request] = inhand
         return inhand
 
+    def _cancel(self, inhand: InHand) -> None:
+        """The caller waits no more."""
+        inhand.cancel()
+        if inhand.deferred:
+            self._done(inhand)
+
     def _done(self, inhand: InHand) -> None:
         self.in_hand.pop((inhand.origin.channel, inhand.origin.request), None)
 
@@ -432,6 +438,7 @@ class ServeLoop:
                 self._reply(self._origin(cast), Kind.FAULT, errors.encode(error))
             return
         if isinstance(result, Deferred):
+            inhand.deferred = True
             result.react(
                 lambda data: self._finish(inhand, Kind.REPLY, data),
                 lambda error: self._finish(inhand, Kind.FAULT, errors.encode(_told(inhand, error))),
@@ -652,7 +659,7 @@ class ServeLoop:
         try:
             match message.kind:
                 case Kind.CANCEL:
-                    inhand.cancel()
+                    self._cancel(inhand)
                 case Kind.END if inhand.items is not None:
                     inhand.items.ended()
                 case Kind.ITEM if inhand.items is not None:

@@ -61,6 +61,9 @@ class Memory:
     def wake_client(self) -> None:
         lib.atoll_memory_wake(self.c, 1, self.server_bell.fileno())
 
+    def wake_server(self) -> None:
+        lib.atoll_memory_wake(self.c, 0, self.client_bell.fileno())
+
     def close(self) -> None:
         os.close(self.descriptor)
         self.client_bell.close()

@@ -23,7 +23,7 @@ import msgspec
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.client.transport import ChannelTransport
-from atoll.ipc.interface import Interface
+from atoll.ipc.interface import Interface, Method, methods
 from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.proxy import bind
 from atoll.ipc.serve import Config, Serves, needs
@@ -216,6 +216,17 @@ class Serving:
             while self._expect(control.Pong).number != number:
                 pass
 
+    def until_misbehaved(self) -> control.Misbehaved:
+        """The next `Misbehaved` of the server, waited for; its channel is closed then, as the kernel does."""
+        known = len(self.misbehaved)
+        while len(self.misbehaved) == known:
+            self._note(self._receive())
+        found = self.misbehaved[-1]
+        for memory in self.channels:
+            if memory.number == found.channel:
+                self.close_channel(memory)
+        return found
+
     # channels and capabilities ----------------------------------------------------------------------------------------
 
     def add_channel(self) -> Memory:
@@ -310,6 +321,10 @@ class Serving:
 
     def heartbeat(self) -> int:
         return self.status.words[8]
+
+    @staticmethod
+    def methods(interface: type[Interface]) -> list[Method]:
+        return methods(interface)
 
     def bind(self, memory: Memory, interface: type[I], port: control.Port) -> I:
         return bind(interface, ChannelTransport(self.client(memory), port))

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sysconfig
 import tempfile
-from ctypes import POINTER, c_char_p, c_int, c_uint16, c_uint32, c_uint64, c_uint8, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
