@@ -22,8 +22,9 @@ async def main():
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         with in_hand(call):
-            print("at", server.head(), flush=True)
-            async for change in server.watch(server.head()):
+            head = server.head()
+            print("at", head, flush=True)
+            async for change in server.watch(head):
                 print(change.items[0].value.decode(), flush=True)
                 if change.items[0].value == b"last":
                     break
