@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 
 import pytest
 
@@ -43,9 +44,17 @@ def secret(tmp_path):
     return path
 
 
+@pytest.fixture
+def bystander():
+    """An ordinary program of the user's. It may end up traced, and so stopped: it is not the tests that are
+    attacked."""
+    with subprocess.Popen(["/bin/sleep", "infinity"]) as process:
+        yield process
+        process.kill()
+
+
 def targets(secret, listening, abstract):
-    """What each attack is aimed at; those not named attack this very process, which runs as whoever runs
-    the tests."""
+    """What each attack is aimed at; those not named attack the bystander."""
     return {
         "read_file": str(secret),
         "write_file": str(secret),
@@ -56,7 +65,7 @@ def targets(secret, listening, abstract):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-async def test_each_attack_is_stopped_exactly_where_claimed(level, secret):
+async def test_each_attack_is_stopped_exactly_where_claimed(level, secret, bystander):
     """What a level does not claim is shown to be possible, so that the threat page promises neither too
     much nor too little."""
     plan = planned(level)
@@ -74,7 +83,7 @@ async def test_each_attack_is_stopped_exactly_where_claimed(level, secret):
         said = {}
         async with forge() as made:
             for attack in CLAIMS:
-                target = aimed.get(attack, str(os.getpid()))
+                target = aimed.get(attack, str(bystander.pid))
                 said[attack], ended = await told(made, plan.confinement, "attempt", attack, target)
                 assert ended.clean, (attack, ended, said[attack])
     assert {attack: text.startswith("stopped") for attack, text in said.items()} == claimed, said
