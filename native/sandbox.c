@@ -1,28 +1,28 @@
 /*
  * A child between clone and Python: how it is confined.
  *
- * Problem. A server has to be up in milliseconds, which rules out a fresh interpreter, and confined before the first
- * byte of its own code runs. The zygote has the interpreter and the SDK loaded and one thread; its clone has all that
- * for the price of its page tables. What stands between the clone and the server's code must not allocate, take a lock
- * or run Python: it runs here, from a plan that the parent has laid out in memory the child inherits.
+ * Problem. A server has to be up in milliseconds, which rules out a fresh interpreter, and confined before
+ * the first byte of its own code runs. The zygote has the interpreter and the SDK loaded and one thread; its
+ * clone has all that for the price of its page tables. What stands between the clone and the server's code
+ * must not allocate, take a lock or run Python: it runs here, from a plan that the parent has laid out in
+ * memory the child inherits.
  *
  * The order of the steps is forced by what each takes away:
  *   cgroups          first, so that all that follows is charged to the server;
  *   maps of ids      before anything that asks for a capability in the new user namespace;
- *   mounts           need capabilities, and the host's paths for their sources: all sources are opened first, as
- *                    detached trees, and only then is the new root put over a folder of the old one;
- *   bounding set     needs CAP_SETPCAP, so before the identity changes;
- *   identity         takes the capabilities; it also clears dumpable and the parent-death signal,
- *   parent           so that signal is set after it, and then the parent is looked at, once: it may have died before.
- *                    The look is at a pidfd, since getppid is 0 in a pid namespace;
+ *   mounts           need capabilities, and the host's paths for their sources: all sources are opened first,
+ * as detached trees, and only then is the new root put over a folder of the old one; bounding set     needs
+ * CAP_SETPCAP, so before the identity changes; identity         takes the capabilities; it also clears
+ * dumpable and the parent-death signal, parent           so that signal is set after it, and then the parent
+ * is looked at, once: it may have died before. The look is at a pidfd, since getppid is 0 in a pid namespace;
  *   no new rights    before Landlock and seccomp, which ask for it;
  *   Landlock         after the new root is in place: its rules name what is there now;
  *   seccomp          last. After it only sendmsg and close run here.
  *
  * Every failure names its step and its row on `status`, and ends the child: nothing runs half confined.
  *
- * Raw system calls are used where glibc's wrapper does more than the call (setresuid signals every thread it believes
- * in; a trial is cloned from programs with threads) or where old C libraries lack one.
+ * Raw system calls are used where glibc's wrapper does more than the call (setresuid signals every thread it
+ * believes in; a trial is cloned from programs with threads) or where old C libraries lack one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -100,11 +100,11 @@ struct filter_program {
 };
 
 _Static_assert(sizeof(struct atoll_filter_instruction) == 8, "the kernel's sock_filter");
-_Static_assert(sizeof(struct landlock_attributes) == 24, "the kernel's landlock_ruleset_attr of ABI 6 and later");
+_Static_assert(sizeof(struct landlock_attributes) == 24,
+               "the kernel's landlock_ruleset_attr of ABI 6 and later");
 _Static_assert(sizeof(struct atoll_status) == 16, "the kernel side of Atoll unpacks four 32-bit words");
 
-static void say(int status, int step, int error, int detail, int listener)
-{
+static void say(int status, int step, int error, int detail, int listener) {
     struct atoll_status word = {.step = step, .error = error, .detail = detail};
     struct iovec part = {&word, sizeof word};
     union {
@@ -126,14 +126,12 @@ static void say(int status, int step, int error, int detail, int listener)
 }
 
 /* Whoever reads `status` learns the step and the row; the child has no other way on. */
-static __attribute__((noreturn)) void give_up(int status, int step, int detail)
-{
+static __attribute__((noreturn)) void give_up(int status, int step, int detail) {
     say(status, step, errno, detail, -1);
     _exit(EXIT_UNCONFINED);
 }
 
-static int write_file(const char *path, const char *text, size_t length)
-{
+static int write_file(const char *path, const char *text, size_t length) {
     int file = open(path, O_WRONLY | O_CLOEXEC);
     if (file < 0)
         return -1;
@@ -145,8 +143,7 @@ static int write_file(const char *path, const char *text, size_t length)
 }
 
 /* Decimal digits of `value` at the end of `room`; no printf between clone and Python. */
-static const char *decimal(int value, char room[16], size_t *length)
-{
+static const char *decimal(int value, char room[16], size_t *length) {
     char *at = room + 16;
     unsigned rest = value < 0 ? -(unsigned)value : (unsigned)value;
     do
@@ -158,17 +155,15 @@ static const char *decimal(int value, char room[16], size_t *length)
     return at;
 }
 
-static int close_range_(unsigned first, unsigned last)
-{
+static int close_range_(unsigned first, unsigned last) {
     return first > last ? 0 : (int)syscall(CALL_CLOSE_RANGE, first, last, 0);
 }
 
 /*
- * Give `sources` the numbers `targets` and close all else above 2. Sources are first moved out of the way of all
- * targets. Returns the new number of `status`, which closes at exec, or gives up.
+ * Give `sources` the numbers `targets` and close all else above 2. Sources are first moved out of the way of
+ * all targets. Returns the new number of `status`, which closes at exec, or gives up.
  */
-static int hand_over(const struct atoll_plan *plan)
-{
+static int hand_over(const struct atoll_plan *plan) {
     int aside[DESCRIPTORS_MOST];
     int count = plan->descriptor_count;
     if (count < 0)
@@ -212,24 +207,22 @@ static int hand_over(const struct atoll_plan *plan)
     return status;
 }
 
-static void join_groups(const struct atoll_plan *plan)
-{
+static void join_groups(const struct atoll_plan *plan) {
     for (int i = 0; i < plan->group_count; i++)
         if (write(plan->groups[i], "0", 1) != 1)
             give_up(plan->status, ATOLL_STEP_GROUPS, i);
 }
 
-static void write_maps(const struct atoll_plan *plan)
-{
+static void write_maps(const struct atoll_plan *plan) {
     if (!plan->uid_map)
         return;
-    if (write_file("/proc/self/setgroups", "deny", 4) || write_file("/proc/self/uid_map", plan->uid_map, strlen(plan->uid_map)) ||
+    if (write_file("/proc/self/setgroups", "deny", 4) ||
+        write_file("/proc/self/uid_map", plan->uid_map, strlen(plan->uid_map)) ||
         write_file("/proc/self/gid_map", plan->gid_map, strlen(plan->gid_map)))
         give_up(plan->status, ATOLL_STEP_MAPS, -1);
 }
 
-static void set_priority(const struct atoll_plan *plan)
-{
+static void set_priority(const struct atoll_plan *plan) {
     if (plan->oom_score != NO_OOM_SCORE) {
         char room[16];
         size_t length;
@@ -244,8 +237,7 @@ static void set_priority(const struct atoll_plan *plan)
 }
 
 /* `prefix` + `path` in `room`; folders on the way are made. Returns -1 with errno. */
-static int make_way(char room[PATH_MAX], const char *prefix, const char *path, int folder)
-{
+static int make_way(char room[PATH_MAX], const char *prefix, const char *path, int folder) {
     size_t first = strlen(prefix), second = strlen(path);
     if (first + second + 1 > PATH_MAX) {
         errno = ENAMETOOLONG;
@@ -271,34 +263,33 @@ static int make_way(char room[PATH_MAX], const char *prefix, const char *path, i
     return 0;
 }
 
-static long mount_(const char *source, const char *target, const char *type, unsigned long flags, const char *options)
-{
+static long mount_(const char *source, const char *target, const char *type, unsigned long flags,
+                   const char *options) {
     return syscall(SYS_mount, source, target, type, flags, options);
 }
 
-static int set_attributes(int tree, const char *path, unsigned flags, uint64_t set)
-{
+static int set_attributes(int tree, const char *path, unsigned flags, uint64_t set) {
     struct mount_attributes attributes = {.set = set};
     return (int)syscall(CALL_MOUNT_SETATTR, tree, path, flags, &attributes, sizeof attributes);
 }
 
-/* Each source as a detached tree with its attributes set: from here on the host's paths are no longer needed. */
-static void open_sources(const struct atoll_plan *plan, int trees[BINDS_MOST])
-{
+/* Each source as a detached tree with its attributes set: from here on the host's paths are no longer needed.
+ */
+static void open_sources(const struct atoll_plan *plan, int trees[BINDS_MOST]) {
     if (plan->bind_count > BINDS_MOST) {
         errno = E2BIG;
         give_up(plan->status, ATOLL_STEP_BINDS, -1);
     }
     for (int i = 0; i < plan->bind_count; i++) {
         const struct atoll_bind *bind = &plan->binds[i];
-        trees[i] = (int)syscall(CALL_OPEN_TREE, AT_FDCWD, bind->source, OPEN_TREE_CLONE_ | OPEN_TREE_CLOEXEC_ | RECURSIVE_);
+        trees[i] = (int)syscall(CALL_OPEN_TREE, AT_FDCWD, bind->source,
+                                OPEN_TREE_CLONE_ | OPEN_TREE_CLOEXEC_ | RECURSIVE_);
         if (trees[i] < 0 || set_attributes(trees[i], "", EMPTY_PATH_ | RECURSIVE_, bind->attributes))
             give_up(plan->status, ATOLL_STEP_BINDS, i);
     }
 }
 
-static void place_trees(const struct atoll_plan *plan, const char *prefix, const int trees[BINDS_MOST])
-{
+static void place_trees(const struct atoll_plan *plan, const char *prefix, const int trees[BINDS_MOST]) {
     char path[PATH_MAX];
     for (int i = 0; i < plan->bind_count; i++) {
         struct stat is;
@@ -309,19 +300,18 @@ static void place_trees(const struct atoll_plan *plan, const char *prefix, const
     }
 }
 
-static void mount_scratch_and_proc(const struct atoll_plan *plan)
-{
+static void mount_scratch_and_proc(const struct atoll_plan *plan) {
     char path[PATH_MAX];
     unsigned long flags = MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC;
-    if (plan->scratch_options &&
-        (make_way(path, plan->staging, "/tmp", 1) || mount_("tmpfs", path, "tmpfs", flags, plan->scratch_options)))
+    if (plan->scratch_options && (make_way(path, plan->staging, "/tmp", 1) ||
+                                  mount_("tmpfs", path, "tmpfs", flags, plan->scratch_options)))
         give_up(plan->status, ATOLL_STEP_SCRATCH, -1);
-    if (plan->proc_options && (make_way(path, plan->staging, "/proc", 1) || mount_("proc", path, "proc", flags, plan->proc_options)))
+    if (plan->proc_options && (make_way(path, plan->staging, "/proc", 1) ||
+                               mount_("proc", path, "proc", flags, plan->proc_options)))
         give_up(plan->status, ATOLL_STEP_PROC, -1);
 }
 
-static void change_root(const struct atoll_plan *plan)
-{
+static void change_root(const struct atoll_plan *plan) {
     int trees[BINDS_MOST];
     if (mount_("", "/", NULL, MOUNT_PRIVATE | MOUNT_RECURSIVE, NULL))
         give_up(plan->status, ATOLL_STEP_PRIVATE, -1);
@@ -330,15 +320,16 @@ static void change_root(const struct atoll_plan *plan)
         give_up(plan->status, ATOLL_STEP_ROOT, -1);
     mount_scratch_and_proc(plan); /* before the binds: one of them may lie in /tmp */
     place_trees(plan, plan->staging, trees);
-    /* The second pivot argument: the old root ends up stacked under the new one's "/", and is detached from there. */
-    if (chdir(plan->staging) || syscall(SYS_pivot_root, ".", ".") || syscall(SYS_umount2, ".", UMOUNT_DETACH) || chdir("/") ||
+    /* The second pivot argument: the old root ends up stacked under the new one's "/", and is detached from
+     * there. */
+    if (chdir(plan->staging) || syscall(SYS_pivot_root, ".", ".") ||
+        syscall(SYS_umount2, ".", UMOUNT_DETACH) || chdir("/") ||
         set_attributes(AT_FDCWD, "/", 0, MOUNT_READ_ONLY))
         give_up(plan->status, ATOLL_STEP_PIVOT, -1);
 }
 
 /* Keep the host's root, hide `covers`, and let the binds stand in them. */
-static void cover(const struct atoll_plan *plan)
-{
+static void cover(const struct atoll_plan *plan) {
     int trees[BINDS_MOST];
     if (mount_("", "/", NULL, MOUNT_PRIVATE | MOUNT_RECURSIVE, NULL))
         give_up(plan->status, ATOLL_STEP_PRIVATE, -1);
@@ -352,9 +343,9 @@ static void cover(const struct atoll_plan *plan)
             give_up(plan->status, ATOLL_STEP_ROOT, i);
 }
 
-/* The bounding set cannot be dropped without CAP_SETPCAP; who lacks it has nothing that no_new_privs leaves to gain. */
-static void drop_bounding(const struct atoll_plan *plan)
-{
+/* The bounding set cannot be dropped without CAP_SETPCAP; who lacks it has nothing that no_new_privs leaves
+ * to gain. */
+static void drop_bounding(const struct atoll_plan *plan) {
     if (!plan->drop_capabilities)
         return;
     for (int i = 0; i < 64; i++)
@@ -362,16 +353,15 @@ static void drop_bounding(const struct atoll_plan *plan)
             give_up(plan->status, ATOLL_STEP_BOUNDING, i);
 }
 
-static void take_identity(const struct atoll_plan *plan)
-{
-    if (plan->gid >= 0 && (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, plan->gid, plan->gid, plan->gid)))
+static void take_identity(const struct atoll_plan *plan) {
+    if (plan->gid >= 0 &&
+        (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, plan->gid, plan->gid, plan->gid)))
         give_up(plan->status, ATOLL_STEP_IDENTITY, 0);
     if (plan->uid >= 0 && syscall(SYS_setresuid, plan->uid, plan->uid, plan->uid))
         give_up(plan->status, ATOLL_STEP_IDENTITY, 1);
 }
 
-static void drop_capabilities(const struct atoll_plan *plan)
-{
+static void drop_capabilities(const struct atoll_plan *plan) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[2] = {0};
     if (!plan->drop_capabilities)
@@ -381,8 +371,7 @@ static void drop_capabilities(const struct atoll_plan *plan)
         give_up(plan->status, ATOLL_STEP_CAPABILITIES, -1);
 }
 
-static void landlock(const struct atoll_plan *plan)
-{
+static void landlock(const struct atoll_plan *plan) {
     struct landlock_attributes handled = {plan->landlock_fs, plan->landlock_net, plan->landlock_scoped};
     if (!handled.fs && !handled.net && !handled.scoped)
         return;
@@ -404,8 +393,7 @@ static void landlock(const struct atoll_plan *plan)
 }
 
 /* Returns the listener, or -1 where none was asked for. */
-static int load_filter(const struct atoll_plan *plan, int status)
-{
+static int load_filter(const struct atoll_plan *plan, int status) {
     struct filter_program program = {(unsigned short)plan->filter_length, plan->filter};
     if (!plan->filter_length)
         return -1;
@@ -416,8 +404,7 @@ static int load_filter(const struct atoll_plan *plan, int status)
     return plan->filter_notify ? (int)listener : -1;
 }
 
-static void confine(const struct atoll_plan *plan)
-{
+static void confine(const struct atoll_plan *plan) {
     if (plan->name) {
         prctl(PR_SET_NAME, plan->name, 0, 0, 0);
         if ((plan->namespaces & CLONE_NEWUTS) && syscall(SYS_sethostname, plan->name, strlen(plan->name)))
@@ -454,8 +441,7 @@ static void confine(const struct atoll_plan *plan)
         close(status);
 }
 
-static void begin(const struct atoll_plan *plan)
-{
+static void begin(const struct atoll_plan *plan) {
     if (setsid() < 0)
         give_up(plan->status, ATOLL_STEP_SESSION, -1);
     join_groups(plan);
@@ -463,12 +449,12 @@ static void begin(const struct atoll_plan *plan)
 }
 
 /*
- * A raw clone leaves glibc's note of the thread id as the parent's, and recursive locks are owned by that id. The note
- * is where the kernel was told to clear it at exit; the child writes its new id there. Where the kernel cannot tell
- * the place, the old id stays: it belongs to the zygote, so no other thread of this process is likely to have it.
+ * A raw clone leaves glibc's note of the thread id as the parent's, and recursive locks are owned by that id.
+ * The note is where the kernel was told to clear it at exit; the child writes its new id there. Where the
+ * kernel cannot tell the place, the old id stays: it belongs to the zygote, so no other thread of this
+ * process is likely to have it.
  */
-static long clone_child(uint64_t flags, int *pidfd)
-{
+static long clone_child(uint64_t flags, int *pidfd) {
     int *place = NULL;
     struct clone_args arguments = {.flags = flags | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)pidfd};
     if (!prctl(PR_GET_TID_ADDRESS, &place, 0, 0, 0) && place) {
@@ -479,8 +465,7 @@ static long clone_child(uint64_t flags, int *pidfd)
     return pid < 0 ? -errno : pid;
 }
 
-int atoll_sandbox_spawn(const struct atoll_plan *plan, int *pidfd)
-{
+int atoll_sandbox_spawn(const struct atoll_plan *plan, int *pidfd) {
     long pid = clone_child(plan->namespaces | CLONE_PARENT, pidfd);
     if (pid)
         return (int)pid;
@@ -489,14 +474,13 @@ int atoll_sandbox_spawn(const struct atoll_plan *plan, int *pidfd)
     return 0;
 }
 
-void atoll_sandbox_enter(const struct atoll_plan *plan)
-{
+void atoll_sandbox_enter(const struct atoll_plan *plan) {
     confine(plan);
 }
 
-/* In a user namespace the capabilities have to outlive the exec, for atoll_sandbox_enter to mount with and then drop. */
-static void keep_capabilities(const struct atoll_plan *plan)
-{
+/* In a user namespace the capabilities have to outlive the exec, for atoll_sandbox_enter to mount with and
+ * then drop. */
+static void keep_capabilities(const struct atoll_plan *plan) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct held[2] = {0};
     if (!plan->uid_map)
@@ -512,8 +496,7 @@ static void keep_capabilities(const struct atoll_plan *plan)
             give_up(plan->status, ATOLL_STEP_CAPABILITIES, i);
 }
 
-int atoll_sandbox_execute(const struct atoll_plan *plan, char **arguments, char **environment, int *pidfd)
-{
+int atoll_sandbox_execute(const struct atoll_plan *plan, char **arguments, char **environment, int *pidfd) {
     long pid = clone_child(plan->namespaces | CLONE_PARENT, pidfd);
     if (pid)
         return (int)pid;
@@ -528,8 +511,7 @@ int atoll_sandbox_execute(const struct atoll_plan *plan, char **arguments, char 
     give_up(status, ATOLL_STEP_EXEC, -1);
 }
 
-int atoll_sandbox_try(const struct atoll_plan *plan, struct atoll_status *status)
-{
+int atoll_sandbox_try(const struct atoll_plan *plan, struct atoll_status *status) {
     int pair[2], pidfd = -1;
     struct atoll_plan trial = *plan;
     siginfo_t ended;
@@ -557,19 +539,16 @@ int atoll_sandbox_try(const struct atoll_plan *plan, struct atoll_status *status
     return length == sizeof *status ? 0 : -EPROTO;
 }
 
-int atoll_landlock_version(void)
-{
+int atoll_landlock_version(void) {
     long version = syscall(CALL_LANDLOCK_CREATE, NULL, 0, 1);
     return version < 0 ? 0 : (int)version;
 }
 
-int atoll_io_priority(int thread, int priority)
-{
+int atoll_io_priority(int thread, int priority) {
     return syscall(SYS_ioprio_set, 1, thread, priority) ? -errno : 0;
 }
 
-int atoll_die_with_parent(int guardian)
-{
+int atoll_die_with_parent(int guardian) {
     struct pollfd look = {guardian, POLLIN, 0};
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
         return -errno;
