@@ -315,6 +315,12 @@ class Tree:
         handed out before."""
         return self._leave([held for held in self.held_by(holder) if not held.lasting])
 
+    def let_go(self, ids: Iterable[int]) -> Ended:
+        """These end, and what was made from them lives on under the nearest ancestor, as in `died`: for one of
+        two processes that hold for the same server, as in a swap. Roots and ids that are gone are passed over."""
+        held = [self._all[id] for id in sorted(ids) if id in self._all]
+        return self._leave([capability for capability in held if capability.parent])
+
     def forget(self, holder: str) -> Ended:
         """The holder is no part of the node any more: all it holds ends, as in `died`."""
         return self._leave([held for held in self.held_by(holder) if held.parent])

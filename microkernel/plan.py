@@ -92,9 +92,9 @@ def plan(image: Image, image_hash: str, versions: Mapping[str, str], known: Know
         else:
             servers.append(old)
             steps.append(Step("keep", f"server {name}", ("loaded by a person",)))
-    steps += _limits("slice", known.slices, {name: _limits_of(spec) for name, spec in image.slice.items()})
+    steps += _limits("slice", known.slices, {name: limits_of(spec) for name, spec in image.slice.items()})
     steps += _limits(
-        "account", known.accounts, {name: _limits_of(spec) for name, spec in image.account.items()}
+        "account", known.accounts, {name: limits_of(spec) for name, spec in image.account.items()}
     )
     steps += _keyspaces(image, known.keyspaces)
     return BootPlan(steps, servers, retired)
@@ -105,7 +105,7 @@ def text(plan: BootPlan) -> str:
     return "".join(f"{step}\n" for step in plan.steps) or "nothing changes\n"
 
 
-def _limits_of(spec: msgspec.Struct) -> dict[str, Any]:
+def limits_of(spec: msgspec.Struct) -> dict[str, Any]:
     return {
         name: int(value) if isinstance(value, int) else value
         for name, value in msgspec.structs.asdict(spec).items()

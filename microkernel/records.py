@@ -127,6 +127,8 @@ class ServerRow(Row, frozen=True, kw_only=True):
     slice: str = ""
     account: str = ""
     start: str = "zygote"
+    load: bytes = b""
+    """Of a server that a person loaded: the `Load` it was loaded with, in MessagePack."""
 
 
 class ProcessRow(Row, frozen=True, kw_only=True):
@@ -344,6 +346,16 @@ class KeyspaceRow(Row, frozen=True, kw_only=True):
     versions: int | None = None
 
 
+class NeedRow(Row, frozen=True, kw_only=True):
+    """Which lasting capability a server's need is bound to, so that a boot finds it again."""
+
+    table = b"d"
+    key_fields = ("server", "need")
+    server: str
+    need: str
+    capability: int
+
+
 TABLES: tuple[type[Row], ...] = (
     BootRow,
     ImageRow,
@@ -364,6 +376,7 @@ TABLES: tuple[type[Row], ...] = (
     LogRow,
     AttachmentRow,
     KeyspaceRow,
+    NeedRow,
 )
 
 

@@ -113,12 +113,14 @@ class Process:
             step = "start()"
             async with trio.open_nursery() as nursery:
                 loop.drain(True)
+                loop.hold_idle(True)
                 nursery.start_soon(self._read_control)
                 await nursery.start(loop.serve)
                 if start.handover:
                     self._ready(endpoint)
                     await self._taken_over.wait()
                 await endpoint.server.start()
+                loop.hold_idle(False)
                 for keyspace in vars(endpoint.server).values():
                     if isinstance(keyspace, Keyspace):
                         await nursery.start(keyspace.follow)
@@ -300,6 +302,9 @@ class Process:
             case control.AddSegment(index=index):
                 if loop is not None:
                     loop.add_segment(index, _mapped(descriptors))
+            case control.CancelCalls(slot=slot, generation=generation):
+                if loop is not None:
+                    loop.cancel_calls(slot, generation)
             case control.Deliver():
                 self.deliveries.deliver(message)
             case control.DeliverBuffer():

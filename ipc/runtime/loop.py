@@ -204,6 +204,12 @@ class ServeLoop:
         """Look at a client's channel again: somebody else has received from it meanwhile."""
         lib.atoll_loop_hold(self.c, number, 0)
 
+    def cancel_calls(self, slot: int, generation: int) -> None:
+        """Give up calls in hand under a capability that was revoked."""
+        for inhand in list(self.in_hand.values()):
+            if (inhand.origin.slot, inhand.origin.generation) == (slot, generation):
+                inhand.cancel()
+
     def positions(self) -> dict[int, tuple[int, ...]]:
         """Per served channel: what was consumed of each lane's requests, then what was produced of its replies."""
         found = {}
@@ -220,6 +226,11 @@ class ServeLoop:
         self._draining = draining
         lib.atoll_loop_drain(self.c, draining)
         lib.atoll_loop_until(self.c, 1)
+
+    def hold_idle(self, held: bool) -> None:
+        """Do not call the server's `idle` (before its `start`), or call it again."""
+        self._idle = None if held else getattr(self.endpoint.server, "idle", None)
+        lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
 
     def stop(self) -> None:
         """Leave `serve` at the next turn."""

@@ -157,6 +157,13 @@ class AddSegment(Message, frozen=True, kw_only=True):
     index: int
 
 
+class CancelCalls(Message, frozen=True, kw_only=True):
+    """The capability in this slot was revoked, and whoever did it wants its calls in hand given up, too."""
+
+    slot: int
+    generation: int
+
+
 class Deliver(Message, frozen=True, kw_only=True):
     """A capability was granted to this process; `token` is what a message that carries it names."""
 
@@ -286,6 +293,7 @@ ToProcess = (
     | OpenChannel
     | CloseChannel
     | AddSegment
+    | CancelCalls
     | Deliver
     | DeliverBuffer
     | Drain

@@ -1,0 +1,168 @@
+"""`python -m atoll.microkernel`: what runs without a node. `boot`, `image check`, `plan`, `doctor`, `clean`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+import trio
+
+from atoll.ipc.errors import AtollError
+
+from . import boot, graph
+from .image_check import Checked, load
+from .image_read import ImageRefused
+from .journal import JournalDamaged
+from .node import Node, Place
+
+OK, FAULT, REFUSED = 0, 1, 2
+
+
+def default_root() -> Path:
+    """Where this user's nodes have their folders."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/atoll")
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "atoll"
+
+
+def place_of(arguments: argparse.Namespace, checked: Checked) -> Place:
+    name = arguments.name or checked.image.image.name
+    folder = Path(arguments.folder) if arguments.folder else default_root() / name
+    return Place(
+        name=name,
+        folder=folder.absolute(),
+        image_path=str(Path(arguments.image).absolute()),
+        degrade=arguments.degrade,
+    )
+
+
+def command_boot(arguments: argparse.Namespace) -> int:
+    if arguments.detach:
+        from .detach import detached
+
+        return detached(lambda say, up: run_boot(arguments, say, up))
+    return run_boot(arguments, print, lambda node: None)
+
+
+def run_boot(arguments: argparse.Namespace, say: boot.Say, up: boot.Up) -> int:
+    """Check, own, boot, serve. Returns the exit status."""
+    checked = load(Path(arguments.image))
+    place = place_of(arguments, checked)
+    say(graph.text(graph.graph(checked)).rstrip())
+    if arguments.plan:
+        say(boot.show_plan(place, checked))
+        return OK
+    lock = boot.own(place.folder)
+    before = boot.prepare(place, checked, lock)
+
+    def serving(node: Node) -> None:
+        say(
+            f"{place.name} serves: boot {node.boot}, {len(node.servers)} servers, folder {place.folder}, "
+            f"attach at {place.socket}"
+        )
+        sys.stdout.flush()
+        up(node)
+
+    failure = trio.run(boot.Boot(place, checked, before, say).run, serving)
+    if failure:
+        print(f"{place.name} ended: {failure}", file=sys.stderr)
+        return FAULT
+    return OK
+
+
+def command_image_check(arguments: argparse.Namespace) -> int:
+    checked = load(Path(arguments.image))
+    if arguments.json:
+        print(msgspec.json.encode({"image": checked.image.image.name, "servers": list(checked.image.server)}).decode())
+        return OK
+    if arguments.graph:
+        drawn = graph.graph(checked)
+        picture = graph.svg(drawn)
+        if picture is not None:
+            path = Path(arguments.image).with_suffix(".svg").name
+            Path(path).write_bytes(picture)
+            print(f"drawn: {path}")
+        print(graph.text(drawn), end="")
+        return OK
+    print(f"{arguments.image}: {checked.image.image.name} is an image that can be booted")
+    return OK
+
+
+def command_doctor(arguments: argparse.Namespace) -> int:
+    from . import doctor
+
+    found = doctor.diagnose()
+    print(found.json().decode() if arguments.json else found.text())
+    return OK
+
+
+def command_clean(arguments: argparse.Namespace) -> int:
+    from .clean import clean_all
+
+    folders = [Path(arguments.folder)] if arguments.folder else None
+    done = trio.run(clean_all, default_root(), folders)
+    print(msgspec.json.encode({"done": done}).decode() if arguments.json else "\n".join(done) or "nothing was left")
+    return OK
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m atoll.microkernel")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    booting = commands.add_parser("boot", help="start a node from an image")
+    booting.add_argument("image")
+    booting.add_argument("--folder", default="")
+    booting.add_argument("--name", default="")
+    booting.add_argument("--plan", action="store_true", help="show what boot would change, and do nothing")
+    booting.add_argument("--degrade", action="store_true", help="accept the nearest lower level")
+    booting.add_argument("--detach", action="store_true", help="return once it serves")
+    booting.set_defaults(run=command_boot)
+    image = commands.add_parser("image", help="about image files").add_subparsers(required=True, metavar="COMMAND")
+    checking = image.add_parser("check", help="check an image without starting anything")
+    checking.add_argument("image")
+    checking.add_argument("--graph", action="store_true")
+    checking.add_argument("--json", action="store_true")
+    checking.set_defaults(run=command_image_check)
+    doctoring = commands.add_parser("doctor", help="what this host can do")
+    doctoring.add_argument("--json", action="store_true")
+    doctoring.set_defaults(run=command_doctor)
+    cleaning = commands.add_parser("clean", help="remove what dead nodes left")
+    cleaning.add_argument("--folder", default="")
+    cleaning.add_argument("--json", action="store_true")
+    cleaning.set_defaults(run=command_clean)
+    return made
+
+
+def main(words: list[str]) -> int:
+    """Returns the exit status: 0, 1 where something failed, 2 where the input was refused."""
+    arguments = parser().parse_args(words)
+    try:
+        status: int = arguments.run(arguments)
+        return status
+    except ImageRefused as refused:
+        print(refused, file=sys.stderr)
+        return REFUSED
+    except (boot.BootRefused, JournalDamaged, AtollError, OSError) as error:
+        print(f"atoll: {error}", file=sys.stderr)
+        return REFUSED if isinstance(error, boot.BootRefused) else FAULT
+    except BaseExceptionGroup as group:
+        told = _innermost(group)
+        if told is None:
+            raise
+        print(f"atoll: {told}", file=sys.stderr)
+        return REFUSED if isinstance(told, boot.BootRefused) else FAULT
+
+
+def _innermost(group: BaseExceptionGroup) -> BaseException | None:
+    """The one fault of a group that a person can do something about; None if there is another kind among them."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return found if isinstance(found, boot.BootRefused | AtollError | OSError) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

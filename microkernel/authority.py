@@ -1,0 +1,196 @@
+"""Capabilities made real: the tree says who may, this says it to tables, channels and processes.
+
+The order is always the same. Giving: tree, row, table entry, packet. Taking: tree, table entries, notices, windows, row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from atoll.ipc.client.channel import ClientChannel
+from atoll.ipc.client.transport import ChannelTransport
+from atoll.ipc.errors import NotFound
+from atoll.ipc.proxy import bind
+from atoll.ipc.system.control import AddSegment, CloseChannel, Port, Shape
+from atoll.ipc.system.state import State
+
+from .capabilities import Capability, Ended
+from .channels import Channel
+from .parties import KERNEL, Party, Serving
+from .tables import Table
+
+if TYPE_CHECKING:
+    from .node import Node
+
+SMALL = Shape(lanes=3, ring_bits=14, bulk_bits=18)
+"""Of channels to the kernel: system calls are short."""
+USUAL = Shape()
+
+
+class Authority:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.tables: dict[str, Table] = {}
+        self.interfaces: dict[str, list[str]] = {}
+        """By server, in the order in which tables number them."""
+        self.services: dict[int, int] = {}
+        """By capability the best class of service it may have, where that is not the usual one."""
+        self.unwelcome: Callable[[str], bool] = lambda server: False
+
+    def table(self, server: str) -> Table:
+        found = self.tables.get(server)
+        if found is None:
+            found = self.tables[server] = Table(server)
+            if server == KERNEL:
+                self._node.loop.add_segment(0, found.segments[0].map)
+        return found
+
+    # channels -----------------------------------------------------------------------------------------------
+
+    def connect(self, party: Party, server: str) -> Channel:
+        """The channel from a party to a server, made at the first time and charged to the party's account.
+
+        Raises `QuotaExceeded`."""
+        channel = party.calls.get(server)
+        if channel is not None:
+            return channel
+        node = self._node
+        node.ledger.charge(party.account, "channels")
+        try:
+            channel = node.channels.make(party, server, SMALL if server == KERNEL else USUAL)
+        except BaseException:
+            node.ledger.release(party.account, "channels")
+            raise
+        self._give_to_server(channel)
+        self._give_to_client(channel)
+        return channel
+
+    def _give_to_server(self, channel: Channel) -> None:
+        if channel.server == KERNEL:
+            opened, (memory, _) = channel.opening(as_client=False)
+            self._node.loop.add(opened, memory, channel.server_doorbell())
+            return
+        serving = self._node.serving(channel.server)
+        if serving is not None:
+            serving.send(*channel.opening(as_client=False))
+
+    def _give_to_client(self, channel: Channel) -> None:
+        node, party = self._node, channel.client
+        if party is node.kernel:
+            opened, (memory, bell) = channel.opening(as_client=True)
+            client = ClientChannel(opened, memory, bell, party.notice.memory.map, node.host)
+            node.loop.add_client(client)
+            node.clients[channel.server] = client
+        else:
+            party.send(*channel.opening(as_client=True))
+
+    def disconnect(self, channel: Channel, reason: str) -> None:
+        """End a channel: both ends are told, and what it cost is credited."""
+        node = self._node
+        told = CloseChannel(channel=channel.number, reason=reason)
+        if channel.server == KERNEL:
+            node.loop.remove(channel.number)
+        else:
+            serving = node.serving(channel.server)
+            if serving is not None:
+                serving.send(told)
+        if not channel.client.gone:
+            channel.client.send(told)
+        node.channels.forget(channel)
+        node.ledger.release(channel.client.account, "channels")
+
+    def state_proxy(self, capability: Capability) -> State:
+        """The store's interface through a capability of the kernel's own."""
+        port = self.admit(capability, self._node.kernel)
+        return bind(State, ChannelTransport(self._node.clients[capability.server], port))
+
+    # giving -------------------------------------------------------------------------------------------------
+
+    def admit(self, capability: Capability, party: Party) -> Port:
+        """Make a capability valid on its holder's channel, and say how it is addressed."""
+        channel = self.connect(party, capability.server)
+        self.enter(capability, channel)
+        return Port(
+            channel=channel.number,
+            slot=capability.slot,
+            generation=capability.generation,
+            interface=capability.interface,
+            rights=tuple(sorted(capability.rights)),
+        )
+
+    def enter(self, capability: Capability, channel: Channel) -> None:
+        """Write the table entry of a capability."""
+        node, table = self._node, self.table(capability.server)
+        for index in table.make_room(capability.slot):
+            if capability.server == KERNEL:
+                node.loop.add_segment(index, table.segments[index].map)
+            else:
+                for serving in node.processes_of(capability.server):
+                    serving.send(AddSegment(index=index), (table.segments[index].descriptor,))
+        table.write(
+            capability,
+            channel=channel.number,
+            interface=self.interfaces[capability.server].index(capability.interface),
+            rights=node.tree.rights_map(capability.server, capability.interface),
+            service=self.services.get(capability.id, 0),
+            now=node.now(),
+        )
+
+    def held(self, channel: int, slot: int, generation: int) -> Capability:
+        """The capability that a party addresses so. Raises `NotFound`."""
+        found = self._node.channels.get(channel)
+        capability = None if found is None else self._node.tree.at(found.server, slot, generation)
+        if found is None or capability is None or capability.holder != found.client.holder:
+            raise NotFound(
+                what="capability", name=f"slot {slot}, generation {generation} of channel {channel}"
+            )
+        return capability
+
+    # taking -------------------------------------------------------------------------------------------------
+
+    def clear(self, ended: Ended) -> set[str]:
+        """Clear the entries of what ended and have every server concerned check again. Returns those servers."""
+        servers: set[str] = set()
+        for capability in ended.gone:
+            self.services.pop(capability.id, None)
+            table = self.tables.get(capability.server)
+            if table is not None and capability.slot >= 0:
+                table.clear(capability)
+                servers.add(capability.server)
+        for server in servers:
+            if server == KERNEL:
+                self._node.kernel.notice.revoked()
+            for serving in self._node.processes_of(server):
+                serving.notice.revoked()
+        return servers
+
+    def leave(self, party: Party, capabilities: Iterable[int]) -> Ended:
+        """A party is gone: its session capabilities end, its channels close."""
+        ended = self._node.tree.let_go(capabilities)
+        self.clear(ended)
+        party.gone = True
+        for channel in list(party.calls.values()):
+            self.disconnect(channel, f"{party.holder} has ended")
+        return ended
+
+    def server_died(self, serving: Serving) -> None:
+        """The channels that a dead process served wait for the next one."""
+        for channel in self._node.channels.of_server(serving.holder):
+            channel.server_died(self._node.channels.new_base())
+            self._look(channel)
+
+    def served_again(self, server: str) -> None:
+        for channel in self._node.channels.of_server(server):
+            channel.served_again()
+
+    def closed(self, server: str) -> None:
+        """There will be no process of a server until a person wants one: its callers are told."""
+        for channel in self._node.channels.of_server(server):
+            channel.close_for_client()
+            self._look(channel)
+
+    def _look(self, channel: Channel) -> None:
+        """The kernel's own client has no doorbell that would wake it: it is right here."""
+        if channel.client is self._node.kernel:
+            self._node.clients[channel.server].look()

@@ -1,0 +1,495 @@
+"""Bringing a node up, and taking it down.
+
+The order: one owner, one epoch, nothing left of the last boot; then `state`, from the journal alone; then rows, and with
+them everything else. Nothing is changed before the image is known to be good.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from atoll.ipc.errors import AtollError
+from atoll.ipc.interface import rights as rights_of
+from atoll.ipc.runtime.loop import ServeLoop
+from atoll.ipc.serve import Endpoint
+from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.state import Retention
+
+from . import graph, intents, journal, launching, needs, plan
+from .accounts import Ledger
+from .capabilities import Tree
+from .capability_rows import capability_of, write_ended, write_made
+from .changes import Batch, load
+from .events import Events
+from .gate import Gate
+from .grants import Grants
+from .image_check import STORE, Checked
+from .journal import Journal, StateServer
+from .logs import Logs
+from .node import KERNEL, RIGHTS, Node, Place
+from .parties import Serving
+from .processes import Forge, end_survivors
+from .protection import probe
+from .records import (
+    KEYSPACE,
+    AccountRow,
+    BootRow,
+    CapabilityRow,
+    ImageRow,
+    KeyspaceRow,
+    NeedRow,
+    ServerRow,
+    SliceRow,
+    VersionRow,
+)
+from .slices import Limits, choose
+from .specs import Spec, from_image, from_row
+from .store import Store
+from .supervisor import Server, Supervisor
+from .syscalls import Syscalls
+from .versions import Version, Versions
+from .watchdog import Watchdog
+from .watching import Watching
+
+Say = Callable[[str], None]
+Up = Callable[[Node], None]
+
+
+class BootRefused(Exception):
+    """The node cannot be booted; the message is one sentence with the remedy."""
+
+
+class Before(NamedTuple):
+    """What is done before the event loop runs."""
+
+    journal: Journal
+    lock: int
+    epoch: int
+    versions: dict[str, Version]
+
+
+def own(folder: Path) -> int:
+    """The lock on a node's folder: its open description. Raises `BootRefused` where another node holds it."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(lock, 32, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise BootRefused(
+            f"a node runs in {folder} already (its kernel is process {pid or 'unknown'}): "
+            "stop it with `atoll shutdown`, or boot with another --folder"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def prepare(place: Place, checked: Checked, lock: int) -> Before:
+    """Open the journal, begin an epoch, copy packages."""
+    path = place.folder / "journal"
+    now = time.time_ns()
+    book = journal.open_(path) if path.exists() else journal.create(path, place.name, now)
+    versions = Versions(place.folder / "versions")
+    versions.clean()
+    copied = {name: versions.add(package) for name, package in checked.packages.items()}
+    epoch = book.boot(now)
+    return Before(book, lock, epoch, copied)
+
+
+class Boot:
+    """One boot of a node. `say` prints a line for whoever booted it."""
+
+    def __init__(self, place: Place, checked: Checked, before: Before, say: Say) -> None:
+        self.place = place
+        self.checked = checked
+        self.before = before
+        self.say = say
+        self.image_hash = hashlib.blake2b(checked.text.encode(), digest_size=16).hexdigest()
+
+    async def run(self, up: Callable[[Node], None]) -> str:
+        """Bring the node up, call `up`, serve until it is to end, take it down. Returns why it ended; empty: it was
+        asked to. Raises `BootRefused`."""
+        ended = await end_survivors(self.place.marker)
+        slices = choose(self.place.group)
+        lefts = await slices.clean()
+        for sentence in lefts:
+            self.say(f"left over: {sentence}")
+        if ended:
+            self.say(f"ended {len(ended)} processes that the last boot left")
+        forge, watching = Forge(self.place.marker), Watching(self.place.marker)
+        forge.start()
+        watching.start()
+        store = Store(self.before.journal, self.before.epoch)
+        node = Node(self.place, self.checked, store, forge, watching, slices, probe(), self.before.lock)
+        node.events, node.logs, node.grants = Events(node), Logs(node), Grants(node)
+        node.supervisor = Supervisor(node)
+        node.authority.interfaces[KERNEL] = ["Kernel"]
+        gate = Gate(node)
+        node.syscalls = Syscalls(node)
+        endpoint = Endpoint(node.syscalls, None)
+        node.loop = ServeLoop(
+            endpoint,
+            node.kernel.notice.memory.map,
+            node.status,
+            {"Kernel": rights_of(Kernel)},
+            KernelObserver(node),
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                node.nursery = nursery
+                await nursery.start(node.loop.serve)
+                nursery.start_soon(watch_signals, node)
+                try:
+                    await self._up(node, gate)
+                    up(node)
+                    await node.down.wait()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await take_down(node, gate)
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await forge.close()
+                await watching.close()
+                await slices.clean()
+            node.logs.close()
+            self.before.journal.close()
+        return node.failure
+
+    # up -----------------------------------------------------------------------------------------------------
+
+    async def _up(self, node: Node, gate: Gate) -> None:
+        nursery = node.nursery
+        self._warn(node)
+        await self._state_up(node)
+        batch = node.store.batch("boot")
+        await self._restore(node, batch)
+        await node.store.commit(batch.changes())
+        nursery.start_soon(node.store.write_later)
+        nursery.start_soon(node.logs.keep)
+        nursery.start_soon(node.events.watch)
+        await self._servers_up(node)
+        nursery.start_soon(Watchdog(node).watch)
+        nursery.start_soon(self._expire, node)
+        gate.open()
+        nursery.start_soon(gate.serve)
+
+    def _warn(self, node: Node) -> None:
+        for weakness in graph.graph(self.checked).weaknesses:
+            node.weakenings.append((weakness.server, weakness.what, weakness.reason))
+        for sentence in node.slices.lacks:
+            node.weakenings.append(("node", "slices", sentence))
+
+    def _row(self, name: str) -> ServerRow:
+        versions = {each: version.hash for each, version in self.before.versions.items()}
+        rows = plan.wanted_servers(self.checked.image, self.image_hash, versions)
+        return next(row for row in rows if row.server == name)
+
+    async def _state_up(self, node: Node) -> None:
+        """`state` first, from the journal and the image alone."""
+        row = self._row(STORE)
+        record = StateServer(
+            package=row.package, version=row.version, level=row.level, start=row.start, image=row.image,
+            add=row.add, drop=row.drop,
+        )  # fmt: skip
+        if node.store.journal.state != record:
+            node.store.journal.set_state(record)
+        server = self._server(node, from_image(self.checked.image, row, self.place.degrade))
+        self._offer(node, server)
+        node.tree.offer(KERNEL, "Kernel", RIGHTS)
+        root = node.tree.root(STORE, needs.STORE_INTERFACE)
+        ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
+        proxy = node.authority.state_proxy(ours)
+        await node.supervisor.start(server)
+        number = await proxy.make_keyspace(KEYSPACE, reserved=True)
+        node.keyspaces[KEYSPACE] = number
+        await node.store.opened(proxy, number)
+
+    def _server(self, node: Node, spec: Spec) -> Server:
+        description = self.checked.descriptions.get(spec.name) or node.described[spec.name]
+        version = node.versions.get(spec.package, spec.version)
+        server = node.servers[spec.name] = Server(spec, description, version)
+        node.authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
+        limits = self.checked.image.slice.get(spec.slice)
+        if limits is not None:
+            server.limits = Limits(
+                cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory, pids=limits.pids,
+                io_class=limits.io_class, io_weight=limits.io_weight,
+            )  # fmt: skip
+            server.unenforced = tuple(node.slices.group(spec.slice or "servers").limit(server.limits))
+        return server
+
+    def _offer(self, node: Node, server: Server) -> None:
+        for offer in server.description.interfaces:
+            node.tree.offer(server.name, offer.name, offer.rights)
+
+    async def _restore(self, node: Node, batch: Batch) -> None:
+        """Rows of earlier boots, the plan, and the rows of this one."""
+        store = node.store
+        await intents.undo_all(store, undo, [])
+        known = plan.Known(
+            servers=tuple(await load(store, ServerRow)),
+            slices=tuple(await load(store, SliceRow)),
+            accounts=tuple(await load(store, AccountRow)),
+            keyspaces=tuple(await load(store, KeyspaceRow)),
+        )
+        versions = {name: version.hash for name, version in self.before.versions.items()}
+        made = plan.plan(self.checked.image, self.image_hash, versions, known)
+        for step in made.steps:
+            self.say(f"  {step}")
+        loaded = [row for row in made.servers if row.server not in self.checked.image.server]
+        await self._describe_loaded(node, loaded)
+        for row in made.servers:
+            image = row.server in self.checked.image.server
+            spec = from_image(self.checked.image, row, self.place.degrade) if image else from_row(row)
+            if row.server == STORE:
+                node.servers[STORE].spec = spec
+            elif row.server in self.checked.descriptions or row.server in node.described:
+                self._server(node, spec)
+        await self._keyspaces(node, batch, known)
+        await self._capabilities(node, batch, made.retired)
+        for row in made.servers:
+            batch.put(row)
+        for name in made.retired:
+            batch.delete(ServerRow, name)
+        self._put_boot(node, batch)
+
+    async def _describe_loaded(self, node: Node, rows: list[ServerRow]) -> None:
+        from .descriptions import describe_all
+
+        packages = {
+            row.server: node.versions.get(row.package, row.version).folder / row.package for row in rows
+        }
+        found = await trio.to_thread.run_sync(describe_all, packages, {}) if packages else {}
+        for name, described in found.items():
+            if isinstance(described, str):
+                self.say(f"server {name} is left out: {described}")
+            else:
+                node.described[name] = described
+
+    async def _keyspaces(self, node: Node, batch: Batch, known: plan.Known) -> None:
+        wanted = {row.keyspace: Retention(row.retention, row.versions) for row in known.keyspaces}
+        for name, spec in self.checked.image.keyspace.items():
+            wanted[name] = Retention(None if spec.retention is None else float(spec.retention), spec.versions)
+        for server in node.servers.values():
+            if server.spec.load:
+                needs.complete(server)
+            for name in needs.keyspaces_of(server):
+                wanted.setdefault(name, Retention())
+        for name, retention in wanted.items():
+            badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, retention)
+            batch.put(
+                KeyspaceRow(keyspace=name, badge=badge, retention=retention.age, versions=retention.versions)
+            )
+
+    async def _capabilities(self, node: Node, batch: Batch, retired: list[str]) -> None:
+        """The tree of the last boot, and then what this image wants of it."""
+        store = node.store
+        node.ledger = Ledger(self.checked.image.account)
+        for channel in node.channels:
+            node.ledger.charge(channel.client.account, "channels", past_limit=True)
+        tree = node.tree = Tree(node.boot, node.ledger)
+        rows = [capability_of(row) for row in await load(store, CapabilityRow)]
+        for gone in tree.restore(rows):
+            batch.delete(CapabilityRow, gone.id)
+        node.bound = {(row.server, row.need): row.capability for row in await load(store, NeedRow)}
+        write_made(batch, tree.offer(KERNEL, "Kernel", RIGHTS)[0])
+        for server in node.servers.values():
+            for offer in server.description.interfaces:
+                write_made(batch, tree.offer(server.name, offer.name, offer.rights)[0])
+        for name in retired:
+            write_ended(batch, tree.withdraw(name))
+            write_ended(batch, tree.forget(name))
+        self._rejoin(node)
+        for server in node.servers.values():
+            needs.bind(node, server, batch)
+
+    def _rejoin(self, node: Node) -> None:
+        """Those who run already, `state` and the kernel, get their capabilities of the real tree."""
+        root = node.tree.root(STORE, needs.STORE_INTERFACE)
+        ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
+        node.store.reopen(node.authority.state_proxy(ours))
+        serving = node.serving(STORE)
+        assert serving is not None
+        # The first capability on the kernel's interface in either tree: so `state` goes on with the port it has.
+        kept = launching.kernel_capability(node, node.servers[STORE], serving)
+        node.authority.admit(kept, serving)
+
+    def _put_boot(self, node: Node, batch: Batch) -> None:
+        image = self.checked.image
+        batch.put(
+            BootRow(
+                epoch=node.boot, node=self.place.name, started=node.started, image=self.image_hash, kernel=os.uname().release,
+                weakenings=tuple(f"{server}: {what}: {reason}" for server, what, reason in node.weakenings),
+            ),
+            ImageRow(hash=self.image_hash, name=image.image.name, file=self.checked.file, text=self.checked.text),
+        )  # fmt: skip
+        for name, account in image.account.items():
+            batch.put(AccountRow(account=name, limits=plan.limits_of(account)))
+        for name, spec in image.slice.items():
+            batch.put(SliceRow(slice=name, limits=plan.limits_of(spec)))
+        for name, version in self.before.versions.items():
+            interfaces = tuple(offer.name for offer in self.checked.descriptions[name].interfaces)
+            batch.put(
+                VersionRow(
+                    package=version.package,
+                    hash=version.hash,
+                    added=node.started,
+                    source=str(self.checked.packages[name]),
+                    interfaces=interfaces,
+                )  # fmt: skip
+            )
+
+    async def _servers_up(self, node: Node) -> None:
+        """All but `state`, which runs; a server's servers are started before it, and none waits for another."""
+        failures: list[AtollError] = []
+
+        async def bring(server: Server) -> None:
+            try:
+                async with server.changing:
+                    await node.supervisor.start(server)
+            except AtollError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name in order(node):
+                server = node.servers[name]
+                if name == STORE:
+                    continue
+                if server.spec.stopped:
+                    server.state, server.reason = "stopped", "stopped by a person"
+                    continue
+                nursery.start_soon(bring, server)
+                await trio.sleep(0)
+        if failures:
+            raise BootRefused(str(failures[0]))
+        batch = node.store.batch("servers started")
+        for server in node.servers.values():
+            if server.serving is not None:
+                batch.put(
+                    node.supervisor.process_row(server, server.serving),
+                    node.supervisor.protection_row(server),
+                )
+                assert server.plan is not None
+                for weak in server.plan.weakenings:
+                    node.weakenings.append((server.name, weak.mechanism, weak.reason))
+        await node.store.commit(batch.changes())
+
+    async def _expire(self, node: Node) -> None:
+        """Ends what has expired."""
+        while True:
+            due = node.tree.next_expiry()
+            wait = 1.0 if due is None else min(1.0, max(0.0, (due - node.now()) / 1e9))
+            await trio.sleep(wait + 0.001)
+            ended = node.tree.expire(node.now())
+            if ended.gone:
+                node.authority.clear(ended)
+                node.events.capabilities((), ended)
+                node.store.later(write_ended(node.store.batch("expiry"), ended))
+
+
+class KernelObserver:
+    """Hears what the kernel's own loop turned away."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def refused(self, channel: int, slot: int, method: int, why: str) -> None:
+        found = self._node.channels.get(channel)
+        who = found.client.holder if found is not None else f"channel {channel}"
+        self._node.events.refuse(who, "capability", f"{KERNEL}, method {method:#010x}: {why}")
+
+    def misbehaved(self, channel: int, check: str) -> None:
+        self._node.events.misbehaved(KERNEL, channel, check)
+
+
+def order(node: Node) -> list[str]:
+    """Servers in the order to start them: those that another one needs before it; circles in the image's order."""
+    found: list[str] = []
+    visiting: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in visiting or name not in node.servers:
+            return
+        visiting.add(name)
+        for need in node.servers[name].spec.needs:
+            wanted = needs.wanted(node, node.servers[name], need)
+            if wanted is not None:
+                visit(wanted.server)
+        found.append(name)
+
+    visit(STORE)
+    for name in node.servers:
+        visit(name)
+    return found
+
+
+async def undo(effect: intents.AnyUndo) -> None:
+    """Undo what a dead kernel had begun. Its processes and control groups were ended before anything else."""
+    match effect:
+        case intents.RemoveFolder(path=path):
+            import shutil
+
+            await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+        case _:
+            return
+
+
+async def watch_signals(node: Node) -> None:
+    """SIGTERM and SIGINT end the node in order; a second one does so at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if node.down.is_set():
+                node.down_deadline = 0.0
+            node.down.set()
+
+
+async def take_down(node: Node, gate: Gate) -> None:
+    """End every server, callers before those they call, `state` last."""
+    gate.close()
+    node.down.set()
+    node.kernel.notice.closing()
+    for party in list(node.parties.values()):
+        party.notice.closing()
+    if node.nursery.cancel_scope.cancel_called:
+        await end_at_once(node)
+        return
+    for name in reversed(order(node) if node.servers else []):
+        server = node.servers[name]
+        if name == STORE:
+            node.logs.write_rows()
+            with trio.move_on_after(2.0):
+                await node.store.flush()
+                if node.store.serves and not node.failure:
+                    await node.store.commit(node.store.batch("shutdown").put(ended_boot(node)).changes())
+        await node.supervisor.end(server, node.down_deadline, "the node was shut down")
+
+
+async def end_at_once(node: Node) -> None:
+    """A task of the kernel's has failed, and with it all that would tidy up: end every process and no more."""
+    for party in node.parties.values():
+        if isinstance(party, Serving) and party.process is not None:
+            party.process.kill()
+            await party.process.wait()
+
+
+def ended_boot(node: Node) -> BootRow:
+    return BootRow(
+        epoch=node.boot,
+        node=node.place.name,
+        started=node.started,
+        image="",
+        kernel=os.uname().release,
+        ended=node.now(),
+    )

@@ -1,0 +1,173 @@
+"""Channels as the kernel makes and keeps them. (Raw cffi.)
+
+One channel a pair of client process and server: memory and doorbell, of which the kernel keeps duplicates, so that
+the channel outlives either end. When the server's process is replaced, the epoch rises and positions begin at a new
+random base: no byte of an earlier epoch can be taken for a record of this one.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from atoll.ipc.system.control import OpenChannel, Shape
+from atoll.native import ffi, lib
+
+from .memory import Memory
+from .notices import CLOSED, OPEN, RESTARTING
+
+if TYPE_CHECKING:
+    from .mechanisms import Chance
+    from .parties import Party
+
+PER_LOOP = 4096
+"""A receive loop files channels by their number modulo this; so no two that live share a remainder."""
+
+
+class Channel:
+    """One channel; owns its memory and both ends of its doorbell."""
+
+    def __init__(self, number: int, client: Party, server: str, shape: Shape, base: int) -> None:
+        self.number = number
+        self.client = client
+        self.server = server
+        self.shape = shape
+        self.epoch = 1
+        self.base = base
+        self.line = client.notice.take()
+        try:
+            size = int(lib.atoll_channel_size(shape.lanes, shape.ring_bits, shape.bulk_bits))
+            self.memory = Memory(f"channel {number}", size, written_by_others=True, preallocate=False)
+        except BaseException:
+            client.notice.give_back(self.line)
+            raise
+        self._server_bell, self._client_bell = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for bell in (self._server_bell, self._client_bell):
+            bell.setblocking(False)
+        self.state = OPEN
+        self.told = False
+        """Whether the client knows it."""
+        self._tell()
+
+    def _tell(self, taken: tuple[int, ...] = ()) -> None:
+        self.client.notice.channel(self.line, self.epoch, self.state, self.base, taken)
+
+    def opening(
+        self, *, as_client: bool, positions: tuple[int, ...] = ()
+    ) -> tuple[OpenChannel, tuple[int, int]]:
+        """The packet that gives one end to its process, and the descriptors that go with it (they stay ours)."""
+        opened = OpenChannel(
+            channel=self.number,
+            role="client" if as_client else "server",
+            peer=self.server if as_client else self.client.holder,
+            shape=self.shape,
+            epoch=self.epoch,
+            base=self.base,
+            notice=self.line,
+            positions=positions,
+        )
+        bell = self._client_bell if as_client else self._server_bell
+        return opened, (self.memory.descriptor, bell.fileno())
+
+    def client_doorbell(self) -> int:
+        """The client's end, for the one client that lives in this process. It stays the channel's."""
+        return self._client_bell.fileno()
+
+    def server_doorbell(self) -> int:
+        """The server's end, for the one server that lives in this process. It stays the channel's."""
+        return self._server_bell.fileno()
+
+    def taken(self) -> tuple[int, ...]:
+        """How far the server says it has consumed each lane's requests: its own word, bounded by the client."""
+        words = ffi.new("uint64_t[3]")
+        lib.atoll_memory_taken(ffi.from_buffer(self.memory.map), self.shape.lanes, words)
+        return tuple(words)
+
+    def server_died(self, base: int) -> None:
+        """Begin a new epoch: nothing that the dead process left in the rings counts, except what it had taken."""
+        taken = self.taken()
+        self.epoch += 1
+        self.base = base
+        self.state = RESTARTING
+        self._tell(taken)
+        self.wake_client()
+
+    def served_again(self) -> None:
+        """A new process has the channel."""
+        if self.state != OPEN:
+            self.state = OPEN
+            self._tell(self._last_taken())
+
+    def _last_taken(self) -> tuple[int, ...]:
+        """The client may not have looked since the epoch rose: what it needs to know stays in the line."""
+        line = (self.line + 1) * 64
+        words = memoryview(self.client.notice.memory.map)[line : line + 64].cast("Q")
+        try:
+            return tuple(words[3:6])
+        finally:
+            words.release()
+
+    def close_for_client(self) -> None:
+        """Calls of this channel end: there will be no server."""
+        taken = self._last_taken()
+        self.state = CLOSED
+        self._tell(taken)
+        self.wake_client()
+
+    def wake_client(self) -> None:
+        lib.atoll_memory_wake(ffi.from_buffer(self.memory.map), 1, self._server_bell.fileno())
+
+    def close(self) -> None:
+        """Let go of everything. Both processes were told."""
+        self.memory.close()
+        self._server_bell.close()
+        self._client_bell.close()
+
+
+class Channels:
+    """All channels of the node."""
+
+    def __init__(self, chance: Chance) -> None:
+        self._chance = chance
+        self._all: dict[int, Channel] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(list(self._all.values()))
+
+    def get(self, number: int) -> Channel | None:
+        return self._all.get(number)
+
+    def of_server(self, server: str) -> list[Channel]:
+        """Channels that a server serves, oldest first."""
+        return [channel for channel in self._all.values() if channel.server == server]
+
+    def make(self, client: Party, server: str, shape: Shape) -> Channel:
+        """A channel with a number that no other one of this boot has had. `OSError` if memory or descriptors lack."""
+        taken = {number % PER_LOOP for number in self._all}
+        if len(taken) == PER_LOOP:
+            raise OSError(f"a node has {PER_LOOP} channels at most")
+        while self._next % PER_LOOP in taken:
+            self._next += 1
+        channel = Channel(self._next, client, server, shape, self.new_base())
+        self._next += 1
+        self._all[channel.number] = channel
+        client.calls[server] = channel
+        return channel
+
+    def forget(self, channel: Channel) -> None:
+        """The channel is no more."""
+        del self._all[channel.number]
+        if channel.client.calls.get(channel.server) is channel:
+            del channel.client.calls[channel.server]
+        if not channel.client.gone:
+            channel.client.notice.give_back(channel.line)
+        channel.close()
+
+    def new_base(self) -> int:
+        """Where an epoch's positions start: 62 random bits, a multiple of 64."""
+        return int.from_bytes(self._chance.token(8), "little") >> 2 & ~63

@@ -1,0 +1,117 @@
+"""The kernel's end of a control socket: packets to and from a process, in order, never blocking the kernel.
+
+The peer is not trusted: a packet that cannot be read, or that was cut short, ends the conversation. What a peer
+does not read is kept, up to a limit; a peer past that has stopped listening and is treated as one that hung.
+"""
+
+import os
+import socket
+from collections import deque
+
+import msgspec
+import trio
+
+from atoll.ipc.errors import PeerMisbehaved
+from atoll.ipc.system import control
+
+DESCRIPTORS_MOST = 16
+BUFFER = 1 << 20
+"""Bytes asked for in each direction, so that a burst of packets need not wait for the peer."""
+UNREAD_MOST = 65536
+
+
+class Connection:
+    """Owns its end of the socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, side, BUFFER)
+        self._end = end
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._more = trio.Event()
+        self.closed = False
+
+    def send(self, message: control.Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Send, or keep until there is room. Descriptors stay the caller's. A peer that is gone hears nothing."""
+        data = control.encode(message)
+        if self.closed:
+            return
+        if self._unsent or not self._try(data, list(descriptors)):
+            if len(self._unsent) >= UNREAD_MOST:
+                raise PeerMisbehaved("the control socket", f"{UNREAD_MOST} packets are unread")
+            self._unsent.append((data, [os.dup(descriptor) for descriptor in descriptors]))
+            self._more.set()
+
+    def _try(self, data: bytes, descriptors: list[int]) -> bool:
+        try:
+            socket.send_fds(self._end, [data], descriptors)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            return True  # its end is noticed where its packets are received
+        return True
+
+    async def pump(self) -> None:
+        """Sends what had to be kept. Runs as long as the connection."""
+        while True:
+            await self._more.wait()
+            while self._unsent:
+                data, descriptors = self._unsent[0]
+                if not self._try(data, descriptors):
+                    await trio.lowlevel.wait_writable(self._end)
+                    continue
+                self._unsent.popleft()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            self._more = trio.Event()
+
+    async def flushed(self) -> None:
+        """Until everything sent so far lies in the peer's socket, or the peer is gone."""
+        while self._unsent and not self.closed:
+            await trio.sleep(0.001)
+
+    async def receive(self) -> tuple[control.ToKernel, list[int]] | None:
+        """The next packet and its descriptors, the caller's from now on. None: the peer is gone."""
+        while True:
+            if self.closed:
+                return None
+            try:
+                data, descriptors, flags, _ = socket.recv_fds(
+                    self._end, control.PACKET_LIMIT, DESCRIPTORS_MOST, socket.MSG_CMSG_CLOEXEC
+                )
+                break
+            except BlockingIOError:
+                try:
+                    await trio.lowlevel.wait_readable(self._end)
+                except trio.ClosedResourceError:
+                    return None
+            except ConnectionResetError:
+                return None
+        if not data:
+            _close_all(descriptors)
+            return None
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise PeerMisbehaved("the control socket", "a packet was cut short")
+            return control.to_kernel.decode(data), descriptors
+        except msgspec.DecodeError as fault:
+            _close_all(descriptors)
+            raise PeerMisbehaved("the control socket", str(fault)) from None
+        except BaseException:
+            _close_all(descriptors)
+            raise
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            trio.lowlevel.notify_closing(self._end)
+            self._end.close()
+            for _, descriptors in self._unsent:
+                _close_all(descriptors)
+            self._unsent.clear()
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""What a person may ask about afterwards: refusals, coalesced per (who, what), and what happened to the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from atoll.ipc.system import control
+from atoll.ipc.system.kernel import Refusal
+
+from .capabilities import Capability, Ended
+from .capability_rows import session_row
+from .protection import filters
+from .protection.watcher import Flooded
+from .protection.watcher import Refusal as RefusedCall
+from .records import CrashRow, EventRow, RefusalRow
+
+if TYPE_CHECKING:
+    from .node import Node
+
+KINDS_MOST = 256
+"""Different refusals kept of one party; what comes after is counted as `other`."""
+
+
+class Events:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._refusals: dict[tuple[str, str], RefusalRow] = {}
+        self._kinds: dict[str, int] = {}
+        self._sequence = 0
+        self._sessions = 0
+
+    def refusals(self, server: str) -> list[Refusal]:
+        """Refusals of this boot, latest first."""
+        rows = [row for row in self._refusals.values() if server in ("", row.who)]
+        return [
+            Refusal(server=row.who, by=row.by, what=row.what, count=row.count, first=row.first, last=row.last)
+            for row in sorted(rows, key=lambda row: row.last, reverse=True)
+        ]
+
+    def count(self, server: str) -> int:
+        """How much a server was refused in this boot."""
+        return sum(row.count for row in self._refusals.values() if row.who == server)
+
+    def refuse(self, who: str, by: str, what: str, count: int = 1) -> None:
+        """Someone was refused something."""
+        now = self._node.now()
+        known = self._refusals.get((who, what))
+        if known is None:
+            if self._kinds.get(who, 0) >= KINDS_MOST:
+                what = f"other ({by})"
+                known = self._refusals.get((who, what))
+            self._kinds[who] = self._kinds.get(who, 0) + 1
+        if known is None:
+            row = RefusalRow(
+                boot=self._node.boot, who=who, what=what, by=by, first=now, last=now, count=count
+            )
+        else:
+            row = msgspec.structs.replace(known, last=now, count=known.count + count)
+        self._refusals[who, what] = row
+        self._node.store.later(self._node.store.batch("refusals").put(row))
+
+    def refused(self, server: str, told: control.Refused) -> None:
+        """A serving process turned messages away: whoever sent them was refused."""
+        node = self._node
+        channel = node.channels.get(told.channel)
+        who = (
+            channel.client.holder
+            if channel is not None and channel.server == server
+            else f"channel {told.channel}"
+        )
+        self.refuse(who, "capability", f"{server}, method {told.method:#010x}: {told.why}", told.count)
+
+    def refused_call(self, report: RefusedCall | Flooded) -> None:
+        """The watcher says that a filter refused a system call."""
+        if isinstance(report, Flooded):
+            self.ended(report.server, f"{report.count} refused system calls in a second")
+            return
+        first = report.arguments[0] if report.arguments else 0
+        self.refuse(
+            report.server, "seccomp", f"{filters.name_of(report.call)}({first:#x}, ...)", report.count
+        )
+
+    async def watch(self) -> None:
+        """Hear the watcher. Runs as long as the kernel."""
+        while (report := await self._node.watching.report()) is not None:
+            self.refused_call(report)
+        self.event(
+            "watcher ended", "kernel", "the watcher of refused system calls ended: they fail unseen now"
+        )
+
+    def misbehaved(self, server: str, channel: int, check: str) -> None:
+        """A process says that the peer of a channel wrote what cannot be."""
+        found = self._node.channels.get(channel)
+        if found is None:
+            return
+        peer = found.server if found.client.holder == server else found.client.holder
+        self.event(
+            "misbehaved", peer, f"channel {channel} between {found.client.holder} and {found.server}: {check}"
+        )
+        self._node.authority.disconnect(found, f"{peer} broke the protocol: {check}")
+
+    def ended(self, server: str, why: str) -> None:
+        """The kernel ended a process that did what it must not."""
+        self.event("ended", server, why)
+
+    def crashed(self, server: str, how: str, row: CrashRow) -> None:
+        self._node.store.later(self._node.store.batch("crash").put(row))
+        self.event("crash", server, how)
+
+    def event(self, kind: str, who: str, sentence: str, **fields: str) -> None:
+        """Something happened."""
+        node = self._node
+        self._sequence += 1
+        row = EventRow(
+            boot=node.boot, sequence=self._sequence, time=node.now(), kind=kind, who=who, sentence=sentence,
+            fields=fields,
+        )  # fmt: skip
+        node.store.later(node.store.batch("event").put(row))
+        node.logs.line(who, 0, "warning", f"{kind}: {sentence}", fields)
+
+    def capabilities(self, began: Iterable[Capability], ended: Ended | None) -> None:
+        """Session capabilities that began or ended."""
+        gone = () if ended is None else ended.gone
+        row = session_row(self._node.boot, self._sessions + 1, self._node.now(), began, gone)
+        if row.began or row.ended:
+            self._sessions += 1
+            self._node.store.later(self._node.store.batch("sessions").put(row))

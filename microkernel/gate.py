@@ -1,0 +1,326 @@
+"""The attach socket: how programs outside the node get in, and as what.
+
+Who connects is learned from the socket, never from what is said there: uid and pid by credentials, and a pidfd that
+proves the process is still that one. A server of the node is turned away, whatever its uid: it must not gain by going
+out and coming back in. The first `[[attach]]` of the image that fits decides; root and whoever booted are operators.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import select
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from atoll.ipc.errors import AtollError, PeerMisbehaved
+from atoll.ipc.system import control
+
+from .capabilities import Capability, badge_number
+from .connections import Connection
+from .image import Attach
+from .parties import KERNEL, Party, Serving
+from .records import AttachmentRow
+
+if TYPE_CHECKING:
+    from .node import Node
+
+SO_PEERPIDFD = 77
+HELLO_WITHIN = 5.0
+"""Seconds for the first packet."""
+BACKLOG = 64
+_CREDENTIALS = struct.Struct("=iII")
+
+
+class Refused(Exception):
+    """The sentence for a program that may not attach."""
+
+
+class Attached(Party):
+    """A program outside that is attached."""
+
+    def __init__(self, number: int, account: str, boot: int, peer: Peer) -> None:
+        super().__init__(number, f"@{number}", account, boot)
+        self.pid = peer.pid
+        self.uid = peer.uid
+        self.program = peer.program
+        self.since = 0
+        self.operator = False
+        self.rights: frozenset[str] = frozenset()
+
+
+class Peer:
+    """Who is at the other end of an accepted socket. Owns a pidfd of it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        data = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(data)
+        self.pidfd = self._pidfd(end)
+        try:
+            self.ancestors = _ancestors(self.pid)
+            self.groups = _groups(self.pid)
+            with open(f"/proc/{self.pid}/cgroup") as file:
+                self.cgroup = file.read()
+            with open(f"/proc/{self.pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            self.program = " ".join(word.decode(errors="replace") for word in words if word)[:200]
+            if select.select([self.pidfd], [], [], 0)[0]:
+                raise Refused("the program that connected has ended")
+        except OSError:
+            os.close(self.pidfd)
+            raise Refused("the program that connected has ended, or hides from /proc") from None
+        except BaseException:
+            os.close(self.pidfd)
+            raise
+
+    def _pidfd(self, end: socket.socket) -> int:
+        with suppress(OSError):
+            data = end.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+            return int.from_bytes(data, "little")
+        # Older kernels: the pid may have been given away between connecting and now, so what is read of it afterwards
+        # counts only if the process connected before it could have started.
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:
+            raise Refused("the program that connected has ended") from None
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+
+
+def _ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1 and len(found) < 64:
+        found.append(pid)
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            pid = int(file.read().rpartition(b")")[2].split()[1])
+    return found
+
+
+def _groups(pid: int) -> set[int]:
+    with open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("Groups:"):
+                return {int(group) for group in line.split()[1:]}
+    return set()
+
+
+class Gate:
+    """The attach socket of a node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._path = node.place.socket
+        self._listening: socket.socket | None = None
+        self._booter = os.geteuid()
+
+    def open(self) -> None:
+        """Make the socket. An old one is a dead node's: we hold the lock."""
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        end.setblocking(False)
+        bind_long(end, self._path)
+        os.chmod(self._path, 0o666 if self._node.image.attach else 0o600)
+        end.listen(BACKLOG)
+        self._listening = end
+
+    async def serve(self) -> None:
+        """Take who comes, until the node ends."""
+        assert self._listening is not None
+        while True:
+            await trio.lowlevel.wait_readable(self._listening)
+            with suppress(BlockingIOError, ConnectionAbortedError):
+                end, _ = self._listening.accept()
+                self._node.soon(self._welcome, end)
+
+    def close(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            with suppress(FileNotFoundError):
+                self._path.unlink()
+
+    # one program --------------------------------------------------------------------------------------------
+
+    async def _welcome(self, end: socket.socket) -> None:
+        connection = Connection(end)
+        party: Attached | None = None
+        try:
+            peer = Peer(end)
+            try:
+                entry = self._admitted(peer)
+                hello = await self._hello(connection)
+                party = self._enter(peer, entry, connection, hello)
+                await self._converse(party, connection, peer.pidfd)
+            finally:
+                peer.close()
+        except Refused as refusal:
+            self._node.events.refuse("attach", "attach", str(refusal))
+            connection.send(control.Unwelcome(sentence=str(refusal)))
+        except AtollError as error:
+            connection.send(control.Unwelcome(sentence=str(error)))
+        finally:
+            if party is not None:
+                self._leave(party)
+            connection.close()
+
+    async def _hello(self, connection: Connection) -> control.Hello:
+        with trio.move_on_after(HELLO_WITHIN):
+            packet = await connection.receive()
+            if packet is not None and isinstance(packet[0], control.Hello) and not packet[1]:
+                return packet[0]
+        raise Refused("the program that connected did not say Hello")
+
+    def _admitted(self, peer: Peer) -> Attach | None:
+        """The image's entry for it; None: an operator. Raises `Refused`."""
+        node = self._node
+        for party in node.parties.values():
+            if (
+                isinstance(party, Serving)
+                and party.process is not None
+                and party.process.pid in peer.ancestors
+            ):
+                raise Refused(f"a process of server {party.holder!r} may not attach: it calls by its needs")
+        if f"/atoll/{node.place.group}/" in peer.cgroup:
+            raise Refused(
+                "a process in a control group of the node's servers may not attach: it calls by its needs"
+            )
+        if node.uids.owner(peer.uid):
+            raise Refused(f"user id {peer.uid} is a server's: servers may not attach")
+        if peer.uid in (0, self._booter):
+            return None
+        for entry in node.image.attach:
+            if entry.any or (entry.uid is not None and entry.uid.first <= peer.uid <= entry.uid.last):
+                return entry
+            if entry.group and _in_group(peer, entry.group):
+                return entry
+        raise Refused(f"user id {peer.uid} may not attach: the image names no [[attach]] that fits")
+
+    def _enter(
+        self, peer: Peer, entry: Attach | None, connection: Connection, hello: control.Hello
+    ) -> Attached:
+        node = self._node
+        account = KERNEL if entry is None else entry.account or node.image.node.account
+        party = Attached(node.number(), account, node.boot, peer)
+        party.operator = entry is None or entry.operator
+        party.since = node.now()
+        party.program = party.program or hello.name
+        party.rights = frozenset({"observe", "operate", "serve"} if party.operator else {"serve"})
+        node.parties[party.number] = party
+        try:
+            root = node.tree.root(KERNEL, "Kernel")
+            made = [
+                node.tree.mint(
+                    root.id,
+                    by=KERNEL,
+                    to=party.holder,
+                    badge=party.number,
+                    rights=party.rights,
+                    account=account,
+                )
+            ]
+            port = node.authority.admit(made[0], party)
+            given = []
+            for may in () if entry is None else entry.may:
+                capability = self._may(party, may.server, may.interface, may.rights, account)
+                made.append(capability)
+                given.append(
+                    control.Given(
+                        server=may.server,
+                        interface=capability.interface,
+                        port=node.authority.admit(capability, party),
+                    )
+                )
+            party.session.update(capability.id for capability in made)
+        except BaseException:
+            self._leave(party)
+            raise
+        kernel = os.pidfd_open(os.getpid())
+        try:
+            party.connection = connection
+            connection.send(
+                control.Welcome(
+                    node=node.place.name, folder=str(node.place.folder), boot=node.boot, attachment=party.number,
+                    operator=party.operator, port=port, given=tuple(given), channels=len(party.calls),
+                ),
+                (party.notice.memory.descriptor, kernel),
+            )  # fmt: skip
+        finally:
+            os.close(kernel)
+        for channel in party.calls.values():
+            connection.send(*channel.opening(as_client=True))
+        node.events.capabilities(made, None)
+        node.store.later(node.store.batch("attach").put(self._row(party)))
+        return party
+
+    def _may(
+        self, party: Attached, server: str, interface: str, rights: tuple[str, ...], account: str
+    ) -> Capability:
+        node = self._node
+        offers = node.server(server).description.interfaces
+        root = node.tree.root(server, interface or offers[0].name)
+        badge = badge_number(f"uid {party.uid}")
+        return node.tree.mint(
+            root.id, by=server, to=party.holder, badge=badge, rights=rights, account=account
+        )
+
+    async def _converse(self, party: Attached, connection: Connection, pidfd: int) -> None:
+        """Until it closes its end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.pump)
+            try:
+                while (packet := await connection.receive()) is not None:
+                    message, descriptors = packet
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                    if isinstance(message, control.Misbehaved):
+                        self._node.events.misbehaved(party.holder, message.channel, message.check)
+            except PeerMisbehaved as error:
+                self._node.events.ended(party.holder, f"it broke the protocol: {error.check}")
+            nursery.cancel_scope.cancel()
+
+    def _leave(self, party: Attached) -> None:
+        node = self._node
+        if party.gone:
+            return
+        session = [held.id for held in node.tree.held_by(party.holder)]
+        ended = node.authority.leave(party, session)
+        node.grants.leave(party)
+        node.parties.pop(party.number, None)
+        node.events.capabilities((), ended)
+        if party.connection is not None:
+            node.store.later(node.store.batch("detach").put(self._row(party, node.now())))
+        party.close()
+
+    def _row(self, party: Attached, ended: int = 0) -> AttachmentRow:
+        return AttachmentRow(
+            boot=self._node.boot, attachment=party.number, uid=party.uid, pid=party.pid, program=party.program,
+            operator=party.operator, time=party.since, ended=ended,
+        )  # fmt: skip
+
+
+def _in_group(peer: Peer, name: str) -> bool:
+    try:
+        group = grp.getgrnam(name)
+        return (
+            group.gr_gid == peer.gid
+            or group.gr_gid in peer.groups
+            or pwd.getpwuid(peer.uid).pw_name in group.gr_mem
+        )
+    except KeyError:
+        return False
+
+
+def bind_long(end: socket.socket, path: Path) -> None:
+    """Bind to a path of any length: the address itself holds 107 bytes, so it goes by the folder's descriptor."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)

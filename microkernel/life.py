@@ -1,0 +1,267 @@
+"""System calls on a server's life: load, stop, restart, freeze, thaw, and what it may use."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from atoll.ipc.errors import AtollError, BadRequest
+from atoll.ipc.runtime.describe import Description
+from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.state import Retention
+
+from . import launching, needs
+from .capability_rows import write_ended, write_made
+from .descriptions import describe_all
+from .image import ConfigBinding
+from .image_check import STORE
+from .parties import KERNEL
+from .protection import Plan
+from .protection.plan import Unprotected
+from .records import KeyspaceRow, ServerRow, SliceRow, VersionRow
+from .slices import Limits
+from .specs import from_load
+from .supervisor import Server
+from .versions import Version
+
+if TYPE_CHECKING:
+    from .node import Node
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+FREEZE_WITHIN = 5.0
+
+
+class Life:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    # load ---------------------------------------------------------------------------------------------------
+
+    async def load(self, what: calls.Load) -> Server:
+        """Start a server that the image does not have. After a failure nothing of it is left but its version."""
+        node = self._node
+        if not NAME.fullmatch(what.server):
+            raise BadRequest(
+                where="load: server", expected="a-z, then a-z 0-9 _ -, 40 at most", got=repr(what.server)
+            )
+        if what.server in node.servers or what.server == KERNEL:
+            raise BadRequest(where="load: server", expected="a name that is free", got=repr(what.server))
+        version = await self.version_of(Path(what.package))
+        spec = from_load(what, version, node.image.node.account)
+        configs = {
+            need: bound.config for need, bound in spec.needs.items() if isinstance(bound, ConfigBinding)
+        }
+        description = await self.describe(what.server, version, configs)
+        server = Server(spec, description, version)
+        needs.complete(server)
+        self.check_level(server, spec.level, version)
+        batch = node.store.batch(f"load {server.name}")
+        node.servers[server.name] = server
+        node.authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
+        try:
+            for offer in description.interfaces:
+                write_made(batch, node.tree.offer(server.name, offer.name, offer.rights)[0])
+            for name in needs.keyspaces_of(server):
+                if name not in node.keyspaces:
+                    badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, Retention())
+                    batch.put(KeyspaceRow(keyspace=name, badge=badge))
+            needs.bind(node, server, batch)
+            batch.put(server.spec.row(), self.version_row(version, what.package, description))
+            await node.store.commit(batch.changes())
+            async with server.changing:
+                await node.supervisor.start(server)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._unload(server)
+            raise
+        self._record_start(server)
+        return server
+
+    async def _unload(self, server: Server) -> None:
+        """As if it had never been loaded; its keyspaces stay."""
+        node = self._node
+        await node.supervisor.end(server, 0.0, "it could not be loaded")
+        batch = node.store.batch(f"undo load {server.name}")
+        for ended in (node.tree.withdraw(server.name), node.tree.forget(server.name)):
+            node.authority.clear(ended)
+            write_ended(batch, ended)
+        for key in [key for key in node.bound if key[0] == server.name]:
+            del node.bound[key]
+        for channel in node.channels.of_server(server.name):
+            node.authority.disconnect(channel, f"{server.name} was not loaded")
+        node.servers.pop(server.name, None)
+        node.authority.interfaces.pop(server.name, None)
+        table = node.authority.tables.pop(server.name, None)
+        if table is not None:
+            table.close()
+        batch.delete(ServerRow, server.name)
+        with trio.move_on_after(FREEZE_WITHIN):
+            await node.store.commit(batch.changes())
+
+    async def version_of(self, package: Path) -> Version:
+        """The package's version, copied into the node's folder. Raises `NotFound`, `BadRequest`."""
+        if not package.is_absolute():
+            raise BadRequest(where="package", expected="an absolute path", got=str(package))
+        return await trio.to_thread.run_sync(self._node.versions.add, package)
+
+    async def describe(
+        self, server: str, version: Version, configs: dict[str, dict[str, object]]
+    ) -> Description:
+        """What a version says of itself. Raises `StartFailed` for one that cannot be imported."""
+        found = await trio.to_thread.run_sync(
+            describe_all, {server: version.folder / version.package}, {server: configs}
+        )
+        described = found[server]
+        if isinstance(described, str):
+            raise calls.StartFailed(server=server, step="import", reason=described)
+        return described
+
+    def check_level(self, server: Server, level: str, version: Version) -> Plan:
+        """The protection plan. Raises `MechanismMissing` where this host cannot keep it."""
+        plan = launching.protection(self._node, server, level, version)
+        try:
+            plan.require()
+        except Unprotected:
+            missing = plan.missing[0]
+            raise calls.MechanismMissing(
+                server=server.name, level=level, mechanism=missing.mechanism, reason=missing.reason
+            ) from None
+        return plan
+
+    def version_row(self, version: Version, source: str, description: Description) -> VersionRow:
+        return VersionRow(
+            package=version.package, hash=version.hash, added=self._node.now(), source=source,
+            interfaces=tuple(offer.name for offer in description.interfaces),
+        )  # fmt: skip
+
+    def _record_start(self, server: Server) -> None:
+        node = self._node
+        if server.serving is not None:
+            supervisor = node.supervisor
+            node.store.later(
+                node.store.batch(f"start {server.name}").put(
+                    supervisor.process_row(server, server.serving), supervisor.protection_row(server)
+                )
+            )
+
+    # stop and start -----------------------------------------------------------------------------------------
+
+    async def stop(self, server: Server, deadline: float) -> None:
+        """Let a server finish until the deadline, then end it; it stays stopped, also at the next boot."""
+        if server.name == STORE:
+            raise BadRequest(
+                where="stop", expected="a server other than the store", got="state: every call needs it"
+            )
+        async with server.changing:
+            await self._stop(server, deadline, "a person stopped it")
+            self._node.authority.closed(server.name)
+            await self._remember(server, stopped=True)
+
+    async def _stop(self, server: Server, deadline: float, reason: str) -> None:
+        node = self._node
+        if server.state == "frozen":
+            await self._thaw(server)
+        server.state, server.reason = "stopped", reason
+        await node.supervisor.end(server, deadline, reason)
+        server.state, server.reason = "stopped", reason
+
+    async def _remember(self, server: Server, *, stopped: bool) -> None:
+        node = self._node
+        server.spec = msgspec.structs.replace(server.spec, stopped=stopped)
+        batch = node.store.batch(f"{'stop' if stopped else 'restart'} {server.name}")
+        await node.store.commit(batch.put(server.spec.row()).changes())
+
+    async def restart(self, server: Server, deadline: float) -> None:
+        """Stop a server, if it runs, and start its version anew."""
+        node = self._node
+        async with server.changing:
+            if server.serving is not None:
+                await self._stop(server, deadline, "restarted by a person")
+            server.crashes.clear()
+            server.restarts += 1
+            try:
+                await node.supervisor.start(server)
+            except AtollError as error:
+                node.supervisor.give_up(server, str(error))
+                raise
+            if server.name == STORE:
+                await node.store.settle()
+            if server.spec.stopped:
+                await self._remember(server, stopped=False)
+        self._record_start(server)
+
+    # freeze and thaw ----------------------------------------------------------------------------------------
+
+    async def freeze(self, server: Server, reason: str) -> None:
+        """Halt a server between two messages: the gate first, then its processes stand still."""
+        node = self._node
+        if server.name == STORE:
+            raise BadRequest(
+                where="freeze", expected="a server other than the store", got="state: every call needs it"
+            )
+        async with server.changing:
+            serving = server.serving
+            if serving is None or server.state != "serving":
+                raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
+            serving.notice.gate(True)
+            try:
+                await node.syscalls.powers.windows([serving])
+                with trio.fail_after(FREEZE_WITHIN):
+                    await server.group(node).freeze()
+            except BaseException:
+                serving.notice.gate(False)
+                raise
+            server.state, server.reason = "frozen", reason or "frozen by a person"
+            node.events.event("freeze", server.name, server.reason)
+
+    async def thaw(self, server: Server) -> None:
+        async with server.changing:
+            if server.state != "frozen":
+                raise calls.WrongState(server=server.name, state=server.state, wanted="frozen")
+            await self._thaw(server)
+            self._node.events.event("thaw", server.name, "it goes on")
+
+    async def _thaw(self, server: Server) -> None:
+        """Its loop checks again what it had checked: the revocation count says whether it must."""
+        serving = server.serving
+        await server.group(self._node).thaw()
+        if serving is not None:
+            serving.notice.gate(False)
+        server.state, server.reason = "serving", ""
+
+    # slices -------------------------------------------------------------------------------------------------
+
+    def slice(self, server: Server) -> calls.Slice:
+        """What a server may use."""
+        limits = server.limits
+        return calls.Slice(
+            cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory, io_class=limits.io_class,
+            io_weight=limits.io_weight, processes=limits.pids,
+        )  # fmt: skip
+
+    async def set_slice(self, server: Server, wanted: calls.Slice) -> calls.Slice:
+        """Change what a server may use, beneath its slice; the row and the effect, or neither."""
+        node = self._node
+        before = server.limits
+        limits = Limits(
+            cpu_weight=wanted.cpu_weight, cpu_quota=wanted.cpu_quota, memory=wanted.memory, pids=wanted.processes,
+            io_class=wanted.io_class, io_weight=wanted.io_weight,
+        )  # fmt: skip
+        group = server.group(node)
+        unenforced = tuple(group.limit(limits))
+        row = SliceRow(
+            slice=f"server {server.name}", limits=msgspec.structs.asdict(limits), unenforced=unenforced
+        )
+        try:
+            await node.store.commit(node.store.batch(f"set_slice {server.name}").put(row).changes())
+        except BaseException:
+            group.limit(before)
+            raise
+        server.limits, server.unenforced = limits, unenforced
+        for sentence in unenforced:
+            node.events.event("slice", server.name, sentence)
+        return self.slice(server)

@@ -1,0 +1,136 @@
+"""What servers say: lines of their log, their standard output and error. A bounded ring in memory, then rows.
+
+A server that writes faster than rows can be made loses its oldest lines and is told so in the log; nothing a
+server writes can hold up the kernel. Until the store serves, lines go to a file in the node's folder as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import trio
+
+from atoll.ipc.system.kernel import LogRow
+
+from . import records
+
+if TYPE_CHECKING:
+    from .node import Node
+
+KEPT = 10_000
+"""Lines in memory, of all servers together."""
+UNWRITTEN_MOST = 5_000
+"""Lines of one server that wait to become rows; more are dropped."""
+LINE_MOST = 8192
+"""Bytes of one line; longer ones are cut."""
+LAST_KEPT = 5
+
+
+class Logs:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._lines: deque[LogRow] = deque(maxlen=KEPT)
+        self._position = 0
+        self._more = trio.Event()
+        self._unwritten: dict[str, int] = {}
+        self._dropped: dict[str, int] = {}
+        self._last: dict[str, deque[str]] = {}
+        self._pending: list[records.LogRow] = []
+        self._file = os.open(
+            node.place.folder / "boot.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+        )
+
+    def line(
+        self, server: str, pid: int, level: str, text: str, fields: dict[str, str] | None = None
+    ) -> None:
+        """Take one line."""
+        text = text[:LINE_MOST]
+        self._position += 1
+        row = LogRow(
+            position=self._position, time=self._node.now(), server=server, pid=pid, level=level, text=text,
+            fields=fields or {},
+        )  # fmt: skip
+        self._lines.append(row)
+        self._last.setdefault(server, deque(maxlen=LAST_KEPT)).append(text)
+        self._write(row)
+        self._more.set()
+        self._more = trio.Event()
+
+    def _write(self, row: LogRow) -> None:
+        if not self._node.store.serves:
+            os.write(self._file, f"{row.server} {row.level}: {row.text}\n".encode(errors="replace"))
+        waiting = self._unwritten.get(row.server, 0)
+        if waiting >= UNWRITTEN_MOST:
+            self._dropped[row.server] = self._dropped.get(row.server, 0) + 1
+            return
+        self._unwritten[row.server] = waiting + 1
+        self._pending.append(
+            records.LogRow(
+                server=row.server,
+                boot=self._node.boot,
+                sequence=row.position,
+                time=row.time,
+                level=row.level,
+                text=row.text,
+                fields=row.fields,
+            )  # fmt: skip
+        )
+
+    async def keep(self) -> None:
+        """Make rows of the lines, twice a second. Runs as long as the kernel."""
+        while True:
+            await trio.sleep(0.5)
+            self.write_rows()
+
+    def write_rows(self) -> None:
+        """Hand what is there to the store."""
+        dropped, self._dropped = self._dropped, {}
+        for server, count in dropped.items():
+            self.line(
+                server, 0, "warning", f"{count} lines were dropped: it wrote faster than they could be kept"
+            )
+        if self._pending and self._node.store.serves:
+            rows, self._pending = self._pending, []
+            self._unwritten.clear()
+            self._node.store.later(self._node.store.batch("log lines").put(*rows))
+
+    def last(self, server: str) -> str:
+        """The last thing a server said; empty if it said nothing."""
+        lines = self._last.get(server)
+        return lines[-1] if lines else ""
+
+    async def read_output(self, server: str, pid: int, level: str, output: int) -> None:
+        """Take what a process writes to its standard output or error, line by line, until it closes it."""
+        os.set_blocking(output, False)
+        rest = b""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(output)
+                data = os.read(output, 65536)
+                *lines, rest = (rest + data).split(b"\n")
+                if len(rest) > LINE_MOST or (not data and rest):
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self.line(server, pid, level, line.decode(errors="replace"))
+                if not data:
+                    return
+        finally:
+            os.close(output)
+
+    async def follow(self, after: int, server: str, follow: bool) -> AsyncIterator[LogRow]:
+        """Lines after a position, of one server or all; without `follow` those that exist."""
+        while True:
+            more = self._more
+            for line in list(self._lines):
+                if line.position > after and server in ("", line.server):
+                    after = line.position
+                    yield line
+            if not follow:
+                return
+            await more.wait()
+
+    def close(self) -> None:
+        os.close(self._file)

@@ -1,0 +1,172 @@
+"""What the node is, for whoever may observe it: the rows that system calls return."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from atoll.ipc.system import kernel as calls
+
+from .gate import Attached
+from .notices import Signs
+from .parties import KERNEL
+from .protection.plan import ladder
+from .records import VersionRow
+
+if TYPE_CHECKING:
+    from .node import Node
+    from .supervisor import Server
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Looking:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def node(self) -> calls.NodeRow:
+        node = self._node
+        return calls.NodeRow(
+            name=node.place.name, folder=str(node.place.folder), boot=node.boot, version=release(),
+            image_path=node.place.image_path, image=node.checked.text, started=node.started,
+            weakenings=[
+                calls.Weakening(server=server, mechanism=mechanism, reason=reason)
+                for server, mechanism, reason in node.weakenings
+            ],
+        )  # fmt: skip
+
+    def ps(self) -> list[calls.ProcessRow]:
+        return [self.process(server) for server in self._node.servers.values()]
+
+    def process(self, server: Server) -> calls.ProcessRow:
+        """A server and its process, with what /proc and its status say of it."""
+        node, serving = self._node, server.serving
+        pid = serving.process.pid if serving is not None and serving.process is not None else 0
+        memory, cpu = usage(pid)
+        signs = serving.status.signs() if serving is not None else Signs(0, 0, 0, 0, 0)
+        level = server.plan.level if server.plan is not None else server.spec.level
+        return calls.ProcessRow(
+            server=server.name, state=server.state, pid=pid, level=cast(calls.Level, level),
+            version=server.version.hash, start="exec" if server.spec.start == "exec" else "zygote",
+            uid=node.uids.of(server.name) or os.geteuid(),
+            started=serving.started if serving is not None else 0, restarts=server.restarts, memory=memory, cpu=cpu,
+            calls=signs.served, refused=node.events.count(server.name),
+            channels=len(node.channels.of_server(server.name)),
+            interfaces=[offer.name for offer in server.description.interfaces], reason=server.reason,
+        )  # fmt: skip
+
+    def protection(self, server: Server) -> calls.Protection:
+        plan = server.plan
+        if plan is None:
+            raise calls.WrongState(server=server.name, state=server.state, wanted="started once")
+        why = {weakening.mechanism: weakening.reason for weakening in plan.weakenings}
+        mechanisms = [
+            calls.Mechanism(
+                name=mechanism.name,
+                in_force=mechanism.name in plan.in_force,
+                stops=mechanism.stops
+                if mechanism.name in plan.in_force
+                else why.get(mechanism.name, "needless here"),
+            )
+            for mechanism in ladder(plan.wanted)
+        ]
+        return calls.Protection(
+            server=server.name, wanted=cast(calls.Level, plan.wanted), level=cast(calls.Level, plan.level),
+            mechanisms=mechanisms,
+            weakenings=[
+                calls.Weakening(server=server.name, mechanism=weak.mechanism, reason=weak.reason)
+                for weak in plan.weakenings
+            ],
+        )  # fmt: skip
+
+    def graph(self) -> list[calls.Edge]:
+        edges = {}
+        for capability in self._node.tree:
+            if capability.parent and capability.server != KERNEL:
+                key = (capability.holder, capability.server, capability.interface)
+                edges[key] = edges.get(key, frozenset()) | capability.rights
+        return [
+            calls.Edge(holder=holder, server=server, interface=interface, rights=sorted(rights))
+            for (holder, server, interface), rights in edges.items()
+        ]
+
+    def caps(self, server: str) -> list[calls.CapabilityRow]:
+        node = self._node
+        if server:
+            node.server(server)
+        return [
+            calls.CapabilityRow(
+                number=held.id, parent=held.parent, holder=held.holder, server=held.server, interface=held.interface,
+                badge=held.badge, rights=sorted(held.rights), lasting=held.lasting, made=held.id >> 32,
+                expires=held.expiry,
+            )
+            for held in node.tree
+            if server in ("", held.holder, held.server)
+        ]  # fmt: skip
+
+    def versions(self, server: str, rows: list[VersionRow]) -> list[calls.VersionRow]:
+        node = self._node
+        added = {(row.package, row.hash): row for row in rows}
+        found = []
+        for each in node.servers.values():
+            if server not in ("", each.name):
+                continue
+            for version in node.versions.all():
+                if version.package == each.spec.package:
+                    row = added.get((version.package, version.hash))
+                    found.append(
+                        calls.VersionRow(
+                            version=version.hash,
+                            server=each.name,
+                            package=version.package,
+                            loaded=row.added if row is not None else 0,
+                            running=version.hash == each.version.hash,
+                        )  # fmt: skip
+                    )
+        return sorted(found, key=lambda version: version.loaded, reverse=True)
+
+    def channels(self, server: str) -> list[calls.ChannelRow]:
+        return [
+            calls.ChannelRow(
+                channel=channel.number, client=channel.client.holder, epoch=channel.epoch, calls=0, pending=0,
+                bytes=sum(taken - channel.base for taken in channel.taken()[: channel.shape.lanes] if taken >= channel.base),
+            )
+            for channel in self._node.channels.of_server(server)
+        ]  # fmt: skip
+
+    def attachments(self) -> list[calls.AttachmentRow]:
+        return [
+            calls.AttachmentRow(
+                number=party.number, pid=party.pid, uid=party.uid, command=party.program,
+                rights=sorted(party.rights), since=party.since, channels=len(party.calls),
+            )
+            for party in self._node.parties.values()
+            if isinstance(party, Attached)
+        ]  # fmt: skip
+
+    def interfaces(self, server: Server) -> list[calls.Described]:
+        if not server.offered:
+            raise calls.WrongState(server=server.name, state=server.state, wanted="started once")
+        return list(server.offered)
+
+
+def usage(pid: int) -> tuple[int, float]:
+    """Resident bytes and seconds of CPU of a process; zeros for one that is gone."""
+    with suppress(OSError):
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            memory = int(file.read().split()[1]) * PAGE
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return memory, (int(fields[11]) + int(fields[12])) / TICKS
+    return 0, 0.0
+
+
+def release() -> str:
+    """The release of Atoll that runs."""
+    try:
+        return importlib.metadata.version("atoll")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"

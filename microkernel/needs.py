@@ -1,0 +1,215 @@
+"""A server's needs, bound: which capability stands for each, and what its process is told of it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.system import control
+
+from .capabilities import Capability, badge_number
+from .capability_rows import write_ended, write_made
+from .changes import Batch
+from .image import (
+    KEYSPACE_RIGHTS,
+    SERVICES,
+    ConfigBinding,
+    FolderBinding,
+    KeyspaceBinding,
+    ListenBinding,
+    ServerBinding,
+)
+from .image_check import STORE
+from .parties import Party
+from .records import NeedRow
+from .uids import give
+
+if TYPE_CHECKING:
+    from .node import Node
+    from .supervisor import Server
+
+STORE_INTERFACE = "State"
+LOCK_DESCRIPTOR = 4
+"""The number under which `state` has the node's lock."""
+
+
+class Wanted(NamedTuple):
+    """What a need's binding asks for."""
+
+    server: str
+    interface: str
+    badge: int
+    rights: frozenset[str]
+    service: int
+
+
+def wanted(node: Node, server: Server, need: str) -> Wanted | None:
+    """What a need asks of the capability tree; None for one that is no capability."""
+    bound = server.spec.needs[need]
+    if isinstance(bound, KeyspaceBinding):
+        badge = node.keyspaces.get(bound.keyspace)
+        if badge is None:
+            raise NotFound(what="keyspace", name=bound.keyspace)
+        return Wanted(STORE, STORE_INTERFACE, badge, frozenset(bound.rights), 0)
+    if not isinstance(bound, ServerBinding):
+        return None
+    offers = {offer.name: offer for offer in node.server(bound.server).description.interfaces}
+    declared = server.description.needs[need].interface
+    interface = bound.interface or declared or next(iter(offers))
+    if interface not in offers:
+        raise BadRequest(
+            where=f"need {need!r} of {server.name}",
+            expected=f"a server that offers {interface}",
+            got=f"{bound.server}, which offers {', '.join(offers) or 'nothing'}",
+        )
+    name = server.name if bound.badge is None else bound.badge
+    rights = bound.rights if bound.rights or not server.spec.load else offers[interface].rights
+    service = SERVICES.index(bound.service)
+    return Wanted(bound.server, interface, badge_number(name) if name else 0, frozenset(rights), service)
+
+
+def keyspaces_of(server: Server) -> list[str]:
+    """The keyspaces that a server is bound to."""
+    return [bound.keyspace for bound in server.spec.needs.values() if isinstance(bound, KeyspaceBinding)]
+
+
+def complete(server: Server) -> None:
+    """Give keyspace needs of a loaded server that nobody bound a keyspace of their own. Raises `BadRequest` for
+    another need that is not bound, or for a binding of no need."""
+    needs = dict(server.spec.needs)
+    for need, about in server.description.needs.items():
+        if need in needs or about.optional:
+            continue
+        if about.kind == "keyspace":
+            needs[need] = KeyspaceBinding(keyspace=f"{server.name}.{need}", rights=KEYSPACE_RIGHTS)
+        elif about.kind == "folder":
+            needs[need] = FolderBinding(folder=need)
+        else:
+            raise BadRequest(
+                where=f"load {server.name}",
+                expected=f"the need {need!r} ({about.kind}) to be bound",
+                got="no binding",
+            )
+    for need in needs.keys() - server.description.needs.keys():
+        raise BadRequest(
+            where=f"load {server.name}", expected="bindings of needs that it has", got=f"one of {need!r}"
+        )
+    for need, fault in server.description.config_faults.items():
+        where = ".".join((need, *map(str, fault.path)))
+        raise BadRequest(where=f"load {server.name}, {where}", expected=fault.expected, got=fault.found)
+    server.spec = msgspec.structs.replace(server.spec, needs=needs)
+
+
+def bind(node: Node, server: Server, batch: Batch) -> None:
+    """Find or make the lasting capability of each need; the rows go into the batch."""
+    for need in server.spec.needs:
+        what = wanted(node, server, need)
+        if what is None:
+            continue
+        known = node.bound.get((server.name, need), 0)
+        held = next((held for held in node.tree.held_by(server.name) if held.id == known), None)
+        if held is not None:
+            same = (held.server, held.interface, held.badge, held.rights) == what[:4]
+            if same:
+                node.authority.services[held.id] = what.service
+                continue
+            ended = node.tree.revoke(held.id, by=None)
+            node.authority.clear(ended)
+            write_ended(batch, ended)
+        made = _make(node, server, what)
+        node.authority.services[made.id] = what.service
+        node.bound[server.name, need] = made.id
+        write_made(batch, made)
+        batch.put(NeedRow(server=server.name, need=need, capability=made.id))
+
+
+def _make(node: Node, server: Server, what: Wanted) -> Capability:
+    root = node.tree.root(what.server, what.interface)
+    account = server.spec.account
+    if what.badge:
+        return node.tree.mint(
+            root.id,
+            by=root.holder,
+            to=server.name,
+            badge=what.badge,
+            rights=what.rights,
+            lasting=True,
+            account=account,
+        )
+    return node.tree.grant(
+        root.id, by=root.holder, to=server.name, rights=what.rights, lasting=True, account=account
+    )
+
+
+def told(
+    node: Node, server: Server, party: Party, capabilities: dict[str, Capability]
+) -> dict[str, control.Need]:
+    """What `Start` says of each need. `capabilities`: by need, those that this process uses."""
+    needs: dict[str, control.Need] = {}
+    sockets = 0
+    for need, bound in server.spec.needs.items():
+        match bound:
+            case KeyspaceBinding():
+                needs[need] = control.KeyspaceNeed(port=node.authority.admit(capabilities[need], party))
+            case ServerBinding():
+                needs[need] = control.ServerNeed(port=node.authority.admit(capabilities[need], party))
+            case ConfigBinding(config=table):
+                needs[need] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
+            case ListenBinding():
+                needs[need] = control.SocketNeed(descriptor=sockets)
+                sockets += 1
+            case FolderBinding():
+                needs[need] = control.FolderNeed(path=str(folder_of(node, server, bound)))
+    if server.name == STORE:
+        given = {} if "config" not in needs else server.spec.needs["config"].config  # type: ignore[union-attr]
+        table = {**given, "folder": str(store_folder(node)), "boot": node.boot, "lock": LOCK_DESCRIPTOR}
+        needs["config"] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
+    return needs
+
+
+def folder_of(node: Node, server: Server, bound: FolderBinding) -> Path:
+    return node.place.folder / "data" / server.name / bound.folder
+
+
+def store_folder(node: Node) -> Path:
+    return node.place.folder / "data" / STORE
+
+
+def folders(node: Node, server: Server) -> list[Path]:
+    """The folders that a server's process may write, made and given to its user."""
+    found = [
+        folder_of(node, server, bound)
+        for bound in server.spec.needs.values()
+        if isinstance(bound, FolderBinding)
+    ]
+    if server.name == STORE:
+        found.append(store_folder(node))
+    for folder in found:
+        give(folder, node.uids.of(server.name))
+    return found
+
+
+def sockets(server: Server) -> list[socket.socket]:
+    """The listening sockets of a server's needs, in their order; they stay open from process to process.
+
+    Raises `OSError` where an address is taken."""
+    for need, bound in server.spec.needs.items():
+        if isinstance(bound, ListenBinding) and need not in server.sockets:
+            server.sockets[need] = _listen(bound.listen)
+    return list(server.sockets.values())
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        end = socket.socket(socket.AF_UNIX)
+        end.bind(address)
+        end.listen(128)
+        return end
+    return socket.create_server(
+        (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+    )

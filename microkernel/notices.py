@@ -1,0 +1,93 @@
+"""What the kernel tells a process without a message: epochs and states of its channels, the gate, revocations.
+
+(Raw cffi.) A process reads its notice at every turn of its loop; only the kernel writes. The status is the other
+way round: a serving process writes, and the kernel believes nothing of it but signs of life.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from atoll.ipc.errors import QuotaExceeded
+from atoll.native import ffi, lib
+
+from .memory import Memory
+
+LINE = 64
+CHANNELS_MOST = 1023
+"""Channels of which one process may be the client at a time: lines in a notice segment of 64 KiB."""
+
+OPEN, RESTARTING, CLOSED = 1, 2, 3
+"""States of a channel, as layout.h has them."""
+
+
+class Notice:
+    """One process's notice segment; owns its memory."""
+
+    def __init__(self, name: str, boot: int) -> None:
+        self.memory = Memory(f"notice {name}", (CHANNELS_MOST + 1) * LINE)
+        self.name = name
+        self._c = ffi.from_buffer(self.memory.map)
+        self._free = list(range(CHANNELS_MOST - 1, -1, -1))
+        lib.atoll_notice_boot(self._c, boot)
+
+    def take(self) -> int:
+        """The index of a line for one more channel."""
+        if not self._free:
+            raise QuotaExceeded(account=self.name, resource="channels", limit=CHANNELS_MOST)
+        return self._free.pop()
+
+    def give_back(self, index: int) -> None:
+        """The process has closed the channel of this line."""
+        self._free.append(index)
+
+    def channel(self, index: int, epoch: int, state: int, base: int, taken: Sequence[int] = ()) -> None:
+        """Say how a channel stands. `taken`: what the dead server of the epoch before had consumed of each lane."""
+        words = ffi.new("uint64_t[3]", list(taken)) if taken else ffi.NULL
+        lib.atoll_notice_channel(self._c, index, epoch, state, base, words)
+
+    def gate(self, closed: bool) -> None:
+        """Let the process take no further message, or take them again."""
+        lib.atoll_notice_gate(self._c, int(closed))
+
+    def revoked(self) -> None:
+        """Have the process check again what it has checked and not begun."""
+        lib.atoll_notice_revoked(self._c)
+
+    def closing(self) -> None:
+        """The node goes down."""
+        lib.atoll_notice_closing(self._c)
+
+    def close(self) -> None:
+        self.memory.close()
+
+
+class Signs(NamedTuple):
+    """A serving process's signs of life."""
+
+    heartbeat: int
+    """Passes of its receive loop."""
+    in_handler: int
+    """Index of the method whose handler runs, plus 1; 0: none."""
+    since: int
+    served: int
+    parked: int
+
+
+class Status:
+    """One serving process's status segment; owns its memory."""
+
+    def __init__(self, name: str) -> None:
+        self.memory = Memory(f"status {name}", 2 * LINE, written_by_others=True)
+        self._c = ffi.from_buffer(self.memory.map)
+        self._words = ffi.new("uint64_t[5]")
+
+    def window(self) -> int:
+        """Odd while a message is between its capability's check and its handler's first step."""
+        return int(lib.atoll_status_window(self._c))
+
+    def signs(self) -> Signs:
+        lib.atoll_status_read(self._c, self._words)
+        return Signs(*self._words)
+
+    def close(self) -> None:
+        self.memory.close()

@@ -1,0 +1,79 @@
+"""Parties: whoever can be the client of a channel. A server's process, an attached program, the kernel itself."""
+
+from __future__ import annotations
+
+import trio
+
+from atoll.ipc.system import control
+
+from .channels import Channel
+from .connections import Connection
+from .mechanisms import Process
+from .notices import Notice, Status
+
+KERNEL = "kernel"
+"""The kernel's own name as a holder and as a server."""
+
+
+class Party:
+    """Who may call: one conversation over a control socket, one notice, one channel a server it calls.
+
+    `holder` is its name in the capability tree: a server's name, which outlives the process, or `@NUMBER`.
+    """
+
+    def __init__(self, number: int, holder: str, account: str, boot: int) -> None:
+        self.number = number
+        self.holder = holder
+        self.account = account
+        self.notice = Notice(holder, boot)
+        self.connection: Connection | None = None
+        self.calls: dict[str, Channel] = {}
+        """Channels of which it is the client, by server."""
+        self.session: set[int] = set()
+        """Capabilities that end with it."""
+        self.gone = False
+
+    def send(self, message: control.Message, descriptors: tuple[int, ...] = ()) -> None:
+        if self.connection is not None:
+            self.connection.send(message, descriptors)
+
+    def close(self) -> None:
+        """Let go of what only this party had. Its channels were closed before."""
+        self.gone = True
+        if self.connection is not None:
+            self.connection.close()
+        self.notice.close()
+
+
+class Serving(Party):
+    """A process of a server."""
+
+    def __init__(self, number: int, holder: str, account: str, boot: int) -> None:
+        super().__init__(number, holder, account, boot)
+        self.status = Status(holder)
+        self.process: Process | None = None
+        self.ready = trio.Event()
+        """Set by the next `Ready` or `Failed`, and by the process's end."""
+        self.offered: control.Ready | None = None
+        self.failed: control.Failed | None = None
+        self.drained: trio.Event = trio.Event()
+        self.pending: tuple[str, ...] = ()
+        self.handed: trio.Event = trio.Event()
+        self.handed_over: tuple[control.HandedOver, int] | None = None
+        """With the descriptor of the state, this object's until it is taken."""
+        self.silent = trio.Event()
+        """All that it said was heard."""
+        self.ended = trio.Event()
+        """The process is gone and what it held was let go."""
+        self.expected_end = ""
+        """Why it is to end; empty: nobody asked for it."""
+        self.started = 0
+        """Nanoseconds since the epoch."""
+        self.pong = 0
+        self.busy = ""
+
+    def close(self) -> None:
+        super().close()
+        self.status.close()
+        if self.process is not None:
+            self.process.close()

@@ -1,0 +1,249 @@
+"""System calls on capabilities: open, derive, mint, grant, transfer, revoke.
+
+Giving: tree, row, effect, reply; a row that cannot be committed takes the capability back. Taking: tree and tables, then
+wait until no loop can still serve what was taken, then the row.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import trio
+
+from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
+from atoll.ipc.system.control import CancelCalls
+from atoll.ipc.system.kernel import Granted, Opened, WrongState
+
+from . import launching
+from .capabilities import NEVER, Capability
+from .capability_rows import write_ended, write_made
+from .image import DELEGATE, KEYSPACE_RIGHTS
+from .image_check import STORE
+from .needs import STORE_INTERFACE
+from .parties import KERNEL, Party, Serving
+from .records import KEYSPACE
+
+if TYPE_CHECKING:
+    from .node import Node
+
+WINDOW_WITHIN = 0.1
+"""Seconds in which a running loop passes from the capability check to the handler."""
+LOOK_AGAIN = 0.0005
+
+
+class Powers:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    # for people ---------------------------------------------------------------------------------------------
+
+    async def open(self, party: Party, server: str, interface: str, rights: list[str] | None) -> Opened:
+        node = self._node
+        found = node.server(server)
+        offers = [offer.name for offer in found.description.interfaces]
+        if not interface and len(offers) != 1:
+            raise BadRequest(where="open: interface", expected=f"one of {', '.join(offers)}", got="none")
+        interface = interface or offers[0]
+        if interface not in offers:
+            near = difflib.get_close_matches(interface, offers, 1)
+            raise NotFound(
+                what=f"interface of {server}", name=interface, nearest=near[0] if near else offers[0]
+            )
+        if found.state in ("stopped", "failed"):
+            raise WrongState(server=server, state=found.state, wanted="running")
+        described = next((each for each in found.offered if each.name == interface), None)
+        if described is None:
+            raise WrongState(server=server, state=found.state, wanted="started once")
+        root = node.tree.root(server, interface)
+        granted = self._give(
+            party,
+            node.tree.grant(
+                root.id, by=root.holder, to=party.holder, rights=root.rights if rights is None else rights,
+                account=party.account,
+            ),
+        )  # fmt: skip
+        return Opened(number=granted.number, token=granted.token, described=described)
+
+    async def keyspace(self, party: Party, name: str, rights: list[str] | None) -> Granted:
+        node = self._node
+        badge = node.keyspaces.get(name)
+        if badge is None:
+            near = difflib.get_close_matches(name, node.keyspaces, 1)
+            raise NotFound(what="keyspace", name=name, nearest=near[0] if near else "")
+        allowed = ("read", "history") if name == KEYSPACE else (*KEYSPACE_RIGHTS, DELEGATE)
+        wanted = allowed if rights is None else tuple(rights)
+        if not set(wanted) <= set(allowed):
+            raise NotAllowed(
+                method=f"keyspace {name}", needed=", ".join(sorted(set(wanted) - set(allowed))), held=allowed
+            )
+        root = node.tree.root(STORE, STORE_INTERFACE)
+        return self._give(
+            party,
+            node.tree.mint(
+                root.id, by=STORE, to=party.holder, badge=badge, rights=wanted, account=party.account
+            ),
+        )
+
+    def keyspaces(self) -> list[str]:
+        return [KEYSPACE, *sorted(name for name in self._node.keyspaces if name != KEYSPACE)]
+
+    def _give(self, party: Party, made: Capability) -> Granted:
+        """Hand a new session capability to a party that asked for it."""
+        party.session.add(made.id)
+        launching.deliver(self._node, made, party)
+        self._node.events.capabilities((made,), None)
+        return Granted(number=made.id, token=made.id)
+
+    # for holders --------------------------------------------------------------------------------------------
+
+    def number(self, party: Party, channel: int, slot: int, generation: int) -> int:
+        held = self._node.authority.held(channel, slot, generation)
+        if held.holder != party.holder:
+            raise NotFound(what="capability", name=f"slot {slot} of channel {channel}")
+        return held.id
+
+    def own(self, party: Party, interface: str) -> int:
+        return self._node.tree.root(party.holder, interface).id
+
+    def derive(self, party: Party, id: int, rights: list[str] | None, expires: float) -> int:
+        held = self._mine(party, id)
+        made = self._node.tree.derive(
+            id, by=party.holder, rights=held.rights if rights is None else rights,
+            expiry=self._expiry(held, expires), account=party.account,
+        )  # fmt: skip
+        return self._give(party, made).number
+
+    def mint(
+        self, party: Party, operator: bool, id: int, badge: int, rights: list[str] | None, expires: float
+    ) -> int:
+        held = self._node.tree.get(id) if operator else self._mine(party, id)
+        made = self._node.tree.mint(
+            id, by=held.holder, to=party.holder, badge=badge, rights=held.rights if rights is None else rights,
+            expiry=self._expiry(held, expires), account=party.account,
+        )  # fmt: skip
+        return self._give(party, made).number
+
+    async def grant(self, id: int, to: str, rights: list[str] | None, expires: float, lasting: bool) -> int:
+        node = self._node
+        server, held = node.server(to), node.tree.get(id)
+        if DELEGATE not in held.rights:
+            raise NotAllowed(method="grant", needed=DELEGATE, held=tuple(sorted(held.rights)))
+        wanted = held.rights - {DELEGATE} if rights is None else frozenset(rights)
+        if not wanted <= held.rights:
+            needed = ", ".join(sorted(wanted - held.rights))
+            raise NotAllowed(method="grant", needed=needed, held=tuple(sorted(held.rights)))
+        parent = held
+        while lasting and not parent.lasting:
+            parent = node.tree.get(parent.parent)
+        give = dict(
+            by=parent.holder, to=to, rights=wanted, expiry=self._expiry(held, expires), lasting=lasting,
+            account=server.spec.account,
+        )  # fmt: skip
+        if parent.badge == held.badge:
+            made = node.tree.grant(parent.id, **give)  # type: ignore[arg-type]
+        else:
+            made = node.tree.mint(parent.id, badge=held.badge, **give)  # type: ignore[arg-type]
+        await self._record(made)
+        for serving in node.processes_of(to):
+            if not lasting:
+                serving.session.add(made.id)
+            launching.deliver(node, made, serving)
+        return made.id
+
+    async def transfer(self, party: Party, id: int, channel: int) -> int:
+        node = self._node
+        self._mine(party, id)
+        peer = self.peer(party, channel)
+        made = node.tree.grant(id, by=party.holder, to=peer.holder, account=party.account)
+        peer.session.add(made.id)
+        launching.deliver(node, made, peer)
+        node.events.capabilities((made,), None)
+        if peer.connection is not None:
+            await peer.connection.flushed()
+        return made.id
+
+    def peer(self, party: Party, number: int) -> Party:
+        """Who is at the other end of a channel of the party's. Raises `NotFound`, `BadRequest`."""
+        node = self._node
+        channel = node.channels.get(number)
+        if channel is None or party.holder not in (channel.client.holder, channel.server):
+            raise NotFound(what="channel", name=str(number))
+        if channel.server == party.holder:
+            return channel.client
+        serving = node.serving(channel.server)
+        if channel.server == KERNEL or serving is None:
+            raise BadRequest(
+                where="channel", expected="one to a server that runs", got=f"one to {channel.server}"
+            )
+        return serving
+
+    async def _record(self, made: Capability) -> None:
+        node = self._node
+        if not made.lasting:
+            node.events.capabilities((made,), None)
+            return
+        try:
+            await node.store.commit(write_made(node.store.batch(f"grant {made.id}"), made).changes())
+        except BaseException:
+            node.authority.clear(node.tree.revoke(made.id, by=None))
+            raise
+
+    def _mine(self, party: Party, id: int) -> Capability:
+        held = self._node.tree.get(id)
+        if held.holder != party.holder:
+            raise NotFound(what="capability", name=str(id))
+        return held
+
+    def _expiry(self, held: Capability, expires: float) -> int:
+        if expires < 0:
+            raise BadRequest(where="expires", expected="seconds, 0 for no bound of its own", got=str(expires))
+        if not expires:
+            return NEVER
+        asked = self._node.now() + int(expires * 1e9)
+        return asked if held.expiry == NEVER else min(asked, held.expiry)
+
+    # taking -------------------------------------------------------------------------------------------------
+
+    async def revoke(self, party: Party, operator: bool, id: int, cancel: bool) -> int:
+        """Take a capability back, and all derived from it. No new call is served under any once this returns."""
+        node = self._node
+        ended = node.tree.revoke(id, by=None if operator else party.holder)
+        servers = node.authority.clear(ended)
+        await self.windows(serving for server in servers for serving in node.processes_of(server))
+        if cancel:
+            self._cancel(ended.gone)
+        batch = write_ended(node.store.batch(f"revoke {id}"), ended)
+        if batch:
+            await node.store.commit(batch.changes())
+        node.events.capabilities((), ended)
+        return len(ended.gone)
+
+    def _cancel(self, gone: Iterable[Capability]) -> None:
+        """Have the servers give up calls in hand under what was revoked."""
+        for capability in gone:
+            for serving in self._node.processes_of(capability.server):
+                serving.send(CancelCalls(slot=capability.slot, generation=capability.generation))
+
+    async def windows(self, processes: Iterable[Serving]) -> None:
+        """Wait until each loop has passed the window between check and dispatch that it may be in."""
+        async with trio.open_nursery() as nursery:
+            for serving in processes:
+                nursery.start_soon(self._window, serving)
+
+    async def _window(self, serving: Serving) -> None:
+        seen = serving.status.window()
+        if not seen & 1:
+            return
+        server = self._node.servers.get(serving.holder)
+        with trio.move_on_after(WINDOW_WITHIN):
+            while serving.status.window() == seen and not serving.gone:
+                if server is not None and server.state == "frozen":
+                    return  # its gate is closed: it checks again on thaw
+                await trio.sleep(LOOK_AGAIN)
+            return
+        if not serving.gone and serving.process is not None:
+            why = f"its loop did not move for {WINDOW_WITHIN * 1000:g} ms during a revocation"
+            self._node.events.ended(serving.holder, why)
+            serving.process.kill()

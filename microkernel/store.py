@@ -1,0 +1,151 @@
+"""The kernel's rows in the store: how a commit gets there, and what happens while the store does not serve.
+
+Before `state` serves for the first time in a boot, and for what is about `state` itself, changes go to the boot
+journal and become rows as soon as it does. Everything else waits in the channel, which survives a restart of
+`state`; a commit is repeated there under its id.
+"""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import trio
+
+from atoll.ipc.errors import AtollError, PeerFault
+from atoll.ipc.system.state import Expect, Item, State, Write, absolute, relative
+
+from .changes import Batch, Changes, Found
+from .journal import Journal
+from .records import after
+
+PAGE = 1000
+GATHER = 0.05
+"""Seconds in which rows that nobody waits for are gathered into one commit."""
+BATCH_MOST = 500
+
+
+class Store:
+    """The kernel's keyspace; `changes.Records`."""
+
+    def __init__(self, journal: Journal, boot: int) -> None:
+        self.journal = journal
+        self.boot = boot
+        self.keyspace = 0
+        self._state: State | None = None
+        self._serves = False
+        self._later: dict[bytes, bytes | None] = {}
+        self._some = trio.Event()
+        self._numbers = 0
+
+    @property
+    def state(self) -> State:
+        """The store's interface, unbadged."""
+        if self._state is None:
+            raise RuntimeError("the store was asked for before it served")
+        return self._state
+
+    @property
+    def serves(self) -> bool:
+        """Whether `state` takes calls now, as far as is known."""
+        return self._serves
+
+    async def opened(self, state: State, keyspace: int) -> None:
+        """`state` serves, for the first time or again: what waited in the journal becomes rows."""
+        self._state, self.keyspace = state, keyspace
+        await self.settle()
+
+    def reopen(self, state: State) -> None:
+        """The store through another capability."""
+        self._state = state
+
+    async def settle(self) -> None:
+        """Commits what waits in the journal."""
+        self._serves = True
+        for changes in list(self.journal.waiting.values()):
+            await self._commit(changes)
+            self.journal.settle(changes.id)
+        if self.journal.records > 64:
+            self.journal.compact()
+
+    def lost(self) -> None:
+        """`state` is down: what is about it goes to the journal meanwhile."""
+        self._serves = False
+
+    async def commit(self, changes: Changes) -> int:
+        """The revision, once durable; 0 while only the journal has it. Raises `Conflict`."""
+        if self._state is None:
+            self.journal.wait(changes)
+            return 0
+        return await self._commit(changes)
+
+    async def commit_or_keep(self, changes: Changes) -> None:
+        """For what is about `state` itself: into the journal while the store is down."""
+        if self._state is None or not self._serves:
+            self.journal.wait(changes)
+        else:
+            await self._commit(changes)
+
+    async def _commit(self, changes: Changes) -> int:
+        if not changes.writes:
+            return 0
+        done = await self.state.commit(
+            [Write(absolute(self.keyspace, key), value) for key, value in changes.writes.items()],
+            [
+                Expect(absolute(self.keyspace, expected.key), expected.revision)
+                for expected in changes.expects
+            ],
+            id=changes.id,
+            note=changes.note,
+        )
+        return done.revision
+
+    async def range(self, prefix: bytes) -> AsyncIterator[Found]:
+        """All rows under a prefix as of one revision."""
+        start, end = absolute(self.keyspace, prefix), after(absolute(self.keyspace, prefix))
+        as_of: int | None = None
+        while True:
+            page = await self.state.range(start, end, PAGE, as_of)
+            for item in page.items:
+                yield _found(item)
+            if not page.more or not page.items:
+                return
+            start, as_of = page.items[-1].key + b"\0", page.revision
+
+    def batch(self, note: str) -> Batch:
+        """A batch of a system call that is not repeated: its origin is a number of this boot."""
+        self._numbers += 1
+        return Batch(b"boot %d, batch %d" % (self.boot, self._numbers), note)
+
+    # what nobody waits for ----------------------------------------------------------------------------------
+
+    def later(self, batch: Batch) -> None:
+        """Rows of the record (logs, refusals, events): committed in the background, together with others."""
+        self._later.update(batch.changes().writes)
+        self._some.set()
+
+    async def write_later(self) -> None:
+        """Commits what `later` collected. Runs as long as the kernel."""
+        while True:
+            await self._some.wait()
+            await trio.sleep(GATHER)
+            await self.flush()
+            self._some = trio.Event() if not self._later else self._some
+
+    async def flush(self) -> None:
+        """Commits what is there now. What the store refuses is given up: it is a record, not a decision."""
+        while self._later and self._state is not None and self._serves:
+            keys = list(self._later)[:BATCH_MOST]
+            taken = {key: self._later.pop(key) for key in keys}
+            batch = self.batch("record")
+            changes = msgspec.structs.replace(batch.changes(), writes=taken)
+            try:
+                await self._commit(changes)
+            except PeerFault:
+                self._later = taken | self._later
+                return
+            except AtollError:
+                continue
+
+
+def _found(item: Item) -> Found:
+    _, key = relative(item.key)
+    return Found(key=key, value=item.value or b"", revision=item.revision)

@@ -1,0 +1,285 @@
+"""A server's life: brought up, watched, restarted after a crash with growing waits, stopped, frozen."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from atoll.ipc.errors import AtollError, PeerMisbehaved
+from atoll.ipc.runtime.describe import Description
+from atoll.ipc.system import control
+from atoll.ipc.system.kernel import StartFailed, State
+
+from . import launching
+from .image_check import STORE
+from .parties import Serving
+from .processes import CannotConfine, Exit, ZygoteDied
+from .protection import Plan
+from .records import CrashRow, ProcessRow, ProtectionRow
+from .slices import Group, Limits
+from .specs import Spec
+from .versions import Version
+
+if TYPE_CHECKING:
+    from .node import Node
+
+READY_WITHIN = 60.0
+"""Seconds for a process to import its package and get through `start()`."""
+LAST_WORDS_WITHIN = 0.2
+"""Seconds to hear what a process said before it ended, where something else still holds its end."""
+KILL_AFTER = 1.0
+"""Seconds beyond a stop's deadline until a process is killed."""
+
+
+class Server:
+    """A server of the node, with or without a process."""
+
+    def __init__(self, spec: Spec, description: Description, version: Version) -> None:
+        self.spec = spec
+        self.description = description
+        self.version = version
+        self.offered: tuple[control.Described, ...] = ()
+        """As the latest process said it, with schemas."""
+        self.state: State = "stopped"
+        self.reason = ""
+        self.serving: Serving | None = None
+        self.plan: Plan | None = None
+        self.sockets: dict[str, socket.socket] = {}
+        self.restarts = 0
+        self.crashes: deque[float] = deque()
+        """When it crashed lately: CLOCK_MONOTONIC seconds."""
+        self.changing = trio.Lock()
+        """One change of its life at a time."""
+        self.up = trio.Event()
+        """Set while it serves."""
+        self.limits = Limits()
+        self.unenforced: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def group(self, node: Node) -> Group:
+        """Its control group."""
+        return node.slices.group(self.spec.slice or "servers", self.name)
+
+
+class Supervisor:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    # up -----------------------------------------------------------------------------------------------------
+
+    async def start(self, server: Server) -> None:
+        """Start a process and wait until it serves. Raises `StartFailed`; then nothing of it is left."""
+        node = self._node
+        server.state = "starting"
+        try:
+            version = node.versions.get(server.spec.package, server.spec.version)
+            plan = launching.protection(node, server, server.spec.level, version)
+            serving = await launching.launch(node, server, version, plan)
+        except (CannotConfine, ZygoteDied, OSError) as error:
+            raise StartFailed(server=server.name, step="process", reason=str(error)) from error
+        server.version, server.plan, server.serving = version, plan, serving
+        await self.until_ready(server, serving)
+        self.serves(server, serving)
+
+    async def until_ready(self, server: Server, serving: Serving) -> control.Ready:
+        """The process's next `Ready`. Raises `StartFailed` with its reason, after it has ended."""
+        with trio.move_on_after(READY_WITHIN):
+            await serving.ready.wait()
+        serving.ready = trio.Event()
+        offered, serving.offered = serving.offered, None
+        if offered is not None and serving.failed is None:
+            return offered
+        failed = serving.failed
+        serving.expected_end = "it could not start"
+        if serving.process is not None:
+            serving.process.kill()
+        await serving.ended.wait()
+        if failed is not None:
+            raise StartFailed(server=server.name, step=failed.step, reason=failed.sentence)
+        exit = serving.process.exit if serving.process is not None else None
+        reason = f"no answer in {READY_WITHIN:g} s" if exit is None else f"its process {exit}"
+        raise StartFailed(server=server.name, step="start", reason=reason)
+
+    def serves(self, server: Server, serving: Serving) -> None:
+        """The process is what the server's channels go to from now on."""
+        server.serving = serving
+        server.state, server.reason = "serving", ""
+        self._node.authority.served_again(server.name)
+        server.up.set()
+
+    # conversation -------------------------------------------------------------------------------------------
+
+    async def converse(self, serving: Serving) -> None:
+        """Hear what a process says until it is gone. One that speaks nonsense is ended."""
+        connection = serving.connection
+        assert connection is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.pump)
+            try:
+                while (packet := await connection.receive()) is not None:
+                    self._heard(serving, *packet)
+            except PeerMisbehaved as error:
+                self._node.events.ended(serving.holder, f"it broke the protocol: {error.check}")
+                if serving.process is not None:
+                    serving.process.kill()
+            nursery.cancel_scope.cancel()
+        serving.silent.set()
+
+    def _heard(self, serving: Serving, message: control.ToKernel, descriptors: list[int]) -> None:
+        node = self._node
+        match message:
+            case control.Ready():
+                serving.offered = message
+                serving.ready.set()
+            case control.Failed():
+                serving.failed = message
+                node.logs.line(serving.holder, self._pid(serving), "error", f"{message.step}: {message.sentence}",
+                               {"traceback": message.traceback} if message.traceback else {})  # fmt: skip
+                serving.ready.set()
+            case control.Refused():
+                node.events.refused(serving.holder, message)
+            case control.Misbehaved(channel=channel, check=check):
+                node.events.misbehaved(serving.holder, channel, check)
+            case control.Drained(pending=pending):
+                serving.pending = pending
+                serving.drained.set()
+            case control.HandedOver() if descriptors:
+                serving.handed_over = message, descriptors.pop(0)
+                serving.handed.set()
+            case control.Pong(number=number, busy=busy):
+                serving.pong, serving.busy = number, busy
+            case control.Log(level=level, text=text, fields=fields):
+                node.logs.line(serving.holder, self._pid(serving), level, text, fields)
+            case _:
+                raise PeerMisbehaved("the control socket", f"an unexpected {type(message).__name__}")
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    @staticmethod
+    def _pid(serving: Serving) -> int:
+        return serving.process.pid if serving.process is not None else 0
+
+    # down ---------------------------------------------------------------------------------------------------
+
+    async def attend(self, server: Server, serving: Serving) -> None:
+        """Wait for a process's end and tidy up after it; restart the server if nobody asked for the end."""
+        assert serving.process is not None
+        exit = await serving.process.wait()
+        with trio.move_on_after(LAST_WORDS_WITHIN):
+            await serving.silent.wait()
+        node = self._node
+        crashed = server.serving is serving and not serving.expected_end and server.state != "starting"
+        if server.serving is serving:
+            server.serving = None
+            server.up = trio.Event()
+            if server.name == STORE:
+                node.store.lost()
+            node.authority.server_died(serving)
+        ended = node.authority.leave(serving, serving.session)
+        node.parties.pop(serving.number, None)
+        node.events.capabilities((), ended)
+        serving.close()
+        self._record_end(serving, exit, server)
+        serving.ready.set()
+        serving.drained.set()
+        serving.handed.set()
+        serving.ended.set()
+        if crashed and not node.down.is_set():
+            await self._after_crash(server, serving, exit)
+
+    def _record_end(self, serving: Serving, exit: Exit, server: Server) -> None:
+        node = self._node
+        row = self.process_row(server, serving)
+        how = serving.expected_end or str(exit)
+        node.store.later(node.store.batch("a process ended").put(
+            msgspec.structs.replace(row, ended=node.now(), exit=how)
+        ))  # fmt: skip
+
+    def process_row(self, server: Server, serving: Serving) -> ProcessRow:
+        """The row of a process as it runs."""
+        node = self._node
+        return ProcessRow(
+            boot=node.boot, process=serving.number, server=server.name, version=server.version.hash,
+            pid=self._pid(serving), started=serving.started, start_ticks=0,
+            uid=node.uids.of(server.name) or os.geteuid(),
+        )  # fmt: skip
+
+    def protection_row(self, server: Server) -> ProtectionRow:
+        """The row of what protects a server."""
+        plan = server.plan
+        assert plan is not None
+        return ProtectionRow(
+            server=server.name, asked=plan.wanted, level=plan.level, mechanisms=plan.in_force,
+            weakenings=tuple((w.mechanism, w.reason) for w in plan.weakenings),
+        )  # fmt: skip
+
+    async def _after_crash(self, server: Server, serving: Serving, exit: Exit) -> None:
+        """Restart with a growing wait, or give up where crashes are a loop."""
+        node, restart = self._node, server.spec.restart
+        now = trio.current_time()
+        server.crashes.append(now)
+        while server.crashes and now - server.crashes[0] > restart.within:
+            server.crashes.popleft()
+        loop = len(server.crashes) >= restart.limit
+        wait = min(restart.first * 2 ** (len(server.crashes) - 1), restart.most) * (
+            1 + node.chance.jitter() / 4
+        )
+        last = node.logs.last(server.name)
+        how = f"{exit}" + (f"; last line: {last}" if last else "")
+        row = CrashRow(
+            server=server.name, boot=node.boot, process=serving.number, version=server.version.hash,
+            time=node.now(), how=how, again=0 if loop else int(wait * 1e9),
+        )  # fmt: skip
+        node.events.crashed(server.name, how, row)
+        if loop:
+            self.give_up(server, f"crashed {len(server.crashes)} times within {restart.within:g} s: {exit}")
+            return
+        server.state, server.reason = "restarting", f"its process {exit}"
+        await node.clock.sleep(wait)
+        async with server.changing:
+            if server.state == "restarting" and server.serving is None:
+                await self.try_again(server, serving)
+
+    async def try_again(self, server: Server, before: Serving) -> None:
+        """Restart after a crash; what does not come up counts as a crash, too."""
+        server.restarts += 1
+        try:
+            await self.start(server)
+        except (StartFailed, AtollError) as error:
+            server.state = "restarting"
+            self._node.events.event("restart failed", server.name, str(error))
+            self._node.soon(self._after_crash, server, before, Exit(1))
+            return
+        if server.name == STORE:
+            await self._node.store.settle()
+
+    def give_up(self, server: Server, reason: str) -> None:
+        """Leave a server down. Its callers are told; without the store the node ends."""
+        server.state, server.reason = "failed", reason
+        self._node.authority.closed(server.name)
+        self._node.events.event("crash loop", server.name, reason)
+        if server.name == STORE:
+            self._node.fail(f"state {reason}")
+
+    async def end(self, server: Server, deadline: float, reason: str) -> None:
+        """Let the server's process finish until the deadline, then end it."""
+        serving = server.serving
+        if serving is None or serving.process is None:
+            return
+        serving.expected_end = reason
+        server.up = trio.Event()
+        until = self._node.clock.monotonic() + int(deadline * 1e9)
+        serving.send(control.Stop(deadline=until))
+        with trio.move_on_after(deadline + KILL_AFTER):
+            await serving.ended.wait()
+        if not serving.ended.is_set():
+            serving.process.kill()
+            await serving.ended.wait()

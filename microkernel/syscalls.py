@@ -1,0 +1,226 @@
+"""The kernel's endpoint: each system call, who makes it, and which part of the kernel answers it.
+
+A caller is known by its channel, never by what it says. Plain handlers answer at once; those that change a process or a
+row are tasks, so that the kernel's loop goes on meanwhile. What needs the store waits for it, up to the call's deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from atoll.ipc.context import current
+from atoll.ipc.serve import Serves
+from atoll.ipc.system.control import Described
+from atoll.ipc.system.kernel import (
+    AttachmentRow,
+    BufferMade,
+    BufferMode,
+    CapabilityRow,
+    ChannelRow,
+    Edge,
+    Granted,
+    Kernel,
+    Load,
+    LogRow,
+    NodeRow,
+    Opened,
+    ProcessRow,
+    Protection,
+    Refusal,
+    Slice,
+    Swap,
+    Swapped,
+    VersionRow,
+)
+
+from . import records
+from .changes import load as load_rows
+from .life import Life
+from .looking import Looking
+from .parties import Party
+from .powers import Powers
+from .swap import Swaps
+
+if TYPE_CHECKING:
+    from .node import Node
+
+
+class Syscalls(Serves[Kernel]):
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.looking = Looking(node)
+        self.life = Life(node)
+        self.powers = Powers(node)
+        self.swaps = Swaps(node)
+
+    def _caller(self) -> Party:
+        return self._node.party_of(current().client)
+
+    @staticmethod
+    def _operator() -> bool:
+        return "operate" in current().rights
+
+    # what the node is ---------------------------------------------------------------------------------------
+
+    @Kernel.node.serve
+    def node(self) -> NodeRow:
+        return self.looking.node()
+
+    @Kernel.ps.serve
+    def ps(self) -> list[ProcessRow]:
+        return self.looking.ps()
+
+    @Kernel.interfaces.serve
+    def offered_interfaces(self, server: str) -> list[Described]:
+        return self.looking.interfaces(self._node.server(server))
+
+    @Kernel.protection.serve
+    def protection(self, server: str) -> Protection:
+        return self.looking.protection(self._node.server(server))
+
+    @Kernel.graph.serve
+    def graph(self) -> list[Edge]:
+        return self.looking.graph()
+
+    @Kernel.caps.serve
+    def caps(self, server: str = "") -> list[CapabilityRow]:
+        return self.looking.caps(server)
+
+    @Kernel.versions.serve
+    async def versions(self, server: str = "") -> list[VersionRow]:
+        return self.looking.versions(server, await load_rows(self._node.store, records.VersionRow))
+
+    @Kernel.channels.serve
+    def channels(self, server: str) -> list[ChannelRow]:
+        return self.looking.channels(self._node.server(server).name)
+
+    @Kernel.slice.serve
+    def slice(self, server: str) -> Slice:
+        return self.life.slice(self._node.server(server))
+
+    @Kernel.attachments.serve
+    def attachments(self) -> list[AttachmentRow]:
+        return self.looking.attachments()
+
+    @Kernel.refused.serve
+    def refused(self, server: str = "") -> list[Refusal]:
+        return self._node.events.refusals(server)
+
+    @Kernel.logs.serve
+    async def logs(self, after: int = 0, server: str = "", follow: bool = True) -> AsyncIterator[LogRow]:
+        async for line in self._node.logs.follow(after, server, follow):
+            yield line
+
+    # a server's life ----------------------------------------------------------------------------------------
+
+    @Kernel.load.serve
+    async def load(self, what: Load) -> ProcessRow:
+        return self.looking.process(await self.life.load(what))
+
+    @Kernel.swap.serve
+    async def swap(self, what: Swap) -> Swapped:
+        return await self.swaps.swap(what)
+
+    @Kernel.stop.serve
+    async def stop_server(self, server: str, deadline: float = 5.0) -> ProcessRow:
+        found = self._node.server(server)
+        await self.life.stop(found, deadline)
+        return self.looking.process(found)
+
+    @Kernel.restart.serve
+    async def restart(self, server: str, deadline: float = 5.0) -> ProcessRow:
+        found = self._node.server(server)
+        await self.life.restart(found, deadline)
+        return self.looking.process(found)
+
+    @Kernel.freeze.serve
+    async def freeze(self, server: str, reason: str = "") -> ProcessRow:
+        found = self._node.server(server)
+        await self.life.freeze(found, reason)
+        return self.looking.process(found)
+
+    @Kernel.thaw.serve
+    async def thaw(self, server: str) -> ProcessRow:
+        found = self._node.server(server)
+        await self.life.thaw(found)
+        return self.looking.process(found)
+
+    @Kernel.set_slice.serve
+    async def set_slice(self, server: str, slice: Slice) -> Slice:
+        return await self.life.set_slice(self._node.server(server), slice)
+
+    @Kernel.shutdown.serve
+    def shutdown(self, deadline: float = 5.0) -> None:
+        self._node.end_soon(deadline)
+
+    # capabilities -------------------------------------------------------------------------------------------
+
+    @Kernel.open.serve
+    async def open(self, server: str, interface: str = "", rights: list[str] | None = None) -> Opened:
+        return await self.powers.open(self._caller(), server, interface, rights)
+
+    @Kernel.keyspace.serve
+    async def keyspace(self, name: str, rights: list[str] | None = None) -> Granted:
+        return await self.powers.keyspace(self._caller(), name, rights)
+
+    @Kernel.keyspaces.serve
+    def keyspaces(self) -> list[str]:
+        return self.powers.keyspaces()
+
+    @Kernel.number.serve
+    def number(self, channel: int, slot: int, generation: int) -> int:
+        return self.powers.number(self._caller(), channel, slot, generation)
+
+    @Kernel.own.serve
+    def own(self, interface: str) -> int:
+        return self.powers.own(self._caller(), interface)
+
+    @Kernel.derive.serve
+    def derive(self, capability: int, rights: list[str] | None = None, expires: float = 0.0) -> int:
+        return self.powers.derive(self._caller(), capability, rights, expires)
+
+    @Kernel.mint.serve
+    def mint(self, capability: int, badge: int, rights: list[str] | None = None, expires: float = 0.0) -> int:
+        return self.powers.mint(self._caller(), self._operator(), capability, badge, rights, expires)
+
+    @Kernel.grant.serve
+    async def grant(
+        self,
+        capability: int,
+        to: str,
+        rights: list[str] | None = None,
+        expires: float = 0.0,
+        lasting: bool = True,
+    ) -> int:
+        return await self.powers.grant(capability, to, rights, expires, lasting)
+
+    @Kernel.transfer.serve
+    async def transfer(self, capability: int, channel: int) -> int:
+        return await self.powers.transfer(self._caller(), capability, channel)
+
+    @Kernel.revoke.serve
+    async def revoke(self, capability: int, cancel: bool = False) -> int:
+        return await self.powers.revoke(self._caller(), self._operator(), capability, cancel)
+
+    # buffers ------------------------------------------------------------------------------------------------
+
+    @Kernel.buffer.serve
+    def buffer(self, size: int) -> BufferMade:
+        return self._node.grants.make(self._caller(), size)
+
+    @Kernel.buffer_seal.serve
+    def buffer_seal(self, buffer: int) -> BufferMade:
+        return self._node.grants.seal(self._caller(), buffer)
+
+    @Kernel.buffer_share.serve
+    async def buffer_share(self, buffer: int, channel: int, mode: BufferMode = "readonly") -> int:
+        return await self._node.grants.share(self._caller(), buffer, channel, mode)
+
+    @Kernel.buffer_revoke.serve
+    def buffer_revoke(self, buffer: int) -> int:
+        return self._node.grants.revoke(self._caller(), buffer)
+
+    @Kernel.buffer_release.serve
+    def buffer_release(self, buffer: int) -> None:
+        self._node.grants.release(self._caller(), buffer)

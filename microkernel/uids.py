@@ -1,0 +1,58 @@
+"""User ids of servers: one each from the image's range when root boots, the same at every boot, since files have owners."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from .image import Uids as Range
+
+
+class Uids:
+    def __init__(self, path: Path, range: Range, root: bool) -> None:
+        self._path = path
+        self._range = range
+        self._root = root
+        self._known: dict[str, int] = {}
+        if root and path.exists():
+            self._known = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+
+    def of(self, server: str) -> int | None:
+        """The server's own user id; None without root. Raises `OSError` where the range has none left."""
+        if not self._root:
+            return None
+        if server not in self._known:
+            used = set(self._known.values())
+            free = next(
+                (uid for uid in range(self._range.first, self._range.last + 1) if uid not in used), None
+            )
+            if free is None:
+                raise OSError(f"the image's user ids {self._range} are all taken: widen [node] uids")
+            self._known[server] = free
+            self._write()
+        return self._known[server]
+
+    def owner(self, uid: int) -> bool:
+        """Whether a user id is, or may become, a server's."""
+        return self._root and (self._range.first <= uid <= self._range.last or uid in self._known.values())
+
+    def _write(self) -> None:
+        fresh = self._path.with_name(self._path.name + ".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, msgspec.json.encode(self._known))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(fresh, self._path)
+
+
+def give(folder: Path, uid: int | None) -> None:
+    """Make a folder, and all in it, a server's own. What has the right owner is left alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if uid is None or folder.stat().st_uid == uid:
+        return
+    for place, folders, files in os.walk(folder, topdown=False):
+        for name in (*folders, *files):
+            os.chown(os.path.join(place, name), uid, uid, follow_symlinks=False)
+    os.chown(folder, uid, uid)

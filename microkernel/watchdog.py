@@ -1,0 +1,104 @@
+"""The watchdog: ends a server that stops answering, and tells that apart from a server that was kept from running.
+
+Every round it pings each process and looks at its status. A process shows life by answering, or by turns of its loop.
+Time that the kernel itself did not get (a suspended host, a loaded machine) counts for nobody; neither does the time of
+a frozen server, nor of one that wanted a CPU and had none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from atoll.ipc.system import control
+
+from .looking import usage
+from .parties import Serving
+
+if TYPE_CHECKING:
+    from .node import Node
+    from .supervisor import Server
+
+ROUND = 1.0
+LATE = 0.5
+"""Seconds by which a round may come late before it counts as stolen."""
+STARVED = 0.05
+"""Share of a round's time on a CPU below which a process that is runnable was kept from running."""
+
+
+class Watch:
+    """What the watchdog knows of one process."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.silent = 0.0
+        """Seconds without a sign of life, stolen time left out."""
+        self.heartbeat = 0
+        self.cpu = 0.0
+
+
+class Watchdog:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._watches: dict[int, Watch] = {}
+
+    async def watch(self) -> None:
+        """Runs as long as the kernel."""
+        before = trio.current_time()
+        while True:
+            await trio.sleep(ROUND)
+            now = trio.current_time()
+            passed = now - before
+            before = now
+            if passed > ROUND + LATE:
+                passed = 0.0  # we did not run either: nobody can be blamed for this round
+            for server in list(self._node.servers.values()):
+                if server.serving is not None:
+                    self._look(server, server.serving, passed)
+            live = set(self._node.parties)
+            self._watches = {number: watch for number, watch in self._watches.items() if number in live}
+
+    def _look(self, server: Server, serving: Serving, passed: float) -> None:
+        watch = self._watches.setdefault(serving.number, Watch())
+        signs = serving.status.signs()
+        pid = serving.process.pid if serving.process is not None else 0
+        _, cpu = usage(pid)
+        answered = serving.pong == watch.asked or signs.heartbeat != watch.heartbeat
+        starved = _runnable(pid) and cpu - watch.cpu < STARVED * passed and not signs.in_handler
+        watch.heartbeat, watch.cpu = signs.heartbeat, cpu
+        if server.state in ("frozen", "starting") or serving.expected_end or answered:
+            watch.silent = 0.0
+        elif not starved:
+            watch.silent += passed
+        if watch.silent > server.spec.watchdog:
+            self._end(server, serving, watch)
+            return
+        if serving.pong == watch.asked:
+            watch.asked += 1
+            serving.send(control.Ping(number=watch.asked))
+
+    def _end(self, server: Server, serving: Serving, watch: Watch) -> None:
+        method = self._handler(server, serving.status.signs().in_handler)
+        what = f"the handler of {method} has run" if method else serving.busy or "its loop has stood still"
+        sentence = f"it answered nothing for {watch.silent:.0f} s: {what}"
+        self._node.events.ended(server.name, sentence)
+        watch.silent = 0.0
+        if serving.process is not None:
+            serving.process.kill()
+
+    @staticmethod
+    def _handler(server: Server, index: int) -> str:
+        """The method whose handler runs, by its place in the server's interfaces; empty: none."""
+        methods = [
+            f"{offer.name}.{name}" for offer in server.description.interfaces for name in offer.methods
+        ]
+        return methods[index - 1] if 0 < index <= len(methods) else ""
+
+
+def _runnable(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"R"
+    except OSError:
+        return False
