@@ -1,0 +1,196 @@
+"""What the main job found, as a person reads it. Every number in it was measured in this run."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from atoll.ipc.system.kernel import NodeRow, ProcessRow, Protection, Swapped
+
+from .interface import RolledBack
+from .job_load import Endured
+from .job_submission import Submitted
+from .rows import head_key
+
+
+@dataclass(frozen=True)
+class CallTimes:
+    """Of a plain typed call: one after the other, and many outstanding at a time."""
+
+    method: str
+    level: str
+    seconds: float
+    """Of one call, the median of those made one after the other."""
+    pipelined: float
+    """Calls a second."""
+
+
+@dataclass(frozen=True)
+class TaskSets:
+    """A task's training set, by number of records."""
+
+    task: str
+    before: int
+    """As of the revision before the roll-back, read before it."""
+    after: int
+    """As of the newest revision after the roll-back."""
+    before_again: int
+    """As of the revision before the roll-back, read after it."""
+    pairs: int
+    pair_seconds: float
+    same_pairs: bool
+    """Whether the same pairs were drawn again, as of the same revision, after the roll-back."""
+
+
+@dataclass(frozen=True)
+class Report:
+    node: NodeRow
+    processes: list[ProcessRow]
+    protections: list[Protection]
+    submitted: Submitted
+    calls: list[CallTimes]
+    before: int
+    after: int
+    """Revisions around the roll-back."""
+    sets: list[TaskSets]
+    rolled_back: RolledBack
+    swapped: Swapped
+    endured: Endured
+    seconds: float
+
+    def wrong(self) -> list[str]:
+        """Sentences about what did not hold that has to."""
+        found: list[str] = []
+        if self.endured.errors:
+            told = f"{self.endured.errors} of {self.endured.calls} calls failed during the swap"
+            found.append(f"{told}, first: {self.endured.first_error}")
+        for task in self.sets:
+            if task.before_again != task.before:
+                told = f"the training set of {task.task} as of revision {self.before}"
+                found.append(f"{told} had {task.before} records, and {task.before_again} after the roll-back")
+            if not task.same_pairs:
+                found.append(f"the pairs of {task.task} as of revision {self.before} are not the same again")
+        lost = sum(task.before - task.after for task in self.sets)
+        if lost != self.rolled_back.records:
+            found.append(f"{self.rolled_back.records} records were taken back, and the sets lost {lost}")
+        return found
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    console.print()
+    _where(report, console)
+    console.print()
+    _how_fast(report, console)
+    console.print()
+    _what_was_learned(report, console)
+    console.print()
+    _next(report, console)
+
+
+def _table(columns: Iterable[str]) -> Table:
+    """The first column stands left, numbers stand right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, title in enumerate(columns):
+        table.add_column(title, justify="right" if number else "left")
+    return table
+
+
+def _where(report: Report, console: Console) -> None:
+    console.print(f"[bold]What ran where[/]: node {report.node.name}, boot {report.node.boot}")
+    table = _table(["SERVER", "LEVEL", "IN FORCE", "PID", "UID", "VERSION", "MEMORY"])
+    for process, protection in zip(report.processes, report.protections, strict=True):
+        table.add_row(
+            process.server,
+            protection.wanted,
+            protection.level,
+            str(process.pid),
+            str(process.uid),
+            process.version[:12],
+            f"{process.memory / 2**20:.1f} MiB",
+        )
+    console.print(table)
+    for weakening in report.node.weakenings:
+        console.print(f"not enforced for {weakening.server}: {weakening.mechanism} ({weakening.reason})")
+
+
+def _how_fast(report: Report, console: Console) -> None:
+    done, swapped, endured = report.submitted, report.swapped, report.endured
+    console.print("[bold]How fast[/]")
+    table = _table(["", "", ""])
+    table.show_header = False
+    for column in table.columns:
+        column.justify = "left"
+    table.add_row(
+        "reviews submitted",
+        f"{done.reviews / done.seconds:,.0f} a second",
+        f"{done.reviews:,} reviews, {done.bytes / 2**20:.1f} MiB of text, {len(done.receipts)} batches,"
+        f" {done.seconds:.2f} s, durable",
+    )
+    for call in report.calls:
+        table.add_row(
+            f"typed call {call.method}",
+            f"{call.seconds * 1e6:.1f} µs",
+            f"one after the other; {call.pipelined:,.0f} a second pipelined; server at level {call.level}",
+        )
+    for task in report.sets:
+        table.add_row(
+            f"pairs of {task.task}",
+            f"{task.pairs / task.pair_seconds:,.0f} a second",
+            f"{task.pairs:,} pairs from {task.before:,} ratings, {task.pair_seconds:.2f} s",
+        )
+    table.add_row(
+        f"swap of {swapped.server}",
+        f"{swapped.pause * 1e3:.1f} ms pause",
+        f"under {endured.calls / endured.seconds:,.0f} calls a second: {endured.calls:,} calls,"
+        f" {endured.errors} errors, longest wait {endured.longest * 1e3:.1f} ms",
+    )
+    table.add_row("all of it", f"{report.seconds:.1f} s", "")
+    console.print(table)
+    if done.repeated or done.renamed:
+        console.print(
+            f"The store held {done.repeated} of the {len(done.receipts)} batches from an earlier run;"
+            f" {done.renamed} that it had taken back went in under a new id."
+        )
+
+
+def _what_was_learned(report: Report, console: Console) -> None:
+    back = report.rolled_back
+    console.print(
+        f"[bold]Training sets[/]: batch {back.batch} ({back.records} records) was taken back in revision"
+        f" {back.revision}"
+    )
+    table = _table(
+        [
+            "TASK",
+            f"AS OF {report.before}",
+            f"AS OF {report.after}",
+            f"AS OF {report.before}, READ AGAIN",
+            "SAME PAIRS AGAIN",
+        ]
+    )
+    for task in report.sets:
+        same = f"all {task.pairs:,}" if task.same_pairs else "no"
+        table.add_row(task.task, f"{task.before:,}", f"{task.after:,}", f"{task.before_again:,}", same)
+    console.print(table)
+
+
+def _next(report: Report, console: Console) -> None:
+    batch = report.rolled_back.batch
+    console.print("[bold]Where to look next[/]")
+    table = _table(["", ""])
+    table.show_header = False
+    table.columns[1].justify = "left"
+    for command, what in (
+        ("atoll ps", "the servers, their processes and levels"),
+        ("atoll top", "the same, live"),
+        ("atoll protection show feedback", "what keeps feedback in, and what each mechanism stops"),
+        ("atoll log feedback", "what it wrote"),
+        ("atoll caps", "who may call whom"),
+        (f"atoll history feedback {head_key(batch)}", "the batch, before and after it was taken back"),
+        (f"atoll call feedback batch '[\"{batch}\"]'", "the same through the server"),
+        ("atoll versions feedback", "what can be swapped in"),
+    ):
+        table.add_row(command, what)
+    console.print(table, soft_wrap=True)

@@ -1,0 +1,152 @@
+"""The main job's parts over real servers, and the whole of it on a node that boots."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.console import Console
+
+from atoll.ipc.errors import NotFound
+from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback
+from atoll.servers.feedback.job import progress, read_task, time_calls
+from atoll.servers.feedback.job_load import Load
+from atoll.servers.feedback.job_submission import IN_FLIGHT, submit_all
+from atoll.servers.feedback.records import Rating
+from atoll.servers.feedback.reviews import Submission
+from atoll.servers.feedback.server import Server, Settings
+from atoll.servers.storage.interface import BlobRef, Storage
+from atoll.servers.storage.server import Server as StorageServer
+from atoll.servers.storage.server import Settings as StorageSettings
+
+TASK = "film"
+BATCHES = 3 * IN_FLIGHT
+
+
+class Servers(NamedTuple):
+    storage: Storage
+    feedback: Feedback
+    feedback_served: Any
+
+
+@pytest.fixture
+def servers(serve: Callable[..., Any], tmp_path: Path) -> Servers:
+    storage = serve(StorageServer, folder=tmp_path, config=StorageSettings(collect_every=0.0))
+    served = serve(Server, storage=storage.client(badge=3), config=Settings())
+    return Servers(storage.client(), served.client(badge=8), served)
+
+
+def submissions(texts_each: int = 4) -> Iterator[Submission]:
+    for batch in range(BATCHES):
+        texts = [f"review {batch}.{number}".encode() for number in range(texts_each)]
+        records = [
+            Rating(
+                rater="r",
+                role="critic",
+                trust=0.5,
+                task=TASK,
+                text=BlobRef.of(text),
+                score=float(number % 2),
+            )
+            for number, text in enumerate(texts)
+        ]
+        yield Submission(texts, Batch(f"b-{batch:03d}", list(records)))
+
+
+def stored(feedback: Feedback) -> list[BatchInfo]:
+    return [info for info in feedback.batches.now() if info.status == "stored"]
+
+
+def test_everything_is_in_when_submit_all_returns(servers: Servers) -> None:
+    told: list[int] = []
+    done = submit_all(servers.storage, servers.feedback, submissions(), told.append)
+    assert told == [4] * BATCHES
+    assert (done.reviews, done.repeated, done.renamed) == (4 * BATCHES, 0, 0)
+    assert done.bytes == sum(len(text) for each in submissions() for text in each.texts)
+    assert [receipt.batch for receipt in done.receipts] == [each.batch.id for each in submissions()]
+    assert len(stored(servers.feedback)) == BATCHES
+    kept = servers.storage.get_many.now(
+        [BlobRef.of(text).hash for each in submissions() for text in each.texts]
+    )
+    assert kept == [text for each in submissions() for text in each.texts]
+
+
+def test_a_second_run_starts_from_what_the_store_holds(servers: Servers) -> None:
+    first = submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    again = submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    assert (again.repeated, again.renamed) == (BATCHES, 0)
+    assert [receipt.revision for receipt in again.receipts] == [
+        receipt.revision for receipt in first.receipts
+    ]
+
+
+def test_a_batch_taken_back_goes_in_under_a_further_id_each_time(servers: Servers) -> None:
+    for name in ("b-000", "b-000.2", "b-000.3"):
+        done = submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+        assert done.receipts[0].batch == name
+        assert not done.receipts[0].repeated
+        assert len(stored(servers.feedback)) == BATCHES
+        servers.feedback.rollback.now(name, "a test")
+
+
+def test_a_reading_is_the_same_after_a_roll_back(servers: Servers) -> None:
+    submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    revision = servers.feedback.statistics.now().revision
+    first = read_task(servers.feedback, TASK, revision)
+    servers.feedback.rollback.now("b-001", "a test")
+    again = read_task(servers.feedback, TASK, revision)
+    assert (first.records, first.pairs) == (again.records, again.pairs)
+    assert first.records == 4 * BATCHES
+    assert read_task(servers.feedback, TASK, servers.feedback.statistics.now().revision).records == 4 * (
+        BATCHES - 1
+    )
+
+
+def test_a_load_counts_every_call_and_names_the_first_error(servers: Servers) -> None:
+    submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    numbers = itertools.count()
+
+    def call() -> object:
+        next(numbers)
+        return servers.feedback.batch.now("b-000")
+
+    with Load([call, call]) as load:
+        load.wait_for(20)
+        load.wait_for(20)
+    endured = load.endured
+    assert endured.calls == next(numbers) >= 40
+    assert (endured.errors, endured.first_error) == (0, "")
+    assert 0 < endured.longest < endured.seconds
+
+    def fail() -> object:
+        raise NotFound("batch", "b-999")
+
+    with Load([fail]) as failing:
+        failing.wait_for(3)
+    assert failing.endured.errors == failing.endured.calls >= 3
+    assert failing.endured.first_error.startswith("NotFound: ")
+
+
+def test_a_load_that_is_wrong_itself_does_not_wait_for_ever() -> None:
+    with Load([lambda: 1 // 0]) as load, pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        load.wait_for(1)
+    with pytest.raises(RuntimeError, match="the load itself failed"):
+        assert load.endured
+
+
+def test_calls_are_timed(servers: Servers) -> None:
+    took = time_calls(servers.storage.statistics, "Storage.statistics", "process")
+    assert took.seconds > 0 and took.pipelined > 0
+
+
+def test_without_a_terminal_progress_is_a_few_lines() -> None:
+    out = StringIO()
+    with progress(Console(file=out), 1000) as advance:
+        for _ in range(100):
+            advance(10)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "200 of 1,000 reviews are in"
+    assert lines[-1] == "1,000 of 1,000 reviews are in"
+    assert len(lines) == 5
