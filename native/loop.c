@@ -123,7 +123,6 @@ atoll_message *atoll_loop_message(atoll_loop *loop) { return &loop->message; }
 void atoll_loop_until(atoll_loop *loop, uint64_t until) { loop->until = until; }
 void atoll_loop_idle_wanted(atoll_loop *loop, int wanted) { loop->idle_wanted = wanted; }
 void atoll_loop_budget(atoll_loop *loop, uint64_t nanoseconds) { loop->budget = nanoseconds; }
-void atoll_loop_drain(atoll_loop *loop, int draining) { loop->draining = draining; }
 uint64_t atoll_loop_parks(atoll_loop *loop) { return loop->parks; }
 
 /* The event loop's own descriptor: level-triggered, it ends our waiting with OP_EXTERNAL. Returns 0 or an errno. */
@@ -159,6 +158,13 @@ static int arm(struct atoll_loop *loop, struct atoll_channel *channel) {
         }
     channel->active = 0;
     return 1;
+}
+
+void atoll_loop_drain(atoll_loop *loop, int draining) {
+    loop->draining = draining;
+    /* What arrived meanwhile has rung its bell already, and nothing was taken: every channel is looked at again. */
+    for (uint32_t i = 0; !draining && i < CHANNELS_MOST; i++)
+        if (loop->channels[i]) activate(loop, loop->channels[i]);
 }
 
 int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, int client) {
