@@ -299,7 +299,13 @@ class Boot:
         node.ledger = Ledger(self.checked.image.account)
         for channel in node.channels:
             node.ledger.charge(channel.client.account, "channels", past_limit=True)
+        known = {
+            offer.name: node.tree.rights_map(STORE, offer.name)
+            for offer in node.servers[STORE].description.interfaces
+        }
         tree = node.tree = Tree(node.boot, node.ledger)
+        for name, rights in known.items():
+            tree.fix_order(STORE, name, rights)
         rows = [capability_of(row) for row in await load(store, CapabilityRow)]
         for gone in tree.restore(rows):
             batch.delete(CapabilityRow, gone.id)

@@ -236,6 +236,10 @@ class Tree:
             account=account,
         )  # fmt: skip
 
+    def fix_order(self, server: str, interface: str, rights: RightsMap) -> None:
+        """Before `restore`: a process that runs already knows the rights of its interface in this bit order."""
+        self._rights[server, interface] = rights
+
     def restore(self, rows: Iterable[Capability]) -> list[Capability]:
         """At boot, into an empty tree: takes the lasting capabilities of earlier boots, roots too, in any
         order, and gives them slots of this boot. Returns those that cannot stand (no parent, or more than
@@ -247,7 +251,7 @@ class Tree:
             key = (row.server, row.interface)
             if row.parent == 0 and key not in self._roots:
                 self._roots[key] = row.id
-                self._rights[key] = tuple(sorted(row.rights - {DELEGATE}))
+                self._rights[key] = extend(self._rights.get(key, ()), sorted(row.rights))
                 self._enter(msgspec.structs.replace(row, slot=ROOT_SLOT, generation=0))
                 continue
             parent = self._all.get(row.parent)

@@ -9,6 +9,7 @@ Its keyspaces stay, with all that is in them: no boot deletes data.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -56,7 +57,7 @@ def wanted_servers(image: Image, image_hash: str, versions: Mapping[str, str]) -
     return [
         ServerRow(
             server=name,
-            package=image.package(name),
+            package=Path(image.package(name)).name,
             version=versions[name],
             level=image.level(name),
             image=image_hash,

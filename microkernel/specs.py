@@ -53,7 +53,7 @@ def from_image(described: Image, row: ServerRow, degrade: bool) -> Spec:
     """A server that the image names; `row` is what the boot's plan made of it."""
     server = described.server[row.server]
     return Spec(
-        name=row.server, package=described.package(row.server), version=row.version, level=row.level,
+        name=row.server, package=row.package, version=row.version, level=row.level,
         start=row.start, needs=dict(server.needs), add=row.add, drop=dict(row.drop),
         grants=tuple(allow.calls for allow in server.allow), refusal=server.refuse, slice=row.slice,
         account=row.account, service=server.service, watchdog=float(server.watchdog), drain=float(server.drain),

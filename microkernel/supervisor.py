@@ -86,7 +86,7 @@ class Supervisor:
         except (CannotConfine, ZygoteDied, OSError) as error:
             raise StartFailed(server=server.name, step="process", reason=str(error)) from error
         server.version, server.plan, server.serving = version, plan, serving
-        await self.until_ready(server, serving)
+        server.offered = (await self.until_ready(server, serving)).interfaces
         self.serves(server, serving)
 
     async def until_ready(self, server: Server, serving: Serving) -> control.Ready:
