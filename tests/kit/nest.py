@@ -16,6 +16,8 @@ from typing import Any
 from atoll.ipc.runtime import launch, loop
 from atoll.ipc.serve import Serves
 
+from .forked import die_with_parent
+
 PACKAGE = "served"
 _ANYWHERE = -1
 
@@ -27,11 +29,13 @@ class Nest:
         self._own, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
             self._own.close()
             code = 1
             try:
+                die_with_parent(parent)
                 if in_hand is not None:
                     loop.IN_HAND_MOST = in_hand
                 _hatch(child, versions)
@@ -71,8 +75,10 @@ def _hatch(orders: socket.socket, versions: Sequence[type[Serves[Any]]]) -> None
         order, *numbers = data.split()
         if order == b"start":
             version, core = map(int, numbers)
+            parent = os.getpid()
             pid = os.fork()
             if pid == 0:
+                die_with_parent(parent)
                 orders.close()
                 _serve(versions[version], descriptors[0], core)
             os.close(descriptors[0])

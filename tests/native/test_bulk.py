@@ -1,4 +1,4 @@
-"""The bulk allocator against a model: live records never overlap, and there is room exactly when some gap is large enough."""
+"""The bulk allocator against a model: live records never overlap; there is room exactly when a gap is large enough."""
 
 import ctypes
 from dataclasses import dataclass
