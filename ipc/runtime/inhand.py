@@ -52,7 +52,7 @@ class Origin:
 class InHand:
     """One call in hand. `scope` cancels its task; `items` and `credit` are those of an upload or a stream."""
 
-    __slots__ = ("cancelled", "credit", "deferred", "items", "origin", "scope", "spec")
+    __slots__ = ("cancelled", "credit", "deferred", "items", "moved", "origin", "scope", "spec")
 
     def __init__(self, spec: MethodSpec, origin: Origin) -> None:
         self.spec = spec
@@ -61,6 +61,8 @@ class InHand:
         self.items: Items | None = None
         self.credit: Credit | None = None
         self.cancelled = False
+        self.moved = False
+        """A stream that its client opens again where it stopped: at the next version, or here after all."""
         self.deferred = False
         """A `Deferred` answers it: there is no task, and once its caller is gone nothing is left to wait for."""
 

@@ -315,6 +315,7 @@ class Process:
     async def _drain(self, deadline: int) -> None:
         assert self.loop is not None
         self.loop.drain(True)
+        self.loop.let_streams_go()
         with trio.move_on_after(_seconds(deadline)):
             await self.loop.settled()
 

@@ -204,6 +204,13 @@ class ServeLoop:
         """Look at a client's channel again: somebody else has received from it meanwhile."""
         lib.atoll_loop_hold(self.c, number, 0)
 
+    def let_streams_go(self) -> None:
+        """End streams that their clients can resume: they go on at whoever serves the channel next."""
+        for inhand in list(self.in_hand.values()):
+            if inhand.spec.kind == "stream" and inhand.spec.resume is not None:
+                inhand.moved = True
+                inhand.cancel()
+
     def cancel_calls(self, slot: int, generation: int) -> None:
         """Give up calls in hand under a capability that was revoked."""
         for inhand in list(self.in_hand.values()):
@@ -491,11 +498,11 @@ class ServeLoop:
                 self._finish(inhand, Kind.FAULT, errors.encode(problem))
         if scope.cancelled_caught:
             late = origin.deadline and time.monotonic_ns() >= origin.deadline
-            ended: AtollError = (
-                DeadlineExceeded(inhand.spec.label)
-                if late
-                else errors.Aborted(inhand.spec.label, "it was cancelled")
-            )
+            ended: AtollError = errors.Aborted(inhand.spec.label, "it was cancelled")
+            if inhand.moved:
+                ended = errors.PeerDied(inhand.spec.label, True)
+            elif late:
+                ended = DeadlineExceeded(inhand.spec.label)
             self._finish(inhand, Kind.FAULT, errors.encode(ended))
         else:
             self._done(inhand)
