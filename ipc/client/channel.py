@@ -231,6 +231,8 @@ class ClientChannel:
         self.receiving = threading.Lock()
         self.pending: dict[int, Pending] = {}
         self.failed: errors.AtollError | None = None
+        self._stopped = False
+        """It failed because its server was stopped: a restart mends it."""
         self.calls = self.casts = self.streams = self.faults = 0
         self.waited = 0
         self._turns: list[threading.Event] = []
@@ -265,7 +267,7 @@ class ClientChannel:
     def _send(self, pending: Pending, site: Any) -> None:
         give_up = 0
         while True:
-            if self.failed is not None:
+            if self.failed is not None and not self._opened_again():
                 raise self.failed
             result = lib.atoll_send(
                 self.c,
@@ -295,7 +297,7 @@ class ClientChannel:
     def cast(self, site: Site, payload: bytes, until: int, trace: int, context: bytes | None) -> None:
         """Send without a request of our own; `Overloaded` if there is no room: a cast is at most once."""
         while True:
-            if self.failed is not None:
+            if self.failed is not None and not self._opened_again():
                 raise self.failed
             result = lib.atoll_send(
                 self.c,
@@ -518,8 +520,16 @@ class ClientChannel:
         result = lib.atoll_channel_renew(self.c, self._taken)
         if result == Result.CLOSED:
             self.fail(lambda label: PeerDied(label, True), PeerDied(f"a call to {self.peer}", False))
+            self._stopped = True
         elif result == 1:
             self._recover(list(self._taken))
+
+    def _opened_again(self) -> bool:
+        """Whether a server that was stopped, or had crashed for good, was started again by a person."""
+        if not self._stopped or lib.atoll_channel_renew(self.c, self._taken) == Result.CLOSED:
+            return False
+        self.failed, self._stopped = None, False
+        return True
 
     def _recover(self, taken: list[int]) -> None:
         """A new server has the channel: send again what may be sent again, in the order in which it was sent."""
