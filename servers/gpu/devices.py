@@ -64,7 +64,8 @@ def _cpu(stand_in: bool) -> Device:
 
 def _cpu_name() -> str:
     cores = len(os.sched_getaffinity(0))
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+    described = Path("/proc/cpuinfo")  # a sandbox's /proc shows its processes and nothing of the host
+    for line in described.read_text(errors="replace").splitlines() if described.exists() else ():
         if line.startswith("model name"):
             return f"{line.partition(':')[2].strip()} ({cores} cores)"
     return f"{platform.machine()} ({cores} cores)"
