@@ -57,6 +57,11 @@ class Deliveries:
             self._pump()
         return self._buffers.get(token)
 
+    def forget(self, token: int) -> None:
+        """Keep a delivered buffer no longer: it is unmapped when its last user lets go of it."""
+        self.buffer(token)  # its delivery may lie unread
+        self._buffers.pop(token, None)
+
     def transport(self, port: Port) -> ChannelTransport:
         """A transport for a capability of this process."""
         channel = self.channels[port.channel]

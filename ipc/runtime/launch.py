@@ -187,7 +187,7 @@ class Process:
     def _endpoint(self, start: control.Start, server: type[Serves[Any]], sockets: list[int]) -> Endpoint:
         if start.kernel is not None:
             self.deliveries.system_calls(start.kernel)
-            own_kernel.provide(self.deliveries.proxy(Kernel, start.kernel))
+            own_kernel.provide(self.deliveries.proxy(Kernel, start.kernel), self.deliveries)
         wanted = {need.name: need for need in needs(server)}
         given = {
             name: self._need(wanted[name], need, sockets, start)

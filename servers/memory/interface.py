@@ -1,9 +1,10 @@
-"""What others may ask of the memory server: regions that are mapped, not copied.
+"""What others may ask of the memory server: regions that are mapped, not sent.
 
-A region begins open: its owner has it mapped writable. It is given to others read-only (`share`, then
-`open` by whoever was handed the share), and may be sealed, after which nobody can write it any more. An
-open region dies with its owner, and whoever else has it mapped reads zeros; a sealed one lives until its
-last holder releases it or dies.
+A region begins open: its owner has it mapped writable. Whoever is handed a share of it may `open` it: a
+writable share gives the memory itself, for clients that trust each other; a read-only one gives a copy, as
+the region was when it was first opened so. Sealed, nobody can write a region any more, and all who hold it
+map the same memory. An open region dies with its owner, and whoever else has it mapped reads zeros; a
+sealed one lives until its last holder releases it or dies.
 """
 
 from msgspec import Struct
@@ -23,7 +24,7 @@ class Region(Struct, frozen=True):
 
 class Share(Struct, frozen=True):
     """What to hand to another client so that it may `open` a region. `key` is good for as long as the
-    region is.
+    region is, and says in which way.
     """
 
     region: int
@@ -78,23 +79,26 @@ class Memory(Interface):
 
     @call("open", local=True)
     def map(self, region: int) -> Region:
-        """Another mapping of a region that the caller holds: writable for its owner while it is open,
-        else read-only.
+        """A region that the caller holds, once more: writable for its owner, and for whoever opened a
+        writable share, while it is open.
         """
 
     @call("allocate", idempotent=True, local=True)
     def seal(self, region: int) -> Region:
-        """Make the owner's region immutable; the new mapping replaces the old one, which no longer shows
-        the region.
+        """Make the owner's region immutable. What comes back replaces every mapping made before, which
+        reads zeros from now on.
         """
 
     @call("allocate", idempotent=True, local=True)
-    def share(self, region: int) -> Share:
-        """Allow whoever has the share to open the owner's region, read-only."""
+    def share(self, region: int, writable: bool = False) -> Share:
+        """Allow whoever has the share to open the owner's region."""
 
     @call("open", idempotent=True, local=True)
     def open(self, share: Share) -> Region:
-        """Hold a shared region; it is charged to the caller as well. Raises NotShared, QuotaExceeded."""
+        """Hold a shared region; it is charged to the caller as well. Raises NotShared, QuotaExceeded.
+
+        The copy that the first reader of an open region needs is charged to the pool, too.
+        """
 
     @call("open", local=True)
     def release(self, region: int) -> bool:

@@ -1,10 +1,11 @@
 """Who holds which region, and what is charged to whom: pure accounting, no memory.
 
-A region is *open* (its owner writes it; it dies with its owner, and whoever it was shared with then reads
+A region is *open* (its writers write it; it dies with its owner, and whoever it was shared with then reads
 zeros) or *sealed* (nobody writes it any more; it lives until its last holder lets go). Each holder is
 charged the region's whole size, the owner from allocation and every other from the moment it opens the
 region: so nobody's account grows by what another does, and the death of an owner moves no charge. The
-pool is charged once. Sizes are bytes in whole pages.
+pool is charged once a region, and once more for an open region that was opened for reading, since its
+readers have a copy. Sizes are bytes in whole pages.
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +29,15 @@ class Region:
     shared: bool = False
     holders: set[int] = field(default_factory=set)
     """Clients; the owner is one until it lets go."""
+    writers: set[int] = field(default_factory=set)
+    """Holders that may write it while it is open."""
+    copied: bool = False
+    """Readers have a copy of it."""
+
+    @property
+    def charge(self) -> int:
+        """Bytes that it takes of the pool."""
+        return self.size * (2 if self.copied else 1)
 
 
 @dataclass
@@ -49,7 +59,8 @@ class Limits:
 class Regions:
     """One task at a time; invariants in `broken`."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, first: int = 1) -> None:
+        """`first`: the number of the first region."""
         self.limits = limits
         self.regions: dict[int, Region] = {}
         self.accounts: dict[int, Account] = {}
@@ -57,7 +68,7 @@ class Regions:
         """Bytes charged to the pool: the regions, and those of `dying`."""
         self.dying: dict[int, Region] = {}
         """Held by nobody, their memory not given back yet."""
-        self._next = 1
+        self._next = first
 
     def reserve(self, client: int, size: int) -> Region:
         """A new open region of `client`. Raises QuotaExceeded; then nothing has changed."""
@@ -70,6 +81,7 @@ class Regions:
         self.regions[region.number] = region
         self.used += size
         self._charge(region, client)
+        region.writers.add(client)
         return region
 
     def find(self, number: int, client: int) -> Region:
@@ -79,20 +91,41 @@ class Regions:
             raise NotFound("region of yours", str(number))
         return region
 
-    def join(self, number: int, client: int) -> Region:
-        """Make `client` a holder of a shared region. Raises QuotaExceeded, NotFound."""
+    def join(self, number: int, client: int, writing: bool = False) -> Region:
+        """Make `client` a holder of a shared region. Raises QuotaExceeded, NotFound; then nothing has
+        changed.
+        """
         region = self.regions.get(number)
         if region is None or not region.shared:
             raise NotFound("shared region", str(number))
-        if client not in region.holders:
+        new = client not in region.holders
+        if new:
             self._afford(client, region.size)
+        if not (writing or region.sealed or region.copied or client in region.writers):
+            if self.used + region.size > self.limits.pool:
+                raise QuotaExceeded("memory server", "bytes", self.limits.pool)
+            region.copied = True
+            self.used += region.size
+        if new:
             self._charge(region, client)
+        if writing:
+            region.writers.add(client)
         return region
+
+    def seal(self, number: int) -> None:
+        """Its memory is immutable now, and the copy for its readers is gone."""
+        region = self.regions[number]
+        if region.copied:
+            region.copied = False
+            self.used -= region.size
+        region.sealed = True
+        region.writers.clear()
 
     def leave(self, number: int, client: int) -> Region | None:
         """`client` lets go; the region if that ended it (its memory is to be given back), else None."""
         region = self.find(number, client)
         region.holders.remove(client)
+        region.writers.discard(client)
         self._credit(region, client)
         if region.holders and (region.sealed or client != region.owner):
             return None
@@ -106,7 +139,7 @@ class Regions:
         """The memory of a region that `leave` ended is given back; only now may the pool hand it out
         again.
         """
-        self.used -= self.dying.pop(number).size
+        self.used -= self.dying.pop(number).charge
 
     def client_gone(self, client: int) -> list[Region]:
         """Let go of all that a dead client held; the regions that this ended."""
@@ -137,7 +170,7 @@ class Regions:
     def broken(self) -> list[str]:
         """Sentences about what should never be true."""
         wrong: list[str] = []
-        if self.used != sum(region.size for each in (self.regions, self.dying) for region in each.values()):
+        if self.used != sum(region.charge for each in (self.regions, self.dying) for region in each.values()):
             wrong.append("the pool's charge is not the sum of the regions")
         if self.used > self.limits.pool:
             wrong.append("the pool is over its limit")
@@ -146,6 +179,8 @@ class Regions:
                 wrong.append(f"region {region.number} has no holder")
             if not region.sealed and region.owner not in region.holders:
                 wrong.append(f"open region {region.number} outlived its owner")
+            if not region.writers <= region.holders or (region.sealed and (region.writers or region.copied)):
+                wrong.append(f"region {region.number} has writers or a copy that it cannot have")
             if region.size % PAGE:
                 wrong.append(f"region {region.number} is not in whole pages")
         for client, account in self.accounts.items():

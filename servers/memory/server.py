@@ -1,18 +1,22 @@
-"""The memory server: accounting (regions.py) joined to the memory itself (buffers.py)."""
+"""The memory server: accounting (regions.py) joined to the memory itself (buffers.py).
+
+Steps that move a region's memory (sealing it, giving it back) hold `_moving`, and look at the region again
+once they have it. Everything else runs without a break from the look to the encoded reply.
+"""
 
 import hmac
+import os
 from collections import deque
 
 import trio
 
 from atoll.ipc.context import current
-from atoll.ipc.errors import BadRequest, QuotaExceeded
+from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
 from atoll.ipc.serve import Config, Serves
 
 from . import regions
-from .buffers import Buffers, Mode
+from .buffers import Buffers, KernelBuffers, Mode
 from .interface import Holding, Memory, NotShared, Region, Share, Statistics
-from .memfd import MemfdBuffers
 from .regions import Limits, Regions
 
 
@@ -30,20 +34,23 @@ class Server(Serves[Memory]):
     def __init__(self) -> None:
         self._handles: dict[int, int] = {}
         """Per region, its buffer."""
-        self._keys: dict[int, bytes] = {}
-        """Per shared region, the key that opens it."""
+        self._keys: dict[int, dict[bytes, bool]] = {}
+        """Per shared region, the keys that open it, and whether for writing."""
+        self._moving = trio.Lock()
         self._ended: deque[int] = deque()
         """Regions whose memory is to be given back by `run`."""
         self._work = trio.Event()
         self._reclaimed = self._refused = 0
 
     def buffers(self) -> Buffers:
-        """What makes the memory."""
-        return MemfdBuffers()
+        """What makes the memory: a test of this server without a kernel gives another."""
+        return KernelBuffers()
 
     async def start(self) -> None:
         config = self.config
-        self._regions = Regions(Limits(config.pool, config.per_client, config.regions_per_client))
+        # A number that a client kept from before a crash must not name another region now.
+        first = int.from_bytes(os.urandom(6), "big") + 1
+        self._regions = Regions(Limits(config.pool, config.per_client, config.regions_per_client), first)
         self._buffers = self.buffers()
 
     async def run(self) -> None:
@@ -67,11 +74,12 @@ class Server(Serves[Memory]):
         self._work.set()
 
     async def _give_back(self, number: int) -> None:
-        self._keys.pop(number, None)
-        handle = self._handles.pop(number, None)
-        if handle is not None:
-            await self._buffers.release(handle)
-        self._regions.freed(number)
+        async with self._moving:
+            self._keys.pop(number, None)
+            handle = self._handles.pop(number, None)
+            if handle is not None:
+                await self._buffers.release(handle)
+            self._regions.freed(number)
 
     @Memory.allocate.serve
     async def allocate(self, size: int) -> Region:
@@ -84,48 +92,61 @@ class Server(Serves[Memory]):
             self._refused += 1
             raise
         try:
-            self._handles[region.number] = await self._buffers.make(region.size)
-            return await self._region(region, "writable")
+            handle = await self._buffers.make(region.size)
         except BaseException:
             if region.number in self._regions.regions:
                 self._regions.leave(region.number, client)
                 self._ended.append(region.number)
                 self._work.set()
             raise
+        if region.number not in self._regions.regions:  # its owner died meanwhile
+            await self._buffers.release(handle)
+            raise _not_yours(region.number)
+        self._handles[region.number] = handle
+        return self._told(region)
 
     @Memory.map.serve
     async def map(self, region: int) -> Region:
-        client = current().client
-        found = self._regions.find(region, client)
-        return await self._region(found, "writable" if client == found.owner else "readonly")
+        return self._told(self._regions.find(region, current().client))
 
     @Memory.seal.serve
     async def seal(self, region: int) -> Region:
-        found = self._owned(region)
-        if not found.sealed:
-            found.sealed = True
-            self._handles[region] = await self._buffers.seal(self._handles[region])
-        return await self._region(found, "immutable")
+        async with self._moving:
+            found = self._owned(region)
+            if not found.sealed:
+                old = self._handle(region)
+                self._handles[region] = new = await self._buffers.seal(old)
+                if region in self._regions.regions:  # else its last holder died meanwhile
+                    self._regions.seal(region)
+                if new != old:
+                    await self._buffers.release(old)
+        return self._told(self._regions.find(region, current().client))
 
     @Memory.share.serve
-    def share(self, region: int) -> Share:
+    def share(self, region: int, writable: bool = False) -> Share:
         found = self._owned(region)
         found.shared = True
-        if region not in self._keys:
-            self._keys[region] = current().new_id()
-        return Share(region, self._keys[region])
+        keys = self._keys.setdefault(region, {})
+        for key, writes in keys.items():
+            if writes is writable:
+                return Share(region, key)
+        key = current().new_id()
+        keys[key] = writable
+        return Share(region, key)
 
     @Memory.open.serve
     async def open(self, share: Share) -> Region:
-        key = self._keys.get(share.region, b"")
-        if not key or not hmac.compare_digest(key, share.key):
+        shared = self._regions.regions.get(share.region)
+        keys = self._keys.get(share.region, {})
+        writable = next((keys[key] for key in keys if hmac.compare_digest(key, share.key)), None)
+        if shared is None or writable is None:
             raise NotShared(region=share.region)
         try:
-            found = self._regions.join(share.region, current().client)
+            found = self._regions.join(share.region, current().client, writable and not shared.sealed)
         except QuotaExceeded:
             self._refused += 1
             raise
-        return await self._region(found, "readonly")
+        return self._told(found)
 
     @Memory.release.serve
     async def release(self, region: int) -> bool:
@@ -162,6 +183,19 @@ class Server(Serves[Memory]):
             raise BadRequest("a region", "one that the caller owns", f"region {number}, which it only opened")
         return found
 
-    async def _region(self, found: regions.Region, mode: Mode) -> Region:
-        mode = "immutable" if found.sealed else mode
-        return Region(found.number, found.size, await self._buffers.view(self._handles[found.number], mode))
+    def _told(self, found: regions.Region) -> Region:
+        """A region as the caller may have it."""
+        writes = current().client in found.writers
+        mode: Mode = "immutable" if found.sealed else "writable" if writes else "readonly"
+        return Region(found.number, found.size, self._buffers.view(self._handle(found.number), mode))
+
+    def _handle(self, number: int) -> int:
+        """Raises NotFound for a region whose memory is still being made: its number was guessed."""
+        handle = self._handles.get(number)
+        if handle is None:
+            raise _not_yours(number)
+        return handle
+
+
+def _not_yours(number: int) -> NotFound:
+    return NotFound("region of yours", str(number))

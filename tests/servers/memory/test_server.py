@@ -12,30 +12,56 @@ from atoll.servers.memory.interface import Memory, NotShared, Share
 from atoll.servers.memory.regions import PAGE
 from atoll.servers.memory.server import Server, Settings
 
+from .memfd import MemfdBuffers
+
 CONFIG = Settings(pool=64 * PAGE, per_client=16 * PAGE, regions_per_client=8)
+
+
+class WithoutKernel(Server):
+    def buffers(self) -> MemfdBuffers:
+        return MemfdBuffers()
 
 
 @pytest.fixture
 def served(serve: Callable[..., Any]) -> Any:
-    return serve(Server, config=CONFIG)
+    return serve(WithoutKernel, config=CONFIG)
 
 
 def seals(descriptor: int) -> int:
     return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
 
 
-def test_a_region_is_zeros_and_shared_without_a_copy(served: Any) -> None:
+def test_a_writable_share_is_the_memory_itself(served: Any) -> None:
     one, two = served.client(), served.client()
     region = one.allocate.now(5000)
     assert (region.size, region.buffer.mode) == (2 * PAGE, "writable")
     assert bytes(region.buffer.view) == bytes(2 * PAGE)
-    held = two.open.now(one.share.now(region.number))
+    held = two.open.now(one.share.now(region.number, writable=True))
     region.buffer.view[100:105] = b"atoll"
     assert bytes(held.buffer.view[100:105]) == b"atoll"
+    held.buffer.view[100:102] = b"AT"
+    assert bytes(one.map.now(region.number).buffer.view[100:105]) == b"AToll"
+    assert two.map.now(region.number).buffer.mode == "writable"
+
+
+def test_a_read_only_share_is_a_copy_that_the_pool_is_charged_for(served: Any) -> None:
+    one, two, three = (served.client() for _ in range(3))
+    region = one.allocate.now(PAGE)
+    region.buffer.view[:5] = b"early"
+    share = one.share.now(region.number)
+    assert share == one.share.now(region.number) != one.share.now(region.number, writable=True)
+    held = two.open.now(share)
+    region.buffer.view[:5] = b"later"
+    again = three.open.now(share)
+    assert bytes(held.buffer.view[:5]) == bytes(again.buffer.view[:5]) == b"early"
     assert held.buffer.mode == "readonly"
     with pytest.raises(TypeError, match="read-only"):
         held.buffer.view[0] = 1
-    assert bytes(one.map.now(region.number).buffer.view[100:105]) == b"atoll"
+    assert one.statistics.now().used == 2 * PAGE
+    sealed = two.map.now(one.seal.now(region.number).number)
+    assert (sealed.buffer.mode, bytes(sealed.buffer.view[:5])) == ("immutable", b"later")
+    assert one.statistics.now().used == PAGE
+    assert bytes(held.buffer.view[:5]) == bytes(5)
 
 
 def test_descriptors_are_sealed_against_what_the_mode_forbids(served: Any) -> None:
@@ -114,7 +140,10 @@ def test_numpy_works_on_the_region_itself(served: Any) -> None:
     one, two = served.client(), served.client()
     region = one.allocate.now(8 * 512)
     numbers = numpy.frombuffer(region.buffer.view, dtype=numpy.int64)
-    held = numpy.frombuffer(two.open.now(one.share.now(region.number)).buffer.view, dtype=numpy.int64)
+    share = one.share.now(region.number, writable=True)
+    held = numpy.frombuffer(two.open.now(share).buffer.view, dtype=numpy.int64)
     numbers[:] = range(512)
     assert held.sum() == 512 * 511 // 2
-    assert not held.flags.writeable
+    sealed = numpy.frombuffer(one.seal.now(region.number).buffer.view, dtype=numpy.int64)
+    assert sealed.sum() == 512 * 511 // 2
+    assert not sealed.flags.writeable
