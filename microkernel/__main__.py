@@ -53,9 +53,6 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, up: boot.Up) -> int:
     checked = load(Path(arguments.image))
     place = place_of(arguments, checked)
     say(graph.text(graph.graph(checked)).rstrip())
-    if arguments.plan:
-        say(boot.show_plan(place, checked))
-        return OK
     lock = boot.own(place.folder)
     before = boot.prepare(place, checked, lock)
 
@@ -67,7 +64,7 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, up: boot.Up) -> int:
         sys.stdout.flush()
         up(node)
 
-    failure = trio.run(boot.Boot(place, checked, before, say).run, serving)
+    failure = trio.run(boot.Boot(place, checked, before, say, plan_only=arguments.plan).run, serving)
     if failure:
         print(f"{place.name} ended: {failure}", file=sys.stderr)
         return FAULT
@@ -77,7 +74,11 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, up: boot.Up) -> int:
 def command_image_check(arguments: argparse.Namespace) -> int:
     checked = load(Path(arguments.image))
     if arguments.json:
-        print(msgspec.json.encode({"image": checked.image.image.name, "servers": list(checked.image.server)}).decode())
+        print(
+            msgspec.json.encode(
+                {"image": checked.image.image.name, "servers": list(checked.image.server)}
+            ).decode()
+        )
         return OK
     if arguments.graph:
         drawn = graph.graph(checked)
@@ -105,7 +106,11 @@ def command_clean(arguments: argparse.Namespace) -> int:
 
     folders = [Path(arguments.folder)] if arguments.folder else None
     done = trio.run(clean_all, default_root(), folders)
-    print(msgspec.json.encode({"done": done}).decode() if arguments.json else "\n".join(done) or "nothing was left")
+    print(
+        msgspec.json.encode({"done": done}).decode()
+        if arguments.json
+        else "\n".join(done) or "nothing was left"
+    )
     return OK
 
 
@@ -120,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
     booting.add_argument("--degrade", action="store_true", help="accept the nearest lower level")
     booting.add_argument("--detach", action="store_true", help="return once it serves")
     booting.set_defaults(run=command_boot)
-    image = commands.add_parser("image", help="about image files").add_subparsers(required=True, metavar="COMMAND")
+    image = commands.add_parser("image", help="about image files").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
     checking = image.add_parser("check", help="check an image without starting anything")
     checking.add_argument("image")
     checking.add_argument("--graph", action="store_true")

@@ -7,7 +7,6 @@ them everything else. Nothing is changed before the image is known to be good.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import signal
 import time
@@ -22,37 +21,26 @@ from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.runtime.loop import ServeLoop
 from atoll.ipc.serve import Endpoint
 from atoll.ipc.system.kernel import Kernel
-from atoll.ipc.system.state import Retention
 
-from . import graph, intents, journal, launching, needs, plan
-from .accounts import Ledger
-from .capabilities import Tree
-from .capability_rows import capability_of, write_ended, write_made
-from .changes import Batch, load
+from . import graph, journal, needs, plan
+from .capability_rows import write_ended
 from .events import Events
 from .gate import Gate
 from .grants import Grants
 from .image_check import STORE, Checked
 from .journal import Journal, StateServer
 from .logs import Logs
-from .node import KERNEL, RIGHTS, Node, Place
-from .parties import Serving
+from .node import Node, Place
+from .parties import KERNEL, Serving
 from .processes import Forge, end_survivors
 from .protection import probe
 from .records import (
     KEYSPACE,
-    AccountRow,
     BootRow,
-    CapabilityRow,
-    ImageRow,
-    KeyspaceRow,
-    NeedRow,
-    ServerRow,
-    SliceRow,
-    VersionRow,
 )
-from .slices import Limits, choose
-from .specs import Spec, from_image, from_row
+from .restore import RIGHTS, Restore
+from .slices import choose
+from .specs import from_image
 from .store import Store
 from .supervisor import Server, Supervisor
 from .syscalls import Syscalls
@@ -110,12 +98,14 @@ def prepare(place: Place, checked: Checked, lock: int) -> Before:
 class Boot:
     """One boot of a node. `say` prints a line for whoever booted it."""
 
-    def __init__(self, place: Place, checked: Checked, before: Before, say: Say) -> None:
+    def __init__(
+        self, place: Place, checked: Checked, before: Before, say: Say, *, plan_only: bool = False
+    ) -> None:
         self.place = place
         self.checked = checked
         self.before = before
         self.say = say
-        self.image_hash = hashlib.blake2b(checked.text.encode(), digest_size=16).hexdigest()
+        self.plan_only = plan_only
 
     async def run(self, up: Callable[[Node], None]) -> str:
         """Bring the node up, call `up`, serve until it is to end, take it down. Returns why it ended; empty: it was
@@ -152,7 +142,8 @@ class Boot:
                 nursery.start_soon(watch_signals, node)
                 try:
                     await self._up(node, gate)
-                    up(node)
+                    if not self.plan_only:
+                        up(node)
                     await node.down.wait()
                 finally:
                     with trio.CancelScope(shield=True):
@@ -172,9 +163,15 @@ class Boot:
     async def _up(self, node: Node, gate: Gate) -> None:
         nursery = node.nursery
         self._warn(node)
-        await self._state_up(node)
+        restore = Restore(node, self.before.versions, self.say)
+        await self._state_up(node, restore)
+        if self.plan_only:
+            _, made = await restore.plan()
+            self.say(plan.text(made).rstrip())
+            node.down.set()
+            return
         batch = node.store.batch("boot")
-        await self._restore(node, batch)
+        await restore.rows(batch)
         await node.store.commit(batch.changes())
         nursery.start_soon(node.store.write_later)
         nursery.start_soon(node.logs.keep)
@@ -191,22 +188,17 @@ class Boot:
         for sentence in node.slices.lacks:
             node.weakenings.append(("node", "slices", sentence))
 
-    def _row(self, name: str) -> ServerRow:
-        versions = {each: version.hash for each, version in self.before.versions.items()}
-        rows = plan.wanted_servers(self.checked.image, self.image_hash, versions)
-        return next(row for row in rows if row.server == name)
-
-    async def _state_up(self, node: Node) -> None:
+    async def _state_up(self, node: Node, restore: Restore) -> None:
         """`state` first, from the journal and the image alone."""
-        row = self._row(STORE)
+        row = restore.row(STORE)
         record = StateServer(
             package=row.package, version=row.version, level=row.level, start=row.start, image=row.image,
             add=row.add, drop=row.drop,
         )  # fmt: skip
         if node.store.journal.state != record:
             node.store.journal.set_state(record)
-        server = self._server(node, from_image(self.checked.image, row, self.place.degrade))
-        self._offer(node, server)
+        server = restore.server(from_image(self.checked.image, row, self.place.degrade))
+        restore.offer(server)
         node.tree.offer(KERNEL, "Kernel", RIGHTS)
         root = node.tree.root(STORE, needs.STORE_INTERFACE)
         ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
@@ -215,147 +207,6 @@ class Boot:
         number = await proxy.make_keyspace(KEYSPACE, reserved=True)
         node.keyspaces[KEYSPACE] = number
         await node.store.opened(proxy, number)
-
-    def _server(self, node: Node, spec: Spec) -> Server:
-        description = self.checked.descriptions.get(spec.name) or node.described[spec.name]
-        version = node.versions.get(spec.package, spec.version)
-        server = node.servers[spec.name] = Server(spec, description, version)
-        node.authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
-        limits = self.checked.image.slice.get(spec.slice)
-        if limits is not None:
-            server.limits = Limits(
-                cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory, pids=limits.pids,
-                io_class=limits.io_class, io_weight=limits.io_weight,
-            )  # fmt: skip
-            server.unenforced = tuple(node.slices.group(spec.slice or "servers").limit(server.limits))
-        return server
-
-    def _offer(self, node: Node, server: Server) -> None:
-        for offer in server.description.interfaces:
-            node.tree.offer(server.name, offer.name, offer.rights)
-
-    async def _restore(self, node: Node, batch: Batch) -> None:
-        """Rows of earlier boots, the plan, and the rows of this one."""
-        store = node.store
-        await intents.undo_all(store, undo, [])
-        known = plan.Known(
-            servers=tuple(await load(store, ServerRow)),
-            slices=tuple(await load(store, SliceRow)),
-            accounts=tuple(await load(store, AccountRow)),
-            keyspaces=tuple(await load(store, KeyspaceRow)),
-        )
-        versions = {name: version.hash for name, version in self.before.versions.items()}
-        made = plan.plan(self.checked.image, self.image_hash, versions, known)
-        for step in made.steps:
-            self.say(f"  {step}")
-        loaded = [row for row in made.servers if row.server not in self.checked.image.server]
-        await self._describe_loaded(node, loaded)
-        for row in made.servers:
-            image = row.server in self.checked.image.server
-            spec = from_image(self.checked.image, row, self.place.degrade) if image else from_row(row)
-            if row.server == STORE:
-                node.servers[STORE].spec = spec
-            elif row.server in self.checked.descriptions or row.server in node.described:
-                self._server(node, spec)
-        await self._keyspaces(node, batch, known)
-        await self._capabilities(node, batch, made.retired)
-        for row in made.servers:
-            batch.put(row)
-        for name in made.retired:
-            batch.delete(ServerRow, name)
-        self._put_boot(node, batch)
-
-    async def _describe_loaded(self, node: Node, rows: list[ServerRow]) -> None:
-        from .descriptions import describe_all
-
-        packages = {
-            row.server: node.versions.get(row.package, row.version).folder / row.package for row in rows
-        }
-        found = await trio.to_thread.run_sync(describe_all, packages, {}) if packages else {}
-        for name, described in found.items():
-            if isinstance(described, str):
-                self.say(f"server {name} is left out: {described}")
-            else:
-                node.described[name] = described
-
-    async def _keyspaces(self, node: Node, batch: Batch, known: plan.Known) -> None:
-        wanted = {row.keyspace: Retention(row.retention, row.versions) for row in known.keyspaces}
-        for name, spec in self.checked.image.keyspace.items():
-            wanted[name] = Retention(None if spec.retention is None else float(spec.retention), spec.versions)
-        for server in node.servers.values():
-            if server.spec.load:
-                needs.complete(server)
-            for name in needs.keyspaces_of(server):
-                wanted.setdefault(name, Retention())
-        for name, retention in wanted.items():
-            badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, retention)
-            batch.put(
-                KeyspaceRow(keyspace=name, badge=badge, retention=retention.age, versions=retention.versions)
-            )
-
-    async def _capabilities(self, node: Node, batch: Batch, retired: list[str]) -> None:
-        """The tree of the last boot, and then what this image wants of it."""
-        store = node.store
-        node.ledger = Ledger(self.checked.image.account)
-        for channel in node.channels:
-            node.ledger.charge(channel.client.account, "channels", past_limit=True)
-        known = {
-            offer.name: node.tree.rights_map(STORE, offer.name)
-            for offer in node.servers[STORE].description.interfaces
-        }
-        tree = node.tree = Tree(node.boot, node.ledger)
-        for name, rights in known.items():
-            tree.fix_order(STORE, name, rights)
-        rows = [capability_of(row) for row in await load(store, CapabilityRow)]
-        for gone in tree.restore(rows):
-            batch.delete(CapabilityRow, gone.id)
-        node.bound = {(row.server, row.need): row.capability for row in await load(store, NeedRow)}
-        write_made(batch, tree.offer(KERNEL, "Kernel", RIGHTS)[0])
-        for server in node.servers.values():
-            for offer in server.description.interfaces:
-                write_made(batch, tree.offer(server.name, offer.name, offer.rights)[0])
-        for name in retired:
-            write_ended(batch, tree.withdraw(name))
-            write_ended(batch, tree.forget(name))
-        self._rejoin(node)
-        for server in node.servers.values():
-            needs.bind(node, server, batch)
-
-    def _rejoin(self, node: Node) -> None:
-        """Those who run already, `state` and the kernel, get their capabilities of the real tree."""
-        root = node.tree.root(STORE, needs.STORE_INTERFACE)
-        ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
-        node.store.reopen(node.authority.state_proxy(ours))
-        serving = node.serving(STORE)
-        assert serving is not None
-        # The first capability on the kernel's interface in either tree: so `state` goes on with the port it has.
-        kept = launching.kernel_capability(node, node.servers[STORE], serving)
-        node.authority.admit(kept, serving)
-
-    def _put_boot(self, node: Node, batch: Batch) -> None:
-        image = self.checked.image
-        batch.put(
-            BootRow(
-                epoch=node.boot, node=self.place.name, started=node.started, image=self.image_hash, kernel=os.uname().release,
-                weakenings=tuple(f"{server}: {what}: {reason}" for server, what, reason in node.weakenings),
-            ),
-            ImageRow(hash=self.image_hash, name=image.image.name, file=self.checked.file, text=self.checked.text),
-        )  # fmt: skip
-        for name, account in image.account.items():
-            batch.put(AccountRow(account=name, limits=plan.limits_of(account)))
-        for name, spec in image.slice.items():
-            batch.put(SliceRow(slice=name, limits=plan.limits_of(spec)))
-        for name, version in self.before.versions.items():
-            interfaces = tuple(offer.name for offer in self.checked.descriptions[name].interfaces)
-            batch.put(
-                VersionRow(
-                    package=version.package,
-                    hash=version.hash,
-                    added=node.started,
-                    source=str(self.checked.packages[name]),
-                    interfaces=interfaces,
-                )  # fmt: skip
-            )
 
     async def _servers_up(self, node: Node) -> None:
         """All but `state`, which runs; a server's servers are started before it, and none waits for another."""
@@ -439,17 +290,6 @@ def order(node: Node) -> list[str]:
     for name in node.servers:
         visit(name)
     return found
-
-
-async def undo(effect: intents.AnyUndo) -> None:
-    """Undo what a dead kernel had begun. Its processes and control groups were ended before anything else."""
-    match effect:
-        case intents.RemoveFolder(path=path):
-            import shutil
-
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
-        case _:
-            return
 
 
 async def watch_signals(node: Node) -> None:

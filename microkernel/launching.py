@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
+from functools import cache
 from typing import TYPE_CHECKING
 
 from atoll.ipc.system import control
 
-from . import needs
+from . import intents, needs
 from .capabilities import Capability
 from .connections import Connection
 from .image_check import STORE
@@ -29,7 +31,7 @@ STATE_OOM_SCORE, USUAL_OOM_SCORE = -500, 0
 
 def protection(node: Node, server: Server, level: str, version: Version) -> Plan:
     """How a process of the server would be confined at a level. Raises what `protection.plan` raises."""
-    binds = [Bind(source=str(version.folder))]
+    binds = [Bind(source=path) for path in (str(version.folder), *interface_folders())]
     binds += [Bind(source=str(folder), writable=True) for folder in needs.folders(node, server)]
     spec = server.spec
     subject = Subject(
@@ -41,6 +43,15 @@ def protection(node: Node, server: Server, level: str, version: Version) -> Plan
         start="exec" if spec.start == "exec" else "zygote",
     )
     return plan_protection(level, subject, node.abilities, add=spec.add, drop=spec.drop, degrade=spec.degrade)
+
+
+@cache
+def interface_folders() -> tuple[str, ...]:
+    """Where the interfaces of installed servers are: a package may import those of the servers it calls. Found, never
+    imported here; as they were found and as they are, since a checkout is reached by links."""
+    found = importlib.util.find_spec("atoll.servers")
+    places = [] if found is None else list(found.submodule_search_locations or ())
+    return tuple(dict.fromkeys(path for place in places for path in (place, os.path.realpath(place))))
 
 
 async def launch(
@@ -56,6 +67,10 @@ async def launch(
     serving.started = node.now()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+    mark = f"{node.boot}-{serving.number}"
+    undo = intents.EndProcess(server=server.name, process=serving.number, mark=mark)
+    intent = intents.intend(node.boot, serving.number, undo, node.now())
+    await node.store.commit_or_keep(node.store.batch(f"intent to start {server.name}").put(intent).changes())
     group = server.group(node)
     procs = group.open_procs()
     try:
@@ -66,7 +81,7 @@ async def launch(
             confinement,
             descriptors=descriptors,
             arguments=(CONTROL_DESCRIPTOR,),
-            environment={**ENVIRONMENT, "ATOLL_PROCESS": f"{node.boot}-{serving.number}"},
+            environment={**ENVIRONMENT, "ATOLL_PROCESS": mark},
             groups=procs,
         )
     except BaseException:
@@ -74,6 +89,7 @@ async def launch(
         serving.close()
         for output, _ in outputs:
             os.close(output)
+        node.store.later(intents.settle(node.store.batch("not started"), intent, intents.FAILED))
         raise
     finally:
         theirs.close()
@@ -88,6 +104,8 @@ async def launch(
     _introduce(node, server, serving, Connection(ours), version, beside)
     for level, (output, _) in zip(("info", "error"), outputs, strict=True):
         node.soon(node.logs.read_output, server.name, process.pid, level, output)
+    started = node.supervisor.process_row(server, serving)
+    node.store.later(intents.settle(node.store.batch("started"), intent).put(started))
     node.soon(node.supervisor.converse, serving)
     node.soon(node.supervisor.attend, server, serving)
     return serving

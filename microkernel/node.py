@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from .supervisor import Server, Supervisor
     from .syscalls import Syscalls
 
-RIGHTS = ("observe", "operate", "serve")
-
 
 class Place(Struct, frozen=True, kw_only=True):
     """Where a node is and what it is called."""

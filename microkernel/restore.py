@@ -1,0 +1,222 @@
+"""What a boot finds in the store and what it makes of it: servers, keyspaces, the capability tree, the rows of this boot."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from atoll.ipc.system.state import Retention
+
+from . import intents, launching, needs, plan
+from .accounts import Ledger
+from .capabilities import Tree
+from .capability_rows import capability_of, write_ended, write_made
+from .changes import Batch, load
+from .descriptions import describe_all
+from .image_check import STORE
+from .parties import KERNEL
+from .records import (
+    AccountRow,
+    BootRow,
+    CapabilityRow,
+    ImageRow,
+    KeyspaceRow,
+    NeedRow,
+    ServerRow,
+    SliceRow,
+    VersionRow,
+)
+from .slices import Limits
+from .specs import Spec, from_image, from_row
+from .supervisor import Server
+from .versions import Version
+
+if TYPE_CHECKING:
+    from .node import Node
+
+RIGHTS = ("observe", "operate", "serve")
+"""Of the kernel's interface."""
+
+
+def hash_of_text(text: str) -> str:
+    """The hash by which rows name an image."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Restore:
+    """One boot's reading of the rows. `versions`: by server of the image, the package as copied at this boot."""
+
+    def __init__(self, node: Node, versions: dict[str, Version], say: Callable[[str], None]) -> None:
+        self._node = node
+        self._checked = node.checked
+        self._versions = versions
+        self._say = say
+
+    def row(self, name: str) -> ServerRow:
+        """The image's row of a server."""
+        versions = {each: version.hash for each, version in self._versions.items()}
+        rows = plan.wanted_servers(self._checked.image, hash_of_text(self._checked.text), versions)
+        return next(row for row in rows if row.server == name)
+
+    def server(self, spec: Spec) -> Server:
+        node = self._node
+        description = self._checked.descriptions.get(spec.name) or node.described[spec.name]
+        version = node.versions.get(spec.package, spec.version)
+        server = node.servers[spec.name] = Server(spec, description, version)
+        node.authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
+        limits = self._checked.image.slice.get(spec.slice)
+        if limits is not None:
+            server.limits = Limits(
+                cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory, pids=limits.pids,
+                io_class=limits.io_class, io_weight=limits.io_weight,
+            )  # fmt: skip
+            server.unenforced = tuple(node.slices.group(spec.slice or "servers").limit(server.limits))
+        return server
+
+    def offer(self, server: Server) -> None:
+        node = self._node
+        for offer in server.description.interfaces:
+            node.tree.offer(server.name, offer.name, offer.rights)
+
+    async def plan(self) -> tuple[plan.Known, plan.BootPlan]:
+        """What the store knows, and what this boot makes of it. Changes nothing."""
+        store = self._node.store
+        known = plan.Known(
+            servers=tuple(await load(store, ServerRow)),
+            slices=tuple(await load(store, SliceRow)),
+            accounts=tuple(await load(store, AccountRow)),
+            keyspaces=tuple(await load(store, KeyspaceRow)),
+        )
+        versions = {name: version.hash for name, version in self._versions.items()}
+        return known, plan.plan(self._checked.image, hash_of_text(self._checked.text), versions, known)
+
+    async def rows(self, batch: Batch) -> None:
+        """Make the node what image and rows say; the rows of this boot go into the batch."""
+        node = self._node
+        await intents.undo_all(node.store, undo)
+        known, made = await self.plan()
+        for step in made.steps:
+            self._say(f"  {step}")
+        loaded = [row for row in made.servers if row.server not in self._checked.image.server]
+        await self._describe_loaded(loaded)
+        for row in made.servers:
+            image = row.server in self._checked.image.server
+            spec = from_image(self._checked.image, row, node.place.degrade) if image else from_row(row)
+            if row.server == STORE:
+                node.servers[STORE].spec = spec
+            elif row.server in self._checked.descriptions or row.server in node.described:
+                self.server(spec)
+        await self._keyspaces(batch, known)
+        await self._capabilities(batch, made.retired)
+        for row in made.servers:
+            batch.put(row)
+        for name in made.retired:
+            batch.delete(ServerRow, name)
+        self._put_boot(batch)
+
+    async def _describe_loaded(self, rows: list[ServerRow]) -> None:
+        node = self._node
+        packages = {
+            row.server: node.versions.get(row.package, row.version).folder / row.package for row in rows
+        }
+        found = await trio.to_thread.run_sync(describe_all, packages, {}) if packages else {}
+        for name, described in found.items():
+            if isinstance(described, str):
+                self._say(f"server {name} is left out: {described}")
+            else:
+                node.described[name] = described
+
+    async def _keyspaces(self, batch: Batch, known: plan.Known) -> None:
+        node = self._node
+        wanted = {row.keyspace: Retention(row.retention, row.versions) for row in known.keyspaces}
+        for name, spec in self._checked.image.keyspace.items():
+            wanted[name] = Retention(None if spec.retention is None else float(spec.retention), spec.versions)
+        for server in node.servers.values():
+            if server.spec.load:
+                needs.complete(server)
+            for name in needs.keyspaces_of(server):
+                wanted.setdefault(name, Retention())
+        for name, retention in wanted.items():
+            badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, retention)
+            batch.put(
+                KeyspaceRow(keyspace=name, badge=badge, retention=retention.age, versions=retention.versions)
+            )
+
+    async def _capabilities(self, batch: Batch, retired: list[str]) -> None:
+        """The tree of the last boot, and then what this image wants of it."""
+        node = self._node
+        store = node.store
+        node.ledger = Ledger(self._checked.image.account)
+        for channel in node.channels:
+            node.ledger.charge(channel.client.account, "channels", past_limit=True)
+        known = {
+            offer.name: node.tree.rights_map(STORE, offer.name)
+            for offer in node.servers[STORE].description.interfaces
+        }
+        tree = node.tree = Tree(node.boot, node.ledger)
+        for name, rights in known.items():
+            tree.fix_order(STORE, name, rights)
+        rows = [capability_of(row) for row in await load(store, CapabilityRow)]
+        for gone in tree.restore(rows):
+            batch.delete(CapabilityRow, gone.id)
+        node.bound = {(row.server, row.need): row.capability for row in await load(store, NeedRow)}
+        write_made(batch, tree.offer(KERNEL, "Kernel", RIGHTS)[0])
+        for server in node.servers.values():
+            for offer in server.description.interfaces:
+                write_made(batch, tree.offer(server.name, offer.name, offer.rights)[0])
+        for name in retired:
+            write_ended(batch, tree.withdraw(name))
+            write_ended(batch, tree.forget(name))
+        self._rejoin()
+        for server in node.servers.values():
+            needs.bind(node, server, batch)
+
+    def _rejoin(self) -> None:
+        """Those who run already, `state` and the kernel, get their capabilities of the real tree."""
+        node = self._node
+        root = node.tree.root(STORE, needs.STORE_INTERFACE)
+        ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
+        node.store.reopen(node.authority.state_proxy(ours))
+        serving = node.serving(STORE)
+        assert serving is not None
+        serving.session.clear()  # numbers of the first tree: here they are others'
+        # The first capability on the kernel's interface in either tree: so `state` goes on with the port it has.
+        kept = launching.kernel_capability(node, node.servers[STORE], serving)
+        node.authority.admit(kept, serving)
+
+    def _put_boot(self, batch: Batch) -> None:
+        node = self._node
+        image = self._checked.image
+        batch.put(
+            BootRow(
+                epoch=node.boot, node=node.place.name, started=node.started, image=hash_of_text(self._checked.text), kernel=os.uname().release,
+                weakenings=tuple(f"{server}: {what}: {reason}" for server, what, reason in node.weakenings),
+            ),
+            ImageRow(hash=hash_of_text(self._checked.text), name=image.image.name, file=self._checked.file, text=self._checked.text),
+        )  # fmt: skip
+        for name, account in image.account.items():
+            batch.put(AccountRow(account=name, limits=plan.limits_of(account)))
+        for name, spec in image.slice.items():
+            batch.put(SliceRow(slice=name, limits=plan.limits_of(spec)))
+        for name, version in self._versions.items():
+            interfaces = tuple(offer.name for offer in self._checked.descriptions[name].interfaces)
+            batch.put(
+                VersionRow(
+                    package=version.package,
+                    hash=version.hash,
+                    added=node.started,
+                    source=str(self._checked.packages[name]),
+                    interfaces=interfaces,
+                )  # fmt: skip
+            )
+
+
+async def undo(effect: intents.AnyUndo) -> None:
+    """Undo what a dead kernel had begun. Its processes and control groups were ended before anything else."""
+    if isinstance(effect, intents.RemoveFolder):
+        await trio.to_thread.run_sync(lambda: shutil.rmtree(effect.path, ignore_errors=True))
