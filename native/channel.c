@@ -57,25 +57,22 @@ static struct consumed *ring_index(const struct atoll_channel *channel, uint32_t
 }
 
 static void begin(struct atoll_channel *channel, uint64_t base) {
-    uint64_t ring = channel->in[0].size, half = channel->bulk_size;
-    unsigned char *bulk = channel->memory + rings_at(channel->lanes) + 2ull * channel->lanes * ring;
-    int server = channel->server;
     for (uint32_t lane = 0; lane < channel->lanes; lane++) {
-        ring_producer_begin(&channel->out[lane], ring_data(channel, lane, server, ring), ring_index(channel, lane, server),
-                            ring, base);
-        ring_consumer_begin(&channel->in[lane], ring_data(channel, lane, !server, ring), ring_index(channel, lane, !server),
-                            ring, base);
+        struct producer *out = &channel->out[lane];
+        struct consumer *in = &channel->in[lane];
+        ring_producer_begin(out, out->data, out->consumed, out->size, base);
+        ring_consumer_begin(in, in->data, in->consumed, in->size, base);
     }
-    bulk_begin(&channel->bulk_out, server ? bulk + half : bulk, half);
-    channel->bulk_in = server ? bulk : bulk + half;
+    bulk_begin(&channel->bulk_out, channel->bulk_out.data, channel->bulk_size);
     channel->bulk_barred = 0;
 }
 
-atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
-                                  uint32_t bulk_bits, uint32_t epoch, uint64_t base, const void *notice) {
+/* The private half of a channel, mapped; nothing in shared memory has been written. NULL and errno on failure. */
+static struct atoll_channel *map_channel(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
+                                         uint32_t bulk_bits, uint32_t epoch) {
     uint64_t bytes = atoll_channel_size(lanes, ring_bits, bulk_bits);
     struct stat found;
-    if (!bytes || base & (LINE - 1)) {
+    if (!bytes) {
         errno = EINVAL;
         return NULL;
     }
@@ -106,11 +103,60 @@ atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t
     channel->epoch = epoch;
     channel->own = (struct side *)channel->memory + (server ? 0 : 1);
     channel->peer = (struct side *)channel->memory + (server ? 1 : 0);
-    channel->notice = notice;
-    for (uint32_t lane = 0; lane < lanes; lane++) channel->in[lane].size = 1ull << ring_bits;
-    begin(channel, base);
+    uint64_t ring = 1ull << ring_bits, half = channel->bulk_size;
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        struct producer *out = &channel->out[lane];
+        struct consumer *in = &channel->in[lane];
+        out->size = in->size = ring;
+        out->data = ring_data(channel, lane, server, ring);
+        out->consumed = ring_index(channel, lane, server);
+        in->data = ring_data(channel, lane, !server, ring);
+        in->consumed = ring_index(channel, lane, !server);
+    }
+    unsigned char *bulk = channel->memory + rings_at(lanes) + 2ull * lanes * ring;
+    bulk_begin(&channel->bulk_out, server ? bulk + half : bulk, half);
+    channel->bulk_in = server ? bulk : bulk + half;
+    return channel;
+}
+
+static void awake(struct atoll_channel *channel) {
     store_relaxed(&channel->own->cpu, (uint32_t)sched_getcpu());
     park_over(channel->own);
+}
+
+atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
+                                  uint32_t bulk_bits, uint32_t epoch, uint64_t base, const void *notice) {
+    if (base & (LINE - 1)) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct atoll_channel *channel = map_channel(memory, doorbell, server, lanes, ring_bits, bulk_bits, epoch);
+    if (!channel) return NULL;
+    channel->notice = notice;
+    begin(channel, base);
+    awake(channel);
+    return channel;
+}
+
+/*
+ * The server's end where the process before it stood. What lies unread in the rings stays as it is: neither the word at
+ * the epoch's base nor an index may be written as for a new epoch.
+ */
+atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits,
+                                    uint32_t epoch, const uint64_t *consumed, const uint64_t *produced) {
+    struct atoll_channel *channel = map_channel(memory, doorbell, 1, lanes, ring_bits, bulk_bits, epoch);
+    if (!channel) return NULL;
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        struct producer *out = &channel->out[lane];
+        channel->in[lane].position = consumed[lane];
+        out->position = produced[lane];
+        /* What the peer still has to consume is at most a ring; where exactly its index stands is read when needed. */
+        out->seen = produced[lane] - out->size;
+        out->stale = load_relaxed(&out->consumed->position);
+        channel->bulk_barrier[lane] = produced[lane];
+    }
+    channel->bulk_barred = 1;
+    awake(channel);
     return channel;
 }
 
@@ -125,22 +171,6 @@ void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_
         consumed[lane] = channel->in[lane].position;
         produced[lane] = channel->out[lane].position;
     }
-}
-
-void atoll_channel_resume(atoll_channel *channel, const uint64_t *consumed, const uint64_t *produced) {
-    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
-        struct producer *out = &channel->out[lane];
-        struct consumer *in = &channel->in[lane];
-        in->position = consumed[lane];
-        store_release(&in->consumed->position, consumed[lane]);
-        out->position = produced[lane];
-        /* What the peer still has to consume is at most a ring; where exactly its index stands is read when needed. */
-        out->seen = produced[lane] - out->size;
-        out->stale = load_relaxed(&out->consumed->position);
-        channel->bulk_barrier[lane] = produced[lane];
-        store_relaxed((uint64_t *)(out->data + (produced[lane] & (out->size - 1))), 0);
-    }
-    channel->bulk_barred = 1;
 }
 
 /* A consistent copy of this channel's notice: only the kernel writes it, under a sequence lock. */

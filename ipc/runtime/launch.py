@@ -273,6 +273,7 @@ class Process:
                 loop.endpoint.server.take_over(state)
                 self._taken_over.set()
             case control.Resume():
+                loop.take_back()
                 loop.drain(False)
             case control.Stop(deadline=deadline):
                 await self._drain(deadline)
@@ -326,7 +327,9 @@ class Process:
             with open(os.dup(memory), "wb") as file:
                 file.write(state)
             segments.seal(memory, segments.SEALS["immutable"])
-            self.control.send(control.HandedOver(size=len(state), positions=loop.positions()), (memory,))
+            positions = loop.positions()
+            loop.let_go()
+            self.control.send(control.HandedOver(size=len(state), positions=positions), (memory,))
         finally:
             os.close(memory)
 

@@ -131,28 +131,16 @@ class ServeLoop:
     def add(self, opened: OpenChannel, memory: int, doorbell: int) -> None:
         """Serve a channel. `memory` may be closed afterwards, `doorbell` stays open until `remove`."""
         shape = opened.shape
-        channel = lib.atoll_channel_open(
-            memory,
-            doorbell,
-            1,
-            shape.lanes,
-            shape.ring_bits,
-            shape.bulk_bits,
-            opened.epoch,
-            opened.base,
-            ffi.NULL,
-        )
-        if channel == ffi.NULL:
-            raise OSError(
-                ffi.errno, f"channel {opened.channel} from {opened.peer}: its memory could not be mapped"
-            )
+        geometry = (shape.lanes, shape.ring_bits, shape.bulk_bits, opened.epoch)
         if opened.positions:
             half = len(opened.positions) // 2
-            lib.atoll_channel_resume(
-                channel,
-                ffi.new("uint64_t[]", list(opened.positions[:half])),
-                ffi.new("uint64_t[]", list(opened.positions[half:])),
-            )
+            consumed = ffi.new("uint64_t[]", list(opened.positions[:half]))
+            produced = ffi.new("uint64_t[]", list(opened.positions[half:]))
+            channel = lib.atoll_channel_resume(memory, doorbell, *geometry, consumed, produced)
+        else:
+            channel = lib.atoll_channel_open(memory, doorbell, 1, *geometry, opened.base, ffi.NULL)
+        if channel == ffi.NULL:
+            raise OSError(ffi.errno, f"channel {opened.channel} from {opened.peer}: its memory could not be mapped")
         problem = lib.atoll_loop_add(self.c, channel, opened.channel, 0)
         if problem:
             lib.atoll_channel_close(channel)
@@ -225,6 +213,17 @@ class ServeLoop:
             lib.atoll_channel_positions(channel, consumed, produced)
             found[number] = (*consumed, *produced)
         return found
+
+    def let_go(self) -> None:
+        """After `positions` were handed over: the new process sleeps on the same words and listens to the same doorbells,
+        so this one may neither write those nor take a ring off these."""
+        for number in self._channels:
+            lib.atoll_loop_remove(self.c, number)
+
+    def take_back(self) -> None:
+        """The swap was refused: serve the channels that were let go."""
+        for number, channel in self._channels.items():
+            lib.atoll_loop_add(self.c, channel, number, 0)  # EEXIST: it never was let go
 
     # life -------------------------------------------------------------------------------------------------------------
 

@@ -50,7 +50,8 @@ uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bi
 atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
                                   uint32_t bulk_bits, uint32_t epoch, uint64_t base, const void *notice);
 void atoll_channel_close(atoll_channel *channel);
-void atoll_channel_resume(atoll_channel *channel, const uint64_t *consumed, const uint64_t *produced);
+atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits,
+                                    uint32_t epoch, const uint64_t *consumed, const uint64_t *produced);
 void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_t *produced);
 int atoll_channel_renew(atoll_channel *channel, uint64_t *taken);
 const char *atoll_channel_fault(atoll_channel *channel);
