@@ -48,6 +48,8 @@ LOAD_CALLS = 300
 """Calls of the load before the swap begins, and again after it has ended."""
 PATIENCE = 30.0
 """Seconds after which a call of the load counts as failed: a swap that hangs must end, too."""
+WIDTH = 120
+"""Columns of the report where there is no terminal."""
 STEPS = 5
 """Lines that tell the progress where there is no terminal."""
 
@@ -202,7 +204,7 @@ def _compare(feedback: Feedback, task: str, first: Reading, before: int, after: 
 
 def main() -> int:
     """The exit code: 0 if everything held, 1 if not, 130 after Ctrl-C."""
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     try:
         with connect(name="main job") as node:
             report = run(node, console)

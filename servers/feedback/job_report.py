@@ -1,6 +1,5 @@
 """What the main job found, as a person reads it. Every number in it was measured in this run."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -89,17 +88,17 @@ def show(report: Report, console: Console) -> None:
     _next(report, console)
 
 
-def _table(columns: Iterable[str]) -> Table:
+def _table(*columns: str, head: bool = True) -> Table:
     """The first column stands left, numbers stand right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=head)
     for number, title in enumerate(columns):
-        table.add_column(title, justify="right" if number else "left")
+        table.add_column(title, justify="right" if number else "left", no_wrap=True, overflow="ignore")
     return table
 
 
 def _where(report: Report, console: Console) -> None:
     console.print(f"[bold]What ran where[/]: node {report.node.name}, boot {report.node.boot}")
-    table = _table(["SERVER", "LEVEL", "IN FORCE", "PID", "UID", "VERSION", "MEMORY"])
+    table = _table("SERVER", "LEVEL", "IN FORCE", "PID", "UID", "VERSION", "MEMORY")
     for process, protection in zip(report.processes, report.protections, strict=True):
         table.add_row(
             process.server,
@@ -107,7 +106,7 @@ def _where(report: Report, console: Console) -> None:
             protection.level,
             str(process.pid),
             str(process.uid),
-            process.version[:12],
+            process.version[:10],
             f"{process.memory / 2**20:.1f} MiB",
         )
     console.print(table)
@@ -118,40 +117,41 @@ def _where(report: Report, console: Console) -> None:
 def _how_fast(report: Report, console: Console) -> None:
     done, swapped, endured = report.submitted, report.swapped, report.endured
     console.print("[bold]How fast[/]")
-    table = _table(["", "", ""])
-    table.show_header = False
-    for column in table.columns:
-        column.justify = "left"
+    table = _table("", "", "", head=False)
+    table.columns[2].justify, table.columns[2].no_wrap = "left", False
     table.add_row(
         "reviews submitted",
-        f"{done.reviews / done.seconds:,.0f} a second",
-        f"{done.reviews:,} reviews, {done.bytes / 2**20:.1f} MiB of text, {len(done.receipts)} batches,"
-        f" {done.seconds:.2f} s, durable",
+        f"{done.reviews / done.seconds:,.0f} /s",
+        f"{done.reviews:,} reviews, {done.bytes / 2**20:.1f} MiB, {len(done.receipts)} batches, durable",
     )
+    for task in report.sets:
+        table.add_row(
+            "preference pairs drawn",
+            f"{task.pairs / task.pair_seconds:,.0f} /s",
+            f"{task.pairs:,} from {task.before:,} of {task.task}",
+        )
     for call in report.calls:
         table.add_row(
             f"typed call {call.method}",
             f"{call.seconds * 1e6:.1f} µs",
-            f"one after the other; {call.pipelined:,.0f} a second pipelined; server at level {call.level}",
-        )
-    for task in report.sets:
-        table.add_row(
-            f"pairs of {task.task}",
-            f"{task.pairs / task.pair_seconds:,.0f} a second",
-            f"{task.pairs:,} pairs from {task.before:,} ratings, {task.pair_seconds:.2f} s",
+            f"{call.pipelined:,.0f} /s pipelined; server at level {call.level}",
         )
     table.add_row(
         f"swap of {swapped.server}",
-        f"{swapped.pause * 1e3:.1f} ms pause",
-        f"under {endured.calls / endured.seconds:,.0f} calls a second: {endured.calls:,} calls,"
-        f" {endured.errors} errors, longest wait {endured.longest * 1e3:.1f} ms",
+        f"{swapped.pause * 1e3:.1f} ms",
+        f"its pause, under {endured.calls / endured.seconds:,.0f} calls/s",
     )
-    table.add_row("all of it", f"{report.seconds:.1f} s", "")
+    table.add_row(
+        "longest wait of a call",
+        f"{endured.longest * 1e3:.1f} ms",
+        f"during the swap; {endured.calls:,} calls, {endured.errors} errors",
+    )
+    table.add_row("all of the job", f"{report.seconds:.1f} s", "")
     console.print(table)
     if done.repeated or done.renamed:
         console.print(
-            f"The store held {done.repeated} of the {len(done.receipts)} batches from an earlier run;"
-            f" {done.renamed} that it had taken back went in under a new id."
+            f"{done.repeated} of the {len(done.receipts)} batches were in the store from an earlier run, and"
+            f" only compared; {done.renamed} that it had taken back went in under a new id."
         )
 
 
@@ -162,35 +162,27 @@ def _what_was_learned(report: Report, console: Console) -> None:
         f" {back.revision}"
     )
     table = _table(
-        [
-            "TASK",
-            f"AS OF {report.before}",
-            f"AS OF {report.after}",
-            f"AS OF {report.before}, READ AGAIN",
-            "SAME PAIRS AGAIN",
-        ]
+        "TASK", f"AS OF {report.before}", f"AS OF {report.after}", f"{report.before} AGAIN", "PAIRS"
     )
     for task in report.sets:
-        same = f"all {task.pairs:,}" if task.same_pairs else "no"
+        same = "the same again" if task.same_pairs else "NOT the same again"
         table.add_row(task.task, f"{task.before:,}", f"{task.after:,}", f"{task.before_again:,}", same)
     console.print(table)
 
 
 def _next(report: Report, console: Console) -> None:
     batch = report.rolled_back.batch
-    console.print("[bold]Where to look next[/]")
-    table = _table(["", ""])
-    table.show_header = False
-    table.columns[1].justify = "left"
+    console.print("[bold]Where to look next[/], while the node runs")
+    table = _table("", "", head=False)
+    table.columns[1].justify, table.columns[1].no_wrap = "left", False
     for command, what in (
-        ("atoll ps", "the servers, their processes and levels"),
+        ("atoll ps", "servers, processes, levels"),
         ("atoll top", "the same, live"),
-        ("atoll protection show feedback", "what keeps feedback in, and what each mechanism stops"),
-        ("atoll log feedback", "what it wrote"),
         ("atoll caps", "who may call whom"),
-        (f"atoll history feedback {head_key(batch)}", "the batch, before and after it was taken back"),
-        (f"atoll call feedback batch '[\"{batch}\"]'", "the same through the server"),
-        ("atoll versions feedback", "what can be swapped in"),
+        ("atoll protection show feedback", "what keeps feedback in"),
+        ("atoll log feedback", "what it wrote"),
+        (f"atoll history feedback {head_key(batch)}", "the batch, before and after"),
+        (f"atoll call feedback batch '[\"{batch}\"]'", "the same, through the server"),
     ):
         table.add_row(command, what)
-    console.print(table, soft_wrap=True)
+    console.print(table)

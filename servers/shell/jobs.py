@@ -58,6 +58,7 @@ def run(image: Path, job: str, node: tuple[str, str], boot: Sequence[str], detac
     try:
         done = subprocess.run(python(program), env=os.environ | {"ATOLL_NODE": target}, check=False)
         if done.returncode == 0 and not detach and sys.stdout.isatty():
+            print()
             print(
                 f"The node {target} runs until Ctrl-C; look around in another terminal: atoll ps, atoll top",
                 flush=True,
@@ -84,9 +85,12 @@ def wait(node: str) -> None:
 
 
 def end(node: str) -> None:
-    """Shut the node down, if it still runs."""
+    """Shut the node down, if it still runs; returns when its last process is gone."""
     try:
         with connect(node=node) as attached:
             attached.kernel.shutdown.now()
+            while True:
+                attached.kernel.node.now()
+                time.sleep(0.05)
     except NodeDown:
         return
