@@ -39,6 +39,9 @@ from .loop import ServeLoop
 SWITCH_INTERVAL = 1e-4
 """Seconds a Python thread may keep the interpreter while another one wants it. With the usual 5 ms, a busy thread makes
 every C call of the loop wait milliseconds."""
+KINDS_MOST = 64
+"""Kinds of refusal, as (channel, slot, method, why), that are told apart between two packets of the kernel: a client that
+forges slots chooses their number, and each costs memory here and a packet."""
 BUSY_SHARE = 0.5
 """A thread that used more than this share of the time since the last ping is named as busy."""
 
@@ -83,9 +86,13 @@ class Process:
         self.control.send(control.Misbehaved(channel=channel, check=check))
 
     def refused(self, channel: int, slot: int, method: int, why: Any) -> None:
+        """The first of its kind is told at once, further ones with the next packet; a flood of kinds as one kind."""
         key = (channel, slot, method, why)
+        if key not in self._refusals and len(self._refusals) >= KINDS_MOST:
+            key = (channel, 0, 0, why)
+        known = key in self._refusals
         self._refusals[key] = self._refusals.get(key, 0) + 1
-        if self._refusals[key] == 1:
+        if not known:
             self._report(key)
 
     def _report(self, key: tuple[int, int, int, Any]) -> None:
@@ -93,9 +100,13 @@ class Process:
         count = self._refusals[key]
         self._refusals[key] = 0
         if count:
-            self.control.send(
-                control.Refused(channel=channel, slot=slot, method=method, why=why, count=count)
-            )
+            self.control.send(control.Refused(channel=channel, slot=slot, method=method, why=why, count=count))
+
+    def _report_refusals(self) -> None:
+        for key in list(self._refusals):
+            self._report(key)
+        if len(self._refusals) >= KINDS_MOST:
+            self._refusals.clear()
 
     # the beginning ----------------------------------------------------------------------------------------------------
 
@@ -255,8 +266,7 @@ class Process:
             while self._waiting:
                 await self._handle(*self._waiting.pop(0))
             await self._handle(*await self.control.receive())
-            for key in [key for key, count in self._refusals.items() if count]:
-                self._report(key)
+            self._report_refusals()
 
     async def _handle(self, message: control.ToProcess, descriptors: list[int]) -> None:
         loop = self.loop

@@ -283,6 +283,8 @@ class Serving:
         """What the kernel does when the server is gone for good, or one end misbehaved."""
         memory.closed = True
         self._tell(memory, STATE_CLOSED, ffi.NULL)
+        with contextlib.suppress(OSError):  # it is dead: there is nobody to tell
+            self._send(control.CloseChannel(channel=memory.number, reason="closed by the test"))
 
     def grant(
         self,

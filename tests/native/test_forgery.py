@@ -65,6 +65,17 @@ def test_refusals_of_one_kind_are_coalesced_and_none_is_lost(served: Serving) ->
     assert len(served.refused) <= 4
 
 
+def test_a_flood_of_forged_slots_is_told_in_few_packets(served: Serving) -> None:
+    for slot in range(1000, 3000):
+        forged(served, port(served.channels[0].number, slot)).double.cast(1)
+        if slot % 20 == 0:  # so that the ring never fills
+            assert served.proxies[1].double.now(slot) == slot * 2
+    served.proxies[0].double.now(1)
+    served.observe()
+    assert sum(refused.count for refused in served.refused) == 2000
+    assert len(served.refused) <= 100
+
+
 def test_a_right_that_is_not_held_is_refused_by_name(served: Serving) -> None:
     reader = served.bind(
         served.channels[0], Target, served.grant(served.channels[0], Target, rights={"read"})
