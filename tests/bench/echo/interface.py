@@ -17,6 +17,10 @@ class Echo(Interface):
     def items(self, count: int) -> str:
         """So many items of 64 bytes, by a plain generator."""
 
+    @stream("call")
+    def items_singly(self, count: int) -> str:
+        """The same by an async generator: one item a record."""
+
     @call("call", local=True)
     def read(self, buffer: Buffer) -> int:
         """Reads a granted buffer in full into memory of its own; returns its size."""

@@ -1,6 +1,6 @@
 """The handlers: as little as can be, since what is measured is the way to them."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from atoll.ipc.capability import Buffer
 from atoll.ipc.serve import Serves
@@ -24,6 +24,11 @@ class Server(Serves[Echo]):
 
     @Echo.items.serve
     def items(self, count: int) -> Iterator[str]:
+        for _ in range(count):
+            yield REPLY
+
+    @Echo.items_singly.serve
+    async def items_singly(self, count: int) -> AsyncIterator[str]:
         for _ in range(count):
             yield REPLY
 

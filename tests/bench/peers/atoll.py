@@ -1,0 +1,227 @@
+"""Atoll itself: a server process behind real channels, without a kernel (tests/kit), at no protection level."""
+
+import asyncio
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import trio
+
+from atoll.ipc.system.control import Port
+from tests.kit.forked import forked
+from tests.kit.serving import Memory, Serving, serving
+
+from ..echo.interface import Echo
+from ..echo.server import Server
+from ..frame import Block, Figure, Open, Unavailable
+from ..payload import NUMBER, TEXT
+from ..placement import Placement, available, pinned
+
+CALLS_PARKED = 200
+BUSY_CALLS = 300
+
+
+class Busy(Server):
+    """Beside one Python thread that computes all the time."""
+
+    async def start(self) -> None:
+        threading.Thread(target=_compute, daemon=True).start()
+
+
+def _compute() -> None:
+    number = 0
+    while True:
+        number += 1
+
+
+@contextmanager
+def _proxy(placement: Placement) -> Iterator[Echo]:
+    with serving(Server, core=placement.server) as served:
+        yield served.proxies[0]
+
+
+def _blocking(method: str) -> Open:
+    @contextmanager
+    def opened(placement: Placement) -> Iterator[Block]:
+        with _proxy(placement) as echo:
+            now = getattr(echo, method).now
+
+            def block(n: int) -> float:
+                start = time.perf_counter()
+                for _ in range(n):
+                    now(NUMBER, TEXT)
+                return time.perf_counter() - start
+
+            yield block
+
+    return opened
+
+
+typed, handled_async = _blocking("exchange"), _blocking("exchange_async")
+
+
+@contextmanager
+def pipelined(placement: Placement) -> Iterator[Block]:
+    """A hundred calls under way at once; one operation is a hundred."""
+    with _proxy(placement) as echo:
+        start_one = echo.exchange.start
+
+        def block(n: int) -> float:
+            start = time.perf_counter()
+            for _ in range(n):
+                for future in [start_one(NUMBER, TEXT) for _ in range(100)]:
+                    future.result()
+            return time.perf_counter() - start
+
+        yield block
+
+
+async def _calls(echo: Echo, n: int) -> float:
+    start = time.perf_counter()
+    for _ in range(n):
+        await echo.exchange(NUMBER, TEXT)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def from_trio(placement: Placement) -> Iterator[Block]:
+    with _proxy(placement) as echo:
+        yield lambda n: trio.run(_calls, echo, n)
+
+
+@contextmanager
+def from_asyncio(placement: Placement) -> Iterator[Block]:
+    with _proxy(placement) as echo, asyncio.Runner() as runner:
+        yield lambda n: runner.run(_calls(echo, n))
+
+
+def _streamed(method: str) -> Open:
+    @contextmanager
+    def opened(placement: Placement) -> Iterator[Block]:
+        with _proxy(placement) as echo:
+
+            def block(n: int) -> float:
+                start = time.perf_counter()
+                if sum(1 for _ in getattr(echo, method).now(n)) != n:
+                    raise RuntimeError("items were lost")
+                return time.perf_counter() - start
+
+            yield block
+
+    return opened
+
+
+streamed, streamed_singly = _streamed("items"), _streamed("items_singly")
+
+
+def many_clients(clients: int, seconds: float) -> list[Figure]:
+    """`clients` processes on all cores call one server for so long; beside one client alone in the same run."""
+    if len(available()) < 2:
+        raise Unavailable("one core: eight clients and a server would only take turns")
+    alone = _rates(1, seconds)
+    together = _rates(clients, seconds)
+    label = f"{clients} clients, one server, two cores"
+    return [
+        Figure(name=f"{label}: one client", value=alone[0], unit="1/s"),
+        _goal(f"{label}: all", sum(together), "one client", sum(together) / alone[0], 0.8),
+        _goal(f"{label}: slowest", min(together), "the fastest", min(together) / max(together), 0.4),
+    ]
+
+
+def _goal(name: str, value: float, against: str, ratio: float, bound: float) -> Figure:
+    return Figure(
+        name=name,
+        value=value,
+        unit="1/s",
+        against=against,
+        ratio=ratio,
+        goal=f">= {bound:g} x",
+        holds=ratio >= bound,
+    )
+
+
+def _rates(clients: int, seconds: float) -> list[float]:
+    cores = available()
+    with serving(Server, core=cores[-1]) as served, ExitStack() as running:
+        ends = []
+        for client in range(clients):
+            memory = served.add_channel()
+            port = served.grant(memory, Echo)
+            reader, writer = os.pipe()
+            core = cores[client % 2]
+            running.enter_context(forked(partial(_call_for, served, memory, port, core, seconds, writer)))
+            os.close(writer)
+            ends.append(reader)
+        rates = []
+        for reader in ends:
+            rates.append(float(os.read(reader, 64)))
+            os.close(reader)
+        return rates
+
+
+def _call_for(served: Serving, memory: Memory, port: Port, core: int, seconds: float, writer: int) -> None:
+    os.sched_setaffinity(0, {core})
+    now = served.bind(memory, Echo, port).exchange.now
+    for _ in range(200):
+        now(NUMBER, TEXT)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        for _ in range(50):
+            now(NUMBER, TEXT)
+        done += 50
+    os.write(writer, f"{done / (time.perf_counter() - began)}".encode())
+
+
+def started_parked(pairs: int) -> list[Figure]:
+    """Pairs whose two ends both sleep at first; a trapped one would pay a wake-up of a core with each call for ever."""
+    cores = available()
+    if len(cores) < 2:
+        raise Unavailable("one core: the trap needs two that halt")
+    means = []
+    with serving(Server, core=cores[-1], clients=pairs) as served, pinned(cores[0]):
+        for echo in served.proxies:
+            now = echo.exchange.now
+            start = time.perf_counter()
+            for _ in range(CALLS_PARKED):
+                now(NUMBER, TEXT)
+            means.append((time.perf_counter() - start) / CALLS_PARKED * 1e6)
+    usual = statistics.median(means)
+    name = f"{pairs} pairs started from parked"
+    trapped = sum(mean > 8 * usual for mean in means)
+    return [
+        Figure(
+            name=f"{name}: mean call of the usual pair",
+            value=usual,
+            unit="µs",
+            least=min(means),
+            greatest=max(means),
+        ),
+        Figure(name=f"{name}: pairs trapped", value=trapped, unit="count", goal="<= 0", holds=trapped == 0),
+    ]
+
+
+def beside_a_busy_thread() -> list[Figure]:
+    took = []
+    with serving(Busy) as served:
+        now = served.proxies[0].exchange.now
+        for _ in range(BUSY_CALLS):
+            start = time.perf_counter()
+            now(NUMBER, TEXT)
+            took.append(time.perf_counter() - start)
+    value = statistics.median(took) * 1e3
+    name = "typed call beside one busy Python thread in the server"
+    return [
+        Figure(
+            name=name,
+            value=value,
+            unit="ms",
+            goal="<= 0.5",
+            holds=value <= 0.5,
+            least=min(took) * 1e3,
+            greatest=max(took) * 1e3,
+        )
+    ]
