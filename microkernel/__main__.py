@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import trio
 from atoll.ipc.errors import AtollError
 
 from . import boot, graph
+from .detach import detached
 from .image_check import Checked, load
 from .image_read import ImageRefused
 from .journal import JournalDamaged
@@ -42,18 +44,17 @@ def place_of(arguments: argparse.Namespace, checked: Checked) -> Place:
 
 def command_boot(arguments: argparse.Namespace) -> int:
     if arguments.detach:
-        from .detach import detached
-
-        return detached(lambda say, up: run_boot(arguments, say, up))
-    return run_boot(arguments, print, lambda node: None)
+        return detached(lambda say, owned, up: run_boot(arguments, say, owned, up))
+    return run_boot(arguments, print, lambda folder: None, lambda node: None)
 
 
-def run_boot(arguments: argparse.Namespace, say: boot.Say, up: boot.Up) -> int:
+def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path], None], up: boot.Up) -> int:
     """Check, own, boot, serve. Returns the exit status."""
     checked = load(Path(arguments.image))
     place = place_of(arguments, checked)
     say(graph.text(graph.graph(checked)).rstrip())
     lock = boot.own(place.folder)
+    owned(place.folder)
     before = boot.prepare(place, checked, lock)
 
     def serving(node: Node) -> None:

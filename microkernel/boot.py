@@ -166,7 +166,7 @@ class Boot:
         restore = Restore(node, self.before.versions, self.say)
         await self._state_up(node, restore)
         if self.plan_only:
-            _, made = await restore.plan()
+            _, made = await restore.planned()
             self.say(plan.text(made).rstrip())
             node.down.set()
             return

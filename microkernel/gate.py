@@ -95,7 +95,7 @@ class Peer:
 
 
 def _ancestors(pid: int) -> list[int]:
-    found = []
+    found: list[int] = []
     while pid > 1 and len(found) < 64:
         found.append(pid)
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.control import Described
 
 from .gate import Attached
 from .notices import Signs
@@ -83,7 +84,7 @@ class Looking:
         )  # fmt: skip
 
     def graph(self) -> list[calls.Edge]:
-        edges = {}
+        edges: dict[tuple[str, str, str], frozenset[str]] = {}
         for capability in self._node.tree:
             if capability.parent and capability.server != KERNEL:
                 key = (capability.holder, capability.server, capability.interface)
@@ -147,7 +148,7 @@ class Looking:
             if isinstance(party, Attached)
         ]  # fmt: skip
 
-    def interfaces(self, server: Server) -> list[calls.Described]:
+    def interfaces(self, server: Server) -> list[Described]:
         if not server.offered:
             raise calls.WrongState(server=server.name, state=server.state, wanted="started once")
         return list(server.offered)

@@ -83,7 +83,7 @@ class Restore:
         for offer in server.description.interfaces:
             node.tree.offer(server.name, offer.name, offer.rights)
 
-    async def plan(self) -> tuple[plan.Known, plan.BootPlan]:
+    async def planned(self) -> tuple[plan.Known, plan.BootPlan]:
         """What the store knows, and what this boot makes of it. Changes nothing."""
         store = self._node.store
         known = plan.Known(
@@ -99,7 +99,7 @@ class Restore:
         """Make the node what image and rows say; the rows of this boot go into the batch."""
         node = self._node
         await intents.undo_all(node.store, undo)
-        known, made = await self.plan()
+        known, made = await self.planned()
         for step in made.steps:
             self._say(f"  {step}")
         loaded = [row for row in made.servers if row.server not in self._checked.image.server]

@@ -101,8 +101,7 @@ class _Swap:
                 await self._roll_back(new, str(error))
             self._record(version, level, done=False, sentence=str(error))
             raise
-        with trio.CancelScope(shield=True):
-            return await self._switch(new, version, plan, handed_over)
+        return await self._switch(new, version, plan, handed_over)
 
     # before the old one is touched --------------------------------------------------------------------------
 
@@ -232,7 +231,8 @@ class _Swap:
     # the two outcomes ---------------------------------------------------------------------------------------
 
     async def _switch(self, new: Serving, version: Version, plan: Plan, handed_over: int) -> Swapped:
-        """The channels are the new process's; the old one ends."""
+        """The channels are the new process's; the old one ends. Up to `Resume` nothing is awaited: no deadline of the
+        caller's can leave the channels with nobody."""
         node, server, old = self.node, self.server, self.old
         level_before, version_before = server.plan.level if server.plan else plan.level, server.version
         old.expected_end = f"swapped for {version.hash[:10]}"

@@ -1,0 +1,171 @@
+"""Real nodes for tests: an image in a temporary folder, a kernel process, programs that attach."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from atoll.ipc.attach import Node as Attached
+from atoll.ipc.attach import connect
+
+PACKAGES = Path(__file__).parent / "packages"
+IMAGE = """
+[image]
+name = "test"
+
+[node]
+level = "{level}"
+account = "all"
+
+[account.all]
+channels = 256
+buffers = "4MiB"
+
+[keyspace.counter]
+
+[server.state]
+level = "process"
+needs = {{}}
+
+[server.counter]
+package = "{packages}/counter"
+needs = {{ rows = {{ keyspace = "counter", rights = ["read", "write"] }} }}
+{counter}
+[server.teller]
+package = "{packages}/teller"
+needs = {{ counter = {{ server = "counter", rights = ["read", "write"] }} }}
+{more}
+"""
+
+
+class RealNode:
+    """A kernel process and the folder of its node."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder = folder / "node"
+        self.image = folder / "image.toml"
+        self.image.write_text(text)
+        self.kernel: subprocess.Popen[str] | None = None
+        self.said: list[str] = []
+
+    def command(self, *more: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "atoll.microkernel",
+            "boot",
+            str(self.image),
+            "--folder",
+            str(self.folder),
+            *more,
+        ]
+
+    def boot(self, *more: str) -> None:
+        """Boot, and wait until it serves. AssertionError with what it said, if it does not."""
+        self.kernel = subprocess.Popen(
+            self.command(*more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.kernel.stdout is not None
+        self.said = []
+        for line in self.kernel.stdout:
+            self.said.append(line.rstrip())
+            if " serves: " in line:
+                return
+        raise AssertionError("it did not boot: " + "\n".join(self.said))
+
+    def attach(self) -> Attached:
+        return connect(str(self.folder))
+
+    def kill(self) -> None:
+        """End the kernel with no chance to tidy up."""
+        assert self.kernel is not None
+        self.kernel.kill()
+        self.kernel.wait()
+        self._drop()
+
+    def stop(self) -> int:
+        """End it in order; the exit status."""
+        if self.kernel is None:
+            return 0
+        self.kernel.send_signal(signal.SIGTERM)
+        out, _ = self.kernel.communicate()
+        self.said += out.splitlines()
+        status = self.kernel.returncode
+        self.kernel = None
+        return status
+
+    def _drop(self) -> None:
+        assert self.kernel is not None and self.kernel.stdout is not None
+        self.kernel.stdout.close()
+        self.kernel = None
+
+    def processes(self) -> list[int]:
+        """Every process of this node."""
+        marker = f"atoll-node={self.folder}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if marker in words:
+                    found.append(int(entry.name))
+        return found
+
+
+def package(name: str) -> ModuleType:
+    """The interface module of a test package."""
+    if str(PACKAGES) not in sys.path:
+        sys.path.insert(0, str(PACKAGES))
+    return importlib.import_module(f"{name}.interface")
+
+
+def interface(name: str, kind: str) -> Any:
+    """An interface of a test package."""
+    return getattr(package(name), kind)
+
+
+@contextmanager
+def booted(
+    folder: Path,
+    *,
+    level: str = "process",
+    counter: str = "",
+    more: str = "",
+    text: str = "",
+    flags: tuple[str, ...] = (),
+) -> Iterator[RealNode]:
+    """A node that serves; ended in order afterwards if it still runs."""
+    filled = text or IMAGE.format(level=level, packages=PACKAGES, counter=counter, more=more)
+    node = RealNode(folder, filled)
+    node.boot(*flags)
+    try:
+        yield node
+    finally:
+        if node.kernel is not None:
+            assert node.stop() == 0, "\n".join(node.said)
+
+
+def wait_for_end(pid: int) -> None:
+    """Until a process that is not our child is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    import select
+
+    try:
+        select.select([pidfd], [], [])
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,163 @@
+"""A node boots, serves, is looked at, ends; dies and comes back."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.errors import NodeDown, NotFound
+
+from .nodes import RealNode, booted, interface, wait_for_end
+
+Counter = interface("counter", "Counter")
+Teller = interface("teller", "Teller")
+
+
+def test_a_node_serves_and_ends_in_order(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            rows = {row.server: row for row in attached.kernel.ps.now()}
+            assert set(rows) == {"state", "counter", "teller"}
+            assert {row.state for row in rows.values()} == {"serving"}
+            told = attached.kernel.node.now()
+            assert (told.name, told.boot) == ("test", 1)
+            counter, teller = attached.open("counter", Counter), attached.open("teller", Teller)
+            assert teller.tell.now("x", 3) == 3
+            assert counter.add.now("x") == 4
+            assert teller.total.now("x") == 4
+        assert node.stop() == 0
+        assert node.processes() == []
+        assert not (node.folder / "attach.sock").exists()
+
+
+def test_the_next_boot_finds_what_was_acknowledged(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            for _ in range(3):
+                attached.open("counter", Counter).add.now("x")
+            before = {
+                (c.holder, c.server, c.badge, tuple(c.rights))
+                for c in attached.kernel.caps.now()
+                if c.lasting
+            }
+        node.stop()
+        node.boot()
+        with node.attach() as attached:
+            assert attached.kernel.node.now().boot == 2
+            assert attached.open("counter", Counter).get.now("x") == 3
+            after = {
+                (c.holder, c.server, c.badge, tuple(c.rights))
+                for c in attached.kernel.caps.now()
+                if c.lasting
+            }
+            assert after == before
+
+
+def test_a_killed_kernel_leaves_no_process_and_loses_nothing(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        attached = node.attach()
+        counter = attached.open("counter", Counter)
+        acknowledged = 0
+        for _ in range(20):
+            acknowledged = counter.add.now("x")
+        processes = node.processes()
+        assert len(processes) >= 4  # the zygote, the watcher, and the servers
+        node.kill()
+        began = time.monotonic()
+        for pid in processes:
+            wait_for_end(pid)
+        assert time.monotonic() - began < 30  # the promise is a second; a loaded machine only must not hang
+        with pytest.raises(NodeDown):
+            counter.add.now("x")
+        attached.close()
+        node.boot()
+        with node.attach() as attached:
+            assert attached.open("counter", Counter).get.now("x") == acknowledged
+            assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
+
+
+def test_a_second_boot_is_refused_with_a_sentence(node: RealNode) -> None:
+    again = subprocess.run(node.command(), capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert f"a node runs in {node.folder} already" in again.stderr
+    assert "Traceback" not in again.stderr
+    with node.attach() as attached:
+        assert len(attached.kernel.ps.now()) == 3
+
+
+def test_a_plan_is_shown_and_nothing_changes(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        node.stop()
+        text = node.image.read_text()
+        node.image.write_text(text.replace('[node]\nlevel = "process"', '[node]\nlevel = "seccomp"'))
+        shown = subprocess.run(node.command("--plan"), capture_output=True, text=True, check=True).stdout
+        assert "change server counter (level: process -> seccomp)" in shown
+        node.image.write_text(text)
+        node.boot()
+        assert not any("change" in line for line in node.said)
+
+
+def test_detached_it_returns_once_it_serves(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        node.stop()
+        done = subprocess.run(node.command("--detach"), capture_output=True, text=True, check=True)
+        assert " serves: boot 2" in done.stdout
+        with node.attach() as attached:
+            kernel = int((node.folder / "lock").read_text())
+            assert len(attached.kernel.ps.now()) == 3
+            attached.kernel.shutdown.now()
+        wait_for_end(kernel)
+        assert node.processes() == []
+
+
+def test_shutdown_answers_and_then_ends_the_node(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.kernel.shutdown.now(1.0)
+            assert node.kernel is not None
+            assert node.kernel.wait() == 0
+            with pytest.raises(NodeDown):
+                attached.kernel.ps.now()
+        assert node.processes() == []
+        node.stop()
+
+
+def test_what_lies_in_a_crash_of_the_machine_is_found_again(tmp_path: Path) -> None:
+    """Every process at once, the kernel too, as when the power fails; files stay."""
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            assert attached.open("counter", Counter).add.now("x", 5) == 5
+        assert node.kernel is not None
+        for pid in [node.kernel.pid, *node.processes()]:
+            os.kill(pid, signal.SIGKILL)
+        node.kill()
+        node.boot()
+        with node.attach() as attached:
+            assert attached.open("counter", Counter).get.now("x") == 5
+
+
+def test_a_wrong_name_is_told_with_the_nearest(node: RealNode) -> None:
+    with node.attach() as attached, pytest.raises(NotFound, match="did you mean 'counter'"):
+        attached.open("countr", Counter)
+
+
+def test_an_image_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
+    node = RealNode(tmp_path, '[image]\nname = "x"\n[server.state]\nneeds = {}\nlevle = "process"\n')
+    done = subprocess.run(node.command(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "levle" in done.stderr and "did you mean" in done.stderr
+    assert not node.folder.exists()
+
+
+def test_clean_removes_what_a_dead_node_left(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        node.kill()
+        assert (node.folder / "attach.sock").exists()
+        command = [*node.command()[:3], "clean", "--folder", str(node.folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "removed attach.sock" in done.stdout
+        assert not (node.folder / "attach.sock").exists()
+        assert (node.folder / "data" / "state").exists()
