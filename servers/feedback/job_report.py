@@ -96,6 +96,12 @@ def _table(*columns: str, head: bool = True) -> Table:
     return table
 
 
+def _of_words(table: Table, number: int) -> None:
+    """A column of words, not of numbers: it stands left, and is broken where the terminal is narrow."""
+    column = table.columns[number]
+    column.justify, column.no_wrap, column.overflow = "left", False, "fold"
+
+
 def _where(report: Report, console: Console) -> None:
     console.print(f"[bold]What ran where[/]: node {report.node.name}, boot {report.node.boot}")
     table = _table("SERVER", "LEVEL", "IN FORCE", "PID", "UID", "VERSION", "MEMORY")
@@ -118,7 +124,7 @@ def _how_fast(report: Report, console: Console) -> None:
     done, swapped, endured = report.submitted, report.swapped, report.endured
     console.print("[bold]How fast[/]")
     table = _table("", "", "", head=False)
-    table.columns[2].justify, table.columns[2].no_wrap = "left", False
+    _of_words(table, 2)
     table.add_row(
         "reviews submitted",
         f"{done.reviews / done.seconds:,.0f} /s",
@@ -174,7 +180,7 @@ def _next(report: Report, console: Console) -> None:
     batch = report.rolled_back.batch
     console.print("[bold]Where to look next[/], while the node runs")
     table = _table("", "", head=False)
-    table.columns[1].justify, table.columns[1].no_wrap = "left", False
+    _of_words(table, 1)
     for command, what in (
         ("atoll ps", "servers, processes, levels"),
         ("atoll top", "the same, live"),

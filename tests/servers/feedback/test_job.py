@@ -1,6 +1,10 @@
 """The main job's parts over real servers, and the whole of it on a node that boots."""
 
 import itertools
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -9,17 +13,20 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
+from atoll.ipc import connect
 from atoll.ipc.errors import NotFound
 from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback
 from atoll.servers.feedback.job import progress, read_task, time_calls
 from atoll.servers.feedback.job_load import Load
 from atoll.servers.feedback.job_submission import IN_FLIGHT, submit_all
 from atoll.servers.feedback.records import Rating
-from atoll.servers.feedback.reviews import Submission
+from atoll.servers.feedback.reviews import COUNT, MissingReviews, Submission, locate
 from atoll.servers.feedback.server import Server, Settings
 from atoll.servers.storage.interface import BlobRef, Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
+
+from ..booted import booted
 
 TASK = "film"
 BATCHES = 3 * IN_FLIGHT
@@ -150,3 +157,81 @@ def test_without_a_terminal_progress_is_a_few_lines() -> None:
     assert lines[0] == "200 of 1,000 reviews are in"
     assert lines[-1] == "1,000 of 1,000 reviews are in"
     assert len(lines) == 5
+
+
+IMAGE = """
+[image]
+name = "job"
+about = "What the main job needs, for a test"
+
+[node]
+level = "process"
+account = "small"
+
+[account.small]
+channels = 64
+capabilities = 4096
+buffers = "16MiB"
+descriptors = 256
+pending = 1024
+
+[keyspace.references]
+[keyspace.feedback]
+
+[server.state]
+needs = {}
+
+[server.storage.needs]
+folder = { folder = "blobs" }
+references = { keyspace = "references", rights = ["read", "write", "history"] }
+
+[server.feedback.needs]
+rows = { keyspace = "feedback", rights = ["read", "write", "history"] }
+storage = { server = "storage", rights = ["read", "write"] }
+"""
+
+
+def run_job(folder: Path | str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "atoll.servers.feedback.job"],
+        env=os.environ | {"ATOLL_NODE": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_whole_job_runs_on_a_node_twice(tmp_path: Path) -> None:
+    try:
+        locate()
+    except MissingReviews as missing:
+        pytest.skip(str(missing))
+    image = tmp_path / "job.toml"
+    image.write_text(IMAGE)
+    with booted(image, tmp_path / "n") as folder:
+        first, second = run_job(folder), run_job(folder)
+        assert (first.returncode, first.stderr) == (0, "")
+        assert (second.returncode, second.stderr) == (0, "")
+        with connect(str(folder)) as node:
+            feedback = node.open("feedback", Feedback)
+            assert feedback.batch.now("reviews.00000").status == "rolled back"
+            assert feedback.batch.now("reviews.00000.2").status == "rolled back"
+            told = feedback.statistics.now()
+            assert told.rolled_back == 2
+            assert told.records == COUNT - feedback.batch.now("reviews.00000").records
+    assert "earlier run" not in first.stdout
+    batches = told.batches - 1
+    assert f"{batches - 1} of the {batches} batches were in the store from an earlier run" in second.stdout
+    for output in (first.stdout, second.stdout):
+        assert "33,530 of 33,530 reviews are in" in output
+        assert ", 0 errors" in output
+        assert output.count("the same again") == 2
+        for server in ("state", "storage", "feedback"):
+            assert re.search(rf"^{server} +process +process +\d+", output, re.MULTILINE)
+
+
+def test_without_a_node_the_job_says_so_in_one_sentence(tmp_path: Path) -> None:
+    done = run_job(tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("main job: node ") and done.stderr.count("\n") == 1
