@@ -419,6 +419,8 @@ class ClientChannel:
         if kind == Kind.FAULT:
             self.faults += 1
             error = self.fault(pending.site.spec, payload)
+            if isinstance(error, DeadlineExceeded) and pending.seconds is not None:
+                error = DeadlineExceeded(error.method, pending.seconds)  # the server knows when, not how long
             if stream is not None:
                 stream.ended(error)
             pending.fail(error)

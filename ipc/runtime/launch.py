@@ -100,7 +100,9 @@ class Process:
         count = self._refusals[key]
         self._refusals[key] = 0
         if count:
-            self.control.send(control.Refused(channel=channel, slot=slot, method=method, why=why, count=count))
+            self.control.send(
+                control.Refused(channel=channel, slot=slot, method=method, why=why, count=count)
+            )
 
     def _report_refusals(self) -> None:
         for key in list(self._refusals):

@@ -12,44 +12,36 @@ import math
 import mmap
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 import trio
 
-from atoll.ipc import context, errors
+from atoll.ipc import errors
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.codec import LANES, Service
 from atoll.ipc.context import INLINE, Call, Fields
-from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import (
     AtollError,
     BadRequest,
     DeadlineExceeded,
     NotAllowed,
-    Overloaded,
     Revoked,
     TooLarge,
 )
 from atoll.ipc.serve import Endpoint, Entry
 from atoll.ipc.system.control import OpenChannel
-from atoll.native import Kind, Op, Refusal, Result, ffi, lib
+from atoll.native import Kind, Op, Refusal, ffi, lib
 
 from . import trio_inside
-from .inhand import Credit, InHand, Items, Origin
+from .inhand import InHand, Origin
+from .replies import RETRY, Replies
+from .tasks import Tasks
 
 NANOSECONDS = 1_000_000_000
 VIEWS = 2049
-IN_HAND_MOST = 4096
-"""Calls in hand of one channel at most; more are `Overloaded`."""
-RECORD_BYTES = 8192
-RECORD_ITEMS = 64
-STREAM_TURN = 200_000
-"""A plain generator runs for so many nanoseconds, or fills one record, before others have their turn."""
-RETRY = 0.0005
-"""Seconds until a full reply ring is tried again."""
 
 _SERVICES: dict[int, Service] = {0: "control", 1: "normal", 2: "bulk"}
 _WHY = {
@@ -93,7 +85,6 @@ class ServeLoop:
         self.endpoint = endpoint
         self.observer = observer
         self.clients: dict[int, ClientChannel] = {}
-        self.in_hand: dict[tuple[int, int], InHand] = {}
         self._notice, self._status = ffi.from_buffer(notice), ffi.from_buffer(status)
         self._notice_words = memoryview(notice).cast("Q")
         self._status_words = memoryview(status).cast("Q")
@@ -107,14 +98,13 @@ class ServeLoop:
         self._segments: list[Any] = []
         self._rights = [rights[interface.__name__] for interface in endpoint.interfaces]
         self._held: dict[tuple[int, int], frozenset[str]] = {}
-        self._runs = [self._runner(index, entry) for index, entry in enumerate(endpoint.table)]
-        self._overflow: dict[int, deque[tuple[int, int, int, bytes]]] = {}
-        self._nursery: trio.Nursery | None = None
+        self._runs = [self._runner(entry) for entry in endpoint.table]
+        self._replies = Replies(self.c, self._channels, largest, self._misbehaved, self._turn_soon)
+        self._tasks = Tasks(self._replies, self._recheck)
         self._idle: Callable[[], float | None] | None = getattr(endpoint.server, "idle", None)
         self._idle_due = math.inf
         self._draining = False
         self._stopping = False
-        self._woken = trio.Event()
         self._seen = self._notice_words[1]
         """Revocations when the message in hand was checked: a later one has a task check again before its first step."""
         lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
@@ -140,7 +130,9 @@ class ServeLoop:
         else:
             channel = lib.atoll_channel_open(memory, doorbell, 1, *geometry, opened.base, ffi.NULL)
         if channel == ffi.NULL:
-            raise OSError(ffi.errno, f"channel {opened.channel} from {opened.peer}: its memory could not be mapped")
+            raise OSError(
+                ffi.errno, f"channel {opened.channel} from {opened.peer}: its memory could not be mapped"
+            )
         problem = lib.atoll_loop_add(self.c, channel, opened.channel, 0)
         if problem:
             lib.atoll_channel_close(channel)
@@ -181,9 +173,9 @@ class ServeLoop:
             return
         lib.atoll_loop_remove(self.c, number)
         lib.atoll_channel_close(channel)
-        self._overflow.pop(number, None)
-        for inhand in [inhand for inhand in self.in_hand.values() if inhand.origin.channel == number]:
-            self._cancel(inhand)
+        self._replies.kept.pop(number, None)
+        for inhand in self._tasks.of_channel(number):
+            self._tasks.cancel(inhand)
         gone = getattr(self.endpoint.server, "client_gone", None)
         if gone is not None:
             gone(number)
@@ -194,14 +186,14 @@ class ServeLoop:
 
     def let_streams_go(self) -> None:
         """End streams that their clients can resume: they go on at whoever serves the channel next."""
-        for inhand in list(self.in_hand.values()):
+        for inhand in list(self._tasks.in_hand.values()):
             if inhand.spec.kind == "stream" and inhand.spec.resume is not None:
                 inhand.moved = True
                 inhand.cancel()
 
     def cancel_calls(self, slot: int, generation: int) -> None:
         """Give up calls in hand under a capability that was revoked."""
-        for inhand in list(self.in_hand.values()):
+        for inhand in list(self._tasks.in_hand.values()):
             if (inhand.origin.slot, inhand.origin.generation) == (slot, generation):
                 inhand.cancel()
 
@@ -245,12 +237,12 @@ class ServeLoop:
 
     async def settled(self) -> None:
         """Until no call is in hand and every reply is in its ring."""
-        while self.in_hand or self._overflow:
+        while self._tasks.in_hand or self._replies.kept:
             await trio.sleep(RETRY)
 
     def pending(self) -> list[str]:
         """Names of the methods of the calls in hand, one a call."""
-        return [inhand.spec.label for inhand in self.in_hand.values()]
+        return [inhand.spec.label for inhand in self._tasks.in_hand.values()]
 
     def busy(self) -> str:
         """The method whose plain handler runs now; empty if none does."""
@@ -266,7 +258,7 @@ class ServeLoop:
         trio.lowlevel.add_instrument(runnable)
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._tasks.nursery = nursery
                 task_status.started()
                 await self._serve(runnable, descriptor is not None)
                 nursery.cancel_scope.cancel()
@@ -309,7 +301,7 @@ class ServeLoop:
                 else:
                     reply, packed = b"", 0
                     if result is not None:
-                        self._later(received >> 32 & 0xFFFFFF, result, op == cast)
+                        self._later((received >> 32) & 0xFFFFFF, result, op == cast)
                 continue
             reply, packed = await self._other(op, received, reply, packed, runnable, parks)
             if self._stopping and op == Op.EXTERNAL:
@@ -338,7 +330,7 @@ class ServeLoop:
                 self._misbehaved(index)
             case Op.FULL:
                 message = self._message
-                self._keep(index, message.request, message.lane, packed >> 32, reply)
+                self._replies.keep(index, message.request, message.lane, packed >> 32, reply)
             case Op.LARGE:
                 return self._fault(TooLarge("a reply", len(reply), self._buffer.nbytes))
             case Op.GATED:
@@ -348,7 +340,7 @@ class ServeLoop:
     async def _turn(self, runnable: trio_inside.Runnable, parks: bool) -> None:
         """trio's turn; then say until when the C loop may wait."""
         INLINE.read = None
-        self._flush_overflow()
+        self._replies.flush()
         if time.monotonic() >= self._idle_due:
             self._run_idle()
         await trio.lowlevel.checkpoint()
@@ -360,12 +352,16 @@ class ServeLoop:
             lib.atoll_loop_until(self.c, 1)
             return
         wait = min(trio_inside.seconds_to_deadline(), self._idle_due - time.monotonic())
-        if self._overflow:
+        if self._replies.kept:
             wait = min(wait, RETRY)
         if not parks:
             wait = min(wait, 0.002)
         until = 0 if wait == math.inf else max(2, time.monotonic_ns() + int(wait * NANOSECONDS))
         lib.atoll_loop_until(self.c, until)
+
+    def _turn_soon(self) -> None:
+        """A full reply ring is to be tried again: do not wait for longer."""
+        lib.atoll_loop_until(self.c, max(2, time.monotonic_ns() + int(RETRY * NANOSECONDS)))
 
     async def _gated(self) -> None:
         """The kernel is about to freeze us, or has just thawed us: nothing is taken meanwhile."""
@@ -383,10 +379,16 @@ class ServeLoop:
 
     # one call ---------------------------------------------------------------------------------------------------------
 
-    def _runner(self, index: int, entry: Entry) -> Callable[[memoryview], object]:
+    def _runner(self, entry: Entry) -> Callable[[memoryview], object]:
         if entry.spec.kind == "upload":
-            return lambda view: self._start_upload(index, entry, view)
+            return lambda view: self._tasks.upload(
+                entry.spec, self._origin(False), partial(entry.run, view), Call(self._fields(), INLINE.clock)
+            )
         return entry.run
+
+    def _later(self, index: int, result: Any, cast: bool) -> None:
+        call = Call(self._fields(), INLINE.clock)
+        self._tasks.later(self.endpoint.table[index].spec, self._origin(cast), result, call)
 
     def _fields(self) -> Fields:
         """The call in hand, out of the C core's memory: only for handlers that ask."""
@@ -426,213 +428,11 @@ class ServeLoop:
             self._seen,
         )
 
-    def _take(self, index: int, cast: bool) -> InHand:
-        """Put the message's call in hand. `Overloaded` if too many are."""
-        origin = self._origin(cast)
-        if len(self.in_hand) >= IN_HAND_MOST:
-            raise Overloaded(self.endpoint.table[index].spec.label)
-        inhand = InHand(self.endpoint.table[index].spec, origin)
-        self.in_hand[origin.channel, origin.request] = inhand
-        return inhand
-
-    def _cancel(self, inhand: InHand) -> None:
-        """The caller waits no more."""
-        inhand.cancel()
-        if inhand.deferred:
-            self._done(inhand)
-
-    def _done(self, inhand: InHand) -> None:
-        self.in_hand.pop((inhand.origin.channel, inhand.origin.request), None)
-
-    def _later(self, index: int, result: Any, cast: bool) -> None:
-        """A handler returned something to wait for."""
-        try:
-            inhand = self._take(index, cast)
-        except Overloaded as error:
-            if hasattr(result, "close"):
-                result.close()
-            if not cast:
-                self._reply(self._origin(cast), Kind.FAULT, errors.encode(error))
-            return
-        if isinstance(result, Deferred):
-            inhand.deferred = True
-            result.react(
-                lambda data: self._finish(inhand, Kind.REPLY, data),
-                lambda error: self._finish(inhand, Kind.FAULT, errors.encode(_told(inhand, error))),
-            )
-            return
-        assert self._nursery is not None
-        action = self._run_stream if inhand.spec.kind == "stream" else self._run_async
-        call = Call(self._fields(), INLINE.clock)
-        self._nursery.start_soon(self._run, action, inhand, result, call)
-
-    def _start_upload(self, index: int, entry: Entry, view: memoryview) -> None:
-        inhand = self._take(index, False)
-        inhand.items = Items(inhand, self)
-        coroutine = entry.run(view, inhand.items)
-        call = Call(self._fields(), INLINE.clock)
-        assert self._nursery is not None
-        self._nursery.start_soon(self._run, self._run_async, inhand, coroutine, call)
-
-    async def _run(self, action: Callable[[InHand, Any], Any], inhand: InHand, work: Any, call: Call) -> None:
-        """A handler's task: checked again first, ended by its deadline or its caller's cancellation."""
-        origin = inhand.origin
-        with context.in_hand(call), trio.CancelScope() as scope:
-            inhand.scope = scope
-            if origin.deadline:
-                scope.deadline = trio.current_time() + max(
-                    0.0, origin.deadline / NANOSECONDS - time.monotonic()
-                )
-            if inhand.cancelled:
-                scope.cancel()
-            error = self._recheck(origin, inhand)
-            if error is not None:
-                if hasattr(work, "close"):
-                    work.close()
-                self._finish(inhand, Kind.FAULT, errors.encode(error))
-                return
-            try:
-                await action(inhand, work)
-            except AtollError as problem:
-                self._finish(inhand, Kind.FAULT, errors.encode(problem))
-        if scope.cancelled_caught:
-            late = origin.deadline and time.monotonic_ns() >= origin.deadline
-            ended: AtollError = errors.Aborted(inhand.spec.label, "it was cancelled")
-            if inhand.moved:
-                ended = errors.PeerDied(inhand.spec.label, True)
-            elif late:
-                ended = DeadlineExceeded(inhand.spec.label)
-            self._finish(inhand, Kind.FAULT, errors.encode(ended))
-        else:
-            self._done(inhand)
-
-    def _recheck(self, origin: Origin, inhand: InHand) -> AtollError | None:
-        """The second look at the capability, after the time in trio's queue."""
-        if self._notice_words[1] == origin.revocations:
-            return None
-        message = ffi.new(
-            "atoll_message *",
-            {
-                "channel": origin.channel,
-                "slot": origin.slot,
-                "generation": origin.generation,
-                "rights": origin.rights,
-            },
-        )
-        refusal = lib.atoll_loop_recheck(self.c, message)
-        self._status_words[0] = 0
-        if not refusal:
-            return None
-        self.observer.refused(origin.channel, origin.slot, inhand.spec.number, _WHY[Refusal(refusal)])
-        return Revoked(inhand.spec.label)
-
-    async def _run_async(self, inhand: InHand, work: Any) -> None:
-        self._finish(inhand, Kind.REPLY, await work)
-
-    async def _run_stream(self, inhand: InHand, work: Any) -> None:
-        inhand.credit = Credit()
-        if hasattr(work, "__anext__"):
-            try:
-                async for item in work:
-                    await self._send_items(inhand, [item])
-            finally:
-                with trio.CancelScope(shield=True):
-                    await work.aclose()
-        else:
-            try:
-                await self._pump(inhand, inhand.credit, work)
-            finally:
-                work.close()
-        self._finish(inhand, Kind.END, b"")
-
-    async def _pump(self, inhand: InHand, credit: Credit, work: Any) -> None:
-        """A plain generator: its items fill records, and between two records others have their turn."""
-        over = False
-        while not over:
-            await credit.wait()
-            items, size, end = [], 0, time.monotonic_ns() + STREAM_TURN
-            limit = min(credit.left, RECORD_ITEMS)
-            for item in work:
-                items.append(item)
-                size += len(item)
-                if len(items) >= limit or size >= RECORD_BYTES or time.monotonic_ns() >= end:
-                    break
-            else:
-                over = True
-            if items:
-                await self._send_items(inhand, items)
-            await trio.lowlevel.checkpoint()
-
-    async def _send_items(self, inhand: InHand, items: list[bytes]) -> None:
-        credit = inhand.credit
-        assert credit is not None
-        await credit.wait()
-        credit.left -= len(items)
-        payload = _encode(items)
-        origin = inhand.origin
-        while True:
-            result = lib.atoll_loop_reply(
-                self.c, origin.channel, origin.request, origin.lane, int(Kind.ITEM), payload, len(payload)
-            )
-            if result == Result.FULL or origin.channel in self._overflow:
-                lib.atoll_loop_flush(self.c)
-                await trio.sleep(RETRY)
-                continue
-            if result == Result.TOO_LARGE:
-                raise TooLarge(f"an item of {inhand.spec.label}", len(payload), self._buffer.nbytes)
-            if result < 0:
-                inhand.cancel()
-            return
-
     # replies ----------------------------------------------------------------------------------------------------------
 
     def _fault(self, error: AtollError) -> tuple[bytes, int]:
         reply = errors.encode(error)
         return reply, Kind.FAULT << 32 | len(reply)
-
-    def _finish(self, inhand: InHand, kind: Kind, payload: bytes) -> None:
-        key = inhand.origin.channel, inhand.origin.request
-        if self.in_hand.pop(key, None) is not None and not inhand.origin.cast:
-            self._reply(inhand.origin, kind, payload)
-
-    def _reply(self, origin: Origin, kind: Kind, payload: bytes) -> None:
-        """Put a reply into its ring, or keep it until there is room."""
-        if origin.cast or origin.channel not in self._channels:
-            return
-        if origin.channel in self._overflow:
-            self._keep(origin.channel, origin.request, origin.lane, kind, payload)
-            return
-        result = lib.atoll_loop_reply(
-            self.c, origin.channel, origin.request, origin.lane, int(kind), payload, len(payload)
-        )
-        if result == Result.FULL:
-            self._keep(origin.channel, origin.request, origin.lane, kind, payload)
-        elif result == Result.TOO_LARGE:
-            fault = errors.encode(TooLarge("a reply", len(payload), self._buffer.nbytes))
-            self._reply(origin, Kind.FAULT, fault)
-        elif result == Result.MISBEHAVED:
-            self._misbehaved(origin.channel)
-
-    def _keep(self, channel: int, request: int, lane: int, kind: int, payload: bytes) -> None:
-        """The reply ring is full: take nothing from this client until it has taken its replies."""
-        self._overflow.setdefault(channel, deque()).append((request, lane, int(kind), payload))
-        lib.atoll_loop_hold(self.c, channel, 1)
-        lib.atoll_loop_until(self.c, max(2, time.monotonic_ns() + int(RETRY * NANOSECONDS)))
-
-    def _flush_overflow(self) -> None:
-        for channel, queue in list(self._overflow.items()):
-            while queue:
-                request, lane, kind, payload = queue[0]
-                result = lib.atoll_loop_reply(self.c, channel, request, lane, kind, payload, len(payload))
-                if result == Result.FULL:
-                    break
-                queue.popleft()
-                if result == Result.MISBEHAVED:
-                    self._misbehaved(channel)
-                    break
-            if not queue:
-                self._overflow.pop(channel, None)
-                lib.atoll_loop_hold(self.c, channel, 0)
 
     # refusals and streams ---------------------------------------------------------------------------------------------
 
@@ -658,6 +458,27 @@ class ServeLoop:
             error = Revoked(label)
         return self._fault(error)
 
+    def _recheck(self, inhand: InHand) -> AtollError | None:
+        """The second look at a call's capability, after the time in trio's queue."""
+        origin = inhand.origin
+        if self._notice_words[1] == origin.revocations:
+            return None
+        message = ffi.new(
+            "atoll_message *",
+            {
+                "channel": origin.channel,
+                "slot": origin.slot,
+                "generation": origin.generation,
+                "rights": origin.rights,
+            },
+        )
+        refusal = lib.atoll_loop_recheck(self.c, message)
+        self._status_words[0] = 0
+        if not refusal:
+            return None
+        self.observer.refused(origin.channel, origin.slot, inhand.spec.number, _WHY[Refusal(refusal)])
+        return Revoked(inhand.spec.label)
+
     def _misbehaved(self, channel: int) -> None:
         fault = lib.atoll_channel_fault(self._channels[channel]) if channel in self._channels else ffi.NULL
         self._bad(channel, ffi.string(fault).decode() if fault != ffi.NULL else "unknown check")
@@ -669,14 +490,14 @@ class ServeLoop:
     def _stream(self, length: int) -> None:
         """A record that belongs to a call in hand; one that is over is no fault: both sides may end it."""
         message = self._message
-        inhand = self.in_hand.get((message.channel, message.request))
+        inhand = self._tasks.in_hand.get((message.channel, message.request))
         if inhand is None:
             return
         channel, payload = message.channel, self._buffer[:length]
         try:
             match message.kind:
                 case Kind.CANCEL:
-                    self._cancel(inhand)
+                    self._tasks.cancel(inhand)
                 case Kind.END if inhand.items is not None:
                     inhand.items.ended()
                 case Kind.ITEM if inhand.items is not None:
@@ -689,18 +510,6 @@ class ServeLoop:
                     self._bad(channel, "record of no stream")
         except msgspec.DecodeError:
             self._bad(channel, "stream record")
-
-    def grant(self, inhand: InHand, count: int) -> None:
-        """See `Grantor`."""
-        self._reply(inhand.origin, Kind.CREDIT, _encode(count))
-
-
-def _told(inhand: InHand, error: Exception) -> AtollError:
-    return (
-        error
-        if isinstance(error, AtollError)
-        else errors.InternalFault(inhand.spec.label, type(error).__name__)
-    )
 
 
 __all__ = ["LANES", "Observer", "ServeLoop"]
