@@ -185,8 +185,8 @@ def test_a_server_with_too_much_in_hand_turns_the_next_call_away(open_server: Op
     suite = open_server(SuiteServer, in_hand=4).client(Suite)
     waiting = [suite.defer.start("group") for _ in range(4)]
     with pytest.raises(errors.Overloaded) as caught:
-        suite.add.now("x")
-    assert caught.value.where == "Suite.add"
+        suite.defer.now("group")
+    assert caught.value.where == "Suite.defer"
     for future in waiting:
         future.cancel()
 
