@@ -46,7 +46,7 @@ OUTSTANDING = 64
 LOAD_THREADS = 2
 LOAD_CALLS = 300
 """Calls of the load before the swap begins, and again after it has ended."""
-PATIENCE = 30.0
+PATIENCE = 10.0
 """Seconds after which a call of the load counts as failed: a swap that hangs must end, too."""
 WIDTH = 120
 """Columns of the report where there is no terminal."""

@@ -63,10 +63,12 @@ class Load:
             self._changed.notify_all()
 
     def wait_for(self, more: int) -> None:
-        """Until `more` further calls have ended, well or badly."""
+        """Until `more` further calls have been answered, or one has failed."""
         with self._changed:
             wanted = self._count + more
-            self._changed.wait_for(lambda: self._count >= wanted or self._crashed is not None)
+            self._changed.wait_for(
+                lambda: self._count >= wanted or self._errors > 0 or self._crashed is not None
+            )
             self._check()
 
     def _check(self) -> None:

@@ -131,8 +131,8 @@ def test_a_load_counts_every_call_and_names_the_first_error(servers: Servers) ->
         raise NotFound("batch", "b-999")
 
     with Load([fail]) as failing:
-        failing.wait_for(3)
-    assert failing.endured.errors == failing.endured.calls >= 3
+        failing.wait_for(1_000_000_000)  # an error ends the wait: what hangs after a swap would not end it
+    assert failing.endured.errors == failing.endured.calls >= 1
     assert failing.endured.first_error.startswith("NotFound: ")
 
 
