@@ -3,33 +3,41 @@
 from pathlib import Path
 
 from .frame import Contestant, Goal, Race, Row, Survey
-from .peers import asyncio_stream, atoll, grpc_unix, megabyte, pipe, ring, trio_socket, zmq_ipc
+from .node import echoes
+from .node.booted import Booted
+from .peers import asyncio_stream, atoll, blocks, grpc_unix, megabyte, pipe, ring, trio_socket, zmq_ipc
 from .placement import Placement, one_core, two_cores
 
 RING, PIPE, TRIO, ASYNCIO = "bare ring, Python", "multiprocessing.Pipe", "trio socketpair", "asyncio stream"
 ZMQ, GRPC, PAIR = "pyzmq", "gRPC", "C pair"
-ATOLL = "atoll"
+LEVEL = "sandbox"
+ATOLL = f"atoll, {LEVEL}"
+CALL = "64 B call"
 
 
 def rows(scratch: Path) -> list[Row]:
     """The rows that this machine's cores allow."""
     awake, parked = two_cores(), one_core()
-    pair = awake or parked
+    pair, booted = awake or parked, Booted(scratch)
     return [
-        *(_awake(awake) if awake else []),
-        _parked(parked),
-        *_loops(pair),
-        *_streams(pair),
+        *(_awake(booted, awake) if awake else []),
+        _parked(booted, parked),
+        *_loops(booted, pair),
+        *_streams(booted, pair),
         *_surveys(),
-        *_bulk(awake, parked),
+        *_grants(booted, pair),
+        *_bulk(booted, awake, parked),
     ]
 
 
-def _peers() -> list[Contestant]:
+def _peers(booted: Booted) -> list[Contestant]:
     return [
-        Contestant(ATOLL, atoll.typed),
+        Contestant(ATOLL, blocks.blocking(echoes.at(booted, LEVEL), "exchange")),
         Contestant(RING, ring.typed),
         Contestant("bare ring, C", ring.plain),
+        Contestant("atoll, seccomp", blocks.blocking(echoes.at(booted, "seccomp"), "exchange")),
+        Contestant("atoll, process", blocks.blocking(echoes.at(booted, "process"), "exchange")),
+        Contestant("atoll, no kernel", atoll.typed),
         Contestant(PIPE, pipe.typed),
         Contestant(TRIO, trio_socket.typed),
         Contestant(ASYNCIO, asyncio_stream.typed),
@@ -38,13 +46,13 @@ def _peers() -> list[Contestant]:
     ]
 
 
-def _awake(placement: Placement) -> list[Row]:
+def _awake(booted: Booted, placement: Placement) -> list[Row]:
     return [
         Race(
             group="ipc",
             name="typed call, 64 B, peers awake",
             unit="µs",
-            contestants=_peers(),
+            contestants=_peers(booted),
             subject=ATOLL,
             goals=[Goal("<=", 1.8, RING), Goal("<=", 1 / 10, PIPE), Goal("<=", 1 / 100, GRPC)],
             placement=placement,
@@ -53,12 +61,12 @@ def _awake(placement: Placement) -> list[Row]:
     ]
 
 
-def _parked(placement: Placement) -> Row:
+def _parked(booted: Booted, placement: Placement) -> Row:
     return Race(
         group="ipc",
         name="typed call, 64 B, peer parked, one core",
         unit="µs",
-        contestants=_peers(),
+        contestants=_peers(booted),
         subject=ATOLL,
         goals=[Goal("<=", 1 / 2, PIPE)],
         placement=placement,
@@ -66,8 +74,10 @@ def _parked(placement: Placement) -> Row:
     )
 
 
-def _loops(placement: Placement) -> list[Row]:
+def _loops(booted: Booted, placement: Placement) -> list[Row]:
     """Calls that an event loop on one side or the other takes part in."""
+
+    echo = echoes.at(booted, LEVEL)
 
     def race(name: str, contestants: list[Contestant], goal: Goal | None) -> Row:
         return Race(
@@ -83,41 +93,44 @@ def _loops(placement: Placement) -> list[Row]:
     return [
         race(
             "typed call, async handler",
-            [Contestant(ATOLL, atoll.handled_async), Contestant(TRIO, trio_socket.typed)],
+            [Contestant(ATOLL, blocks.blocking(echo, "exchange_async")), Contestant(TRIO, trio_socket.typed)],
             Goal("<=", 1 / 4, TRIO),
         ),
         race(
             "typed call, asyncio client",
-            [Contestant(ATOLL, atoll.from_asyncio), Contestant(ASYNCIO, asyncio_stream.typed)],
+            [Contestant(ATOLL, blocks.from_asyncio(echo)), Contestant(ASYNCIO, asyncio_stream.typed)],
             Goal("<=", 1 / 2, ASYNCIO),
         ),
         race(
             "typed call, trio client",
-            [Contestant(ATOLL, atoll.from_trio), Contestant(TRIO, trio_socket.typed)],
+            [Contestant(ATOLL, blocks.from_trio(echo)), Contestant(TRIO, trio_socket.typed)],
             None,
         ),
         race(
-            "typed calls, 100 under way",
-            [Contestant(ATOLL, atoll.pipelined, operations=100), Contestant(RING, ring.typed)],
+            f"typed calls, {blocks.UNDER_WAY} under way",
+            [
+                Contestant(ATOLL, blocks.pipelined(echo), operations=blocks.UNDER_WAY),
+                Contestant(RING, ring.typed),
+            ],
             None,
         ),
     ]
 
 
-def _streams(placement: Placement) -> list[Row]:
+def _streams(booted: Booted, placement: Placement) -> list[Row]:
     return [
         Race(
             group="ipc",
             name=f"stream of 64 B typed items, {how}",
             unit="1/s",
-            contestants=[Contestant(ATOLL, opened)],
+            contestants=[Contestant(ATOLL, blocks.streamed(echoes.at(booted, LEVEL), method))],
             subject=ATOLL,
             goals=[Goal(">=", least)],
             placement=placement,
         )
-        for how, opened, least in (
-            ("batched", atoll.streamed, 1_000_000),
-            ("one a record", atoll.streamed_singly, 400_000),
+        for how, method, least in (
+            ("batched", "items", 1_000_000),
+            ("one a record", "items_singly", 400_000),
         )
     ]
 
@@ -130,13 +143,32 @@ def _surveys() -> list[Row]:
     ]
 
 
-def _bulk(awake: Placement | None, parked: Placement) -> list[Row]:
+def _grants(booted: Booted, placement: Placement) -> list[Row]:
+    return [
+        Survey("ipc", "1 MiB granted for the first time", lambda: echoes.first_grants(booted, LEVEL)),
+        Race(
+            group="ipc",
+            name="1 MiB granted before, handed over",
+            unit="µs",
+            contestants=[
+                Contestant(ATOLL, echoes.handed_over(booted, LEVEL)),
+                Contestant(CALL, blocks.blocking(echoes.at(booted, LEVEL), "exchange")),
+            ],
+            subject=ATOLL,
+            goals=[Goal("<=", 2, CALL)],
+            placement=placement,
+        ),
+    ]
+
+
+def _bulk(booted: Booted, awake: Placement | None, parked: Placement) -> list[Row]:
     return [
         Race(
             group="ipc",
             name=f"1 MiB written, handed over and read, {placement.name}",
             unit="µs",
             contestants=[
+                Contestant(ATOLL, echoes.written_and_read(booted, LEVEL)),
                 Contestant(PAIR, megabyte.pair),
                 Contestant("two copies in one process", megabyte.copies),
             ],

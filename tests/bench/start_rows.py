@@ -1,4 +1,4 @@
-"""How long until a server serves, beside what a fresh interpreter needs."""
+"""How long until a server serves, beside what a fresh interpreter needs; what a node costs that stands idle."""
 
 import subprocess
 import sys
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .frame import Block, Contestant, Goal, Race, Row
+from .frame import Block, Contestant, Goal, Race, Row, Survey
+from .node import idle, starts
+from .node.booted import Booted
 from .placement import Placement
 
 ATOLL, IMPORTS = "atoll", "fresh python, imports"
@@ -34,11 +36,18 @@ def rows(scratch: Path) -> list[Row]:
             group="start",
             name="server at level sandbox, started and ready to serve",
             unit="ms",
-            contestants=[_fresh(name, script) for name, script in SCRIPTS.items()],
+            contestants=[
+                starts.started(Booted(scratch), ATOLL, "sandbox"),
+                *(_fresh(name, script) for name, script in SCRIPTS.items()),
+            ],
             subject=ATOLL,
             goals=[Goal("<=", 1 / 10, IMPORTS)],
             seconds=0.3,
             warm=0.0,
             bias="The fresh interpreter only imports; it neither isolates itself nor answers anybody.",
-        )
+        ),
+        Survey("start", "idle node, images/rlhf.toml", lambda: idle.measure(scratch, "rlhf", goal=True)),
+        Survey(
+            "start", "idle node, images/minimal.toml", lambda: idle.measure(scratch, "minimal", goal=True)
+        ),
     ]

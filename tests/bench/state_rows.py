@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from .frame import Goal, Race, Row
+from .node import commits
+from .node.booted import Booted
 from .store import disk, grouped, lmdb_bare, postgres, sqlite
 
 ATOLL, LMDB, FSYNC, SQLITE = "atoll", "bare LMDB", "pwrite + fdatasync", "SQLite WAL FULL"
@@ -16,16 +18,17 @@ BIAS = (
 
 def rows(scratch: Path) -> list[Row]:
     """One client's latency, 64 outstanding transactions' rate, and a read."""
-    cluster = postgres.Cluster(scratch)
-    return [_one(scratch, cluster), _many(scratch, cluster), _read(scratch)]
+    cluster, booted = postgres.Cluster(scratch), Booted(scratch, name="store")
+    return [_one(scratch, booted, cluster), _many(scratch, booted, cluster), _read(scratch, booted)]
 
 
-def _one(scratch: Path, cluster: postgres.Cluster) -> Row:
+def _one(scratch: Path, booted: Booted, cluster: postgres.Cluster) -> Row:
     return Race(
         group="state",
         name="durable transaction, one client",
         unit="µs",
         contestants=[
+            commits.one(booted, ATOLL),
             lmdb_bare.commits(scratch, LMDB, grouped.State, 1),
             grouped.commits(scratch, LAYER, 1),
             disk.contestant(scratch, FSYNC),
@@ -40,12 +43,13 @@ def _one(scratch: Path, cluster: postgres.Cluster) -> Row:
     )
 
 
-def _many(scratch: Path, cluster: postgres.Cluster) -> Row:
+def _many(scratch: Path, booted: Booted, cluster: postgres.Cluster) -> Row:
     return Race(
         group="state",
         name="durable transactions, 64 outstanding",
         unit="1/s",
         contestants=[
+            commits.many(booted, ATOLL, GROUP),
             lmdb_bare.commits(scratch, LMDB, grouped.State, GROUP),
             grouped.commits(scratch, LAYER, GROUP),
             sqlite.contestant(scratch, SQLITE),
@@ -58,12 +62,12 @@ def _many(scratch: Path, cluster: postgres.Cluster) -> Row:
     )
 
 
-def _read(scratch: Path) -> Row:
+def _read(scratch: Path, booted: Booted) -> Row:
     return Race(
         group="state",
         name="read of one key",
         unit="µs",
-        contestants=[lmdb_bare.reads(scratch, LMDB, grouped.State)],
+        contestants=[commits.reads(booted, ATOLL), lmdb_bare.reads(scratch, LMDB, grouped.State)],
         subject=ATOLL,
         bias="Bare LMDB reads in the caller's own process.",
     )

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .frame import Row
+from .frame import Row, Survey
+from .node import swaps
 
 
 def rows(scratch: Path) -> list[Row]:
-    """None yet: a swap needs a booted node."""
-    return []
+    return [Survey("swap", swaps.ROW, lambda: swaps.measure(scratch))]

@@ -24,3 +24,11 @@ class Echo(Interface):
     @call("call", local=True)
     def read(self, buffer: Buffer) -> int:
         """Reads a granted buffer in full into memory of its own; returns its size."""
+
+    @call("call", local=True)
+    def hold(self, buffer: Buffer) -> int:
+        """Is handed a granted buffer and does not look into it; returns its size."""
+
+    @call("call")
+    def count(self) -> int:
+        """How often this was called; a swap hands it over."""

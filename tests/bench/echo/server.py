@@ -13,6 +13,13 @@ REPLY = "x" * 62
 class Server(Serves[Echo]):
     def __init__(self) -> None:
         self._private = bytearray()
+        self._counted = 0
+
+    def hand_over(self) -> bytes:
+        return str(self._counted).encode()
+
+    def take_over(self, state: bytes) -> None:
+        self._counted = int(state)
 
     @Echo.exchange.serve
     def exchange(self, number: int, text: str) -> str:
@@ -39,3 +46,12 @@ class Server(Serves[Echo]):
             self._private = bytearray(len(view))
         self._private[:] = view
         return len(view)
+
+    @Echo.hold.serve
+    def hold(self, buffer: Buffer) -> int:
+        return len(buffer)
+
+    @Echo.count.serve
+    def count(self) -> int:
+        self._counted += 1
+        return self._counted

@@ -1,6 +1,5 @@
 """Atoll itself: a server process behind real channels, without a kernel (tests/kit), at no protection level."""
 
-import asyncio
 import os
 import statistics
 import threading
@@ -9,17 +8,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-import trio
-
 from atoll.ipc.system.control import Port
 from tests.kit.forked import forked
 from tests.kit.serving import Memory, Serving, serving
 
 from ..echo.interface import Echo
 from ..echo.server import Server
-from ..frame import Block, Figure, Open, Unavailable
+from ..frame import Figure, Unavailable
 from ..payload import NUMBER, TEXT
 from ..placement import Placement, available, pinned
+from . import blocks
 
 CALLS_PARKED = 200
 BUSY_CALLS = 300
@@ -44,78 +42,7 @@ def _proxy(placement: Placement) -> Iterator[Echo]:
         yield served.proxies[0]
 
 
-def _blocking(method: str) -> Open:
-    @contextmanager
-    def opened(placement: Placement) -> Iterator[Block]:
-        with _proxy(placement) as echo:
-            now = getattr(echo, method).now
-
-            def block(n: int) -> float:
-                start = time.perf_counter()
-                for _ in range(n):
-                    now(NUMBER, TEXT)
-                return time.perf_counter() - start
-
-            yield block
-
-    return opened
-
-
-typed, handled_async = _blocking("exchange"), _blocking("exchange_async")
-
-
-@contextmanager
-def pipelined(placement: Placement) -> Iterator[Block]:
-    """A hundred calls under way at once; one operation is a hundred."""
-    with _proxy(placement) as echo:
-        start_one = echo.exchange.start
-
-        def block(n: int) -> float:
-            start = time.perf_counter()
-            for _ in range(n):
-                for future in [start_one(NUMBER, TEXT) for _ in range(100)]:
-                    future.result()
-            return time.perf_counter() - start
-
-        yield block
-
-
-async def _calls(echo: Echo, n: int) -> float:
-    start = time.perf_counter()
-    for _ in range(n):
-        await echo.exchange(NUMBER, TEXT)
-    return time.perf_counter() - start
-
-
-@contextmanager
-def from_trio(placement: Placement) -> Iterator[Block]:
-    with _proxy(placement) as echo:
-        yield lambda n: trio.run(_calls, echo, n)
-
-
-@contextmanager
-def from_asyncio(placement: Placement) -> Iterator[Block]:
-    with _proxy(placement) as echo, asyncio.Runner() as runner:
-        yield lambda n: runner.run(_calls(echo, n))
-
-
-def _streamed(method: str) -> Open:
-    @contextmanager
-    def opened(placement: Placement) -> Iterator[Block]:
-        with _proxy(placement) as echo:
-
-            def block(n: int) -> float:
-                start = time.perf_counter()
-                if sum(1 for _ in getattr(echo, method).now(n)) != n:
-                    raise RuntimeError("items were lost")
-                return time.perf_counter() - start
-
-            yield block
-
-    return opened
-
-
-streamed, streamed_singly = _streamed("items"), _streamed("items_singly")
+typed = blocks.blocking(_proxy, "exchange")
 
 
 def many_clients(clients: int, seconds: float) -> list[Figure]:
