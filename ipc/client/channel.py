@@ -14,6 +14,7 @@ import mmap
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import Any, Protocol
 
 import msgspec
@@ -268,7 +269,7 @@ class ClientChannel:
         give_up = 0
         while True:
             if self.failed is not None and not self._opened_again():
-                raise self.failed
+                raise copy(self.failed)  # a fresh one: a traceback grows with each raise
             result = lib.atoll_send(
                 self.c,
                 site,
@@ -298,7 +299,7 @@ class ClientChannel:
         """Send without a request of our own; `Overloaded` if there is no room: a cast is at most once."""
         while True:
             if self.failed is not None and not self._opened_again():
-                raise self.failed
+                raise copy(self.failed)  # a fresh one: a traceback grows with each raise
             result = lib.atoll_send(
                 self.c,
                 site.c,
@@ -501,13 +502,13 @@ class ClientChannel:
             else:
                 self.look()
             if self.failed is not None and result == Result.CLOSED:
-                raise self.failed
+                raise copy(self.failed)  # a fresh one: a traceback grows with each raise
             return
         if result == Result.TOO_LARGE:
             raise TooLarge(f"a message of {spec.label}", size, lib.atoll_channel_limit(self.c))
         if result == Result.MISBEHAVED:
             self.misbehaved()
-            raise self.failed or PeerMisbehaved(f"the channel to {self.peer}", "unknown check")
+            raise copy(self.failed or PeerMisbehaved(f"the channel to {self.peer}", "unknown check"))
         if result == Result.AGAIN:
             self._look_at_kernel()
             return
