@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
+from atoll.ipc.system.kernel import written
 
 from .accounts import Ledger
 from .image import DELEGATE
@@ -126,7 +127,7 @@ class Tree:
         """Raises `NotFound` if there is no such capability (any more)."""
         found = self._all.get(id)
         if found is None:
-            raise NotFound(what="capability", name=str(id))
+            raise NotFound(what="capability", name=written(id))
         return found
 
     def held_by(self, holder: str) -> list[Capability]:
@@ -194,7 +195,7 @@ class Tree:
         parent = self._of(id, by)
         if parent.badge != UNBADGED:
             raise BadRequest(
-                where=f"mint from capability {id}",
+                where=f"mint from capability {written(id)}",
                 expected="an unbadged one",
                 got=f"one with badge {parent.badge}",
             )
@@ -271,10 +272,10 @@ class Tree:
         only (`withdraw`)."""
         capability = self.get(id)
         if by is not None and not any(self.covers(held, id) for held in self._held.get(by, ())):
-            raise NotFound(what="capability", name=str(id))
+            raise NotFound(what="capability", name=written(id))
         if capability.parent == 0 and not keep:
             raise BadRequest(
-                where=f"revoke capability {id}",
+                where=f"revoke capability {written(id)}",
                 expected="one that was made from another",
                 got=f"the root of {capability.server}, which ends when that server leaves the node",
             )
@@ -340,7 +341,7 @@ class Tree:
         """What others hold is not there for `by`: it learns nothing of it, not even that it is."""
         capability = self.get(id)
         if capability.holder != by:
-            raise NotFound(what="capability", name=str(id))
+            raise NotFound(what="capability", name=written(id))
         return capability
 
     def _make(
@@ -359,7 +360,7 @@ class Tree:
             raise BadRequest(where=f"{method}, expiry", expected=f"at most {parent.expiry}", got=str(expiry))
         if lasting and not parent.lasting:
             raise BadRequest(
-                where=f"{method} from capability {parent.id}",
+                where=f"{method} from capability {written(parent.id)}",
                 expected="one of this session, as it is",
                 got="lasting",
             )

@@ -57,6 +57,7 @@ class Life:
         }
         description = await self.describe(what.server, version, configs)
         server = Server(spec, description, version)
+        needs.known(server, node.keyspaces)
         needs.complete(server)
         self.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")

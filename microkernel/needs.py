@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +25,7 @@ from .image import (
     ListenBinding,
     ServerBinding,
 )
-from .image_check import STORE
+from .image_check import KINDS, STORE
 from .parties import Party
 from .records import NeedRow
 from .uids import give
@@ -77,6 +79,14 @@ def keyspaces_of(server: Server) -> list[str]:
     return [bound.keyspace for bound in server.spec.needs.values() if isinstance(bound, KeyspaceBinding)]
 
 
+def known(server: Server, keyspaces: Collection[str]) -> None:
+    """Hold a load to the keyspaces that are there: a misspelt one must not come into being. Raises `NotFound`."""
+    for name in keyspaces_of(server):
+        if name not in keyspaces:
+            near = difflib.get_close_matches(name, keyspaces, 1)
+            raise NotFound(what="keyspace", name=name, nearest=near[0] if near else "")
+
+
 def complete(server: Server) -> None:
     """Give keyspace needs of a loaded server that nobody bound a keyspace of their own. Raises `BadRequest` for
     another need that is not bound, or for a binding of no need."""
@@ -94,10 +104,17 @@ def complete(server: Server) -> None:
                 expected=f"the need {need!r} ({about.kind}) to be bound",
                 got="no binding",
             )
-    for need in needs.keys() - server.description.needs.keys():
-        raise BadRequest(
-            where=f"load {server.name}", expected="bindings of needs that it has", got=f"one of {need!r}"
-        )
+    for need, bound in needs.items():
+        needed = server.description.needs.get(need)
+        if needed is None:
+            has = ", ".join(server.description.needs) or "none"
+            raise BadRequest(
+                where=f"load {server.name}", expected=f"bindings of needs that it has ({has})", got=f"one of {need!r}"
+            )
+        if KINDS[type(bound)] != needed.kind:
+            raise BadRequest(
+                where=f"load {server.name}, need {need!r}", expected=f"a {needed.kind}", got=f"a {KINDS[type(bound)]}"
+            )
     for need, fault in server.description.config_faults.items():
         where = ".".join((need, *map(str, fault.path)))
         raise BadRequest(where=f"load {server.name}, {where}", expected=fault.expected, got=fault.found)

@@ -14,7 +14,7 @@ import trio
 
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
 from atoll.ipc.system.control import CancelCalls
-from atoll.ipc.system.kernel import Granted, Opened, WrongState
+from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
 
 from . import launching
 from .capabilities import NEVER, Capability
@@ -193,7 +193,7 @@ class Powers:
     def _mine(self, party: Party, id: int) -> Capability:
         held = self._node.tree.get(id)
         if held.holder != party.holder:
-            raise NotFound(what="capability", name=str(id))
+            raise NotFound(what="capability", name=written(id))
         return held
 
     def _expiry(self, held: Capability, expires: float) -> int:

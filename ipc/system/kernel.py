@@ -29,6 +29,11 @@ State = Literal["starting", "serving", "draining", "frozen", "restarting", "stop
 BufferMode = Literal["writable", "readonly", "immutable"]
 
 
+def written(number: int) -> str:
+    """A capability's number as people write it: the boot that made it, a point, and which of that boot's it is."""
+    return f"{number >> 32}.{number & 0xFFFFFFFF}"
+
+
 class WrongState(Failure, frozen=True, kw_only=True):
     """The server's state does not allow the call."""
 
