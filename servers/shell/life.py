@@ -97,7 +97,7 @@ def swap(
     with connect(node=node or None) as attached:
         done = attached.kernel.swap.now(what)
     ended = f"; ended {', '.join(done.ended)}" if done.ended else ""
-    change = f"{done.old[:10]} -> {done.new[:10]} at level {done.level}"
+    change = f"{done.old[:8]} -> {done.new[:8]} at level {done.level}"
     printing.answer(
         done,
         f"{server}: {change}, paused {done.pause * 1000:.1f} ms{ended}",

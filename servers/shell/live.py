@@ -32,11 +32,11 @@ LOADS: list[Column[Load]] = [
     Column("SERVER", lambda row: row.server),
     Column("STATE", lambda row: row.state),
     Column("PID", lambda row: row.pid or "-", right=True),
-    Column("LEVEL", lambda row: row.level),
+    Column("LEVEL", lambda row: row.level, spare=1),
     Column("CALLS/S", lambda row: f"{row.calls:,.0f}", right=True),
     Column("CPU", lambda row: f"{row.cpu:.0%}", right=True),
-    Column("MEMORY", lambda row: printing.size(row.memory), right=True),
-    Column("RESTARTS", lambda row: row.restarts, right=True),
+    Column("MIB", lambda row: f"{row.memory / (1 << 20):.1f}", right=True),
+    Column("RESTARTS", lambda row: row.restarts, right=True, spare=2),
 ]
 
 

@@ -52,7 +52,22 @@ At = Annotated[
         show_default="now",
     ),
 ]
-Capability = Annotated[int, typer.Argument(help="A capability's number, as `atoll caps` prints it.", min=1)]
+
+
+def capability_number(text: str) -> int:
+    """A capability's number as `atoll caps` prints it (`1.6`), or as JSON has it (one number)."""
+    boot, point, count = text.partition(".")
+    if not boot.isdecimal() or (point and not count.isdecimal()):
+        raise typer.BadParameter(f"{text!r} is no capability's number: `atoll caps` prints them, as 1.6")
+    return (int(boot) << 32) + int(count) if point else int(boot)
+
+
+Capability = Annotated[
+    int,
+    typer.Argument(
+        help="A capability's number, as `atoll caps` prints it.", parser=capability_number, metavar="NUMBER"
+    ),
+]
 Rights = Annotated[
     str, typer.Option("--rights", metavar="A,B", help="Rights, by comma.", show_default="all of the parent's")
 ]

@@ -1,7 +1,8 @@
 """What the command writes: a table for a person, JSON for a program; answers to stdout, errors to stderr."""
 
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -10,22 +11,34 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atoll.ipc.errors import AtollError
+from atoll.ipc.errors import AtollError, UnknownFailure
 
 Row = TypeVar("Row")
 
 
+UNBOUNDED = 10_000
+"""Columns of what is no terminal and says no width: nothing is cut, a program reads whole lines."""
+
+
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column of a table; numbers stand right."""
+    """A column of a table; numbers stand right.
+
+    A table that is too wide first loses the columns that it can do without, the highest `spare` first; then those that
+    `fold` get narrower. The JSON has everything.
+    """
 
     title: str
     of: Callable[[Row], object]
     right: bool = False
+    spare: int = 0
+    fold: bool = False
 
 
 def console() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Where tables go: as wide as the terminal or `COLUMNS`, else without an end."""
+    wide = not sys.stdout.isatty() and not os.environ.get("COLUMNS")
+    return Console(highlight=False, width=UNBOUNDED if wide else None)
 
 
 def plain(value: object) -> object:
@@ -57,13 +70,42 @@ def json(value: object) -> str:
     return msgspec.json.encode(plain(value)).decode()
 
 
-def table(rows: Iterable[Row], columns: Sequence[Column[Row]]) -> Table:
+def table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> Table:
+    """A table that fits the console, as far as its columns allow."""
+    room = console().width
+    cells = [(column, [cell(column.of(row)) for row in rows]) for column in columns]
+    least = {
+        column.title: max(len(column.title), *(len(text) for text in texts)) if not column.fold else FOLDED
+        for column, texts in cells
+    }
+    kept = list(columns)
+    while sum(least[column.title] + GAP for column in kept) - GAP > room:
+        spare = max(kept, key=lambda column: column.spare)
+        if not spare.spare:
+            break
+        kept.remove(spare)
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        drawn.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(str(column.of(row))) for column in columns))
+    for column in kept:
+        drawn.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=not column.fold,
+            min_width=None if column.fold else least[column.title],
+        )
+    for place in range(len(rows)):
+        drawn.add_row(*(Text(texts[place]) for column, texts in cells if column in kept))
     return drawn
+
+
+GAP = 2
+FOLDED = 16
+"""Characters under which a folding column is no longer read with ease."""
+
+
+def cell(value: object) -> str:
+    """A cell is one line of text, whatever a server's words hold."""
+    return " ".join(str(value).split("\n"))
 
 
 def rows(items: Sequence[Row], columns: Sequence[Column[Row]], as_json: bool, empty: str) -> None:
@@ -87,7 +129,12 @@ def error(error: AtollError, as_json: bool) -> None:
         told = {"error": type(error).__name__, "message": str(error), "fields": error.fields}
         print(json(told), file=sys.stderr)
     else:
-        print(f"atoll: {error}", file=sys.stderr)
+        print(f"atoll: {said(error)}", file=sys.stderr)
+
+
+def said(error: AtollError) -> str:
+    """The sentence for a person; a failure that only its server's package knows speaks for itself."""
+    return error.text if isinstance(error, UnknownFailure) else str(error)
 
 
 def size(count: float) -> str:

@@ -31,8 +31,8 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 ITEMS: list[Column[Shown]] = [
     Column("REVISION", lambda row: row.revision, right=True),
     Column("TIME", lambda row: clock(row.time)),
-    Column("KEY", lambda row: row.key),
-    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value)),
+    Column("KEY", lambda row: row.key, fold=True),
+    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value), fold=True),
 ]
 
 
@@ -84,7 +84,7 @@ def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Jso
     with opened(keyspace, node) as state:
         item = state.get.now(raw, when)
     if item is None:
-        raise NotFound(what=f"key in keyspace {keyspace!r}" + (f" at {at}" if at else ""), name=key)
+        raise NotFound(what=f"value{f' as of {at}' if at else ''} in keyspace {keyspace!r} of key", name=key)
     row = shown(item)
     printing.answer(row, value_text(row.value), as_json)
 

@@ -13,6 +13,7 @@ from atoll.ipc.system.kernel import (
     ProcessRow,
     Refusal,
     VersionRow,
+    written,
 )
 
 from . import live, printing
@@ -20,52 +21,71 @@ from .options import Json, Node, Server, SomeServer
 from .printing import Column
 from .when import clock, since
 
+VERSION_DIGITS = 8
+"""Of a version's 32: enough to tell those of one node apart; `atoll swap --version` takes any beginning."""
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f}" if size else "-"
+
+
+def badge(number: int) -> str:
+    """A badge that a person gave is small; one made of a name is a hash, and shown as such."""
+    return "-" if not number else str(number) if number < 1 << 32 else f"{number:#x}"
+
+
+def lasts(row: CapabilityRow) -> str:
+    """How long it lives: for good, or with its session; or up to a moment, if that comes first."""
+    if row.expires:
+        return f"to {clock(row.expires)}"
+    return "always" if row.lasting else "session"
+
+
 PROCESSES: list[Column[ProcessRow]] = [
     Column("SERVER", lambda row: row.server),
-    Column("STATE", lambda row: f"{row.state}: {row.reason}" if row.reason else row.state),
+    Column("STATE", lambda row: row.state),
     Column("PID", lambda row: row.pid or "-", right=True),
     Column("LEVEL", lambda row: row.level),
-    Column("VERSION", lambda row: row.version[:10]),
+    Column("VERSION", lambda row: row.version[:VERSION_DIGITS], spare=4),
     Column("UP", lambda row: since(row.started) if row.pid else "-", right=True),
-    Column("RESTARTS", lambda row: row.restarts, right=True),
-    Column("MEMORY", lambda row: printing.size(row.memory), right=True),
-    Column("CPU S", lambda row: f"{row.cpu:.1f}", right=True),
+    Column("RESTARTS", lambda row: row.restarts, right=True, spare=2),
+    Column("MIB", lambda row: mebibytes(row.memory), right=True),
+    Column("CPU S", lambda row: f"{row.cpu:.1f}", right=True, spare=3),
     Column("CALLS", lambda row: row.calls, right=True),
-    Column("REFUSED", lambda row: row.refused, right=True),
+    Column("REFUSED", lambda row: row.refused, right=True, spare=1),
 ]
 
 CAPABILITIES: list[Column[CapabilityRow]] = [
-    Column("NUMBER", lambda row: row.number, right=True),
-    Column("FROM", lambda row: row.parent or "-", right=True),
+    Column("NUMBER", lambda row: written(row.number), right=True),
+    Column("FROM", lambda row: written(row.parent) if row.parent else "-", right=True),
     Column("HOLDER", lambda row: row.holder),
     Column("SERVER", lambda row: row.server),
-    Column("INTERFACE", lambda row: row.interface),
-    Column("BADGE", lambda row: row.badge or "-", right=True),
-    Column("RIGHTS", lambda row: ", ".join(row.rights) or "none"),
-    Column("LASTS", lambda row: "yes" if row.lasting else "session"),
-    Column("EXPIRES", lambda row: clock(row.expires) if row.expires else "never"),
+    Column("INTERFACE", lambda row: row.interface, spare=1),
+    Column("BADGE", lambda row: badge(row.badge), right=True),
+    Column("RIGHTS", lambda row: ", ".join(row.rights) or "none", fold=True),
+    Column("LASTS", lasts),
 ]
 
 REFUSALS: list[Column[Refusal]] = [
     Column("SERVER", lambda row: row.server),
     Column("BY", lambda row: row.by),
-    Column("WHAT", lambda row: row.what),
+    Column("WHAT", lambda row: row.what, fold=True),
     Column("COUNT", lambda row: row.count, right=True),
-    Column("FIRST", lambda row: clock(row.first)),
+    Column("FIRST", lambda row: clock(row.first), spare=1),
     Column("LAST", lambda row: clock(row.last)),
 ]
 
 MECHANISMS: list[Column[Mechanism]] = [
     Column("MECHANISM", lambda row: row.name),
     Column("IN FORCE", lambda row: "yes" if row.in_force else "no"),
-    Column("STOPS", lambda row: row.stops),
+    Column("STOPS, OR WHY NOT", lambda row: row.stops, fold=True),
 ]
 
 VERSIONS: list[Column[VersionRow]] = [
-    Column("VERSION", lambda row: row.version[:16]),
+    Column("VERSION", lambda row: row.version[:VERSION_DIGITS]),
     Column("SERVER", lambda row: row.server),
-    Column("PACKAGE", lambda row: row.package),
-    Column("LOADED", lambda row: clock(row.loaded)),
+    Column("PACKAGE", lambda row: row.package, fold=True),
+    Column("LOADED", lambda row: clock(row.loaded) if row.loaded else "-"),
     Column("RUNNING", lambda row: "yes" if row.running else ""),
 ]
 
@@ -73,7 +93,11 @@ VERSIONS: list[Column[VersionRow]] = [
 def ps(node: Node = "", as_json: Json = False) -> None:
     """List the node's servers: state, process, protection level, version."""
     with connect(node=node or None) as attached:
-        printing.rows(attached.kernel.ps.now(), PROCESSES, as_json, "no servers: the image names none")
+        rows = attached.kernel.ps.now()
+    printing.rows(rows, PROCESSES, as_json, "no servers: the image names none")
+    for row in rows:
+        if row.reason and not as_json:
+            print(f"{row.server} is {row.state}: {row.reason}")
 
 
 def top(
