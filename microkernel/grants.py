@@ -33,8 +33,8 @@ class Buffer:
         self.owner = owner
         self.size = size
         self.mode = mode
-        self.shares: set[int] = set()
-        """Numbers of the parties that have it beside its owner."""
+        self.shares: dict[int, set[int]] = {}
+        """By number the parties that have it beside its owner, and the channels whose messages may name it there."""
         self.copies: dict[str, Buffer] = {}
         """Read-only or immutable shares of it, by mode."""
         self.descriptor = os.memfd_create(f"buffer {number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -110,9 +110,9 @@ class Grants:
         if mode == "writable" and buffer.mode != "writable":
             raise BadRequest(where="buffer_share: mode", expected=buffer.mode, got=mode)
         shared = buffer if buffer.mode in (mode, "immutable") else self._copy(buffer, mode)
-        if peer.number not in shared.shares and peer is not shared.owner:
-            shared.shares.add(peer.number)
-            self._hand(shared, peer)
+        if peer is not shared.owner and channel not in shared.shares.get(peer.number, ()):
+            shared.shares.setdefault(peer.number, set()).add(channel)
+            self._hand(shared, peer, channel)
             if peer.connection is not None:
                 await peer.connection.flushed()
         return shared.number
@@ -147,7 +147,7 @@ class Grants:
     def leave(self, party: Party) -> None:
         """A party is gone: what it owned goes, and what it was shared counts no more."""
         for buffer in list(self._all.values()):
-            buffer.shares.discard(party.number)
+            buffer.shares.pop(party.number, None)
             if buffer.owner is party:
                 self._drop(buffer)
 
@@ -174,8 +174,8 @@ class Grants:
         buffer.copies[mode] = copy
         return copy
 
-    def _hand(self, buffer: Buffer, party: Party) -> None:
-        told = DeliverBuffer(token=buffer.number, size=buffer.size, mode=buffer.mode)
+    def _hand(self, buffer: Buffer, party: Party, channel: int = 0) -> None:
+        told = DeliverBuffer(token=buffer.number, size=buffer.size, mode=buffer.mode, channel=channel)
         party.send(told, (buffer.descriptor,))
 
     def _drop(self, buffer: Buffer) -> None:

@@ -153,9 +153,10 @@ def _introduce(
             deliver(node, granted, serving)
 
 
-def deliver(node: Node, capability: Capability, party: Party) -> None:
-    """Put a capability into a process's hands; its number is the token."""
-    party.send(control.Deliver(token=capability.id, port=node.authority.admit(capability, party)))
+def deliver(node: Node, capability: Capability, party: Party, channel: int = 0) -> None:
+    """Put a capability into a process's hands; its number is the token, which messages of `channel` may name."""
+    port = node.authority.admit(capability, party)
+    party.send(control.Deliver(token=capability.id, port=port, channel=channel))
 
 
 def _capabilities(node: Node, server: Server, serving: Serving, beside: bool) -> dict[str, Capability]:

@@ -158,7 +158,7 @@ class Powers:
         peer = self.peer(party, channel)
         made = node.tree.grant(id, by=party.holder, to=peer.holder, account=party.account)
         peer.session.add(made.id)
-        launching.deliver(node, made, peer)
+        launching.deliver(node, made, peer, channel)
         node.events.capabilities((made,), None)
         if peer.connection is not None:
             await peer.connection.flushed()

@@ -1,7 +1,8 @@
 """What the kernel has delivered to this process, and how messages that carry capabilities and buffers are translated.
 
 A token in a message names a delivery (`Deliver`, `DeliverBuffer`) that lies on the control socket before the message can
-arrive; `pump` reads it from there if it was not read yet.
+arrive; `pump` reads it from there if it was not read yet. Tokens can be guessed, so a message may name only what was
+delivered for its own channel: else one client could have a server use another client's capability or buffer.
 """
 
 import mmap
@@ -27,15 +28,20 @@ class Deliveries:
         self.channels = channels
         self.kernel: Kernel | None = None
         self._pump = pump
-        self._ports: dict[int, Port] = {}
+        self._ports: dict[int, tuple[int, Port]] = {}
         self._buffers: dict[int, Buffer] = {}
+        self._named_by: dict[int, set[int]] = {}
+        """By buffer, the channels whose messages may name it; 0 is this process itself."""
 
     def deliver(self, message: Deliver) -> None:
-        self._ports[message.token] = message.port
+        self._ports[message.token] = message.channel, message.port
 
     def deliver_buffer(self, message: DeliverBuffer, memory: int) -> None:
         """Map a granted buffer after a look at its seals. Takes `memory`."""
         try:
+            if message.token in self._buffers:
+                self._named_by[message.token].add(message.channel)
+                return
             wanted = segments.SEALS[message.mode]
             if segments.seals(memory) & wanted != wanted or os.fstat(memory).st_size < message.size:
                 raise PeerMisbehaved(f"a {message.mode} buffer", "its seals or its size")
@@ -44,23 +50,29 @@ class Deliveries:
         finally:
             os.close(memory)
         self._buffers[message.token] = Buffer(view, message.mode, message.token)
+        self._named_by[message.token] = {message.channel}
 
-    def port(self, token: int) -> Port | None:
-        """The port delivered under a token, read from the control socket if need be."""
+    def port(self, token: int, channel: int = 0) -> Port | None:
+        """The port delivered under a token for messages of a channel, read from the control socket if need be."""
         if token not in self._ports:
             self._pump()
-        return self._ports.pop(token, None)
+        found = self._ports.get(token)
+        if found is None or found[0] != channel:
+            return None
+        del self._ports[token]
+        return found[1]
 
-    def buffer(self, token: int) -> Buffer | None:
-        """The buffer delivered under a token; it stays mapped, for the next message that names it."""
-        if token not in self._buffers:
+    def buffer(self, token: int, channel: int = 0) -> Buffer | None:
+        """The buffer delivered under a token for messages of a channel; it stays mapped, for the next one that names it."""
+        if channel not in self._named_by.get(token, ()):
             self._pump()
-        return self._buffers.get(token)
+        return self._buffers.get(token) if channel in self._named_by.get(token, ()) else None
 
     def forget(self, token: int) -> None:
         """Keep a delivered buffer no longer: it is unmapped when its last user lets go of it."""
         self.buffer(token)  # its delivery may lie unread
         self._buffers.pop(token, None)
+        self._named_by.pop(token, None)
 
     def transport(self, port: Port) -> ChannelTransport:
         """A transport for a capability of this process."""
@@ -92,7 +104,7 @@ class Translation(NoCapabilities):
         return kernel.transfer.now(number, self._channel())
 
     def receive_capability(self, interface: type[Interface], token: int) -> Cap[Any] | None:
-        port = self._deliveries.port(token)
+        port = self._deliveries.port(token, self._channel())
         if port is None or port.interface != interface.__name__:
             return None
         return Cap(interface, self._deliveries.transport(port))
@@ -104,4 +116,4 @@ class Translation(NoCapabilities):
         return kernel.buffer_share.now(buffer.handle, self._channel(), buffer.mode)
 
     def receive_buffer(self, token: int) -> Buffer | None:
-        return self._deliveries.buffer(token)
+        return self._deliveries.buffer(token, self._channel())

@@ -165,19 +165,23 @@ class CancelCalls(Message, frozen=True, kw_only=True):
 
 
 class Deliver(Message, frozen=True, kw_only=True):
-    """A capability was granted to this process; `token` is what a message that carries it names."""
+    """A capability was granted to this process; `token` is what a message that carries it names. Only messages of
+    `channel`, the one it was transferred over, may: tokens can be guessed. 0: this process's own, named by no message."""
 
     token: int
     port: Port
+    channel: int = 0
 
 
 class DeliverBuffer(Message, frozen=True, kw_only=True):
-    """A granted buffer; `writable` says which seals the receiver must find."""
+    """A granted buffer; `mode` says which seals the receiver must find. `channel` as in `Deliver`: the one it was shared
+    over; a buffer that is shared over another one as well is delivered once more."""
 
     descriptors = ("memory",)
     token: int
     size: int
     mode: Literal["writable", "readonly", "immutable"]
+    channel: int = 0
 
 
 class Drain(Message, frozen=True, kw_only=True):
