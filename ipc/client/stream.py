@@ -4,21 +4,25 @@ The receiver of items grants credit, the sender spends one an item and waits whe
 fast writer at a bounded distance. Credit is granted back in batches of half the window: one record for many items.
 """
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from atoll.ipc.errors import Aborted, AtollError
 from atoll.native import Kind
 
 if TYPE_CHECKING:
-    from .channel import Pending
+    from .pending import Pending
 
 WINDOW = 256
 """Items that may be under way. Both sides know it; the first window is granted by opening the stream."""
+RETRY = 0.0002
+"""Seconds until a full ring is tried again: nobody says when there is room, as somebody says when there is credit."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -93,11 +97,20 @@ class ChannelStream:
 
     def send_now(self, item: bytes) -> None:
         while not self._try_send(item):
-            self._block()
+            if self._credit <= 0:
+                self._block()
+            else:
+                self.pending.channel.drain()
+                time.sleep(RETRY)
 
     async def send(self, item: bytes) -> None:
         while not self._try_send(item):
-            await self._change()
+            if self._credit <= 0:
+                await self._change()
+            elif trio.lowlevel.in_trio_run():
+                await trio.sleep(RETRY)
+            else:
+                await asyncio.sleep(RETRY)
 
     def _try_send(self, item: bytes) -> bool:
         if self._over:
@@ -115,7 +128,7 @@ class ChannelStream:
         self.began = True
         while not self._over and not self.pending.channel.control(self.pending, Kind.END):
             self.pending.channel.drain()
-            time.sleep(0.0002)
+            time.sleep(RETRY)
 
     def cancel(self) -> None:
         if not self._over:

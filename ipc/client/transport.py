@@ -15,7 +15,8 @@ from atoll.ipc.proxy import DEFAULTS, ChannelStatistics, Options
 from atoll.ipc.system.control import Port
 from atoll.native import Kind, Result, lib
 
-from .channel import LENGTH, NANOSECONDS, REPLY, VIEWS, ClientChannel, Pending, Site
+from .channel import LENGTH, REPLY, VIEWS, ClientChannel
+from .pending import NANOSECONDS, Pending, Site
 from .stream import ChannelStream
 
 _CONTEXT_BLOCK = 64
@@ -87,7 +88,8 @@ class ChannelTransport:
             else:
                 channel.trouble(result, method, receiving=True)
             return pending
-        channel.trouble(result, method, len(payload), receiving=True)
+        if result != Result.FULL:  # `request` waits for room
+            channel.trouble(result, method, len(payload), receiving=True)
         return channel.request(site, payload, 0, 0, None)
 
     def _call_slowly(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:

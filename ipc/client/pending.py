@@ -1,0 +1,133 @@
+"""Requests in hand at the client: one through one capability, kept until its reply is in. (Raw cffi.)"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from atoll.ipc.codec import MethodSpec
+from atoll.ipc.errors import Aborted
+from atoll.ipc.future import RawFuture
+from atoll.native import Kind, ffi, lib
+
+from .stream import ChannelStream
+
+if TYPE_CHECKING:
+    from .channel import ClientChannel
+
+NANOSECONDS = 1_000_000_000
+AGAIN = 4
+"""FLAG_AGAIN of layout.h: this request may have been delivered before."""
+
+
+class Site:
+    """A method through a capability: what is the same in each of its calls, in C memory."""
+
+    __slots__ = ("again", "c", "spec")
+
+    def __init__(self, spec: MethodSpec, slot: int, generation: int, lane: int, kind: Kind) -> None:
+        shared = {
+            "method": spec.number,
+            "slot": slot,
+            "generation": generation,
+            "lane": lane,
+            "kind": int(kind),
+        }
+        self.spec = spec
+        self.c = ffi.new("atoll_site *", shared)
+        self.again = ffi.new("atoll_site *", {**shared, "flags": AGAIN})
+
+
+class Pending(RawFuture):
+    """A request whose reply is not in."""
+
+    __slots__ = (
+        "channel",
+        "context",
+        "end",
+        "number",
+        "payload",
+        "seconds",
+        "site",
+        "stream",
+        "trace",
+        "until",
+    )
+
+    def __init__(
+        self,
+        channel: "ClientChannel",
+        site: Site,
+        payload: bytes,
+        until: int,
+        trace: int,
+        context: bytes | None,
+    ) -> None:
+        super().__init__(self.abandon)
+        self.channel = channel
+        self.site = site
+        self.payload = payload
+        self.until = until
+        self.trace = trace
+        self.context = context
+        self.number = 0
+        self.end = 0
+        self.seconds: float | None = None
+        self.stream: ChannelStream | None = None
+
+    def abandon(self) -> None:
+        """Nobody waits any more: tell the server."""
+        if self.channel.pending.pop(self.number, None) is not None:
+            self.channel.control(self, Kind.CANCEL)
+            self.fail(Aborted(self.site.spec.label, "its caller gave up waiting"))
+
+    async def _wait(self) -> bytes | memoryview:
+        channel = self.channel
+        if not channel.bound_to_loop and lib.atoll_spin(channel.c):
+            channel.drain()
+        try:
+            if not self.until:
+                await self._arrival()
+            elif not await within((self.until - time.monotonic_ns()) / NANOSECONDS, self._arrival):
+                self.channel.expire(self)
+        except BaseException:
+            self.abandon()
+            raise
+        return super().result(0)
+
+    async def _arrival(self) -> None:
+        while not self.done():
+            await self.channel.host.wait(self.add_done_callback)
+
+    def result(self, timeout: float | None = None) -> bytes | memoryview:
+        """Block the thread until the reply is in; TimeoutError after `timeout` seconds, and then the call goes on."""
+        if not self.done():
+            self.channel.host.may_block(self.site.spec.label)
+            self.channel.wait(
+                self, 0 if timeout is None else time.monotonic_ns() + int(timeout * NANOSECONDS)
+            )
+            if not self.done():
+                raise TimeoutError(
+                    f"no reply within {timeout:g} s; the call goes on: ask again, or give it a deadline"
+                )
+        return self.outcome()
+
+    def outcome(self) -> bytes | memoryview:
+        """The reply, or the error raised, of a request that is done."""
+        return super().result(0)
+
+
+async def within(seconds: float, action: Callable[[], Awaitable[None]]) -> bool:
+    """Await `action()` for so long at most, in trio or asyncio; False if the time was not enough."""
+    if trio.lowlevel.in_trio_run():
+        with trio.move_on_after(max(0.0, seconds)) as scope:
+            await action()
+        return not scope.cancelled_caught
+    try:
+        async with asyncio.timeout(max(0.0, seconds)):
+            await action()
+    except TimeoutError:
+        return False
+    return True
