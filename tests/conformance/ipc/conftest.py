@@ -11,6 +11,8 @@ import pytest
 
 from atoll.ipc import Cap, Interface, Serves, testing
 
+from . import over_channels
+
 I = TypeVar("I", bound=Interface)  # noqa: E741
 
 
@@ -29,7 +31,7 @@ class Served(Protocol):
 Opener = Callable[..., AbstractContextManager[Served]]
 Open = Callable[..., Served]
 
-OPENERS: dict[str, Opener] = {"inprocess": testing.running}
+OPENERS: dict[str, Opener] = {"inprocess": testing.running, "channel": over_channels.running}
 
 
 @pytest.fixture(params=OPENERS)

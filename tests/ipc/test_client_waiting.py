@@ -1,0 +1,230 @@
+"""Every way to wait for a reply, alone and mixed on one channel; deadlines; rings that are full either way."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+
+from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
+from atoll.ipc.errors import DeadlineExceeded, Overloaded
+from atoll.ipc.system.control import Shape
+from tests.kit.serving import Serving, serving
+
+TINY = Shape(ring_bits=12, bulk_bits=12)
+ROUNDS = 300
+
+
+class Desk(Interface):
+    @call("use", idempotent=True)
+    def double(self, number: int) -> int: ...
+
+    @call("use", idempotent=True)
+    def double_later(self, number: int) -> int: ...
+
+    @call("use")
+    def hold(self) -> int: ...
+
+    @call("use")
+    def cancelled(self) -> int:
+        """How many tasks of `double_never` were cancelled."""
+
+    @call("use")
+    def double_never(self, number: int) -> int: ...
+
+    @call("use")
+    def fill(self, size: int) -> bytes: ...
+
+    @stream("use")
+    def numbers(self, count: int) -> int: ...
+
+    @upload("use", item=bytes)
+    def sizes(self) -> int: ...
+
+
+class Server(Serves[Desk]):
+    def __init__(self) -> None:
+        self.gone = 0
+
+    @Desk.double.serve
+    def double(self, number: int) -> int:
+        return number * 2
+
+    @Desk.double_later.serve
+    async def double_later(self, number: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return number * 2
+
+    @Desk.hold.serve
+    def hold(self) -> Deferred[int]:
+        return Deferred()
+
+    @Desk.cancelled.serve
+    def cancelled(self) -> int:
+        return self.gone
+
+    @Desk.double_never.serve
+    async def double_never(self, number: int) -> int:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.gone += 1
+
+    @Desk.fill.serve
+    def fill(self, size: int) -> bytes:
+        return b"x" * size
+
+    @Desk.numbers.serve
+    def numbers(self, count: int) -> Iterator[int]:
+        yield from range(count)
+
+    @Desk.sizes.serve
+    async def sizes(self, items: AsyncIterator[bytes]) -> int:
+        total = 0
+        async for item in items:
+            total += len(item)
+        return total
+
+
+@pytest.fixture
+def served() -> Iterator[Serving]:
+    with serving(Server) as served:
+        yield served
+        assert not served.accused
+        assert served.stop() == 0
+
+
+def blocking(desk: Desk) -> None:
+    for number in range(ROUNDS):
+        assert desk.double.now(number) == number * 2
+        assert desk.double_later.now(number) == number * 2
+    assert list(desk.numbers.now(1000)) == list(range(1000))
+
+
+def pipelining(desk: Desk) -> None:
+    futures = [desk.double.start(number) for number in range(ROUNDS)]
+    assert [future.result() for future in futures] == [number * 2 for number in range(ROUNDS)]
+
+
+async def in_loop(desk: Desk) -> None:
+    for number in range(ROUNDS):
+        assert await desk.double(number) == number * 2
+        assert await desk.double_later(number) == number * 2
+    assert [number async for number in desk.numbers(1000)] == list(range(1000))
+
+
+async def many_in_trio(desk: Desk) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(in_loop, desk)
+
+
+async def many_in_asyncio(desk: Desk) -> None:
+    await asyncio.gather(*(in_loop(desk) for _ in range(5)))
+
+
+WAYS = {
+    "threads": blocking,
+    "futures": pipelining,
+    "trio": lambda desk: trio.run(many_in_trio, desk),
+    "asyncio": lambda desk: asyncio.run(many_in_asyncio(desk)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_way_of_waiting(served: Serving, way: str) -> None:
+    WAYS[way](served.proxies[0])
+
+
+MIXTURES = [
+    ("threads",) * 4,
+    ("threads", "futures") * 2,
+    ("threads", "trio"),
+    ("threads", "asyncio"),
+    tuple(WAYS),
+]
+
+
+@pytest.mark.parametrize("mixed", MIXTURES)
+def test_ways_of_waiting_mixed_on_one_channel(served: Serving, mixed: tuple[str, ...]) -> None:
+    failures: list[BaseException] = []
+
+    def run(way: str) -> None:
+        try:
+            WAYS[way](served.proxies[0])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(way,)) for way in mixed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_deadline_ends_the_call_and_cancels_its_handler(served: Serving) -> None:
+    desk = served.proxies[0]
+    with pytest.raises(DeadlineExceeded):
+        desk.with_(deadline=0.01).double_never.now(1)
+    with pytest.raises(DeadlineExceeded):
+        desk.with_(deadline=0.01).hold.now()
+    while desk.cancelled.now() != 1:
+        pass
+
+
+def test_a_future_that_is_cancelled_cancels_its_handler(served: Serving) -> None:
+    desk = served.proxies[0]
+    future = desk.double_never.start(1)
+    desk.double.now(1)
+    future.cancel()
+    while desk.cancelled.now() != 1:
+        pass
+
+
+async def test_a_cancelled_trio_task_cancels_its_handler(served: Serving) -> None:
+    desk = served.proxies[0]
+    with trio.move_on_after(0.01):
+        await desk.double_never(1)
+    while await desk.cancelled() != 1:
+        pass
+
+
+def test_more_calls_than_the_request_ring_holds_all_arrive() -> None:
+    with serving(Server, shape=TINY) as served:
+        desk = served.proxies[0]
+        futures = [desk.double.start(number) for number in range(1000)]
+        assert [future.result() for future in futures] == [number * 2 for number in range(1000)]
+
+
+def test_more_replies_than_the_reply_ring_holds_all_arrive() -> None:
+    with serving(Server, shape=TINY, clients=2) as served:
+        futures = [served.proxies[0].fill.start(1000) for _ in range(30)]
+        assert served.proxies[1].double.now(1) == 2
+        assert [len(future.result()) for future in futures] == [1000] * 30
+
+
+def test_a_full_request_ring_turns_casts_away_and_lets_calls_wait_until_their_deadline() -> None:
+    with serving(Server, shape=TINY) as served:
+        desk = served.proxies[0]
+        served.drain()
+
+        def fill() -> None:
+            for number in range(1000):
+                desk.double.cast(number)
+
+        with pytest.raises(Overloaded):
+            fill()
+        with pytest.raises((Overloaded, DeadlineExceeded)):
+            desk.with_(deadline=0.02).double.now(1)
+        served.resume()
+        assert desk.double.now(2) == 4
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 1024, 1025, 3000, 4000])
+def test_replies_and_uploads_of_each_size(size: int) -> None:
+    with serving(Server, shape=TINY) as served:
+        desk = served.proxies[0]
+        assert desk.fill.now(size) == b"x" * size
+        assert desk.sizes.now([b"y" * size] * 20) == 20 * size
