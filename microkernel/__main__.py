@@ -20,7 +20,8 @@ from .image_read import ImageRefused
 from .journal import JournalDamaged
 from .node import Node, Place
 
-OK, FAULT, REFUSED = 0, 1, 2
+OK, FAULT, REFUSED = 0, 1, 6
+"""As docs/manual.md has them; 2 is argparse's, for a wrong command line."""
 
 
 def default_root() -> Path:
@@ -145,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit status: 0, 1 where something failed, 2 where the input was refused."""
+    """Returns the exit status: 0, 1 where something failed, 6 where the input was refused."""
     arguments = parser().parse_args(words)
     try:
         status: int = arguments.run(arguments)

@@ -81,7 +81,7 @@ def test_a_killed_kernel_leaves_no_process_and_loses_nothing(tmp_path: Path) -> 
 
 def test_a_second_boot_is_refused_with_a_sentence(node: RealNode) -> None:
     again = subprocess.run(node.command(), capture_output=True, text=True, check=False)
-    assert again.returncode == 2
+    assert again.returncode == 6
     assert f"a node runs in {node.folder} already" in again.stderr
     assert "Traceback" not in again.stderr
     with node.attach() as attached:
@@ -147,7 +147,7 @@ def test_a_wrong_name_is_told_with_the_nearest(node: RealNode) -> None:
 def test_an_image_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
     node = RealNode(tmp_path, '[image]\nname = "x"\n[server.state]\nneeds = {}\nlevle = "process"\n')
     done = subprocess.run(node.command(), capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 6
     assert "levle" in done.stderr and "did you mean" in done.stderr
     assert not node.folder.exists()
 
