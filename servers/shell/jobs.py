@@ -84,13 +84,15 @@ def wait(node: str) -> None:
         return
 
 
-def end(node: str) -> None:
-    """Shut the node down, if it still runs; returns when its last process is gone."""
+def end(node: str, deadline: float = 5.0) -> str:
+    """Shut the node down, if it still runs, and return its name when its last process is gone; empty if none ran."""
+    name = ""
     try:
-        with connect(node=node) as attached:
-            attached.kernel.shutdown.now()
+        with connect(node=node or None) as attached:
+            name = attached.name
+            attached.kernel.shutdown.now(deadline)
             while True:
                 attached.kernel.node.now()
                 time.sleep(0.05)
     except NodeDown:
-        return
+        return name

@@ -7,7 +7,7 @@ import msgspec
 import typer
 
 from atoll.ipc.attach import connect
-from atoll.ipc.errors import BadRequest
+from atoll.ipc.errors import BadRequest, NodeDown
 from atoll.ipc.system.kernel import (
     Binding,
     ConfigBinding,
@@ -20,7 +20,7 @@ from atoll.ipc.system.kernel import (
     Swap,
 )
 
-from . import options, printing
+from . import jobs, options, printing
 from .options import Deadline, Json, Node, Server
 
 LEVELS = ("process", "seccomp", "sandbox", "gvisor", "microvm")
@@ -135,11 +135,11 @@ def thaw(server: Server, node: Node = "", as_json: Json = False) -> None:
 
 
 def shutdown(deadline: Deadline = 5.0, node: Node = "", as_json: Json = False) -> None:
-    """Stop every server and end the node."""
-    with connect(node=node or None) as attached:
-        name = attached.kernel.node.now().name
-        attached.kernel.shutdown.now(deadline)
-    printing.answer({"node": name}, f"{name} goes down", as_json)
+    """Stop every server and end the node; returns when it is down."""
+    name = jobs.end(node, deadline)
+    if not name:
+        raise NodeDown(f"node {node!r}") if node else NodeDown()
+    printing.answer({"node": name}, f"{name} is down", as_json)
 
 
 def state(row: ProcessRow, as_json: bool) -> None:

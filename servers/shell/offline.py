@@ -1,5 +1,6 @@
 """Commands that run without a node. The shell imports no kernel: it becomes `python -m atoll.microkernel`."""
 
+import difflib
 import os
 import subprocess
 import sys
@@ -8,8 +9,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from atoll.ipc.errors import NotFound
+
 from . import exits, jobs
 from .options import Json
+
+STORE = Path("data") / "state"
+"""Where a node's folder has its store."""
 
 ImagePath = Annotated[Path, typer.Argument(help="An image: a TOML file.")]
 
@@ -48,6 +54,9 @@ def boot(
 ) -> None:
     """Start a node from an image; it runs until Ctrl-C."""
     arguments = [*values(folder=folder, name=name), *flags(plan=plan, degrade=degrade)]
+    if job:
+        jobs.module(job)
+    there(image)
     if job and not plan:
         raise typer.Exit(jobs.run(image, job, (folder, name), arguments, detach))
     become("atoll.microkernel", "boot", str(image), *arguments, *flags(detach=detach))
@@ -60,7 +69,16 @@ def image_check(
 ) -> None:
     """Check an image without starting anything: every error with file, line, what was expected and what was
     found."""
+    there(image)
     become("atoll.microkernel", "image", "check", str(image), *flags(graph=graph, json=as_json))
+
+
+def there(image: Path) -> None:
+    """Raises `NotFound` for an image that is no file, with the nearest name beside it."""
+    if not image.is_file():
+        beside = [path.name for path in image.parent.glob("*.toml")]
+        near = difflib.get_close_matches(image.name, beside, 1)
+        raise NotFound(what="image", name=str(image), nearest=str(image.parent / near[0]) if near else "")
 
 
 def doctor(as_json: Json = False) -> None:
@@ -79,12 +97,14 @@ def clean(
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the store.")],
+    folder: Annotated[Path, typer.Argument(help="The node's folder, or the one that holds the store.")],
     as_json: Json = False,
 ) -> None:
     """Walk a store's file and prove its invariants; the node need not run."""
+    inside = folder / STORE
+    store = inside if inside.is_dir() else folder
     done = subprocess.run(
-        jobs.python("atoll.servers.state.check", str(folder), *flags(json=as_json)), check=False
+        jobs.python("atoll.servers.state.check", str(store), *flags(json=as_json)), check=False
     )
     # The checker's own codes: 1 is damage, 2 a folder that holds no store it can read.
     raise typer.Exit({0: exits.OK, 1: exits.FINDINGS, 2: exits.WRONG_INPUT}.get(done.returncode, exits.FAULT))

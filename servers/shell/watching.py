@@ -1,13 +1,16 @@
 """Commands that look: ps, top, log, refused, caps, protection, versions."""
 
+import difflib
 import sys
 from typing import Annotated
 
 import typer
 
 from atoll.ipc.attach import connect
+from atoll.ipc.errors import NotFound
 from atoll.ipc.system.kernel import (
     CapabilityRow,
+    Kernel,
     LogRow,
     Mechanism,
     ProcessRow,
@@ -124,8 +127,20 @@ def log(
 ) -> None:
     """Print what servers wrote: their log lines, stdout and stderr."""
     with connect(node=node or None) as attached:
+        count = 0
         for row in attached.kernel.logs.now(after, server, follow):
             print(printing.json(row) if as_json else line(row), flush=True)
+            count += 1
+        if not count:
+            known(attached.kernel, server)
+
+
+def known(kernel: Kernel, server: str) -> None:
+    """Of what is gone there may still be rows; where there are none, a name must be right. Raises `NotFound`."""
+    names = [row.server for row in kernel.ps.now()]
+    if server and server not in names:
+        near = difflib.get_close_matches(server, names, 1)
+        raise NotFound(what="server", name=server, nearest=near[0] if near else "")
 
 
 def line(row: LogRow) -> str:
@@ -136,7 +151,10 @@ def line(row: LogRow) -> str:
 def refused(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
     """List what servers tried and were not allowed, with counts."""
     with connect(node=node or None) as attached:
-        printing.rows(attached.kernel.refused.now(server), REFUSALS, as_json, "nothing was refused")
+        rows = attached.kernel.refused.now(server)
+        if not rows:
+            known(attached.kernel, server)
+    printing.rows(rows, REFUSALS, as_json, "nothing was refused")
 
 
 def caps(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
@@ -148,7 +166,10 @@ def caps(server: SomeServer = "", node: Node = "", as_json: Json = False) -> Non
 def versions(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
     """List packages in the node's folder: what `swap --version` can go back to."""
     with connect(node=node or None) as attached:
-        printing.rows(attached.kernel.versions.now(server), VERSIONS, as_json, "no packages were loaded")
+        rows = attached.kernel.versions.now(server)
+        if not rows:
+            known(attached.kernel, server)
+    printing.rows(rows, VERSIONS, as_json, "no packages were loaded")
 
 
 def show(server: Server, node: Node = "", as_json: Json = False) -> None:
