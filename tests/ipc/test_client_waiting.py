@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
@@ -124,7 +124,7 @@ async def many_in_asyncio(desk: Desk) -> None:
     await asyncio.gather(*(in_loop(desk) for _ in range(5)))
 
 
-WAYS = {
+WAYS: dict[str, Callable[[Desk], None]] = {
     "threads": blocking,
     "futures": pipelining,
     "trio": lambda desk: trio.run(many_in_trio, desk),
