@@ -196,6 +196,17 @@ static int noticed(const struct atoll_channel *channel) {
     return load_acquire(&notice->epoch) != channel->epoch ? R_EPOCH : 0;
 }
 
+int channel_news(struct atoll_channel *channel, int take) {
+    if (!noticed(channel)) return 0;
+    uint32_t epoch = load_relaxed(&channel->notice->epoch), state = load_relaxed(&channel->notice->state);
+    if (epoch == channel->told_epoch && state == channel->told_state) return 0; /* once: whoever was told may not care */
+    if (take) {
+        channel->told_epoch = epoch;
+        channel->told_state = state;
+    }
+    return 1;
+}
+
 int atoll_channel_renew(atoll_channel *channel, uint64_t *taken) {
     struct channel_notice notice = {0};
     if (!channel->notice || !notice_read(channel->notice, &notice)) return R_AGAIN;

@@ -48,6 +48,7 @@ struct atoll_channel {
     /* Only the receive loop touches these. */
     uint32_t number, turn;
     int client_role, active, held;
+    uint32_t told_epoch, told_state; /* what the loop has said of the kernel's notice of a client's channel */
     uint32_t quiet; /* polls in a row that found nothing */
     uint64_t seen_in; /* load window in which a message was last taken */
 };
@@ -66,6 +67,8 @@ void channel_take(struct atoll_channel *channel, uint32_t lane, const struct hea
                   unsigned char *context);
 
 int channel_pending(const struct atoll_channel *channel);
+/* Has the kernel said of this channel what the loop has not handed out yet? `take`: it is handed out now. */
+int channel_news(struct atoll_channel *channel, int take);
 int channel_wake(struct atoll_channel *channel);
 int64_t channel_fail(struct atoll_channel *channel, const char *check);
 

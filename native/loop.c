@@ -386,7 +386,7 @@ static uint64_t poll(struct atoll_loop *loop) {
         if (loop->turn >= loop->active_count) loop->turn = 0;
         struct atoll_channel *channel = loop->active[loop->turn];
         if (channel->client_role) {
-            if (channel_pending(channel)) {
+            if (channel_pending(channel) || channel_news(channel, 1)) {
                 loop->turn++;
                 loop->idle_said = 0;
                 return op(OP_CLIENT, channel->number, 0);
@@ -451,7 +451,8 @@ static int park(struct atoll_loop *loop) {
     for (uint32_t i = 0; i < loop->active_count;) {
         struct atoll_channel *channel = loop->active[i];
         park_announce(channel->own, PARK_DOORBELL);
-        int pending = channel_pending(channel);
+        /* A server that died rings like one that replied: what the kernel says of it is news, too. */
+        int pending = channel_pending(channel) || (channel->client_role && channel_news(channel, 0));
         if (pending && !(channel->held || (loop->draining && !channel->client_role))) {
             park_over(channel->own);
             return 0; /* those armed so far stay armed: their doorbells are in the epoll */
