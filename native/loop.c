@@ -147,7 +147,7 @@ static void activate(struct atoll_loop *loop, struct atoll_channel *channel) {
 /* Arms one channel: 1 if it now sleeps, 0 if a message came in between (it stays active). */
 static int arm(struct atoll_loop *loop, struct atoll_channel *channel) {
     park_announce(channel->own, PARK_DOORBELL);
-    if (channel_pending(channel)) {
+    if (channel_pending(channel) || (channel->client_role && channel_news(channel, 0))) {
         park_over(channel->own);
         return 0;
     }
