@@ -81,6 +81,8 @@ class RealNode:
             self.said.append(line.rstrip())
             if " serves: " in line:
                 return
+        self.kernel.wait()
+        self._drop()
         raise AssertionError("it did not boot: " + "\n".join(self.said))
 
     def attach(self) -> Attached:

@@ -1,0 +1,127 @@
+"""Servers die; their clients notice little, and the kernel says why."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.errors import PeerDied
+
+from .nodes import RealNode, booted, interface, wait_for_end
+
+Counter = interface("counter", "Counter")
+Teller = interface("teller", "Teller")
+
+FRAGILE = "restart = { first = 0, most = 0, limit = 3, within = 60 }"
+
+
+def pid_of(node: RealNode, server: str) -> int:
+    with node.attach() as attached:
+        return next(row.pid for row in attached.kernel.ps.now() if row.server == server)
+
+
+def test_a_server_that_dies_in_a_call_is_restarted_on_the_same_channel(node: RealNode) -> None:
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        counter.add.now("x", 7)
+        with pytest.raises(PeerDied) as told:
+            counter.die.now()
+        assert told.value.outcome_unknown
+        assert counter.get.now("x") == 7  # the same proxy, the next process
+        assert counter.add.now("x") == 8
+        row = next(row for row in attached.kernel.ps.now() if row.server == "counter")
+        assert (row.restarts, row.state) == (1, "serving")
+
+
+def test_servers_that_call_each_other_survive_each_others_end(node: RealNode) -> None:
+    with node.attach() as attached:
+        teller = attached.open("teller", Teller)
+        teller.tell.now("x", 1)
+        for server in ("counter", "teller", "counter"):
+            pid = pid_of(node, server)
+            os.kill(pid, signal.SIGKILL)
+            wait_for_end(pid)
+            assert teller.total.now("x") == 1
+
+
+def test_the_store_dies_and_nothing_acknowledged_is_lost(node: RealNode) -> None:
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        acknowledged = 0
+        for turn in range(3):
+            for _ in range(5):
+                acknowledged = counter.add.now("x")
+            os.kill(pid_of(node, "state"), signal.SIGKILL)
+            assert counter.add.now("x") == acknowledged + 1, turn
+        assert next(row.restarts for row in attached.kernel.ps.now() if row.server == "state") == 3
+
+
+def test_once_means_once_while_the_server_is_killed(node: RealNode) -> None:
+    """Calls are under way while server and store are killed in turn: each counts exactly once."""
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        stop = threading.Event()
+        done = 0
+
+        def add() -> None:
+            nonlocal done
+            with node.attach() as own:
+                proxy = own.open("counter", Counter)
+                while not stop.is_set():
+                    proxy.add.now("x")
+                    done += 1
+
+        worker = threading.Thread(target=add)
+        worker.start()
+        try:
+            for server in ("counter", "state", "counter"):
+                before = done
+                while done < before + 5 and worker.is_alive():
+                    counter.get.now("x")
+                pid = pid_of(node, server)
+                os.kill(pid, signal.SIGKILL)
+                wait_for_end(pid)
+        finally:
+            stop.set()
+            worker.join()
+        assert done > 10
+        assert counter.add.now("x", 0) == done
+
+
+def test_a_crash_loop_stops_and_says_so(tmp_path: Path) -> None:
+    with booted(tmp_path, counter=FRAGILE) as node, node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        for _ in range(3):
+            with pytest.raises(PeerDied):
+                counter.die.now()
+        while (row := next(row for row in attached.kernel.ps.now() if row.server == "counter")).state != "failed":
+            pass
+        assert "crashed 3 times" in row.reason
+        with pytest.raises(PeerDied) as told:
+            counter.get.now("x")
+        assert not told.value.outcome_unknown
+        attached.kernel.restart.now("counter")
+        assert counter.get.now("x") == 0  # the same proxy, once a person has started it again
+
+
+def test_a_crash_is_a_row_with_its_cause_and_last_words(node: RealNode) -> None:
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        counter.say.now("so long")
+        with pytest.raises(PeerDied):
+            counter.die.now()
+        counter.get.now("x")
+        lines = [line.text for line in attached.kernel.logs.now(0, "counter", False)]
+        assert any("so long" in line for line in lines)
+        assert any("exited with status 3" in line for line in lines)
+
+
+def test_a_server_that_hangs_is_ended_and_the_handler_named(tmp_path: Path) -> None:
+    with booted(tmp_path, counter="watchdog = 1") as node, node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        with pytest.raises(PeerDied):
+            counter.spin.now(600.0)
+        lines = [line.text for line in attached.kernel.logs.now(0, "counter", False)]
+        assert any("Counter.spin" in line for line in lines), lines
