@@ -32,7 +32,9 @@ SOCKET = "attach.sock"
 
 
 def base_folder() -> Path:
-    """Where this user's nodes lie: `/var/lib/atoll` for root, else below the user's state folder."""
+    """Where this user's nodes lie: `ATOLL_HOME`, or `/var/lib/atoll` for root, else below the user's state folder."""
+    if given := os.environ.get("ATOLL_HOME"):
+        return Path(given)
     if os.geteuid() == 0:
         return Path("/var/lib/atoll")
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from atoll.ipc.attach import base_folder
 from atoll.ipc.errors import AtollError
 
 from . import boot, graph
@@ -24,17 +24,9 @@ OK, FAULT, REFUSED = 0, 1, 6
 """As docs/manual.md has them; 2 is argparse's, for a wrong command line."""
 
 
-def default_root() -> Path:
-    """Where this user's nodes have their folders."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/atoll")
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "atoll"
-
-
 def place_of(arguments: argparse.Namespace, checked: Checked) -> Place:
     name = arguments.name or checked.image.image.name
-    folder = Path(arguments.folder) if arguments.folder else default_root() / name
+    folder = Path(arguments.folder) if arguments.folder else base_folder() / name
     return Place(
         name=name,
         folder=folder.absolute(),
@@ -107,7 +99,7 @@ def command_clean(arguments: argparse.Namespace) -> int:
     from .clean import clean_all
 
     folders = [Path(arguments.folder)] if arguments.folder else None
-    done = trio.run(clean_all, default_root(), folders)
+    done = trio.run(clean_all, base_folder(), folders)
     print(
         msgspec.json.encode({"done": done}).decode()
         if arguments.json

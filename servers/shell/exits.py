@@ -5,6 +5,7 @@ together.
 """
 
 from atoll.ipc import errors
+from atoll.ipc.attach import Unwelcome
 
 OK = 0
 FAULT = 1
@@ -37,6 +38,7 @@ MEANINGS = {
 BY_ERROR: tuple[tuple[type[errors.AtollError], int], ...] = (
     (errors.NodeDown, NO_NODE),
     (errors.NotAllowed, NOT_ALLOWED),
+    (Unwelcome, NOT_ALLOWED),
     (errors.Revoked, NOT_ALLOWED),
     (errors.QuotaExceeded, NOT_ALLOWED),
     (errors.NotFound, NOT_FOUND),

@@ -21,8 +21,7 @@ from atoll.servers.shell.rows import after_prefix, key_of, value_of
 @pytest.fixture(autouse=True)
 def no_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A home without nodes."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("ATOLL_HOME", str(tmp_path))
     monkeypatch.setenv("ATOLL_NODE", str(tmp_path / "nothing"))
 
 
@@ -91,7 +90,7 @@ thaw state
 swap state
 shutdown
 call state head
-mint 1 --badge 2
+mint 1 --badge 2 --to state
 grant 1 state
 revoke 1
 get rows k

@@ -1,0 +1,321 @@
+"""Each command in a running node, its output read as a person reads it, and its errors."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from atoll.servers.shell import exits
+from tests.shell.conftest import HOUSE, PROGRAM, Shell, shell
+
+
+@pytest.fixture(scope="module")
+def tally(node: Shell) -> Shell:
+    """A server of a person's own, as `new` writes it, with a few rows."""
+    node.said("new", "server", "tally")
+    node.said("load", "tally", "tally")
+    node.said("call", "tally", "add", '{"key": "rain", "by": 2}')
+    node.said("call", "tally", "add", '["rain", 40]')
+    return node
+
+
+def lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+# looking ---------------------------------------------------------------------------------------------------
+
+
+def test_ps_lists_what_runs(tally: Shell) -> None:
+    head, *rows = lines(tally.said("ps"))
+    assert head[:5] == ["SERVER", "STATE", "PID", "LEVEL", "VERSION"]
+    assert [row[:2] for row in rows] == [[name, "serving"] for name in ("state", "storage", "tally")]
+    assert all(re.fullmatch("[0-9a-f]{8}", row[4]) for row in rows)
+    told = {row["server"]: row for row in tally.json("ps")}
+    assert told["tally"]["calls"] >= 2
+    assert told["tally"]["level"] == "sandbox"
+    assert told["state"]["memory"] > 1 << 20
+
+
+@pytest.mark.parametrize("words", ["ps", "caps", "versions", "top --count 1", "protection show storage"])
+def test_tables_fit_a_narrow_terminal(tally: Shell, words: str) -> None:
+    """80 columns: no line is longer, and no word is broken into two."""
+    narrow = tally.said(*words.split(), COLUMNS="80")
+    assert max(map(len, narrow.splitlines())) <= 80
+    whole = set(re.findall("[a-z]{4,}", tally.said(*words.split())))
+    assert set(re.findall("[a-z]{4,}", narrow)) == whole
+
+
+def test_lines_into_a_pipe_are_whole(tally: Shell) -> None:
+    assert {len(row) for row in lines(tally.said("ps"))[1:]} == {11}
+    assert len(tally.said("caps").splitlines()) == 1 + len(tally.json("caps"))
+
+
+def test_top(tally: Shell) -> None:
+    head, *rows = lines(tally.said("top", "--every", "0.1"))
+    assert "CALLS/S" in head
+    assert [row[0] for row in rows] == ["state", "storage", "tally"]
+    looks = tally.said("top", "--every", "0.1", "--count", "2", "--json").splitlines()
+    assert [[row["server"] for row in json.loads(look)] for look in looks] == [
+        ["state", "storage", "tally"]
+    ] * 2
+
+
+def test_log_says_what_happened(tally: Shell) -> None:
+    tally.said("swap", "tally")
+    rows = [json.loads(line) for line in tally.said("log", "tally", "--json").splitlines()]
+    assert [row for row in rows if row["text"].startswith("swap: ")]
+    later = tally.said("log", "--after", str(rows[-1]["position"]), "tally")
+    assert later == ""
+    assert " tally " in tally.said("log", "tally")
+
+
+def test_log_follows(tally: Shell) -> None:
+    with subprocess.Popen(
+        [PROGRAM, "log", "tally", "--follow"],
+        cwd=tally.folder,
+        env=tally.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        before = len(tally.said("log", "tally").splitlines())
+        for _ in range(before):
+            following.stdout.readline()
+        tally.said("swap", "tally")
+        assert "swap: " in following.stdout.readline()
+        following.terminate()
+
+
+def test_refused_and_versions(tally: Shell) -> None:
+    assert tally.said("refused") == "nothing was refused\n"
+    assert tally.json("refused", "tally") == []
+    rows = tally.json("versions", "tally")
+    assert [row["running"] for row in rows] == [True]
+    assert rows[0]["version"][:8] in tally.said("versions")
+
+
+def test_protection_shows_each_mechanism(tally: Shell) -> None:
+    told = tally.json("protection", "show", "storage")
+    assert (told["wanted"], told["level"]) == ("sandbox", "sandbox")
+    text = tally.said("protection", "show", "storage")
+    assert text.startswith("storage: level sandbox\n")
+    assert all(mechanism["name"] in text for mechanism in told["mechanisms"])
+
+
+def test_completion_knows_the_servers(tally: Shell) -> None:
+    words = {"_ATOLL_COMPLETE": "complete_bash", "COMP_WORDS": "atoll log ta", "COMP_CWORD": "2"}
+    assert tally.run(**words).stdout.split() == ["tally"]
+
+
+# the store -------------------------------------------------------------------------------------------------
+
+
+def test_rows_and_their_history(tally: Shell) -> None:
+    assert tally.said("get", "tally.rows", "rain") == "42\n"
+    head, row = lines(tally.said("range", "tally.rows"))
+    assert head == ["REVISION", "TIME", "KEY", "VALUE"]
+    assert row[2:] == ["rain", "42"]
+    newer, older = tally.json("history", "tally.rows", "rain")
+    assert (newer["value"], older["value"]) == (42, 2)
+    assert newer["revision"] > older["revision"]
+
+
+def test_any_moment_is_read_again(tally: Shell) -> None:
+    newer, older = tally.json("history", "tally.rows", "rain")
+    moment = datetime.fromtimestamp(older["time"] / 1e9 + 1e-6).isoformat()
+    assert tally.said("get", "tally.rows", "rain", "--at", str(older["revision"])) == "2\n"
+    assert tally.said("get", "tally.rows", "rain", "--at", moment) == "2\n"
+    assert [row["value"] for row in tally.json("range", "tally.rows", "--at", str(older["revision"]))] == [2]
+    assert len(tally.json("history", "tally.rows", "rain", "--at", moment)) == 1
+    assert tally.json("range", "tally.rows", "--prefix", "sun") == []
+    before = str(older["revision"] - 1)
+    assert "'rain'" in tally.refused(exits.NOT_FOUND, "get", "tally.rows", "rain", "--at", before)
+    watched = tally.said("watch", "tally.rows", "--at", before, "--count", "2").splitlines()
+    assert [line.split()[0] for line in watched] == [str(older["revision"]), str(newer["revision"])]
+    assert watched[1].endswith(" rain = 42")
+
+
+# a server's life -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gauge(tally: Shell) -> Iterator[Shell]:
+    """A second server, of the same package, that a test may stop, freeze and kill."""
+    if "gauge" not in [row["server"] for row in tally.json("ps")]:
+        said = tally.said(
+            "load", "gauge", "tally", "--level", "process", "--need", "rows=keyspace:tally.rows"
+        )
+        assert re.fullmatch(r"gauge serves Tally at level process, pid \d+\n", said)
+    yield tally
+    tally.said("restart", "gauge")
+
+
+def test_stop_and_restart(gauge: Shell) -> None:
+    assert gauge.said("stop", "gauge") == "gauge is stopped\n"
+    assert "gauge is stopped: " in gauge.said("ps")
+    assert "is stopped; this needs it running" in gauge.refused(
+        exits.DECLARED, "call", "gauge", "get", '["rain"]'
+    )
+    assert re.fullmatch(r"gauge is serving, pid \d+\n", gauge.said("restart", "gauge"))
+    assert gauge.said("call", "gauge", "get", '["rain"]') == "42\n"
+
+
+def test_freeze_and_thaw(gauge: Shell) -> None:
+    assert gauge.json("freeze", "gauge", "--reason", "to look at it")["state"] == "frozen"
+    assert "gauge is frozen: to look at it" in gauge.said("ps")
+    assert "this needs it serving" in gauge.refused(exits.DECLARED, "freeze", "gauge")
+    assert gauge.said("thaw", "gauge").startswith("gauge is serving")
+    assert "this needs it frozen" in gauge.refused(exits.DECLARED, "thaw", "gauge")
+
+
+def test_a_killed_server_is_back_for_the_next_call(gauge: Shell) -> None:
+    before = gauge.row("gauge")
+    subprocess.run(["kill", "-9", str(before["pid"])], check=True)
+    assert gauge.said("call", "gauge", "get", '["rain"]') == "42\n"
+    after = gauge.row("gauge")
+    assert after["pid"] != before["pid"]
+    assert after["restarts"] == before["restarts"] + 1
+    assert "SIGKILL" in gauge.said("log", "gauge")
+
+
+def test_swap_to_a_version_and_back(gauge: Shell) -> None:
+    old = gauge.row("gauge")["version"]
+    source = gauge.folder / "tally" / "interface.py"
+    source.write_text(source.read_text().replace("take less", "take fewer"))
+    swapped = gauge.json("swap", "gauge", "tally")
+    assert swapped["old"] == old != swapped["new"]
+    take = ("call", "gauge", "add", '["rain", -99]')
+    assert gauge.refused(exits.DECLARED, *take) == "'rain' has 42 left: take fewer, or add first"
+    back = gauge.said("swap", "gauge", "--version", old[:8])
+    assert back.startswith(f"gauge: {swapped['new'][:8]} -> {old[:8]} at level process, paused ")
+    assert gauge.refused(exits.DECLARED, *take) == "'rain' has 42 left: take less, or add first"
+
+
+def test_a_level_is_changed_while_it_runs(gauge: Shell) -> None:
+    assert gauge.json("swap", "gauge", "--level", "sandbox")["level"] == "sandbox"
+    assert gauge.said("protection", "show", "gauge").startswith("gauge: level sandbox\n")
+    assert gauge.json("swap", "gauge", "--level", "process")["level"] == "process"
+
+
+def test_call(tally: Shell) -> None:
+    assert tally.run("call", "tally", "get", "-", stdin='["rain"]').stdout == "42\n"
+    item = json.loads(tally.said("call", "tally", "changes", "--count", "1"))
+    assert item["values"] == {"rain": 2}
+
+
+# capabilities ----------------------------------------------------------------------------------------------
+
+
+def test_capabilities_are_given_and_taken(gauge: Shell) -> None:
+    (root,) = [row["number"] for row in gauge.json("caps", "storage") if row["interface"] == "Storage"]
+    text = f"{root >> 32}.{root & 0xFFFFFFFF}"
+    given = gauge.json("grant", text, "gauge", "--rights", "read", "--expires", "1000")["number"]
+    minted = gauge.json("mint", str(root), "--badge", "7", "--to", "gauge")["number"]
+    held = {row["number"]: row for row in gauge.json("caps", "gauge")}
+    assert held[given]["rights"] == ["read"] and held[given]["expires"] > 0
+    assert held[minted]["badge"] == 7 and held[minted]["lasting"]
+    shown = f"{minted >> 32}.{minted & 0xFFFFFFFF}"
+    assert [row for row in lines(gauge.said("caps", "gauge")) if row[0] == shown]
+    assert gauge.said("revoke", shown) == f"revoked 1: {shown} and all derived from it\n"
+    assert gauge.json("revoke", str(given)) == {"revoked": 1}
+    assert not {given, minted} & {row["number"] for row in gauge.json("caps", "gauge")}
+    assert shown in gauge.refused(exits.NOT_FOUND, "revoke", shown)
+    assert "the root of storage" in gauge.refused(exits.WRONG_INPUT, "revoke", text)
+    nope = gauge.refused(exits.NOT_ALLOWED, "grant", text, "gauge", "--rights", "fly")
+    assert nope.startswith("grant needs the right 'fly', and this capability holds")
+
+
+# what is wrong ---------------------------------------------------------------------------------------------
+
+WRONG = [
+    (exits.NOT_FOUND, "call taly get []", "there is no server 'taly': did you mean 'tally'?"),
+    (exits.NOT_FOUND, "call tally gte []", "there is no method of Tally 'gte': did you mean 'get'?"),
+    (exits.NOT_FOUND, "call tally get [] --interface Tale", "did you mean 'Tally'?"),
+    (
+        exits.WRONG_INPUT,
+        'call tally get {"kex":"rain"}',
+        "Tally.get: expected arguments named key, got `kex`",
+    ),
+    (exits.WRONG_INPUT, 'call tally add ["rain","much"]', "Tally.add(by): expected `int`, got `str`"),
+    (exits.WRONG_INPUT, "call tally get {", "JSON: expected an object or an array"),
+    (exits.NOT_FOUND, "stop taly", "did you mean 'tally'?"),
+    (exits.NOT_FOUND, "swap tally --version 0123abcd", "there is no version of tally '0123abcd'"),
+    (exits.WRONG_INPUT, "load tally tally", "expected a name that is free, got 'tally'"),
+    (exits.NOT_FOUND, "load t2 tally --need rows=keyspace:tally.rowz", "did you mean 'tally.rows'?"),
+    (exits.WRONG_INPUT, "load t2 tally --need rows=server:storage", "expected a keyspace, got a server"),
+    (exits.WRONG_INPUT, "load t2 tally --need nope=server:storage", "(rows), got one of 'nope'"),
+    (exits.DECLARED, "load t2 tally --level gvisor", "no protection level is called 'gvisor'"),
+    (exits.NOT_FOUND, "get tally.rowz rain", "there is no keyspace 'tally.rowz': did you mean 'tally.rows'?"),
+    (exits.NOT_FOUND, "get tally.rows snow", "of key 'snow'"),
+    (exits.NOT_FOUND, "log taly", "did you mean 'tally'?"),
+    (exits.NOT_FOUND, "refused taly", "did you mean 'tally'?"),
+    (exits.NOT_FOUND, "versions taly", "did you mean 'tally'?"),
+    (exits.NOT_FOUND, "caps taly", "did you mean 'tally'?"),
+    (exits.NOT_FOUND, "protection show taly", "did you mean 'tally'?"),
+    (exits.NOT_FOUND, "revoke 9.9", "there is no capability '9.9'"),
+    (exits.NO_NODE, "ps --node nosuch", "node 'nosuch' is down"),
+]
+
+
+@pytest.mark.parametrize(("code", "line", "sentence"), WRONG, ids=[line for _, line, _ in WRONG])
+def test_what_is_wrong_is_one_sentence(tally: Shell, code: int, line: str, sentence: str) -> None:
+    assert sentence in tally.refused(code, *line.split())
+
+
+def test_errors_for_programs(tally: Shell) -> None:
+    done = tally.run("--debug", "call", "taly", "get", "--json")
+    assert "Traceback" in done.stderr
+    told = json.loads(tally.run("call", "taly", "get", "--json").stderr)
+    assert told["error"] == "NotFound"
+    assert told["fields"] == {"what": "server", "name": "taly", "nearest": "tally"}
+
+
+# the node --------------------------------------------------------------------------------------------------
+
+
+def test_two_nodes_by_name_on_one_host() -> None:
+    """Each is found by its name; without one the command asks which. Boot, shutdown, check, clean, plan."""
+    with shell() as both:
+        del both.environment["ATOLL_NODE"]
+        image = str(HOUSE / "images" / "dev.toml")
+        for name in ("one", "two"):
+            both.said("boot", image, "--name", name, "--detach")
+        try:
+            first, second = (both.json("ps", "--node", name) for name in ("one", "two"))
+            assert first[0]["pid"] != second[0]["pid"]
+            assert "there are one, two" in both.refused(exits.WRONG_INPUT, "ps")
+            again = both.run("boot", image, "--name", "one", "--detach")
+            assert again.returncode == exits.WRONG_INPUT
+            assert "a node runs in " in again.stderr
+        finally:
+            assert both.said("shutdown", "--node", "one") == "one is down\n"
+            assert both.said("shutdown", "--node", "two") == "two is down\n"
+        assert both.said("clean", "--folder", "one") == "nothing was left\n"
+        assert both.said("check", "one").endswith(": whole\n")
+        assert both.refused(exits.NO_NODE, "ps", "--node", "one")
+
+
+def test_a_plan_changes_nothing(node: Shell) -> None:
+    plan = node.said("boot", str(HOUSE / "images" / "dev.toml"), "--folder", "other", "--plan")
+    assert "add    server state" in plan
+    assert not (node.folder / "other" / "attach.sock").exists()
+
+
+def test_an_image_is_checked_and_drawn(node: Shell) -> None:
+    image = str(HOUSE / "images" / "minimal.toml")
+    assert "is an image that can be booted" in node.said("image", "check", image)
+    assert "storage (sandbox)" in node.said("image", "check", image, "--graph")
+    assert node.json("image", "check", image)["servers"] == ["state", "storage"]
+    wrong = node.run("image", "check", str(HOUSE / "tests" / "images" / "wrong" / "no-state.toml"))
+    assert wrong.returncode == exits.WRONG_INPUT
+    assert "expected a [server.state]" in wrong.stderr
+    assert "did you mean" in node.refused(exits.NOT_FOUND, "boot", image.replace("minimal", "minimul"))
+
+
+def test_doctor_names_what_the_host_can_do(node: Shell) -> None:
+    assert "level process" in node.said("doctor")
+    assert node.json("doctor")
