@@ -1,0 +1,198 @@
+"""System calls on capabilities, buffers, packages, slices and logs, as a person's program makes them."""
+
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded, Revoked
+from atoll.ipc.system.kernel import Load, ServerBinding, Slice, WrongState
+
+from .nodes import PACKAGES, RealNode, booted, interface
+
+Counter = interface("counter", "Counter")
+Teller = interface("teller", "Teller")
+
+
+def test_after_revoke_nothing_is_served(node: RealNode) -> None:
+    with node.attach() as attached:
+        opened = attached.kernel.open.now("counter", "Counter")
+        counter = attached._deliveries.proxy(Counter, attached._port(opened.token))
+        assert counter.add.now("x") == 1
+        assert attached.kernel.revoke.now(opened.number) == 1
+        for _ in range(100):
+            with pytest.raises(Revoked):
+                counter.get.now("x")
+        assert attached.open("counter", Counter).get.now("x") == 1
+
+
+def test_revoke_takes_what_was_derived(node: RealNode) -> None:
+    with node.attach() as attached:
+        opened = attached.kernel.open.now("counter", "Counter")
+        child = attached.kernel.derive.now(opened.number, ["read"])
+        reader = attached._deliveries.proxy(Counter, attached._port(child))
+        assert reader.get.now("x") == 0
+        with pytest.raises(NotAllowed):
+            reader.add.now("x")
+        with pytest.raises(NotAllowed):
+            attached.kernel.derive.now(child, ["read", "write"])
+        assert attached.kernel.revoke.now(opened.number) == 2
+        with pytest.raises(Revoked):
+            reader.get.now("x")
+
+
+def test_cancel_gives_up_calls_in_hand(node: RealNode) -> None:
+    from atoll.ipc.errors import Aborted
+
+    with node.attach() as attached:
+        opened = attached.kernel.open.now("counter", "Counter")
+        counter = attached._deliveries.proxy(Counter, attached._port(opened.token))
+        stays, goes = counter.slow.start(0.3), counter.slow.start(600.0)
+        assert counter.get.now("x") == 0
+        assert attached.kernel.revoke.now(opened.number, True) == 1
+        with pytest.raises(Aborted):
+            goes.result()
+        with pytest.raises(Aborted):
+            stays.result()
+
+
+def test_a_capability_expires(node: RealNode) -> None:
+    with node.attach() as attached:
+        opened = attached.kernel.open.now("counter", "Counter")
+        child = attached.kernel.derive.now(opened.number, ["read"], 0.2)
+        reader = attached._deliveries.proxy(Counter, attached._port(child))
+        with pytest.raises(Revoked):
+            while True:
+                reader.get.now("x")
+
+
+def test_a_mint_has_its_badge_for_good(node: RealNode) -> None:
+    with node.attach() as attached:
+        root = next(row for row in attached.kernel.caps.now("counter") if row.parent == 0)
+        made = attached.kernel.mint.now(root.number, 42, ["read"])
+        row = next(row for row in attached.kernel.caps.now() if row.number == made)
+        assert (row.badge, row.rights) == (42, ["read"])
+        with pytest.raises(BadRequest, match="unbadged"):
+            attached.kernel.mint.now(made, 43)
+
+
+def test_a_lasting_grant_is_there_after_a_boot(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            root = next(row for row in attached.kernel.caps.now("counter") if row.parent == 0)
+            made = attached.kernel.grant.now(root.number, "teller", ["read"])
+        node.stop()
+        node.boot()
+        with node.attach() as attached:
+            row = next(row for row in attached.kernel.caps.now("teller") if row.number == made)
+            assert (row.holder, row.rights, row.lasting) == ("teller", ["read"], True)
+            assert attached.kernel.revoke.now(made) == 1
+        node.stop()
+        node.boot()
+        with node.attach() as attached:
+            assert all(row.number != made for row in attached.kernel.caps.now())
+
+
+def test_a_keyspace_is_opened_by_name(node: RealNode) -> None:
+    with node.attach() as attached:
+        attached.open("counter", Counter).add.now("x", 5)
+        assert attached.kernel.keyspaces.now()[0] == "kernel"
+        rows = attached.keyspace("counter", ["read", "history"])
+        assert len(rows.range.now(b"").items) == 1
+        with pytest.raises(NotFound, match="did you mean 'counter'"):
+            attached.keyspace("conter")
+        with pytest.raises(NotAllowed):
+            attached.keyspace("kernel", ["write"])
+        assert attached.keyspace("kernel").range.now(b"").items
+
+
+def test_a_server_is_loaded_stopped_and_remembered(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            what = Load(
+                server="second", package=str(PACKAGES / "teller"), needs={"counter": ServerBinding(server="counter")}
+            )
+            row = attached.kernel.load.now(what)
+            assert (row.state, row.interfaces) == ("serving", ["Teller"])
+            assert attached.open("second", Teller).tell.now("x", 2) == 2
+            with pytest.raises(BadRequest, match="free"):
+                attached.kernel.load.now(what)
+            with pytest.raises(BadRequest, match="counter"):
+                attached.kernel.load.now(Load(server="third", package=str(PACKAGES / "teller")))
+            assert "third" not in {row.server for row in attached.kernel.ps.now()}
+            assert attached.kernel.stop.now("second").state == "stopped"
+            with pytest.raises(WrongState):
+                attached.open("second", Teller)
+        node.stop()
+        node.boot()
+        with node.attach() as attached:
+            state = {row.server: row.state for row in attached.kernel.ps.now()}
+            assert state["second"] == "stopped"
+            assert attached.kernel.restart.now("second").state == "serving"
+            assert attached.open("second", Teller).total.now("x") == 2
+        node.stop()
+        node.boot()
+        with node.attach() as attached:
+            assert attached.open("second", Teller).total.now("x") == 2
+
+
+def test_buffers_are_charged_and_given_back(node: RealNode) -> None:
+    with node.attach() as attached:
+        buffer = attached.buffer(1 << 20)
+        buffer.view[:5] = b"hello"
+        sealed = attached.kernel.buffer_seal.now(buffer.handle)
+        found = attached._deliveries.buffer(sealed.token)
+        assert found is not None
+        assert (found.mode, bytes(found.view[:5])) == ("immutable", b"hello")
+        buffer.view[:5] = b"other"
+        assert bytes(found.view[:5]) == b"hello"
+        with pytest.raises(BadRequest, match="immutable"):
+            attached.kernel.buffer_revoke.now(sealed.number)
+        with pytest.raises(QuotaExceeded):
+            attached.buffer(1 << 40)
+        attached.kernel.buffer_release.now(sealed.number)
+        attached.kernel.buffer_release.now(buffer.handle)
+        with pytest.raises(NotFound):
+            attached.kernel.buffer_release.now(buffer.handle)
+
+
+def test_what_is_looked_at_is_there(node: RealNode) -> None:
+    with node.attach() as attached:
+        kernel = attached.kernel
+        attached.open("counter", Counter).add.now("x")
+        assert [offer.name for offer in kernel.interfaces.now("counter")] == ["Counter"]
+        assert kernel.protection.now("counter").level == "process"
+        assert {(edge.holder, edge.server) for edge in kernel.graph.now()} >= {("teller", "counter"), ("counter", "state")}
+        assert [row.server for row in kernel.versions.now("counter")] == ["counter"]
+        assert {row.client for row in kernel.channels.now("counter")} >= {"teller"}
+        asked = Slice(cpu_weight=200, memory=256 << 20)
+        assert kernel.set_slice.now("counter", asked).cpu_weight == 200
+        assert kernel.slice.now("counter").memory == 256 << 20
+
+
+def test_log_lines_come_with_their_fields_and_are_rows(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.open("counter", Counter).say.now("here")
+            seen = []
+            for line in attached.kernel.logs.now(0, "counter", True):
+                seen.append(line)
+                if {"here", "printed here"} <= {line.text for line in seen}:
+                    break
+            assert any(line.text == "here" and line.fields["said"] == "yes" for line in seen)
+        node.stop()
+        node.boot()
+        with node.attach() as attached:
+            rows = attached.keyspace("kernel").range.now(b"g", b"h").items
+            assert any(b"printed here" in (item.value or b"") for item in rows)
+
+
+def test_what_a_filter_refuses_is_listed(tmp_path: Path) -> None:
+    from atoll.microkernel.protection import probe
+
+    if probe().notify:
+        pytest.skip(f"refusals cannot be watched here: {probe().notify}")
+    with booted(tmp_path, level="seccomp") as node, node.attach() as attached:
+        assert attached.open("counter", Counter).forbidden.now() == "PermissionError"
+        while not (found := [row for row in attached.kernel.refused.now("counter") if row.by == "seccomp"]):
+            pass
+        assert "kill" in found[0].what
