@@ -1,6 +1,5 @@
 """Every page's commands, run as its reader would run them."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -27,14 +26,18 @@ the host.
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A home of its own, so that a page sees no node but its own, and leaves none behind."""
-    if importlib.util.find_spec("atoll.microkernel.__main__") is None:
-        pytest.skip("the page boots a node, and this build has no `python -m atoll.microkernel` yet")
     home = tmp_path / "home"
     home.mkdir()
     programs = Path(sys.executable).parent
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "XDG_"))}
-    alone = kept | {"HOME": str(home), "PATH": path, "COLUMNS": "200", "NO_COLOR": "1"}
+    alone = kept | {
+        "HOME": str(home),
+        "ATOLL_HOME": f"{home}/nodes",
+        "PATH": path,
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+    }
     yield alone
     subprocess.run(
         [programs / "atoll", "shutdown"], env=alone, cwd=tmp_path, capture_output=True, check=False
