@@ -144,6 +144,12 @@ atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t
  */
 atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits,
                                     uint32_t epoch, const uint64_t *consumed, const uint64_t *produced) {
+    /* The process before us says where it stood: what is no start of a record would let one run past the ring's end. */
+    for (uint32_t lane = 0; lane < lanes && lane < LANES_MOST; lane++) {
+        if (!((consumed[lane] | produced[lane]) & (LINE - 1))) continue;
+        errno = EINVAL;
+        return NULL;
+    }
     struct atoll_channel *channel = map_channel(memory, doorbell, 1, lanes, ring_bits, bulk_bits, epoch);
     if (!channel) return NULL;
     for (uint32_t lane = 0; lane < lanes; lane++) {
@@ -452,7 +458,7 @@ static int64_t receive_for(struct atoll_channel *channel, uint64_t request) {
 
 int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
     uint32_t cpu = (uint32_t)sched_getcpu(), load = load_relaxed(&channel->peer->load);
-    uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0;
+    uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0, slice_end = 0;
     unsigned yields = load == 0 ? YIELDS_MOST : 0;
     if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
     for (;;) {
@@ -469,6 +475,9 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
         }
         uint64_t now = clock_now();
         if (until && now >= until) return R_DEADLINE;
+        /* A peer that wakes us for nothing, again and again, keeps nobody from looking at signals and at the kernel. */
+        if (!slice_end) slice_end = now + SLICE;
+        if (now >= slice_end) return R_AGAIN;
         if (!spin_end) spin_end = now + budget;
         if (now < spin_end) continue;
         if (yields < YIELDS_MOST && now >= channel->no_yield_until) {

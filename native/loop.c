@@ -38,6 +38,8 @@ enum {
     QUIET_POLLS = 4096,   /* polls without a message after which a channel is armed while others go on */
     LOAD_WINDOW = 1000000000,
     COUNT_EVERY = 32,     /* messages between two looks at the clock */
+    IDLE_WITHIN = 1000000, /* ns after which OP_IDLE is said although the rings are never drained */
+    PASSES_MOST = 64,      /* looks without a message after which the event loop has its turn */
 };
 
 /* What atoll_loop_next returns in its top byte; mirrored in native/__init__.py. */
@@ -82,6 +84,8 @@ struct atoll_loop {
     atoll_message message;
     uint64_t window;
     int idle_wanted, idle_said, draining;
+    uint64_t idle_missed; /* when the event loop's turn came and the rings had not been drained since the last OP_IDLE */
+    uint64_t calls;       /* of atoll_loop_next */
     uint32_t vain;
     int woken;             /* the last message came after a park: its sender needs longer for the next one */
     uint64_t counted, load_began, load_window;
@@ -508,13 +512,14 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
         if (result == R_MISBEHAVED) return op(OP_MISBEHAVED, channel->number, 0);
         loop->current = NULL;
     }
-    for (int first = 1;; first = 0) {
+    loop->calls++;
+    for (int pass = 0;; pass++) {
         uint64_t found;
         if (load_acquire(&loop->notice->gate)) {
             atoll_loop_flush(loop);
             return op(OP_GATED, 0, 0);
         }
-        if (first && loop->counted % BURST == 0) {
+        if (pass == 0 && loop->calls % BURST == 0) {
             /* The event loop's turn, by time and not by count: looked at with traffic going on. */
             uint64_t now = clock_now();
             if (now >= loop->turn_over) {
@@ -523,12 +528,25 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
                     atoll_loop_flush(loop);
                     return op(OP_EXTERNAL, 0, 0);
                 }
+                /* A client that keeps its ring full must not keep a server from what it does when all is drained. */
+                if (!loop->idle_missed) loop->idle_missed = now;
+                if (loop->idle_wanted && now - loop->idle_missed >= IDLE_WITHIN) {
+                    loop->idle_missed = 0;
+                    atoll_loop_flush(loop);
+                    return op(OP_IDLE, 0, 0);
+                }
             }
+        }
+        if (pass == PASSES_MOST) {
+            /* A peer that shows and takes back a record would have us look for ever. */
+            atoll_loop_flush(loop);
+            return op(OP_EXTERNAL, 0, 0);
         }
         if ((found = poll(loop))) return found;
         atoll_loop_flush(loop);
         if (loop->idle_wanted && !loop->idle_said) {
             loop->idle_said = 1;
+            loop->idle_missed = 0;
             return op(OP_IDLE, 0, 0);
         }
         if (loop->until == 1) {

@@ -28,6 +28,7 @@ from atoll.ipc.errors import (
     BadRequest,
     DeadlineExceeded,
     NotAllowed,
+    PeerMisbehaved,
     Revoked,
     TooLarge,
 )
@@ -317,7 +318,7 @@ class ServeLoop:
             case Op.EXTERNAL:
                 await self._turn(runnable, parks)
             case Op.CLIENT:
-                self.clients[index].look()
+                self._replies_of(self.clients[index])
             case Op.STREAM:
                 self._stream(received & 0xFFFFFFFF)
             case Op.IDLE:
@@ -336,6 +337,12 @@ class ServeLoop:
             case Op.GATED:
                 await self._gated()
         return b"", 0
+
+    def _replies_of(self, client: ClientChannel) -> None:
+        client.look()
+        if isinstance(client.failed, PeerMisbehaved):
+            # What it wrote stays in its ring: looked at again, it would take up every turn until the kernel closes it.
+            lib.atoll_loop_remove(self.c, client.number)
 
     async def _turn(self, runnable: trio_inside.Runnable, parks: bool) -> None:
         """trio's turn; then say until when the C loop may wait."""
