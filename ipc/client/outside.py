@@ -12,6 +12,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -21,6 +22,14 @@ from atoll.ipc.future import wait_for
 from .channel import ClientChannel
 
 Subscribe = Callable[[Callable[[], None]], None]
+
+
+class _Order:
+    """Who waits for the descriptor in one trio run: the leader, and those who would follow it. Of that run's thread."""
+
+    def __init__(self) -> None:
+        self.led = False
+        self.followers: list[trio.Event] = []
 
 
 class Outside:
@@ -35,8 +44,7 @@ class Outside:
         self._epoll.register(self._kick, select.EPOLLIN)
         self._epoll.register(kernel, select.EPOLLIN)
         self._down = False
-        self._leading = False
-        self._followers: list[trio.Event] = []
+        self._orders: WeakKeyDictionary[trio.lowlevel.TrioToken, _Order] = WeakKeyDictionary()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._armed = False
         self._closed = False
@@ -69,12 +77,14 @@ class Outside:
         return not self._down
 
     def kick(self, channel: int) -> None:
-        if self._closed or not (self._leading or self._loop is not None):
-            return
-        with contextlib.suppress(
-            BlockingIOError
-        ):  # the counter is full: it is readable, which is all we want
-            os.eventfd_write(self._kick, 1)
+        if self._loop is not None or any(order.led for order in list(self._orders.values())):
+            self._poke()
+
+    def _poke(self) -> None:
+        """Make the descriptor that the event loop waits on readable."""
+        if not self._closed:
+            with contextlib.suppress(BlockingIOError):  # the counter is full, so it is readable
+                os.eventfd_write(self._kick, 1)
 
     def misbehaved(self, channel: int, check: str) -> None:
         self._report(channel, check)
@@ -96,11 +106,9 @@ class Outside:
 
     def _arm(self) -> bool:
         """Have every channel with open requests ring for the next message. False: something is there already."""
-        quiet = True
-        for channel in self.channels.values():
-            if channel.pending and not channel.receiving.locked():
-                quiet = channel.arm() and quiet
-        return quiet
+        # Every channel is armed, also after one that has something: a batch may leave the others waiting.
+        quiet = [channel.arm() for channel in list(self.channels.values()) if channel.pending]
+        return all(quiet)
 
     def _gather(self) -> None:
         for descriptor, _ in self._epoll.poll(0):
@@ -112,7 +120,6 @@ class Outside:
                 channel.down()
             return
         for channel in list(self.channels.values()):
-            channel.disarm()
             if channel.pending:
                 channel.look()
 
@@ -122,11 +129,13 @@ class Outside:
         token, home = trio.lowlevel.current_trio_token(), threading.get_ident()
         fired = False
         change = trio.Event()
+        lead = trio.CancelScope()
 
         def told() -> None:
             nonlocal fired
             fired = True
             change.set()
+            lead.cancel()  # the leader waits for its descriptor, and another thread has received for it
 
         def notify() -> None:
             if threading.get_ident() == home:
@@ -134,31 +143,40 @@ class Outside:
                 return
             with contextlib.suppress(
                 trio.RunFinishedError
-            ):  # the loop that waited has ended, and with it the wait
+            ):  # the loop that waited has ended, with it the wait
                 token.run_sync_soon(told)
 
         subscribe(notify)
-        while not fired:
-            if self._leading:
+        order = self._orders.setdefault(token, _Order())
+        try:
+            while not fired:
+                if not order.led:
+                    order.led = True
+                    try:
+                        with lead:
+                            await self._lead()
+                    finally:
+                        order.led = False
+                    break
                 change = trio.Event()
-                self._followers.append(change)
+                order.followers.append(change)
                 try:
                     await change.wait()
                 finally:
-                    if change in self._followers:
-                        self._followers.remove(change)
-                continue
-            self._leading = True
-            try:
-                if self._arm():
-                    await trio.lowlevel.wait_readable(self._epoll)
-                else:
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                self._gather()
-            finally:
-                self._leading = False
-        if not self._leading and self._followers:
-            self._followers.pop().set()  # also if we never led: whoever handed the lead to us counts on it
+                    if change in order.followers:
+                        order.followers.remove(change)
+        finally:
+            if not order.led and order.followers:
+                order.followers.pop().set()  # also if we never led: whoever handed the lead to us counts on it
+
+    async def _lead(self) -> None:
+        """Receive for every task of this loop, until cancelled: the leader's own reply does that."""
+        while True:
+            if self._arm():
+                await trio.lowlevel.wait_readable(self._epoll)
+            else:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            self._gather()
 
     # asyncio ----------------------------------------------------------------------------------------------------------
 
