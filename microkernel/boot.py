@@ -228,7 +228,7 @@ class Boot:
                     server.state, server.reason = "stopped", "stopped by a person"
                     continue
                 nursery.start_soon(bring, server)
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         if failures:
             raise BootRefused(str(failures[0]))
         batch = node.store.batch("servers started")

@@ -13,11 +13,15 @@ from .versions import Versions
 
 async def clean_all(root: Path, folders: list[Path] | None) -> list[str]:
     """Clean these folders, or all nodes under `root` that do not run. Returns a sentence for each thing done."""
-    found = sorted(path.parent for path in root.glob("*/journal")) if folders is None else folders
+    found = _nodes(root) if folders is None else folders
     done: list[str] = []
     for folder in found:
         done += await clean(folder.absolute())
     return done
+
+
+def _nodes(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/journal"))
 
 
 async def clean(folder: Path) -> list[str]:
@@ -29,7 +33,7 @@ async def clean(folder: Path) -> list[str]:
         except BlockingIOError:
             # A survivor of a dead kernel may hold it, too: `state` shares the lock.
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            if holder.isdigit() and Path(f"/proc/{holder}").exists():
+            if holder.isdigit() and os.access(f"/proc/{holder}", os.F_OK):
                 return [f"{folder.name}: it runs (process {holder}); nothing was touched"]
         return await _clean(folder)
     finally:

@@ -35,6 +35,7 @@ SO_PEERPIDFD = 77
 HELLO_WITHIN = 5.0
 """Seconds for the first packet."""
 BACKLOG = 64
+NO_DESCRIPTORS_PAUSE = 0.5
 _CREDENTIALS = struct.Struct("=iII")
 
 
@@ -136,9 +137,15 @@ class Gate:
         assert self._listening is not None
         while True:
             await trio.lowlevel.wait_readable(self._listening)
-            with suppress(BlockingIOError, ConnectionAbortedError):
+            try:
                 end, _ = self._listening.accept()
-                self._node.soon(self._welcome, end)
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:  # no descriptors left: others must close some first
+                self._node.events.event("attach", "kernel", f"a program could not attach: {error}")
+                await trio.sleep(NO_DESCRIPTORS_PAUSE)
+                continue
+            self._node.soon(self._welcome, end)
 
     def close(self) -> None:
         if self._listening is not None:
@@ -163,8 +170,8 @@ class Gate:
         except Refused as refusal:
             self._node.events.refuse("attach", "attach", str(refusal))
             connection.send(control.Unwelcome(sentence=str(refusal)))
-        except AtollError as error:
-            connection.send(control.Unwelcome(sentence=str(error)))
+        except (AtollError, OSError) as error:
+            connection.send(control.Unwelcome(sentence=f"the node cannot take you in now: {error}"))
         finally:
             if party is not None:
                 self._leave(party)

@@ -76,7 +76,7 @@ class Logs:
                 level=row.level,
                 text=row.text,
                 fields=row.fields,
-            )  # fmt: skip
+            )
         )
 
     async def keep(self) -> None:

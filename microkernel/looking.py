@@ -125,7 +125,7 @@ class Looking:
                             package=version.package,
                             loaded=row.added if row is not None else 0,
                             running=version.hash == each.version.hash,
-                        )  # fmt: skip
+                        )
                     )
         return sorted(found, key=lambda version: version.loaded, reverse=True)
 

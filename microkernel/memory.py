@@ -7,6 +7,7 @@ size only, so that nobody's mapping can be cut short.
 
 import mmap
 import os
+from contextlib import suppress
 
 from atoll.native import segments
 
@@ -40,4 +41,5 @@ class Memory:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-            # Callers that still hold a view of the mapping keep it alive; it goes with them.
+            with suppress(BufferError):  # whoever still holds a view of the mapping keeps it; it goes with them
+                self.map.close()

@@ -58,6 +58,7 @@ class Notice:
         lib.atoll_notice_closing(self._c)
 
     def close(self) -> None:
+        ffi.release(self._c)
         self.memory.close()
 
 
@@ -90,4 +91,5 @@ class Status:
         return Signs(*self._words)
 
     def close(self) -> None:
+        ffi.release(self._c)
         self.memory.close()

@@ -134,17 +134,25 @@ class Powers:
         if not wanted <= held.rights:
             needed = ", ".join(sorted(wanted - held.rights))
             raise NotAllowed(method="grant", needed=needed, held=tuple(sorted(held.rights)))
-        parent = held
+        parent = held  # of a lasting one, what lasts: a person's own capability goes when they detach
         while lasting and not parent.lasting:
             parent = node.tree.get(parent.parent)
-        give = dict(
-            by=parent.holder, to=to, rights=wanted, expiry=self._expiry(held, expires), lasting=lasting,
-            account=server.spec.account,
-        )  # fmt: skip
+        expiry, account = self._expiry(held, expires), server.spec.account
         if parent.badge == held.badge:
-            made = node.tree.grant(parent.id, **give)  # type: ignore[arg-type]
+            made = node.tree.grant(
+                parent.id,
+                by=parent.holder,
+                to=to,
+                rights=wanted,
+                expiry=expiry,
+                lasting=lasting,
+                account=account,
+            )
         else:
-            made = node.tree.mint(parent.id, badge=held.badge, **give)  # type: ignore[arg-type]
+            made = node.tree.mint(
+                parent.id, by=parent.holder, to=to, badge=held.badge, rights=wanted, expiry=expiry,
+                lasting=lasting, account=account,
+            )  # fmt: skip
         await self._record(made)
         for serving in node.processes_of(to):
             if not lasting:
@@ -238,7 +246,7 @@ class Powers:
             return
         server = self._node.servers.get(serving.holder)
         with trio.move_on_after(WINDOW_WITHIN):
-            while serving.status.window() == seen and not serving.gone:
+            while not serving.gone and serving.status.window() == seen:
                 if server is not None and server.state == "frozen":
                     return  # its gate is closed: it checks again on thaw
                 await trio.sleep(LOOK_AGAIN)

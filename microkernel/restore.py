@@ -72,9 +72,13 @@ class Restore:
         limits = self._checked.image.slice.get(spec.slice)
         if limits is not None:
             server.limits = Limits(
-                cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory, pids=limits.pids,
-                io_class=limits.io_class, io_weight=limits.io_weight,
-            )  # fmt: skip
+                cpu_weight=limits.cpu_weight,
+                cpu_quota=limits.cpu_quota,
+                memory=limits.memory,
+                pids=limits.pids,
+                io_class=limits.io_class,
+                io_weight=limits.io_weight,
+            )
             server.unenforced = tuple(node.slices.group(spec.slice or "servers").limit(server.limits))
         return server
 
@@ -194,11 +198,20 @@ class Restore:
         image = self._checked.image
         batch.put(
             BootRow(
-                epoch=node.boot, node=node.place.name, started=node.started, image=hash_of_text(self._checked.text), kernel=os.uname().release,
+                epoch=node.boot,
+                node=node.place.name,
+                started=node.started,
+                image=hash_of_text(self._checked.text),
+                kernel=os.uname().release,
                 weakenings=tuple(f"{server}: {what}: {reason}" for server, what, reason in node.weakenings),
             ),
-            ImageRow(hash=hash_of_text(self._checked.text), name=image.image.name, file=self._checked.file, text=self._checked.text),
-        )  # fmt: skip
+            ImageRow(
+                hash=hash_of_text(self._checked.text),
+                name=image.image.name,
+                file=self._checked.file,
+                text=self._checked.text,
+            ),
+        )
         for name, account in image.account.items():
             batch.put(AccountRow(account=name, limits=plan.limits_of(account)))
         for name, spec in image.slice.items():
@@ -212,7 +225,7 @@ class Restore:
                     added=node.started,
                     source=str(self._checked.packages[name]),
                     interfaces=interfaces,
-                )  # fmt: skip
+                )
             )
 
 

@@ -184,6 +184,7 @@ class Supervisor:
                 node.store.lost()
             node.authority.server_died(serving)
         ended = node.authority.leave(serving, serving.session)
+        node.grants.leave(serving)
         node.parties.pop(serving.number, None)
         node.events.capabilities((), ended)
         serving.close()

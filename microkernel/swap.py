@@ -222,7 +222,7 @@ class _Swap:
                     image=spec.image,
                     add=spec.add,
                     drop=tuple(spec.drop.items()),
-                )  # fmt: skip
+                )
             )
             node.store.journal.wait(batch.changes())
             return

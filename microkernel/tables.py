@@ -76,5 +76,7 @@ class Table:
             )
 
     def close(self) -> None:
+        for mapped in self._c:
+            ffi.release(mapped)
         for memory in self.segments:
             memory.close()

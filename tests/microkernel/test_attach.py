@@ -124,7 +124,10 @@ def test_a_process_of_a_server_is_turned_away(tmp_path: Path) -> None:
 def test_another_user_gets_what_the_image_names_and_no_more(tmp_path: Path) -> None:
     may = '[[attach]]\nuid = 4242\nmay = [{ server = "counter", rights = ["read"] }]\n'
     with booted(tmp_path, more=may) as node:
-        if not all(folder.stat().st_mode & 0o001 for folder in (*node.folder.parents, Path(sys.executable).resolve().parent)):
+        if not all(
+            folder.stat().st_mode & 0o001
+            for folder in (*node.folder.parents, Path(sys.executable).resolve().parent)
+        ):
             pytest.skip("another user cannot reach the interpreter or the temporary folder here")
         said = as_another(node, 4242)
         assert said.splitlines()[0] == "0"

@@ -96,7 +96,9 @@ def test_a_crash_loop_stops_and_says_so(tmp_path: Path) -> None:
         for _ in range(3):
             with pytest.raises(PeerDied):
                 counter.die.now()
-        while (row := next(row for row in attached.kernel.ps.now() if row.server == "counter")).state != "failed":
+        while (
+            row := next(row for row in attached.kernel.ps.now() if row.server == "counter")
+        ).state != "failed":
             pass
         assert "crashed 3 times" in row.reason
         with pytest.raises(PeerDied) as told:

@@ -127,10 +127,12 @@ def test_a_version_that_fails_leaves_the_old_one_in_place(
 
 
 def test_an_incompatible_version_is_refused_with_the_difference(node: RealNode, tmp_path: Path) -> None:
-    changed = version(tmp_path, "def get(self, key: str) -> int:", "def get(self, key: int) -> int:", "interface.py")
+    changed = version(
+        tmp_path, "def get(self, key: str) -> int:", "def get(self, key: int) -> int:", "interface.py"
+    )
     with node.attach() as attached:
         counter = attached.open("counter", Counter)
-        with pytest.raises(Incompatible, match="Counter.get"):
+        with pytest.raises(Incompatible, match=r"Counter\.get"):
             attached.kernel.swap.now(Swap(server="counter", package=changed))
         assert counter.add.now("x") == 1
 
