@@ -27,17 +27,21 @@ class RawReply(Protocol):
     def __await__(self) -> Generator[Any, Any, Payload]: ...
 
 
+_settling = threading.Lock()
+"""Between "is it done?" and what follows from the answer. One for all futures: it is held for a few assignments, and one
+each would cost more to make than the rest of a future."""
+
+
 class RawFuture:
     """An encoded reply to come. `on_cancel` tells the other side that nobody waits any more."""
 
-    __slots__ = ("_callbacks", "_done", "_error", "_lock", "_on_cancel", "_value")
+    __slots__ = ("_callbacks", "_done", "_error", "_on_cancel", "_value")
 
     def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
-        self._lock = threading.Lock()
         self._done = False
         self._value: Payload = b""
         self._error: BaseException | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] | None = None
         self._on_cancel = on_cancel
 
     def complete(self, value: Payload) -> None:
@@ -49,12 +53,12 @@ class RawFuture:
         self._finish(b"", error)
 
     def _finish(self, value: Payload, error: BaseException | None) -> None:
-        with self._lock:
+        with _settling:
             if self._done:
                 return
             self._value, self._error, self._done = value, error, True
-            callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+            callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
             callback()
 
     def done(self) -> bool:
@@ -63,8 +67,10 @@ class RawFuture:
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Call it when done, on the thread that completes; at once if that is past."""
-        with self._lock:
+        with _settling:
             if not self._done:
+                if self._callbacks is None:
+                    self._callbacks = []
                 self._callbacks.append(callback)
                 return
         callback()

@@ -343,11 +343,13 @@ int channel_wake(struct atoll_channel *channel) {
 
 /* Client ------------------------------------------------------------------------------------------------------------ */
 
-uint64_t atoll_next_request(atoll_channel *channel) {
+/* The first of `count` numbers that no other request of this channel has. */
+uint64_t atoll_reserve_requests(atoll_channel *channel, uint32_t count) {
     while (exchange(&channel->sending, 1)) cpu_relax();
-    uint64_t request = ++channel->requests;
+    uint64_t first = channel->requests + 1;
+    channel->requests += count;
     store_release(&channel->sending, 0);
-    return request;
+    return first;
 }
 
 /* Under `sending`. `request` 0 takes the next number. Returns 0 or R_*; `end` is the position behind the record. */
@@ -380,6 +382,14 @@ int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t requ
     channel->bell_due = 1;
     store_release(&channel->sending, 0);
     return result ? result : (int64_t)end;
+}
+
+/* A call without deadline, trace and context, sent and rung for in one go. */
+int64_t atoll_post(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
+                   uint32_t length) {
+    int64_t end = atoll_send(channel, site, request, payload, length, 0, 0, NULL);
+    if (end >= 0) channel->just_woke = channel_wake(channel);
+    return end;
 }
 
 void atoll_ring_bell(atoll_channel *channel) { channel->just_woke = channel_wake(channel); }

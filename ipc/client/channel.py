@@ -12,7 +12,7 @@ leaves while requests are open.
 import mmap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
 
@@ -38,6 +38,8 @@ from .stream import ChannelStream
 
 VIEWS = 2049
 """Replies up to 2 KiB are read through views cut beforehand: cutting one costs more than the rest of a reply."""
+NUMBERS = 256
+"""Request numbers drawn from the C core at a time."""
 SEND_PATIENCE = 5.0
 """Seconds a call without a deadline waits for room in a full ring before it is `Overloaded`."""
 REPLY = int(Kind.REPLY)
@@ -86,6 +88,7 @@ class ClientChannel:
         self.views = [self._buffer[:length] for length in range(VIEWS)]
         self.receiving = threading.Lock()
         self.pending: dict[int, Pending] = {}
+        self._numbers: Iterator[int] = iter(())
         self.failed: errors.AtollError | None = None
         self._stopped = False
         """It failed because its server was stopped: a restart mends it."""
@@ -108,7 +111,7 @@ class ClientChannel:
     ) -> Pending:
         """Send a call and keep it until its reply is in. Raises what keeps it from being sent."""
         pending = Pending(self, site, payload, until, trace, context)
-        pending.number = number or lib.atoll_next_request(self.c)
+        pending.number = number or next(self._numbers, 0) or self._more_numbers()
         pending.seconds = seconds
         if stream is not None:
             pending.stream = stream(pending)
@@ -119,6 +122,28 @@ class ClientChannel:
             self.pending.pop(pending.number, None)
             raise
         return pending
+
+    def request_plainly(self, site: Site, payload: bytes) -> Pending:
+        """`request` of a call with nothing but its arguments: one step into the C core that sends and wakes."""
+        pending = Pending(self, site, payload, 0, 0, None)
+        number = pending.number = next(self._numbers, 0) or self._more_numbers()
+        self.pending[number] = pending
+        end = lib.atoll_post(self.c, site.c, number, payload, len(payload)) if self.failed is None else -1
+        if end >= 0:
+            pending.end = end
+            return pending
+        try:  # whatever keeps it from being sent, `_send` meets it again and deals with it
+            self._send(pending, site.c)
+        except BaseException:
+            self.pending.pop(number, None)
+            raise
+        return pending
+
+    def _more_numbers(self) -> int:
+        """The first of a new block of request numbers, which are drawn one by one without a step into the C core."""
+        first: int = lib.atoll_reserve_requests(self.c, NUMBERS)
+        self._numbers = iter(range(first + 1, first + NUMBERS))
+        return first
 
     def _send(self, pending: Pending, site: Any) -> None:
         give_up = 0
@@ -227,10 +252,12 @@ class ClientChannel:
         return self._buffer[:length].tobytes()
 
     def look(self) -> int:
-        """`drain`, then learn of a new epoch or of the end from the kernel's notice."""
+        """Awake again: take the ring off the doorbell, `drain`, learn of a new epoch or of the end from the notice."""
         if not self.receiving.acquire(blocking=False):
             return 0
         try:
+            if not self.bound_to_loop:
+                lib.atoll_disarm(self.c)
             count = self._drain()
             if self.failed is None:
                 self._renew()
@@ -241,6 +268,10 @@ class ClientChannel:
     def leave(self) -> None:
         """Stop receiving: the next thread's turn, or the event loop's."""
         self.receiving.release()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Whoever stops receiving, or does not use its turn, sees to it that somebody receives for the rest."""
         if self._turns:
             self._turns.pop(0).set()
         elif self.pending or self.bound_to_loop:
@@ -253,8 +284,12 @@ class ClientChannel:
         if pending is None:
             return
         kind, length = result >> 32, result & LENGTH
-        payload = self._buffer[:length].tobytes()
+        payload = self.views[length].tobytes() if length < VIEWS else self.long(length)
         stream = pending.stream
+        if kind == REPLY and stream is None:
+            del self.pending[pending.number]
+            pending.complete(payload)
+            return
         if stream is not None:
             if kind == Kind.ITEM:
                 try:
@@ -317,6 +352,8 @@ class ClientChannel:
             if self.receiving.acquire(blocking=False):
                 try:
                     self._receive_for(pending, over, until)
+                    if self.pending and self.failed is None:
+                        self._drain()  # what came with it: its waiters then need not come here one by one
                 finally:
                     self.leave()
                 continue
@@ -327,6 +364,8 @@ class ClientChannel:
                 turn.wait(1.0 if not until else min(1.0, (until - now) / NANOSECONDS))
             if turn in self._turns:
                 self._turns.remove(turn)
+            elif over():
+                self._pass_on()  # it was our turn, and we need it no more
         self.waited += time.monotonic_ns() - began
 
     def _receive_for(self, pending: Pending, over: Callable[[], bool], until: int) -> None:
@@ -391,9 +430,13 @@ class ClientChannel:
 
     def _recover(self, taken: list[int]) -> None:
         """A new server has the channel: send again what may be sent again, in the order in which it was sent."""
-        for pending in sorted(self.pending.values(), key=lambda pending: pending.number):
+
+        def ahead(pending: Pending) -> int:
+            return _distance(pending.end, taken[pending.site.c.lane])
+
+        for pending in sorted(self.pending.values(), key=ahead):
             spec, stream = pending.site.spec, pending.stream
-            untaken = _after(pending.end, taken[pending.site.c.lane])
+            untaken = ahead(pending) > 0
             if (stream is None and (spec.idempotent or spec.once)) or (
                 untaken and not (stream and stream.began)
             ):
@@ -432,12 +475,18 @@ class ClientChannel:
     # event loops ------------------------------------------------------------------------------------------------------
 
     def arm(self) -> bool:
-        """Have the peer ring the doorbell for the next message. False: there is something to drain now."""
-        return bool(lib.atoll_arm(self.c))
+        """Have the peer ring the doorbell for the next message. False: there is something to drain now.
 
-    def disarm(self) -> None:
-        """Awake again: take the ring off the doorbell."""
-        lib.atoll_disarm(self.c)
+        A thread that receives meanwhile parks on the same word; it kicks the event loop when it leaves.
+        """
+        if not self.receiving.acquire(blocking=False):
+            return True
+        try:
+            return bool(lib.atoll_arm(self.c))
+        finally:
+            self.receiving.release()
+            if self._turns:
+                self._turns.pop(0).set()  # somebody came while we held the lock
 
     def statistics(self) -> ChannelStatistics:
         counters = self._counters
@@ -463,7 +512,7 @@ class ClientChannel:
             self.c = None
 
 
-def _after(position: int, index: int) -> bool:
-    """Whether a record that ends at `position` lies behind what `index` says was consumed. Both wrap at 64 bits."""
-    distance = (position - index) & (1 << 64) - 1
-    return 0 < distance < 1 << 63
+def _distance(position: int, index: int) -> int:
+    """How far a record that ends at `position` lies behind what `index` says was consumed; 0 or less: it was taken. Both
+    wrap at 64 bits."""
+    return ((position - index + (1 << 63)) & (1 << 64) - 1) - (1 << 63)

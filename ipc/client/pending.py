@@ -65,7 +65,12 @@ class Pending(RawFuture):
         trace: int,
         context: bytes | None,
     ) -> None:
-        super().__init__(self.abandon)
+        # RawFuture's own, written out: one frame a request, and no `on_cancel` that would make each of them a cycle.
+        self._done = False
+        self._value = b""
+        self._error = None
+        self._callbacks = None
+        self._on_cancel = None
         self.channel = channel
         self.site = site
         self.payload = payload
@@ -76,6 +81,9 @@ class Pending(RawFuture):
         self.end = 0
         self.seconds: float | None = None
         self.stream: ChannelStream | None = None
+
+    def cancel(self) -> None:
+        self.abandon()
 
     def abandon(self) -> None:
         """Nobody waits any more: tell the server."""
@@ -95,7 +103,7 @@ class Pending(RawFuture):
         except BaseException:
             self.abandon()
             raise
-        return super().result(0)
+        return self._outcome()
 
     async def _arrival(self) -> None:
         while not self.done():
@@ -103,20 +111,20 @@ class Pending(RawFuture):
 
     def result(self, timeout: float | None = None) -> bytes | memoryview:
         """Block the thread until the reply is in; TimeoutError after `timeout` seconds, and then the call goes on."""
-        if not self.done():
+        if not self._done:
             self.channel.host.may_block(self.site.spec.label)
             self.channel.wait(
                 self, 0 if timeout is None else time.monotonic_ns() + int(timeout * NANOSECONDS)
             )
-            if not self.done():
+            if not self._done:
                 raise TimeoutError(
                     f"no reply within {timeout:g} s; the call goes on: ask again, or give it a deadline"
                 )
-        return self.outcome()
+        return self._outcome()
 
     def outcome(self) -> bytes | memoryview:
         """The reply, or the error raised, of a request that is done."""
-        return super().result(0)
+        return self._outcome()
 
 
 async def within(seconds: float, action: Callable[[], Awaitable[None]]) -> bool:

@@ -31,6 +31,7 @@ class ChannelTransport:
         self._translator = translator
         self._sites: dict[tuple[MethodSpec, int, Kind], Site] = {}
         self._quick: dict[MethodSpec, Any] = {}
+        self._plain: dict[MethodSpec, Site] = {}
         self._call = lib.atoll_call
         self._enter = channel.receiving.acquire
 
@@ -111,9 +112,16 @@ class ChannelTransport:
         return await self._request(method, payload, options)
 
     def start(self, method: MethodSpec, payload: bytes, options: Options) -> Pending:
-        self.channel.calls += 1
-        pending = self._request(method, payload, options)
-        self.channel.host.sent()
+        channel = self.channel
+        channel.calls += 1
+        if options is DEFAULTS and context.current_or_none() is None:
+            site = self._plain.get(method)
+            if site is None:
+                site = self._plain[method] = self._site(method, options, Kind.CALL)
+            pending = channel.request_plainly(site, payload)
+        else:
+            pending = self._request(method, payload, options)
+        channel.host.sent()
         return pending
 
     def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:

@@ -65,7 +65,9 @@ int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *p
 int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until);
 int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
                    uint32_t length, uint64_t deadline, uint64_t trace, const char *context);
-uint64_t atoll_next_request(atoll_channel *channel);
+int64_t atoll_post(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
+                   uint32_t length);
+uint64_t atoll_reserve_requests(atoll_channel *channel, uint32_t count);
 uint64_t atoll_call_request(atoll_channel *channel);
 uint64_t atoll_call_end(atoll_channel *channel);
 int atoll_call_waits(atoll_channel *channel);
