@@ -96,6 +96,9 @@ class Events:
         found = self._node.channels.get(channel)
         if found is None:
             return
+        if server not in (found.client.holder, found.server):
+            self.refuse(server, "kernel", "accusing the peer of a channel that is not its own")
+            return
         peer = found.server if found.client.holder == server else found.client.holder
         self.event(
             "misbehaved", peer, f"channel {channel} between {found.client.holder} and {found.server}: {check}"

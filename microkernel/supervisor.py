@@ -151,7 +151,7 @@ class Supervisor:
             case control.Drained(pending=pending):
                 serving.pending = pending
                 serving.drained.set()
-            case control.HandedOver() if descriptors:
+            case control.HandedOver() if descriptors and serving.handed_over is None:
                 serving.handed_over = message, descriptors.pop(0)
                 serving.handed.set()
             case control.Pong(number=number, busy=busy):
@@ -159,6 +159,8 @@ class Supervisor:
             case control.Log(level=level, text=text, fields=fields):
                 node.logs.line(serving.holder, self._pid(serving), level, text, fields)
             case _:
+                for descriptor in descriptors:
+                    os.close(descriptor)
                 raise PeerMisbehaved("the control socket", f"an unexpected {type(message).__name__}")
         for descriptor in descriptors:
             os.close(descriptor)

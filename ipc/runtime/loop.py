@@ -106,8 +106,7 @@ class ServeLoop:
         self._idle_due = math.inf
         self._draining = False
         self._stopping = False
-        self._seen = self._notice_words[1]
-        """Revocations when the message in hand was checked: a later one has a task check again before its first step."""
+        self._again = ffi.new("atoll_message *")
         lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
         self._register_methods()
 
@@ -124,9 +123,12 @@ class ServeLoop:
         shape = opened.shape
         geometry = (shape.lanes, shape.ring_bits, shape.bulk_bits, opened.epoch)
         if opened.positions:
-            half = len(opened.positions) // 2
-            consumed = ffi.new("uint64_t[]", list(opened.positions[:half]))
-            produced = ffi.new("uint64_t[]", list(opened.positions[half:]))
+            if len(opened.positions) != 2 * len(LANES):
+                raise ValueError(
+                    f"channel {opened.channel} from {opened.peer}: {len(opened.positions)} positions"
+                )
+            consumed = ffi.new("uint64_t[3]", list(opened.positions[: len(LANES)]))
+            produced = ffi.new("uint64_t[3]", list(opened.positions[len(LANES) :]))
             channel = lib.atoll_channel_resume(memory, doorbell, *geometry, consumed, produced)
         else:
             channel = lib.atoll_channel_open(memory, doorbell, 1, *geometry, opened.base, ffi.NULL)
@@ -242,8 +244,13 @@ class ServeLoop:
             await trio.sleep(RETRY)
 
     def pending(self) -> list[str]:
-        """Names of the methods of the calls in hand, one a call."""
-        return [inhand.spec.label for inhand in self._tasks.in_hand.values()]
+        """What keeps a drain from ending: the methods of the calls in hand, one a call, and replies without room."""
+        kept = [
+            f"a reply that channel {n} has no room for"
+            for n, queue in self._replies.kept.items()
+            for _ in queue
+        ]
+        return [inhand.spec.label for inhand in self._tasks.in_hand.values()] + kept
 
     def busy(self) -> str:
         """The method whose plain handler runs now; empty if none does."""
@@ -273,7 +280,7 @@ class ServeLoop:
         replied, cast = Kind.REPLY << 32, int(Op.CAST)
         fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
-        reply, packed, seen = b"", 0, self._seen
+        reply, packed, seen = b"", 0, notice[1]
         inline.read = self._fields
         while True:
             received = receive(loop, reply, packed)
@@ -282,7 +289,7 @@ class ServeLoop:
                 length = received & 0xFFFFFFFF
                 inline.call = None
                 if notice[1] != seen:
-                    seen = self._seen = notice[1]
+                    seen = notice[1]
                     refusal = lib.atoll_loop_recheck(loop, self._message)
                     if refusal:
                         reply, packed = self._refuse(refusal)
@@ -432,7 +439,6 @@ class ServeLoop:
             message.generation,
             message.rights,
             message.deadline,
-            self._seen,
         )
 
     # replies ----------------------------------------------------------------------------------------------------------
@@ -466,19 +472,10 @@ class ServeLoop:
         return self._fault(error)
 
     def _recheck(self, inhand: InHand) -> AtollError | None:
-        """The second look at a call's capability, after the time in trio's queue."""
-        origin = inhand.origin
-        if self._notice_words[1] == origin.revocations:
-            return None
-        message = ffi.new(
-            "atoll_message *",
-            {
-                "channel": origin.channel,
-                "slot": origin.slot,
-                "generation": origin.generation,
-                "rights": origin.rights,
-            },
-        )
+        """The second look at a call's capability, after the time in trio's queue: what `revoke` did meanwhile holds."""
+        origin, message = inhand.origin, self._again
+        message.channel, message.slot = origin.channel, origin.slot
+        message.generation, message.rights = origin.generation, origin.rights
         refusal = lib.atoll_loop_recheck(self.c, message)
         self._status_words[0] = 0
         if not refusal:
