@@ -36,6 +36,8 @@ class ChannelStream:
         self.began = False
         """Something was sent or received after the opening: it cannot simply be sent again."""
         self._items: deque[list[bytes]] = deque()
+        self._ungranted = 0
+        """Items that came and were not granted back: at most a window, or the server sends without credit."""
         self._taken = 0
         self._credit = WINDOW
         self._over = False
@@ -46,6 +48,10 @@ class ChannelStream:
 
     def arrived(self, items: list[bytes]) -> None:
         self.began = True
+        self._ungranted += len(items)
+        if self._ungranted > WINDOW:
+            self.pending.channel.misbehaved("items without credit")
+            return
         self._items.append(items)
         self._wake()
 
@@ -70,10 +76,18 @@ class ChannelStream:
         items = self._items.popleft()
         if not self.upload:
             self._taken += len(items)
-            if self._taken >= WINDOW // 2 and not self._over:
-                self.pending.channel.control(self.pending, Kind.CREDIT, _encode(self._taken))
-                self._taken = 0
+            self._grant()
         return items
+
+    def _grant(self) -> bool:
+        """Grant back what was taken, if it is enough. False: the ring has no room for it, so it is still owed."""
+        if self._taken < WINDOW // 2 or self._over:
+            return True
+        if not self.pending.channel.control(self.pending, Kind.CREDIT, _encode(self._taken)):
+            return False
+        self._ungranted -= self._taken
+        self._taken = 0
+        return True
 
     def _end(self) -> None:
         if self._error is not None:
@@ -84,7 +98,10 @@ class ChannelStream:
             if self._over:
                 self._end()
                 return None
-            self._block()
+            if self._grant():
+                self._block()
+            else:
+                self._room_now()
         return self._next()
 
     async def receive(self) -> list[bytes] | None:
@@ -92,7 +109,10 @@ class ChannelStream:
             if self._over:
                 self._end()
                 return None
-            await self._change()
+            if self._grant():
+                await self._change()
+            else:
+                await _room()
         return self._next()
 
     def send_now(self, item: bytes) -> None:
@@ -100,17 +120,14 @@ class ChannelStream:
             if self._credit <= 0:
                 self._block()
             else:
-                self.pending.channel.drain()
-                time.sleep(RETRY)
+                self._room_now()
 
     async def send(self, item: bytes) -> None:
         while not self._try_send(item):
             if self._credit <= 0:
                 await self._change()
-            elif trio.lowlevel.in_trio_run():
-                await trio.sleep(RETRY)
             else:
-                await asyncio.sleep(RETRY)
+                await _room()
 
     def _try_send(self, item: bytes) -> bool:
         if self._over:
@@ -127,8 +144,11 @@ class ChannelStream:
     def finish(self) -> None:
         self.began = True
         while not self._over and not self.pending.channel.control(self.pending, Kind.END):
-            self.pending.channel.drain()
-            time.sleep(RETRY)
+            self._room_now()
+
+    def _room_now(self) -> None:
+        self.pending.channel.drain()
+        time.sleep(RETRY)
 
     def cancel(self) -> None:
         if not self._over:
@@ -161,3 +181,10 @@ class ChannelStream:
         changed, subscribe = self._watch()
         while not changed():
             await self.pending.channel.host.wait(subscribe)
+
+
+async def _room() -> None:
+    if trio.lowlevel.in_trio_run():
+        await trio.sleep(RETRY)
+    else:
+        await asyncio.sleep(RETRY)
