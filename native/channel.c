@@ -27,6 +27,8 @@ enum {
     SPIN_BATCH = 32,               /* looks at the ring between two looks at the clock */
     SPIN_SHORT = 2500,             /* ns: the server has other clients to serve meanwhile */
     SPIN_USUAL = 20000,            /* ns */
+    SPIN_SLOW = 60000,             /* ns: replies of late took so long; waking a halted core would double that */
+    USUAL_SLOW = 60000,            /* ns: a mean wait up to which SPIN_SLOW is worth it */
     SPIN_WOKEN = 100000,           /* ns: longer than a halted core takes to wake, or two sleepers stay asleep */
     YIELDS_MOST = 32,              /* hand-overs of the core before parking */
     YIELD_DEAR = 1000000,          /* ns: a yield that long means a busy program shares the core */
@@ -455,7 +457,14 @@ int atoll_spin(atoll_channel *channel) {
 static uint64_t spin_budget(const struct atoll_channel *channel, uint32_t cpu, uint32_t load) {
     if (load_relaxed(&channel->peer->cpu) == cpu) return 0;
     if (load >= 2) return SPIN_SHORT;
-    return channel->just_woke ? SPIN_WOKEN : SPIN_USUAL;
+    if (channel->just_woke) return SPIN_WOKEN;
+    return channel->usual > SPIN_USUAL / 2 && channel->usual < USUAL_SLOW ? SPIN_SLOW : SPIN_USUAL;
+}
+
+/* A reply came after so long. Bounded, so that one slow call is forgotten after a few quick ones. */
+static void waited(struct atoll_channel *channel, uint64_t time) {
+    if (time > 2 * USUAL_SLOW) time = 2 * USUAL_SLOW;
+    channel->usual = (7 * channel->usual + time) / 8;
 }
 
 /* Takes the next message if there is one; the result of atoll_receive with other requests told apart. */
@@ -468,7 +477,7 @@ static int64_t receive_for(struct atoll_channel *channel, uint64_t request) {
 
 int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
     uint32_t cpu = (uint32_t)sched_getcpu(), load = load_relaxed(&channel->peer->load);
-    uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0, slice_end = 0;
+    uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0, slice_end = 0, began = 0;
     unsigned yields = load == 0 ? YIELDS_MOST : 0;
     if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
     for (;;) {
@@ -488,7 +497,10 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
         /* A peer that wakes us for nothing, again and again, keeps nobody from looking at signals and at the kernel. */
         if (!slice_end) slice_end = now + SLICE;
         if (now >= slice_end) return R_AGAIN;
-        if (!spin_end) spin_end = now + budget;
+        if (!spin_end) {
+            began = now;
+            spin_end = now + budget;
+        }
         if (now < spin_end) continue;
         if (yields < YIELDS_MOST && now >= channel->no_yield_until) {
             yields++;
@@ -510,6 +522,7 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
         }
         continue;
     done:
+        waited(channel, began ? clock_now() - began : 0);
         channel->just_woke = 0;
         return result;
     }

@@ -42,6 +42,7 @@ struct atoll_channel {
     uint64_t requests;
     uint64_t call_request, call_end; /* number of the last atoll_call, and the ring position behind its request */
     uint64_t no_yield_until;
+    uint64_t usual; /* ns that replies of late were waited for: a running mean */
     uint32_t vain; /* spins in a row of the event loop that found nothing */
     int just_woke; /* the last send had to wake the peer: it needs longer than usual */
     int bell_due;  /* records were written whose wake-up is put off to the end of the batch */
