@@ -46,7 +46,8 @@ class Outside:
         self._down = False
         self._orders: WeakKeyDictionary[trio.lowlevel.TrioToken, _Order] = WeakKeyDictionary()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._armed = False
+        self._ringing = False
+        """`_ring` will be called by the event loop anyhow."""
         self._closed = False
 
     def add(self, channel: ClientChannel) -> None:
@@ -90,7 +91,7 @@ class Outside:
         self._report(channel, check)
 
     def sent(self) -> None:
-        if self._loop is not None and not self._armed and self._loop is _running_loop():
+        if self._loop is not None and self._loop is _running_loop():
             self._arm_for_asyncio()
 
     async def wait(self, subscribe: Subscribe) -> None:
@@ -98,8 +99,7 @@ class Outside:
             await self._wait_in_trio(subscribe)
         else:
             self._adopt(asyncio.get_running_loop())
-            if not self._armed:
-                self._arm_for_asyncio()
+            self._arm_for_asyncio()
             await wait_for(subscribe)
 
     # gathering --------------------------------------------------------------------------------------------------------
@@ -186,19 +186,20 @@ class Outside:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._epoll.fileno())
         self._loop = loop
-        self._armed = False
+        self._ringing = False
         loop.add_reader(self._epoll.fileno(), self._ring)
 
     def _arm_for_asyncio(self) -> None:
-        self._armed = True
-        if not self._arm() and self._loop is not None:
+        # Each time: a thread that received meanwhile has taken the ring off, and kicks only if it leaves requests behind.
+        if not self._ringing and not self._arm() and self._loop is not None:
+            self._ringing = True
             self._loop.call_soon(self._ring)
 
     def _ring(self) -> None:
+        self._ringing = False
         if self._closed:
             return
         self._gather()
-        self._armed = False
         if any(channel.pending for channel in self.channels.values()) and not self._down:
             self._arm_for_asyncio()
 
