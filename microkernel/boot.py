@@ -22,7 +22,7 @@ from atoll.ipc.runtime.loop import ServeLoop
 from atoll.ipc.serve import Endpoint
 from atoll.ipc.system.kernel import Kernel
 
-from . import graph, journal, needs, plan
+from . import graph, journal, needs, plan, weakenings
 from .capability_rows import write_ended
 from .events import Events
 from .gate import Gate
@@ -177,6 +177,7 @@ class Boot:
         nursery.start_soon(node.logs.keep)
         nursery.start_soon(node.events.watch)
         await self._servers_up(node)
+        self._tell(node)
         nursery.start_soon(Watchdog(node).watch)
         nursery.start_soon(self._expire, node)
         gate.open()
@@ -187,6 +188,13 @@ class Boot:
             node.weakenings.append((weakness.server, weakness.what, weakness.reason))
         for sentence in node.slices.lacks:
             node.weakenings.append(("node", "slices", sentence))
+
+    def _tell(self, node: Node) -> None:
+        """What is weaker than the image wants, beside what the image itself drops."""
+        levels = [server.plan.level for server in node.servers.values() if server.plan is not None]
+        node.weakenings += weakenings.attaching(levels, node.slices.kind)
+        for line in weakenings.lines(node.weakenings, graph.graph(self.checked).weaknesses):
+            self.say(line)
 
     async def _state_up(self, node: Node, restore: Restore) -> None:
         """`state` first, from the journal and the image alone."""

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from .protection import Host, levels, probe
 from .protection.level import Subject
-from .protection.plan import plan
+from .protection.plan import plan, together
 from .slices import choose
 
 KERNEL_FLOOR = (6, 1)
@@ -108,8 +108,8 @@ def _levels(host: Host) -> list[Finding]:
     found = []
     for name in levels():
         made = plan(name, Subject(name=TRIAL), host)
-        missing = "; ".join(map(str, made.missing))
-        found.append(_finding(f"level {name}", missing, "; ".join(map(str, made.weakenings))))
+        missing = together(made.missing)
+        found.append(_finding(f"level {name}", missing, together(made.weakenings)))
     return found
 
 

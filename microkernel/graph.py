@@ -118,7 +118,7 @@ def text(graph: Graph) -> str:
             lines.append(f"    -> {target:<{width}}  {', '.join(edge.rights) or 'no rights'}{badge}")
         if not own:
             lines.append("    -> nobody")
-    lines.append("weakenings" if graph.weaknesses else "no weakenings")
+    lines.append("the image weakens" if graph.weaknesses else "the image weakens nothing")
     lines += [f"  {server}: {what}: {reason}" for server, what, reason in graph.weaknesses]
     return "\n".join(lines) + "\n"
 

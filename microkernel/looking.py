@@ -64,13 +64,15 @@ class Looking:
         if plan is None:
             raise calls.WrongState(server=server.name, state=server.state, wanted="started once")
         why = {weakening.mechanism: weakening.reason for weakening in plan.weakenings}
+        without = {mechanism.name: f"not at level {plan.level}" for mechanism in ladder(plan.wanted)}
+        without |= {mechanism.name: "needless here" for mechanism in ladder(plan.level)}
         mechanisms = [
             calls.Mechanism(
                 name=mechanism.name,
                 in_force=mechanism.name in plan.in_force,
                 stops=mechanism.stops
                 if mechanism.name in plan.in_force
-                else why.get(mechanism.name, "needless here"),
+                else why.get(mechanism.name, without[mechanism.name]),
             )
             for mechanism in ladder(plan.wanted)
         ]

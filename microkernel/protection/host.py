@@ -1,6 +1,7 @@
 """What this host can do for protection, found out by doing it: each probe confines a child that exits at
 once."""
 
+import errno
 import importlib
 import os
 import sys
@@ -48,6 +49,13 @@ class Host(Struct, frozen=True, kw_only=True):
         return 0 if self.root else NEW_USERS
 
 
+NAMESPACES_REFUSED = {
+    errno.ENOSPC: "namespaces may not be made here: their number is spent or 0 (sysctl user.max_user_namespaces)",
+    errno.EPERM: "namespaces may not be made here: not permitted (a container, or sysctl kernel.unprivileged_userns_clone)",
+}
+"""What the commonest refusals of a clone mean; a confinement's clone asks for nothing else that can be refused so."""
+
+
 def attempt(confinement: Confinement) -> str:
     """Confine a child and let it exit. Empty if it worked, else the sentence that says at which step it did
     not."""
@@ -55,7 +63,8 @@ def attempt(confinement: Confinement) -> str:
     layout = Layout(confinement)
     failed = lib.atoll_sandbox_try(layout.plan, status)
     if failed:
-        return f"{STEPS[lib.ATOLL_STEP_CLONE]} failed: {os.strerror(-failed)}"
+        told = f"{STEPS[lib.ATOLL_STEP_CLONE]} failed: {os.strerror(-failed)}"
+        return NAMESPACES_REFUSED.get(-failed, told)
     if status.error:
         return f"{STEPS.get(status.step, 'an unknown step')} failed: {os.strerror(status.error)}"
     return ""

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -54,6 +54,14 @@ class Weakening(Struct, frozen=True):
         return f"{self.mechanism}: {self.reason}"
 
 
+def together(weakenings: Iterable[Weakening]) -> str:
+    """Several as one sentence, each reason once."""
+    whom: dict[str, list[str]] = {}
+    for weakening in weakenings:
+        whom.setdefault(weakening.reason, []).append(weakening.mechanism)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in whom.items())
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     level: str
     wanted: str
@@ -67,7 +75,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     def require(self) -> Confinement:
         """The confinement. Raises Unprotected, which names what is missing."""
         if self.missing:
-            raise Unprotected(self.confinement.name, self.level, "; ".join(map(str, self.missing)))
+            raise Unprotected(self.confinement.name, self.level, together(self.missing))
         return self.confinement
 
 
@@ -117,7 +125,7 @@ def plan(
         return made
     lower = [name for name, other in levels().items() if other.rank < levels()[level].rank]
     for name in reversed(lower):
-        reasons = "; ".join(map(str, made.missing))
+        reasons = together(made.missing)
         note = Weakening("level", f"{name} stands in for {level} ({reasons})")
         fitting = {gone: why for gone, why in drop.items() if gone in {m.name for m in ladder(name)}}
         instead = _plan(name, subject, host, add, fitting, (note,), level)

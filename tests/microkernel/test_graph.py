@@ -56,7 +56,7 @@ image drawn: who may call whom
     -> nobody
   uid 1000 (from outside)
     -> counter.Counter        read
-weakenings
+the image weakens
   counter: without landlock: the kernel is old
   first: need further is unbadged: it may mint capabilities for every object of second
   second: may make network system calls: it answers on a socket
