@@ -40,6 +40,8 @@ VIEWS = 2049
 """Replies up to 2 KiB are read through views cut beforehand: cutting one costs more than the rest of a reply."""
 NUMBERS = 256
 """Request numbers drawn from the C core at a time."""
+DRAIN_MOST = 4096
+"""Messages routed in one go: a server that sends without end must not keep an event loop from its other tasks."""
 SEND_PATIENCE = 5.0
 """Seconds a call without a deadline waits for room in a full ring before it is `Overloaded`."""
 REPLY = int(Kind.REPLY)
@@ -235,8 +237,8 @@ class ClientChannel:
             self.leave()
 
     def _drain(self) -> int:
-        count = 0
-        while (result := lib.atoll_receive(self.c)) >= 0:
+        count = result = 0
+        while count < DRAIN_MOST and (result := lib.atoll_receive(self.c)) >= 0:
             self.route(result)
             count += 1
         if result == Result.MISBEHAVED:
@@ -259,7 +261,7 @@ class ClientChannel:
             if not self.bound_to_loop:
                 lib.atoll_disarm(self.c)
             count = self._drain()
-            if self.failed is None:
+            if self.failed is None and count < DRAIN_MOST:
                 self._renew()
             return count
         finally:
@@ -374,6 +376,8 @@ class ClientChannel:
             result = lib.atoll_wait(self.c, pending.number, until)
             if result >= 0 or result == Result.OTHER:
                 self.route_current()
+                if until and result == Result.OTHER and time.monotonic_ns() >= until:
+                    return  # a server that sends without end keeps nobody past a deadline
             elif result == Result.DEADLINE:
                 return
             else:
@@ -391,7 +395,8 @@ class ClientChannel:
         """Deal with a negative result; returns if it is worth trying again, else raises."""
         if result == Result.EPOCH or result == Result.CLOSED:
             if receiving:
-                self._drain()
+                while self._drain() == DRAIN_MOST:
+                    pass
                 self._renew()
             else:
                 self.look()

@@ -175,7 +175,7 @@ class Outside:
             if self._arm():
                 await trio.lowlevel.wait_readable(self._epoll)
             else:
-                await trio.lowlevel.checkpoint_if_cancelled()
+                await trio.lowlevel.checkpoint()  # others run, too, while there is always something
             self._gather()
 
     # asyncio ----------------------------------------------------------------------------------------------------------
