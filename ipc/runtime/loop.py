@@ -28,6 +28,7 @@ from atoll.ipc.errors import (
     BadRequest,
     DeadlineExceeded,
     NotAllowed,
+    Overloaded,
     PeerMisbehaved,
     Revoked,
     TooLarge,
@@ -277,6 +278,7 @@ class ServeLoop:
     async def _serve(self, runnable: trio_inside.Runnable, parks: bool) -> None:
         receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
         notice, status, inline = self._notice_words, self._status_words, INLINE
+        full = self._tasks.full
         replied, cast = Kind.REPLY << 32, int(Op.CAST)
         fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
@@ -295,6 +297,11 @@ class ServeLoop:
                         reply, packed = self._refuse(refusal)
                         continue
                 status[0] = 0
+                if full and self._message.channel in full:
+                    reply, packed = self._fault(
+                        Overloaded(self.endpoint.table[received >> 32 & 0xFFFFFF].spec.label)
+                    )
+                    continue
                 try:
                     result = runs[(received >> 32) & 0xFFFFFF](
                         views[length] if length < VIEWS else self._buffer[:length]

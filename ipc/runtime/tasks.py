@@ -35,6 +35,9 @@ class Tasks:
         self._replies = replies
         self._check = check
         self._count: dict[int, int] = {}
+        self.full: set[int] = set()
+        """Channels that have as many calls in hand as one may: the loop refuses their next ones before a handler runs, since
+        what a handler has begun and answers later cannot be refused any more."""
 
     def take(self, spec: MethodSpec, origin: Origin) -> InHand:
         """Put a call in hand. `Overloaded` if its client has too many there, or this very request."""
@@ -43,7 +46,9 @@ class Tasks:
             raise Overloaded(spec.label)
         inhand = InHand(spec, origin)
         self.in_hand[key] = inhand
-        self._count[origin.channel] = self._count.get(origin.channel, 0) + 1
+        count = self._count[origin.channel] = self._count.get(origin.channel, 0) + 1
+        if count >= IN_HAND_MOST:
+            self.full.add(origin.channel)
         return inhand
 
     def done(self, inhand: InHand) -> bool:
@@ -52,6 +57,7 @@ class Tasks:
         if self.in_hand.get(key) is not inhand:
             return False
         del self.in_hand[key]
+        self.full.discard(inhand.origin.channel)
         left = self._count[inhand.origin.channel] - 1
         if left:
             self._count[inhand.origin.channel] = left
