@@ -59,7 +59,7 @@ lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy -p atoll
 	PYTHONPATH=.types $(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only --quiet

@@ -5,6 +5,7 @@ import keyword
 import re
 import sys
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -16,6 +17,7 @@ from atoll.ipc.errors import BadRequest
 from . import printing
 from .options import Json
 
+PACKAGE = __name__.rpartition(".")[0]
 SUFFIX = ".template"
 UNIT = "atoll@.service"
 
@@ -41,17 +43,17 @@ def new_server(
 
 def new_unit() -> None:
     """Print a systemd unit that runs nodes as services: put it into /etc/systemd/system/atoll@.service."""
-    template = resources.files(__package__) / "templates" / f"{UNIT}{SUFFIX}"
+    template = resources.files(PACKAGE) / "templates" / f"{UNIT}{SUFFIX}"
     print(Template(template.read_text()).substitute(command=f"{sys.prefix}/bin/atoll"), end="")
 
 
-def templates() -> list[resources.abc.Traversable]:
+def templates() -> list[Traversable]:
     """The files of a server package."""
-    folder = resources.files(__package__) / "templates"
+    folder = resources.files(PACKAGE) / "templates"
     return [entry for entry in folder.iterdir() if entry.name.endswith(f".py{SUFFIX}")]
 
 
-def write(template: resources.abc.Traversable, name: str, package: Path) -> Path:
+def write(template: Traversable, name: str, package: Path) -> Path:
     path = package / template.name.removesuffix(SUFFIX)
     text = Template(template.read_text()).substitute(name=name, Name=camel(name))
     path.write_text(text)
