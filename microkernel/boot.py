@@ -66,9 +66,15 @@ class Before(NamedTuple):
 
 
 def own(folder: Path) -> int:
-    """The lock on a node's folder: its open description. Raises `BootRefused` where another node holds it."""
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """The lock on a node's folder: its open description. Raises `BootRefused` where another node holds it, or where no
+    folder can be."""
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BootRefused(
+            f"this user cannot have a node in {folder} ({error.strerror}): boot with another --folder"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
