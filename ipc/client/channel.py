@@ -12,6 +12,7 @@ leaves while requests are open.
 import mmap
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
@@ -97,6 +98,8 @@ class ClientChannel:
         self.calls = self.casts = self.streams = self.faults = 0
         self.waited = 0
         self._turns: list[threading.Event] = []
+        self.owed: deque[tuple[Pending, Any]] = deque()
+        """What must be sent again and has had no room yet, in order, each with its site. Whoever holds `receiving` pays."""
 
     # sending ----------------------------------------------------------------------------------------------------------
 
@@ -130,7 +133,8 @@ class ClientChannel:
         pending = Pending(self, site, payload, 0, 0, None)
         number = pending.number = next(self._numbers, 0) or self._more_numbers()
         self.pending[number] = pending
-        end = lib.atoll_post(self.c, site.c, number, payload, len(payload)) if self.failed is None else -1
+        straight = self.failed is None and not self.owed
+        end = lib.atoll_post(self.c, site.c, number, payload, len(payload)) if straight else -1
         if end >= 0:
             pending.end = end
             return pending
@@ -152,18 +156,8 @@ class ClientChannel:
         while True:
             if self.failed is not None and not self._opened_again():
                 raise copy(self.failed)  # a fresh one: a traceback grows with each raise
-            result = lib.atoll_send(
-                self.c,
-                site,
-                pending.number,
-                pending.payload,
-                len(pending.payload),
-                pending.until,
-                pending.trace,
-                ffi.NULL if pending.context is None else pending.context,
-            )
+            result = self._put(pending, site) if not self.owed else int(Result.FULL)
             if result >= 0:
-                pending.end = result
                 lib.atoll_ring_bell(self.c)
                 return
             if result != Result.FULL:
@@ -176,6 +170,35 @@ class ClientChannel:
             lib.atoll_ring_bell(self.c)
             if not self.drain():
                 time.sleep(0.0002)
+
+    def _put(self, pending: Pending, site: Any) -> int:
+        """Write the request into its ring; negative: a `Result`."""
+        result: int = lib.atoll_send(
+            self.c,
+            site,
+            pending.number,
+            pending.payload,
+            len(pending.payload),
+            pending.until,
+            pending.trace,
+            ffi.NULL if pending.context is None else pending.context,
+        )
+        if result >= 0:
+            pending.end = result
+        return result
+
+    def _pay(self) -> None:
+        """Send again what is owed, as far as there is room; replies that are taken make more. Holds `receiving`."""
+        while self.owed:
+            pending, site = self.owed[0]
+            if self.pending.get(pending.number) is pending:
+                result = self._put(pending, site)
+                if result == Result.MISBEHAVED:
+                    self.misbehaved()
+                if result < 0:
+                    break  # no room, or news of the server: then all of it is looked at again
+            self.owed.popleft()
+        lib.atoll_ring_bell(self.c)
 
     def cast(self, site: Site, payload: bytes, until: int, trace: int, context: bytes | None) -> None:
         """Send without a request of our own; `Overloaded` if there is no room: a cast is at most once."""
@@ -243,6 +266,8 @@ class ClientChannel:
             count += 1
         if result == Result.MISBEHAVED:
             self.misbehaved()
+        if self.owed:
+            self._pay()
         return count
 
     def route_current(self) -> None:
@@ -376,6 +401,8 @@ class ClientChannel:
             result = lib.atoll_wait(self.c, pending.number, until)
             if result >= 0 or result == Result.OTHER:
                 self.route_current()
+                if self.owed:
+                    self._pay()
                 if until and result == Result.OTHER and time.monotonic_ns() >= until:
                     return  # a server that sends without end keeps nobody past a deadline
             elif result == Result.DEADLINE:
@@ -439,18 +466,20 @@ class ClientChannel:
         def ahead(pending: Pending) -> int:
             return _distance(pending.end, taken[pending.site.c.lane])
 
-        for pending in sorted(self.pending.values(), key=ahead):
+        unsent, self.owed = self.owed, deque()
+        waiting = {pending.number for pending, _ in unsent}
+        sent = [pending for pending in self.pending.values() if pending.number not in waiting]
+        for pending in sorted(sent, key=ahead):
             spec, stream = pending.site.spec, pending.stream
             untaken = ahead(pending) > 0
             if (stream is None and (spec.idempotent or spec.once)) or (
                 untaken and not (stream and stream.began)
             ):
-                try:
-                    self._send(pending, pending.site.c if untaken else pending.site.again)
-                except errors.AtollError as error:
-                    self._end(pending, error)
+                self.owed.append((pending, pending.site.c if untaken else pending.site.again))
             else:
                 self._end(pending, PeerDied(spec.label, True))
+        self.owed.extend(unsent)  # the server that died last never had them
+        self._pay()
 
     def _end(self, pending: Pending, error: errors.AtollError) -> None:
         self.pending.pop(pending.number, None)
@@ -470,6 +499,7 @@ class ClientChannel:
     def fail(self, each: Callable[[str], errors.AtollError], later: errors.AtollError) -> None:
         """End the channel: every request in hand gets `each(method)`, every later one `later`."""
         self.failed = later
+        self.owed.clear()
         for pending in list(self.pending.values()):
             self._end(pending, each(pending.site.spec.label))
 

@@ -55,6 +55,7 @@ class ChannelTransport:
             options is not DEFAULTS
             or channel.bound_to_loop
             or channel.failed is not None
+            or channel.owed
             or not self._enter(False)
         ):
             return self._call_slowly(method, payload, options)
