@@ -147,8 +147,7 @@ class Boot:
                 await nursery.start(node.loop.serve)
                 nursery.start_soon(watch_signals, node)
                 try:
-                    await self._up(node, gate)
-                    if not self.plan_only:
+                    if await self._up_unless_ended(node, gate):
                         up(node)
                     await node.down.wait()
                 finally:
@@ -165,6 +164,19 @@ class Boot:
         return node.failure
 
     # up -----------------------------------------------------------------------------------------------------
+
+    async def _up_unless_ended(self, node: Node, gate: Gate) -> bool:
+        """Bring the node up; False if it is to end before it serves: a signal came, or the store cannot run."""
+        async with trio.open_nursery() as nursery:
+
+            async def give_up() -> None:
+                await node.down.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(give_up)
+            await self._up(node, gate)
+            nursery.cancel_scope.cancel()
+        return not node.down.is_set()
 
     async def _up(self, node: Node, gate: Gate) -> None:
         nursery = node.nursery

@@ -11,7 +11,6 @@ from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
 
 from .gate import Attached
-from .notices import Signs
 from .parties import KERNEL
 from .protection.plan import ladder
 from .records import VersionRow
@@ -47,14 +46,14 @@ class Looking:
         node, serving = self._node, server.serving
         pid = serving.process.pid if serving is not None and serving.process is not None else 0
         memory, cpu = usage(pid)
-        signs = serving.status.signs() if serving is not None else Signs(0, 0, 0, 0, 0)
+        served = serving.status.signs().served if serving is not None else 0
         level = server.plan.level if server.plan is not None else server.spec.level
         return calls.ProcessRow(
             server=server.name, state=server.state, pid=pid, level=cast(calls.Level, level),
             version=server.version.hash, start="exec" if server.spec.start == "exec" else "zygote",
             uid=node.uids.of(server.name) or os.geteuid(),
             started=serving.started if serving is not None else 0, restarts=server.restarts, memory=memory, cpu=cpu,
-            calls=signs.served, refused=node.events.count(server.name),
+            calls=served, refused=node.events.count(server.name),
             channels=len(node.channels.of_server(server.name)),
             interfaces=[offer.name for offer in server.description.interfaces], reason=server.reason,
         )  # fmt: skip

@@ -95,7 +95,7 @@ class Supervisor:
             await serving.ready.wait()
         serving.ready = trio.Event()
         offered, serving.offered = serving.offered, None
-        if offered is not None and serving.failed is None:
+        if offered is not None and serving.failed is None and not serving.gone:
             return offered
         failed = serving.failed
         serving.expected_end = "it could not start"
@@ -279,6 +279,9 @@ class Supervisor:
             return
         serving.expected_end = reason
         server.up = trio.Event()
+        if server.state == "frozen":
+            await server.group(self._node).thaw()
+            serving.notice.gate(False)
         until = self._node.clock.monotonic() + int(deadline * 1e9)
         serving.send(control.Stop(deadline=until))
         with trio.move_on_after(deadline + KILL_AFTER):

@@ -254,8 +254,9 @@ class _Swap:
         pause = (node.clock.monotonic() - self.paused) / 1e9
         if server.name == STORE:
             await node.store.settle()
-        old.send(control.Stop(deadline=node.clock.monotonic() + int(OLD_ENDS_WITHIN * 1e9)))
-        with trio.move_on_after(OLD_ENDS_WITHIN):
+        within = 0.0 if self.ended else OLD_ENDS_WITHIN
+        old.send(control.Stop(deadline=node.clock.monotonic() + int(within * 1e9)))
+        with trio.move_on_after(within):
             await old.ended.wait()
         await self._end(old, old.expected_end)
         self._rebind(new)

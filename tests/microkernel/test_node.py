@@ -1,6 +1,8 @@
 """A node boots, serves, is looked at, ends; dies and comes back."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -161,3 +163,29 @@ def test_clean_removes_what_a_dead_node_left(tmp_path: Path) -> None:
         assert "removed attach.sock" in done.stdout
         assert not (node.folder / "attach.sock").exists()
         assert (node.folder / "data" / "state").exists()
+
+
+@pytest.mark.parametrize("when", ["start", "first call"])
+def test_a_store_that_cannot_run_ends_the_boot_with_a_sentence(tmp_path: Path, when: str) -> None:
+    """At its start, and after it said it was ready: neither leaves a boot that hangs."""
+    source = Path(importlib.util.find_spec("atoll.servers.state").origin).parent  # type: ignore[union-attr, arg-type]
+    broken = tmp_path / "state"
+    shutil.copytree(source, broken, ignore=shutil.ignore_patterns("__pycache__"))
+    server = (broken / "server.py").read_text()
+    at = (
+        "    async def start(self) -> None:\n"
+        if when == "start"
+        else '        self._unbadged("make_keyspace", call.badge)\n'
+    )
+    assert at in server
+    (broken / "server.py").write_text(server.replace(at, f"{at}        import os; os._exit(9)\n", 1))
+    restart = "restart = { first = 0, most = 0, limit = 3, within = 60 }"
+    node = RealNode(
+        tmp_path,
+        f'[image]\nname = "x"\n[server.state]\npackage = "{broken}"\nlevel = "process"\n{restart}\nneeds = {{}}\n',
+    )
+    done = subprocess.run(node.command(), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "state" in done.stderr and "status 9" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert node.processes() == []
