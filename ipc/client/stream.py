@@ -36,10 +36,16 @@ class ChannelStream:
         self.began = False
         """Something was sent or received after the opening: it cannot simply be sent again."""
         self._items: deque[list[bytes]] = deque()
-        self._ungranted = 0
-        """Items that came and were not granted back: at most a window, or the server sends without credit."""
+        # Each count only rises and has one writer: threads of a client receive for each other.
+        self._received = 0
+        """Items that came. Whoever receives writes it."""
+        self._granted = 0
+        """Items granted back. More than a window above it never come, or the server sends without credit."""
         self._taken = 0
-        self._credit = WINDOW
+        """Items taken and not yet granted back."""
+        self._credited = WINDOW
+        """Items that may be sent in all. Whoever receives writes it."""
+        self._sent = 0
         self._over = False
         self._error: AtollError | None = None
         self._waiters: list[Callable[[], None]] = []
@@ -48,15 +54,15 @@ class ChannelStream:
 
     def arrived(self, items: list[bytes]) -> None:
         self.began = True
-        self._ungranted += len(items)
-        if self._ungranted > WINDOW:
+        self._received += len(items)
+        if self._received - self._granted > WINDOW:
             self.pending.channel.misbehaved("items without credit")
             return
         self._items.append(items)
         self._wake()
 
     def credited(self, count: int) -> None:
-        self._credit += max(0, min(count, WINDOW))
+        self._credited += max(0, min(count, WINDOW))
         self._wake()
 
     def ended(self, error: AtollError | None) -> None:
@@ -83,9 +89,11 @@ class ChannelStream:
         """Grant back what was taken, if it is enough. False: the ring has no room for it, so it is still owed."""
         if self._taken < WINDOW // 2 or self._over:
             return True
+        granted = self._granted
+        self._granted += self._taken  # before it is sent: what the server sends for it may come at once
         if not self.pending.channel.control(self.pending, Kind.CREDIT, _encode(self._taken)):
+            self._granted = granted
             return False
-        self._ungranted -= self._taken
         self._taken = 0
         return True
 
@@ -117,14 +125,14 @@ class ChannelStream:
 
     def send_now(self, item: bytes) -> None:
         while not self._try_send(item):
-            if self._credit <= 0:
+            if self._sent >= self._credited:
                 self._block()
             else:
                 self._room_now()
 
     async def send(self, item: bytes) -> None:
         while not self._try_send(item):
-            if self._credit <= 0:
+            if self._sent >= self._credited:
                 await self._change()
             else:
                 await _room()
@@ -133,12 +141,12 @@ class ChannelStream:
         if self._over:
             self._end()
             raise Aborted(self.pending.site.spec.label, "it has ended")
-        if self._credit <= 0:
+        if self._sent >= self._credited:
             return False
         self.began = True
         if not self.pending.channel.control(self.pending, Kind.ITEM, _encode([item])):
             return False
-        self._credit -= 1
+        self._sent += 1
         return True
 
     def finish(self) -> None:
@@ -157,7 +165,7 @@ class ChannelStream:
             self._wake()
 
     def _state(self) -> tuple[int, int, bool]:
-        return len(self._items), self._credit, self._over
+        return len(self._items), self._credited, self._over
 
     def _watch(self) -> "tuple[Callable[[], bool], Callable[[Callable[[], None]], None]]":
         """A predicate that turns true once anything of this stream has changed, and how to be told of it."""
