@@ -69,7 +69,6 @@ class Signs(NamedTuple):
     """Passes of its receive loop."""
     in_handler: int
     """Index of the method whose handler runs, plus 1; 0: none."""
-    since: int
     served: int
     parked: int
 
@@ -80,7 +79,7 @@ class Status:
     def __init__(self, name: str) -> None:
         self.memory = Memory(f"status {name}", 2 * LINE, written_by_others=True)
         self._c = ffi.from_buffer(self.memory.map)
-        self._words = ffi.new("uint64_t[5]")
+        self._words = ffi.new("uint64_t[4]")
 
     def window(self) -> int:
         """Odd while a message is between its capability's check and its handler's first step."""

@@ -120,10 +120,9 @@ struct status {
     uint64_t reserved0[7];
     uint64_t heartbeat;  /* passes of the receive loop */
     uint64_t in_handler; /* method index + 1 of the handler that runs, 0: none */
-    uint64_t since;      /* CLOCK_MONOTONIC ns at which it began */
-    uint64_t served;
+    uint64_t served;     /* calls and casts handed to handlers */
     uint64_t parked;
-    uint64_t reserved1[3];
+    uint64_t reserved1[4];
 };
 _Static_assert(sizeof(struct status) == 2 * LINE, "two lines");
 _Static_assert(offsetof(struct status, heartbeat) == LINE, "the window has a line of its own");

@@ -381,6 +381,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     }
     store_relaxed(&loop->status->in_handler, (uint64_t)method->index + 1);
     store_relaxed(&loop->status->served, load_relaxed(&loop->status->served) + 1);
+    store_relaxed(&loop->status->served, load_relaxed(&loop->status->served) + 1);
     return op(header.kind == KIND_CALL ? OP_CALL : OP_CAST, method->index, header.length);
 }
 

@@ -107,7 +107,6 @@ void atoll_status_read(const void *status, uint64_t *out) {
     const struct status *page = status;
     out[0] = load_relaxed(&page->heartbeat);
     out[1] = load_relaxed(&page->in_handler);
-    out[2] = load_relaxed(&page->since);
-    out[3] = load_relaxed(&page->served);
-    out[4] = load_relaxed(&page->parked);
+    out[2] = load_relaxed(&page->served);
+    out[3] = load_relaxed(&page->parked);
 }

@@ -21,7 +21,6 @@ class Origin:
         "generation",
         "lane",
         "request",
-        "revocations",
         "rights",
         "slot",
     )
@@ -36,7 +35,6 @@ class Origin:
         generation: int,
         rights: int,
         deadline: int,
-        revocations: int,
     ) -> None:
         self.channel = channel
         self.request = request
@@ -46,7 +44,6 @@ class Origin:
         self.generation = generation
         self.rights = rights
         self.deadline = deadline
-        self.revocations = revocations
 
 
 class InHand:

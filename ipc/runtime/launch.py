@@ -140,15 +140,14 @@ class Process:
                 self._begin(nursery, endpoint)
                 await self._ended.wait()
                 nursery.cancel_scope.cancel()
-        except NodeDown:
-            os._exit(1)
         except BaseException as error:
-            self._failed(step, error)
+            cause = _only(error)
+            if isinstance(cause, NodeDown):
+                os._exit(1)
+            self._failed(step, cause)
             raise
 
     def _failed(self, step: str, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
         sentence = f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))[-60_000:]
         with contextlib.suppress(NodeDown):
@@ -358,6 +357,13 @@ class Process:
                 if (used - before) / max(1, now - when) > share:
                     busiest, share = thread.name, (used - before) / max(1, now - when)
         return f"thread {busiest}" if busiest else ""
+
+
+def _only(error: BaseException) -> BaseException:
+    """The one error in a group of one, as nurseries wrap it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _seconds(deadline: int) -> float:
