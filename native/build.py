@@ -10,7 +10,16 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-fvisibility=hidden"]
+FLAGS = [
+    "-std=gnu11",
+    "-O2",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fstack-protector-strong",
+    "-fvisibility=hidden",
+]
 
 interfaces = sorted((HERE / "interface").glob("*.h"))
 builder = FFI()
@@ -18,7 +27,8 @@ for interface in interfaces:
     builder.cdef(interface.read_text())
 builder.set_source(
     "atoll.native._core",
-    "#include <stdint.h>\n#include <stddef.h>\n" + "".join(f'#include "interface/{i.name}"\n' for i in interfaces),
+    "#include <stdint.h>\n#include <stddef.h>\n"
+    + "".join(f'#include "interface/{i.name}"\n' for i in interfaces),
     sources=[os.path.relpath(source) for source in sorted(HERE.glob("*.c")) if source.name != "_core.c"],
     include_dirs=[os.path.relpath(HERE)],
     extra_compile_args=FLAGS + os.environ.get("ATOLL_CFLAGS", "").split(),
