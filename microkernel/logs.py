@@ -54,7 +54,8 @@ class Logs:
             fields=fields or {},
         )  # fmt: skip
         self._lines.append(row)
-        self._last.setdefault(server, deque(maxlen=LAST_KEPT)).append(text)
+        if pid:
+            self._last.setdefault(server, deque(maxlen=LAST_KEPT)).append(text)
         self._write(row)
         self._more.set()
         self._more = trio.Event()
@@ -98,7 +99,7 @@ class Logs:
             self._node.store.later(self._node.store.batch("log lines").put(*rows))
 
     def last(self, server: str) -> str:
-        """The last thing a server said; empty if it said nothing."""
+        """The last thing a server itself said, not the kernel of it; empty if it said nothing."""
         lines = self._last.get(server)
         return lines[-1] if lines else ""
 
