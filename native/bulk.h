@@ -1,4 +1,5 @@
-/* Allocator of one bulk half. Its records lie in private memory; the peer sees only offsets it cannot change. */
+/* Allocator of one bulk half. Its records lie in private memory; the peer sees only offsets it cannot change.
+ */
 #ifndef ATOLL_BULK_H
 #define ATOLL_BULK_H
 

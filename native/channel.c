@@ -1,13 +1,15 @@
 /*
  * A channel as one end sees it: lanes, bulk halves, and the client's waiting.
  *
- * Everything that decides anything lies in private memory (struct atoll_channel); the shared memory holds records,
- * the indices of what was consumed, and hints. Geometry comes from the kernel. The peer may write anything anywhere at any
- * time: a header is copied once, its fields are checked in the copy (channel_peek), and only the copy is used.
+ * Everything that decides anything lies in private memory (struct atoll_channel); the shared memory holds
+ * records, the indices of what was consumed, and hints. Geometry comes from the kernel. The peer may write
+ * anything anywhere at any time: a header is copied once, its fields are checked in the copy (channel_peek),
+ * and only the copy is used.
  *
- * Epochs. When a server dies the kernel publishes a new epoch and base in the client's notice (which the server
- * could never write). The client first takes the replies that were committed before, then calls atoll_channel_renew,
- * which puts its own words to the new base. Nobody waits: records of the old epoch never match the new positions.
+ * Epochs. When a server dies the kernel publishes a new epoch and base in the client's notice (which the
+ * server could never write). The client first takes the replies that were committed before, then calls
+ * atoll_channel_renew, which puts its own words to the new base. Nobody waits: records of the old epoch never
+ * match the new positions.
  */
 #define _GNU_SOURCE
 #include "channel.h"
@@ -24,33 +26,41 @@
 #include "wait.h"
 
 enum {
-    SPIN_BATCH = 32,               /* looks at the ring between two looks at the clock */
-    SPIN_SHORT = 2500,             /* ns: the server has other clients to serve meanwhile */
-    SPIN_USUAL = 20000,            /* ns */
-    SPIN_SLOW = 60000,             /* ns: replies of late took so long; waking a halted core would double that */
-    USUAL_SLOW = 60000,            /* ns: a mean wait up to which SPIN_SLOW is worth it */
-    SPIN_WOKEN = 100000,           /* ns: longer than a halted core takes to wake, or two sleepers stay asleep */
-    YIELDS_MOST = 32,              /* hand-overs of the core before parking */
-    YIELD_DEAR = 1000000,          /* ns: a yield that long means a busy program shares the core */
-    YIELD_PAUSE = 1000000000,      /* ns without yields after a dear one */
-    SLICE = 1000000000,            /* ns parked at most before signals and the kernel are looked at */
-    SPIN_LOOP = 15000,             /* ns an event loop spins before it waits */
-    VAIN_MOST = 8,                 /* spins in vain after which an event loop stops spinning */
-    VAIN_AGAIN = 64,               /* and how many waits later it tries again */
-    INLINE_SHARE = 4,              /* a payload over a quarter of the ring goes through the bulk half */
+    SPIN_BATCH = 32,          /* looks at the ring between two looks at the clock */
+    SPIN_SHORT = 2500,        /* ns: the server has other clients to serve meanwhile */
+    SPIN_USUAL = 20000,       /* ns */
+    SPIN_SLOW = 60000,        /* ns: replies of late took so long; waking a halted core would double that */
+    USUAL_SLOW = 60000,       /* ns: a mean wait up to which SPIN_SLOW is worth it */
+    SPIN_WOKEN = 100000,      /* ns: longer than a halted core takes to wake, or two sleepers stay asleep */
+    YIELDS_MOST = 32,         /* hand-overs of the core before parking */
+    YIELD_DEAR = 1000000,     /* ns: a yield that long means a busy program shares the core */
+    YIELD_PAUSE = 1000000000, /* ns without yields after a dear one */
+    SLICE = 1000000000,       /* ns parked at most before signals and the kernel are looked at */
+    SPIN_LOOP = 15000,        /* ns an event loop spins before it waits */
+    VAIN_MOST = 8,            /* spins in vain after which an event loop stops spinning */
+    VAIN_AGAIN = 64,          /* and how many waits later it tries again */
+    INLINE_SHARE = 4,         /* a payload over a quarter of the ring goes through the bulk half */
 };
 
-static uint64_t page_up(uint64_t bytes) { return (bytes + PAGE - 1) & ~(uint64_t)(PAGE - 1); }
-static uint64_t rings_at(uint32_t lanes) { return page_up(2 * LINE + 2ull * lanes * LINE); }
+static uint64_t page_up(uint64_t bytes) {
+    return (bytes + PAGE - 1) & ~(uint64_t)(PAGE - 1);
+}
+static uint64_t rings_at(uint32_t lanes) {
+    return page_up(2 * LINE + 2ull * lanes * LINE);
+}
 
 uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits) {
-    if (lanes < 1 || lanes > LANES_MOST || ring_bits < 12 || ring_bits > 24 || bulk_bits < 12 || bulk_bits > 30) return 0;
+    if (lanes < 1 || lanes > LANES_MOST || ring_bits < 12 || ring_bits > 24 || bulk_bits < 12 ||
+        bulk_bits > 30)
+        return 0;
     /* What lies in a ring is received into a buffer of a bulk half's size. */
-    if ((1ull << ring_bits) / INLINE_SHARE > 1ull << bulk_bits) return 0;
+    if ((1ull << ring_bits) / INLINE_SHARE > 1ull << bulk_bits)
+        return 0;
     return rings_at(lanes) + 2ull * lanes * (1ull << ring_bits) + 2ull * (1ull << bulk_bits);
 }
 
-static unsigned char *ring_data(const struct atoll_channel *channel, uint32_t lane, int reply, uint64_t ring) {
+static unsigned char *ring_data(const struct atoll_channel *channel, uint32_t lane, int reply,
+                                uint64_t ring) {
     return channel->memory + rings_at(channel->lanes) + (2ull * lane + (uint64_t)reply) * ring;
 }
 
@@ -69,31 +79,36 @@ static void begin(struct atoll_channel *channel, uint64_t base) {
     channel->bulk_barred = 0;
 }
 
-/* The private half of a channel, mapped; nothing in shared memory has been written. NULL and errno on failure. */
-static struct atoll_channel *map_channel(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
-                                         uint32_t bulk_bits, uint32_t epoch) {
+/* The private half of a channel, mapped; nothing in shared memory has been written. NULL and errno on
+ * failure. */
+static struct atoll_channel *map_channel(int memory, int doorbell, int server, uint32_t lanes,
+                                         uint32_t ring_bits, uint32_t bulk_bits, uint32_t epoch) {
     uint64_t bytes = atoll_channel_size(lanes, ring_bits, bulk_bits);
     struct stat found;
     if (!bytes) {
         errno = EINVAL;
         return NULL;
     }
-    if (fstat(memory, &found) < 0) return NULL;
+    if (fstat(memory, &found) < 0)
+        return NULL;
     if ((uint64_t)found.st_size < bytes) {
         errno = ERANGE;
         return NULL;
     }
     struct atoll_channel *channel = aligned_alloc(LINE, (sizeof *channel + LINE - 1) & ~(size_t)(LINE - 1));
-    if (!channel) return NULL;
+    if (!channel)
+        return NULL;
     memset(channel, 0, sizeof *channel);
     channel->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
     channel->bulk_size = 1ull << bulk_bits;
-    channel->buffer =
-        mmap(NULL, channel->bulk_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    channel->buffer = mmap(NULL, channel->bulk_size, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (channel->memory == MAP_FAILED || channel->buffer == MAP_FAILED) {
         int error = errno;
-        if (channel->memory != MAP_FAILED) munmap(channel->memory, bytes);
-        if (channel->buffer != MAP_FAILED) munmap(channel->buffer, channel->bulk_size);
+        if (channel->memory != MAP_FAILED)
+            munmap(channel->memory, bytes);
+        if (channel->buffer != MAP_FAILED)
+            munmap(channel->buffer, channel->bulk_size);
         free(channel);
         errno = error;
         return NULL;
@@ -133,7 +148,8 @@ atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t
         return NULL;
     }
     struct atoll_channel *channel = map_channel(memory, doorbell, server, lanes, ring_bits, bulk_bits, epoch);
-    if (!channel) return NULL;
+    if (!channel)
+        return NULL;
     channel->notice = notice;
     begin(channel, base);
     awake(channel);
@@ -141,24 +157,29 @@ atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t
 }
 
 /*
- * The server's end where the process before it stood. What lies unread in the rings stays as it is: neither the word at
- * the epoch's base nor an index may be written as for a new epoch.
+ * The server's end where the process before it stood. What lies unread in the rings stays as it is: neither
+ * the word at the epoch's base nor an index may be written as for a new epoch.
  */
-atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits,
-                                    uint32_t epoch, const uint64_t *consumed, const uint64_t *produced) {
-    /* The process before us says where it stood: what is no start of a record would let one run past the ring's end. */
+atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits,
+                                    uint32_t bulk_bits, uint32_t epoch, const uint64_t *consumed,
+                                    const uint64_t *produced) {
+    /* The process before us says where it stood: what is no start of a record would let one run past the
+     * ring's end. */
     for (uint32_t lane = 0; lane < lanes && lane < LANES_MOST; lane++) {
-        if (!((consumed[lane] | produced[lane]) & (LINE - 1))) continue;
+        if (!((consumed[lane] | produced[lane]) & (LINE - 1)))
+            continue;
         errno = EINVAL;
         return NULL;
     }
     struct atoll_channel *channel = map_channel(memory, doorbell, 1, lanes, ring_bits, bulk_bits, epoch);
-    if (!channel) return NULL;
+    if (!channel)
+        return NULL;
     for (uint32_t lane = 0; lane < lanes; lane++) {
         struct producer *out = &channel->out[lane];
         channel->in[lane].position = consumed[lane];
         out->position = produced[lane];
-        /* What the peer still has to consume is at most a ring; where exactly its index stands is read when needed. */
+        /* What the peer still has to consume is at most a ring; where exactly its index stands is read when
+         * needed. */
         out->seen = produced[lane] - out->size;
         out->stale = load_relaxed(&out->consumed->position);
         channel->bulk_barrier[lane] = produced[lane];
@@ -189,7 +210,8 @@ static int notice_read(const struct channel_notice *notice, struct channel_notic
         if (!(before & 1)) {
             copy_words((uint64_t *)out, (const uint64_t *)notice, sizeof *out / sizeof(uint64_t));
             fence_loads();
-            if (load_relaxed(&notice->sequence) == before) return 1;
+            if (load_relaxed(&notice->sequence) == before)
+                return 1;
         }
         cpu_relax();
     }
@@ -199,15 +221,19 @@ static int notice_read(const struct channel_notice *notice, struct channel_notic
 /* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
 static int noticed(const struct atoll_channel *channel) {
     const struct channel_notice *notice = channel->notice;
-    if (!notice) return 0;
-    if (load_relaxed(&notice->state) == STATE_CLOSED) return R_CLOSED;
+    if (!notice)
+        return 0;
+    if (load_relaxed(&notice->state) == STATE_CLOSED)
+        return R_CLOSED;
     return load_acquire(&notice->epoch) != channel->epoch ? R_EPOCH : 0;
 }
 
 int channel_news(struct atoll_channel *channel, int take) {
-    if (!noticed(channel)) return 0;
+    if (!noticed(channel))
+        return 0;
     uint32_t epoch = load_relaxed(&channel->notice->epoch), state = load_relaxed(&channel->notice->state);
-    if (epoch == channel->told_epoch && state == channel->told_state) return 0; /* once: whoever was told may not care */
+    if (epoch == channel->told_epoch && state == channel->told_state)
+        return 0; /* once: whoever was told may not care */
     if (take) {
         channel->told_epoch = epoch;
         channel->told_state = state;
@@ -217,14 +243,20 @@ int channel_news(struct atoll_channel *channel, int take) {
 
 int atoll_channel_renew(atoll_channel *channel, uint64_t *taken) {
     struct channel_notice notice = {0};
-    if (!channel->notice || !notice_read(channel->notice, &notice)) return R_AGAIN;
-    if (notice.state == STATE_CLOSED) return R_CLOSED;
-    if (notice.epoch == channel->epoch) return 0;
-    while (exchange(&channel->sending, 1)) cpu_relax();
-    for (uint32_t lane = 0; lane < LANES_MOST; lane++) taken[lane] = notice.taken[lane];
+    if (!channel->notice || !notice_read(channel->notice, &notice))
+        return R_AGAIN;
+    if (notice.state == STATE_CLOSED)
+        return R_CLOSED;
+    if (notice.epoch == channel->epoch)
+        return 0;
+    while (exchange(&channel->sending, 1))
+        cpu_relax();
+    for (uint32_t lane = 0; lane < LANES_MOST; lane++)
+        taken[lane] = notice.taken[lane];
     /* An epoch that was skipped leaves nothing known of what its server took: all counts as taken. */
     if (notice.epoch != channel->epoch + 1)
-        for (uint32_t lane = 0; lane < channel->lanes; lane++) taken[lane] = channel->out[lane].position;
+        for (uint32_t lane = 0; lane < channel->lanes; lane++)
+            taken[lane] = channel->out[lane].position;
     channel->epoch = notice.epoch;
     begin(channel, notice.base);
     store_release(&channel->sending, 0);
@@ -236,19 +268,31 @@ int64_t channel_fail(struct atoll_channel *channel, const char *check) {
     return R_MISBEHAVED;
 }
 
-const char *atoll_channel_fault(atoll_channel *channel) { return channel->fault; }
-uint64_t atoll_channel_limit(atoll_channel *channel) { return channel->bulk_size; }
-void *atoll_channel_buffer(atoll_channel *channel) { return channel->buffer; }
-atoll_message *atoll_channel_message(atoll_channel *channel) { return &channel->message; }
-atoll_counters *atoll_channel_counters(atoll_channel *channel) { return &channel->counters; }
+const char *atoll_channel_fault(atoll_channel *channel) {
+    return channel->fault;
+}
+uint64_t atoll_channel_limit(atoll_channel *channel) {
+    return channel->bulk_size;
+}
+void *atoll_channel_buffer(atoll_channel *channel) {
+    return channel->buffer;
+}
+atoll_message *atoll_channel_message(atoll_channel *channel) {
+    return &channel->message;
+}
+atoll_counters *atoll_channel_counters(atoll_channel *channel) {
+    return &channel->counters;
+}
 
 /* Room for `length` bytes in the own bulk half, or R_FULL, R_MISBEHAVED. */
 static int bulk_room(struct atoll_channel *channel, uint32_t length, uint64_t *offset) {
     uint64_t seen[LANES_MOST] = {0};
     for (uint32_t lane = 0; lane < channel->lanes; lane++) {
-        if (ring_observe(&channel->out[lane]) == RING_FAULT) return (int)channel_fail(channel, "consumed index");
+        if (ring_observe(&channel->out[lane]) == RING_FAULT)
+            return (int)channel_fail(channel, "consumed index");
         seen[lane] = channel->out[lane].seen;
-        if (channel->bulk_barred && (int64_t)(seen[lane] - channel->bulk_barrier[lane]) < 0) return R_FULL;
+        if (channel->bulk_barred && (int64_t)(seen[lane] - channel->bulk_barrier[lane]) < 0)
+            return R_FULL;
     }
     channel->bulk_barred = 0;
     bulk_reclaim(&channel->bulk_out, seen);
@@ -256,14 +300,16 @@ static int bulk_room(struct atoll_channel *channel, uint32_t length, uint64_t *o
     return *offset == UINT64_MAX ? R_FULL : 0;
 }
 
-int channel_produce(struct atoll_channel *channel, struct header *header, const void *context, const void *payload) {
+int channel_produce(struct atoll_channel *channel, struct header *header, const void *context,
+                    const void *payload) {
     struct producer *ring = &channel->out[header->lane];
     uint32_t length = header->length, inline_length = length;
     uint64_t offset = 0;
     header->epoch = channel->epoch;
     header->flags = (uint16_t)((header->flags & FLAG_AGAIN) | (context ? FLAG_CONTEXT : 0));
     if (length > ring->size / INLINE_SHARE) {
-        if (length > channel->bulk_size) return R_TOO_LARGE;
+        if (length > channel->bulk_size)
+            return R_TOO_LARGE;
         int result = bulk_room(channel, length, &offset);
         if (result) {
             channel->counters.full += result == R_FULL;
@@ -276,15 +322,16 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
         channel->counters.bulk++;
     }
     switch (ring_produce(ring, header, context, payload, inline_length)) {
-        case RING_DONE:
-            break;
-        case RING_FULL:
-            channel->counters.full++;
-            return R_FULL;
-        default:
-            return (int)channel_fail(channel, "consumed index");
+    case RING_DONE:
+        break;
+    case RING_FULL:
+        channel->counters.full++;
+        return R_FULL;
+    default:
+        return (int)channel_fail(channel, "consumed index");
     }
-    if (header->flags & FLAG_BULK) bulk_hold(&channel->bulk_out, offset, length, header->lane, ring->position);
+    if (header->flags & FLAG_BULK)
+        bulk_hold(&channel->bulk_out, offset, length, header->lane, ring->position);
     channel->counters.sent++;
     channel->counters.bytes_sent += length;
     return 0;
@@ -292,7 +339,8 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
 
 int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *header) {
     struct consumer *ring = &channel->in[lane];
-    if (ring_peek(ring, header) == RING_NOTHING) return 0;
+    if (ring_peek(ring, header) == RING_NOTHING)
+        return 0;
     const char *check = NULL;
     if (header->flags & ~FLAGS_KNOWN)
         check = "flags";
@@ -300,21 +348,23 @@ int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *he
         check = "lane";
     else if (header->epoch != channel->epoch)
         check = "epoch";
-    else if (channel->server ? header->kind < KIND_CALL || header->kind > KIND_CANCEL
-                             : header->kind != KIND_ITEM && header->kind != KIND_END && header->kind != KIND_CREDIT &&
-                                   header->kind != KIND_REPLY && header->kind != KIND_FAULT)
+    else if (channel->server
+                 ? header->kind < KIND_CALL || header->kind > KIND_CANCEL
+                 : header->kind != KIND_ITEM && header->kind != KIND_END && header->kind != KIND_CREDIT &&
+                       header->kind != KIND_REPLY && header->kind != KIND_FAULT)
         check = "kind";
     else if (!(header->flags & FLAG_BULK) && header->length > ring->size / INLINE_SHARE)
         check = "length";
     else if (header->flags & FLAG_BULK &&
              (header->length > channel->bulk_size || header->bulk > channel->bulk_size - header->length))
         check = "bulk range";
-    if (check) return (int)channel_fail(channel, check);
+    if (check)
+        return (int)channel_fail(channel, check);
     return 1;
 }
 
-void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header, unsigned char *payload,
-                  unsigned char *context) {
+void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header,
+                  unsigned char *payload, unsigned char *context) {
     struct consumer *ring = &channel->in[lane];
     uint64_t body = LINE;
     if (header->flags & FLAG_CONTEXT) {
@@ -332,7 +382,8 @@ void channel_take(struct atoll_channel *channel, uint32_t lane, const struct hea
 
 int channel_pending(const struct atoll_channel *channel) {
     for (uint32_t lane = 0; lane < channel->lanes; lane++)
-        if (ring_ready(&channel->in[lane])) return 1;
+        if (ring_ready(&channel->in[lane]))
+            return 1;
     return 0;
 }
 
@@ -343,24 +394,32 @@ int channel_wake(struct atoll_channel *channel) {
     return woke;
 }
 
-/* Client ------------------------------------------------------------------------------------------------------------ */
+/* Client
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 /* The first of `count` numbers that no other request of this channel has. */
 uint64_t atoll_reserve_requests(atoll_channel *channel, uint32_t count) {
-    while (exchange(&channel->sending, 1)) cpu_relax();
+    while (exchange(&channel->sending, 1))
+        cpu_relax();
     uint64_t first = channel->requests + 1;
     channel->requests += count;
     store_release(&channel->sending, 0);
     return first;
 }
 
-/* Under `sending`. `request` 0 takes the next number. Returns 0 or R_*; `end` is the position behind the record. */
-static int send_locked(struct atoll_channel *channel, const atoll_site *site, uint64_t *request, const char *payload,
-                       uint32_t length, uint64_t deadline, uint64_t trace, const char *context, uint64_t *end) {
+/* Under `sending`. `request` 0 takes the next number. Returns 0 or R_*; `end` is the position behind the
+ * record. */
+static int send_locked(struct atoll_channel *channel, const atoll_site *site, uint64_t *request,
+                       const char *payload, uint32_t length, uint64_t deadline, uint64_t trace,
+                       const char *context, uint64_t *end) {
     int state = noticed(channel);
-    if (state) return state;
-    if (site->lane >= channel->lanes) return R_TOO_LARGE;
-    if (!*request) *request = ++channel->requests;
+    if (state)
+        return state;
+    if (site->lane >= channel->lanes)
+        return R_TOO_LARGE;
+    if (!*request)
+        *request = ++channel->requests;
     struct header header = {.length = length,
                             .method = site->method,
                             .request = *request,
@@ -372,14 +431,16 @@ static int send_locked(struct atoll_channel *channel, const atoll_site *site, ui
                             .deadline = deadline,
                             .trace = trace};
     int result = channel_produce(channel, &header, context, payload);
-    if (!result) *end = channel->out[site->lane].position;
+    if (!result)
+        *end = channel->out[site->lane].position;
     return result;
 }
 
 int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
                    uint32_t length, uint64_t deadline, uint64_t trace, const char *context) {
     uint64_t end = 0;
-    while (exchange(&channel->sending, 1)) cpu_relax();
+    while (exchange(&channel->sending, 1))
+        cpu_relax();
     int result = send_locked(channel, site, &request, payload, length, deadline, trace, context, &end);
     channel->bell_due = 1;
     store_release(&channel->sending, 0);
@@ -390,18 +451,23 @@ int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t requ
 int64_t atoll_post(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
                    uint32_t length) {
     int64_t end = atoll_send(channel, site, request, payload, length, 0, 0, NULL);
-    if (end >= 0) channel->just_woke = channel_wake(channel);
+    if (end >= 0)
+        channel->just_woke = channel_wake(channel);
     return end;
 }
 
-void atoll_ring_bell(atoll_channel *channel) { channel->just_woke = channel_wake(channel); }
+void atoll_ring_bell(atoll_channel *channel) {
+    channel->just_woke = channel_wake(channel);
+}
 
 int64_t atoll_receive(atoll_channel *channel) {
     struct header header;
     for (uint32_t lane = 0; lane < channel->lanes; lane++) {
         int found = channel_peek(channel, lane, &header);
-        if (found < 0) return found;
-        if (!found) continue;
+        if (found < 0)
+            return found;
+        if (!found)
+            continue;
         atoll_message *message = &channel->message;
         message->request = header.request;
         message->method = header.method;
@@ -419,7 +485,8 @@ int64_t atoll_receive(atoll_channel *channel) {
 
 int atoll_arm(atoll_channel *channel) {
     park_announce(channel->own, PARK_DOORBELL);
-    if (!channel_pending(channel) && !noticed(channel)) return 1;
+    if (!channel_pending(channel) && !noticed(channel))
+        return 1;
     park_over(channel->own);
     return 0;
 }
@@ -430,15 +497,20 @@ void atoll_disarm(atoll_channel *channel) {
 }
 
 /*
- * For event loops, before they go to the trouble of waiting: spins shortly while the server is awake on another core.
- * 1: something arrived. A loop that mostly spins in vain (slow handlers) soon stops, and tries again now and then.
+ * For event loops, before they go to the trouble of waiting: spins shortly while the server is awake on
+ * another core. 1: something arrived. A loop that mostly spins in vain (slow handlers) soon stops, and tries
+ * again now and then.
  */
 int atoll_spin(atoll_channel *channel) {
     uint32_t cpu = (uint32_t)sched_getcpu();
-    if (channel_pending(channel)) return 1;
-    if (channel->vain >= VAIN_MOST && ++channel->vain % VAIN_AGAIN) return 0;
-    if (load_relaxed(&channel->peer->parked) || load_relaxed(&channel->peer->cpu) == cpu) return 0;
-    if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
+    if (channel_pending(channel))
+        return 1;
+    if (channel->vain >= VAIN_MOST && ++channel->vain % VAIN_AGAIN)
+        return 0;
+    if (load_relaxed(&channel->peer->parked) || load_relaxed(&channel->peer->cpu) == cpu)
+        return 0;
+    if (load_relaxed(&channel->own->cpu) != cpu)
+        store_relaxed(&channel->own->cpu, cpu);
     uint64_t end = clock_now() + SPIN_LOOP;
     do {
         for (int i = 0; i < SPIN_BATCH; i++) {
@@ -449,29 +521,36 @@ int atoll_spin(atoll_channel *channel) {
             cpu_relax();
         }
     } while (clock_now() < end);
-    if (channel->vain < VAIN_MOST) channel->vain++;
+    if (channel->vain < VAIN_MOST)
+        channel->vain++;
     return 0;
 }
 
 /* How long to spin for the server: see FAST-PATH's load-aware policy in docs/decisions/0001. 0: do not. */
 static uint64_t spin_budget(const struct atoll_channel *channel, uint32_t cpu, uint32_t load) {
-    if (load_relaxed(&channel->peer->cpu) == cpu) return 0;
-    if (load >= 2) return SPIN_SHORT;
-    if (channel->just_woke) return SPIN_WOKEN;
+    if (load_relaxed(&channel->peer->cpu) == cpu)
+        return 0;
+    if (load >= 2)
+        return SPIN_SHORT;
+    if (channel->just_woke)
+        return SPIN_WOKEN;
     return channel->usual > SPIN_USUAL / 2 && channel->usual < USUAL_SLOW ? SPIN_SLOW : SPIN_USUAL;
 }
 
 /* A reply came after so long. Bounded, so that one slow call is forgotten after a few quick ones. */
 static void waited(struct atoll_channel *channel, uint64_t time) {
-    if (time > 2 * USUAL_SLOW) time = 2 * USUAL_SLOW;
+    if (time > 2 * USUAL_SLOW)
+        time = 2 * USUAL_SLOW;
     channel->usual = (7 * channel->usual + time) / 8;
 }
 
 /* Takes the next message if there is one; the result of atoll_receive with other requests told apart. */
 static int64_t receive_for(struct atoll_channel *channel, uint64_t request) {
     int64_t result = atoll_receive(channel);
-    if (result < 0) return result;
-    if (channel->message.request == request && (result >> 32) >= KIND_REPLY) return result;
+    if (result < 0)
+        return result;
+    if (channel->message.request == request && (result >> 32) >= KIND_REPLY)
+        return result;
     return R_OTHER;
 }
 
@@ -479,33 +558,42 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
     uint32_t cpu = (uint32_t)sched_getcpu(), load = load_relaxed(&channel->peer->load);
     uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0, slice_end = 0, began = 0;
     unsigned yields = load == 0 ? YIELDS_MOST : 0;
-    if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
+    if (load_relaxed(&channel->own->cpu) != cpu)
+        store_relaxed(&channel->own->cpu, cpu);
     for (;;) {
         int64_t result;
         for (int i = 0; i < (budget ? SPIN_BATCH : 1); i++) {
-            if ((result = receive_for(channel, request)) != R_AGAIN) goto done;
+            if ((result = receive_for(channel, request)) != R_AGAIN)
+                goto done;
             cpu_relax();
         }
         int state = noticed(channel);
         if (state) {
             /* What the server committed before it died is taken first: the notice was written after it. */
-            if ((result = receive_for(channel, request)) == R_AGAIN) result = state;
+            if ((result = receive_for(channel, request)) == R_AGAIN)
+                result = state;
             goto done;
         }
         uint64_t now = clock_now();
-        if (until && now >= until) return R_DEADLINE;
-        /* A peer that wakes us for nothing, again and again, keeps nobody from looking at signals and at the kernel. */
-        if (!slice_end) slice_end = now + SLICE;
-        if (now >= slice_end) return R_AGAIN;
+        if (until && now >= until)
+            return R_DEADLINE;
+        /* A peer that wakes us for nothing, again and again, keeps nobody from looking at signals and at the
+         * kernel. */
+        if (!slice_end)
+            slice_end = now + SLICE;
+        if (now >= slice_end)
+            return R_AGAIN;
         if (!spin_end) {
             began = now;
             spin_end = now + budget;
         }
-        if (now < spin_end) continue;
+        if (now < spin_end)
+            continue;
         if (yields < YIELDS_MOST && now >= channel->no_yield_until) {
             yields++;
             sched_yield();
-            if (clock_now() - now > YIELD_DEAR) channel->no_yield_until = now + YIELD_PAUSE;
+            if (clock_now() - now > YIELD_DEAR)
+                channel->no_yield_until = now + YIELD_PAUSE;
             continue;
         }
         park_announce(channel->own, PARK_FUTEX);
@@ -517,7 +605,8 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
         int error = park_futex(channel->own, until && until < now + SLICE ? until : now + SLICE);
         park_over(channel->own);
         if (error == ETIMEDOUT || error == EINTR) {
-            if ((result = receive_for(channel, request)) != R_AGAIN) goto done;
+            if ((result = receive_for(channel, request)) != R_AGAIN)
+                goto done;
             return until && clock_now() >= until ? R_DEADLINE : R_AGAIN;
         }
         continue;
@@ -531,26 +620,38 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
 int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length) {
     uint64_t request = 0, end = 0;
     channel->call_end = 0;
-    while (exchange(&channel->sending, 1)) cpu_relax();
+    while (exchange(&channel->sending, 1))
+        cpu_relax();
     int result = send_locked(channel, site, &request, payload, length, 0, 0, NULL, &end);
     store_release(&channel->sending, 0);
-    if (result) return result;
+    if (result)
+        return result;
     channel->call_request = request;
     channel->call_end = end;
     channel->just_woke = channel_wake(channel);
     return atoll_wait(channel, request, 0);
 }
 
-uint64_t atoll_call_request(atoll_channel *channel) { return channel->call_request; }
-uint64_t atoll_call_end(atoll_channel *channel) { return channel->call_end; }
-int atoll_call_waits(atoll_channel *channel) { return channel->call_end != 0; }
+uint64_t atoll_call_request(atoll_channel *channel) {
+    return channel->call_request;
+}
+uint64_t atoll_call_end(atoll_channel *channel) {
+    return channel->call_end;
+}
+int atoll_call_waits(atoll_channel *channel) {
+    return channel->call_end != 0;
+}
 
-/* Kernel ------------------------------------------------------------------------------------------------------------ */
+/* Kernel
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken) {
     const struct consumed *index = (const struct consumed *)((const unsigned char *)memory + 2 * LINE);
-    if (lanes > LANES_MOST) return -1;
-    for (uint32_t lane = 0; lane < lanes; lane++) taken[lane] = load_acquire(&index[2 * lane].position);
+    if (lanes > LANES_MOST)
+        return -1;
+    for (uint32_t lane = 0; lane < lanes; lane++)
+        taken[lane] = load_acquire(&index[2 * lane].position);
     return 0;
 }
 

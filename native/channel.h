@@ -7,7 +7,8 @@
 #include "layout.h"
 #include "ring.h"
 
-/* Results of calls on a channel; what is not negative is (kind << 32 | length). Mirrored in native/__init__.py. */
+/* Results of calls on a channel; what is not negative is (kind << 32 | length). Mirrored in
+ * native/__init__.py. */
 enum result {
     R_AGAIN = -1,      /* nothing yet: look at signals and at the kernel, then come again */
     R_FULL = -2,       /* no room in the ring or the bulk half until the peer consumes */
@@ -29,7 +30,8 @@ struct atoll_channel {
     struct producer out[LANES_MOST];
     struct consumer in[LANES_MOST];
     struct bulk bulk_out;
-    uint64_t bulk_barrier[LANES_MOST]; /* after a hand-over: no bulk before the peer's index has passed these */
+    uint64_t
+        bulk_barrier[LANES_MOST]; /* after a hand-over: no bulk before the peer's index has passed these */
     int bulk_barred;
     const unsigned char *bulk_in;
     uint64_t bulk_size;
@@ -40,22 +42,24 @@ struct atoll_channel {
     atoll_counters counters;
     uint32_t sending; /* lock of the producing side: threads of one client send side by side */
     uint64_t requests;
-    uint64_t call_request, call_end; /* number of the last atoll_call, and the ring position behind its request */
+    uint64_t call_request,
+        call_end; /* number of the last atoll_call, and the ring position behind its request */
     uint64_t no_yield_until;
     uint64_t usual; /* ns that replies of late were waited for: a running mean */
-    uint32_t vain; /* spins in a row of the event loop that found nothing */
-    int just_woke; /* the last send had to wake the peer: it needs longer than usual */
-    int bell_due;  /* records were written whose wake-up is put off to the end of the batch */
+    uint32_t vain;  /* spins in a row of the event loop that found nothing */
+    int just_woke;  /* the last send had to wake the peer: it needs longer than usual */
+    int bell_due;   /* records were written whose wake-up is put off to the end of the batch */
     /* Only the receive loop touches these. */
     uint32_t number, turn;
     int client_role, active, held;
     uint32_t told_epoch, told_state; /* what the loop has said of the kernel's notice of a client's channel */
-    uint32_t quiet; /* polls in a row that found nothing */
-    uint64_t seen_in; /* load window in which a message was last taken */
+    uint32_t quiet;                  /* polls in a row that found nothing */
+    uint64_t seen_in;                /* load window in which a message was last taken */
 };
 
 /* Sends one record; `from` names the bytes' owner: the caller. R_* or 0. Does not wake. */
-int channel_produce(struct atoll_channel *channel, struct header *header, const void *context, const void *payload);
+int channel_produce(struct atoll_channel *channel, struct header *header, const void *context,
+                    const void *payload);
 
 /*
  * Takes a header off lane `lane` into private memory and checks every field of it that has bounds.
@@ -64,8 +68,8 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
 int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *header);
 
 /* Copies payload and context of the record that channel_peek approved, and gives its ring bytes back. */
-void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header, unsigned char *payload,
-                  unsigned char *context);
+void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header,
+                  unsigned char *payload, unsigned char *context);
 
 int channel_pending(const struct atoll_channel *channel);
 /* Has the kernel said of this channel what the loop has not handed out yet? `take`: it is handed out now. */

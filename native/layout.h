@@ -1,13 +1,12 @@
 /*
- * What lies in shared memory. Nothing here describes itself: sizes come from the kernel over the control socket, and
- * no word in shared memory is believed for where another one lies.
+ * What lies in shared memory. Nothing here describes itself: sizes come from the kernel over the control
+ * socket, and no word in shared memory is believed for where another one lies.
  *
  * A channel's memory, in this order:
  *   line 0         `struct side` of the server      (the server writes; a producer may exchange `parked`)
  *   line 1         `struct side` of the client
- *   lines 2..      per lane: `struct consumed` of the request ring (server writes), of the reply ring (client writes)
- *   page boundary  per lane: request ring, reply ring
- *                  bulk half of the client, bulk half of the server
+ *   lines 2..      per lane: `struct consumed` of the request ring (server writes), of the reply ring (client
+ * writes) page boundary  per lane: request ring, reply ring bulk half of the client, bulk half of the server
  */
 #ifndef ATOLL_LAYOUT_H
 #define ATOLL_LAYOUT_H
@@ -62,7 +61,8 @@ enum kind {
     KIND_FAULT = 9,
 };
 
-/* One end's public words. `cpu` and `load` are hints for how long to spin and are bounded by whoever reads them. */
+/* One end's public words. `cpu` and `load` are hints for how long to spin and are bounded by whoever reads
+ * them. */
 struct side {
     uint32_t parked; /* 0: awake; else how to wake this end, PARK_* */
     uint32_t cpu;
@@ -87,7 +87,7 @@ struct entry {
     uint64_t badge;
     uint64_t expiry; /* CLOCK_MONOTONIC ns, 0: none */
     uint32_t interface;
-    uint32_t service; /* the best (lowest) lane this capability may use */
+    uint32_t service;    /* the best (lowest) lane this capability may use */
     uint64_t capability; /* the kernel's number of it, for the record */
     uint64_t reserved;
 };

@@ -1,14 +1,15 @@
 /*
  * A serving process's receive loop: one C call answers the last message, waits, and hands out the next.
  *
- * A channel is *active* (its rings are looked at on every pass) or *armed* (its `parked` word is set and the doorbell
- * wakes us through epoll). So 500 idle channels cost nothing, and a busy one no system call. The loop parks by arming
- * every active channel, looking once more, and sleeping in one epoll that also holds the event loop's own descriptor.
+ * A channel is *active* (its rings are looked at on every pass) or *armed* (its `parked` word is set and the
+ * doorbell wakes us through epoll). So 500 idle channels cost nothing, and a busy one no system call. The
+ * loop parks by arming every active channel, looking once more, and sleeping in one epoll that also holds the
+ * event loop's own descriptor.
  *
- * Between the capability check and the handler's first step the message is in the *window*: an odd number in the
- * status segment. The kernel's `revoke` writes the table, fences, and waits while the number it saw stays: so either
- * our check saw the revocation, or the kernel sees us in the window and waits until the handler has begun. Python
- * closes the window (writes an even number) as the first step of the handler.
+ * Between the capability check and the handler's first step the message is in the *window*: an odd number in
+ * the status segment. The kernel's `revoke` writes the table, fences, and waits while the number it saw
+ * stays: so either our check saw the revocation, or the kernel sees us in the window and waits until the
+ * handler has begun. Python closes the window (writes an even number) as the first step of the handler.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,13 +32,14 @@ enum {
     METHODS_MOST = 4096, /* slots of the open-addressed table: at most half are used */
     BURST = 16,          /* messages taken from one channel before the next one's turn */
     EVENTS = 64,
+    SLOW_CALL = 5000000, /* ns over the event loop's turn after which it is looked at whatever the count */
     SPIN_BATCH = 32,
     SPIN_USUAL = 20000,
     SPIN_WOKEN = 100000,
-    VAIN_SPINS = 8,       /* spins without success after which spinning pauses */
-    QUIET_POLLS = 4096,   /* polls without a message after which a channel is armed while others go on */
+    VAIN_SPINS = 8,     /* spins without success after which spinning pauses */
+    QUIET_POLLS = 4096, /* polls without a message after which a channel is armed while others go on */
     LOAD_WINDOW = 1000000000,
-    COUNT_EVERY = 32,     /* messages between two looks at the clock */
+    COUNT_EVERY = 32,      /* messages between two looks at the clock */
     IDLE_WITHIN = 1000000, /* ns after which OP_IDLE is said although the rings are never drained */
     PASSES_MOST = 64,      /* looks without a message after which the event loop has its turn */
 };
@@ -84,25 +86,32 @@ struct atoll_loop {
     atoll_message message;
     uint64_t window;
     int idle_wanted, idle_said, draining;
-    uint64_t idle_missed; /* when the event loop's turn came and the rings had not been drained since the last OP_IDLE */
+    uint64_t idle_missed; /* when the event loop's turn came and the rings had not been drained since the last
+                             OP_IDLE */
     uint64_t calls;       /* of atoll_loop_next */
     uint32_t vain;
-    int woken;             /* the last message came after a park: its sender needs longer for the next one */
+    int woken; /* the last message came after a park: its sender needs longer for the next one */
     uint64_t counted, load_began, load_window;
     uint32_t load_seen, load;
     uint64_t parks;
 };
 
-static uint64_t op(enum op what, uint64_t index, uint64_t length) { return (uint64_t)what << 56 | index << 32 | length; }
+static uint64_t op(enum op what, uint64_t index, uint64_t length) {
+    return (uint64_t)what << 56 | index << 32 | length;
+}
 
 atoll_loop *atoll_loop_new(const void *notice, void *status, uint64_t buffer) {
     struct atoll_loop *loop = calloc(1, sizeof *loop);
-    if (!loop) return NULL;
-    loop->buffer = mmap(NULL, buffer, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!loop)
+        return NULL;
+    loop->buffer =
+        mmap(NULL, buffer, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     loop->epoll = epoll_create1(EPOLL_CLOEXEC);
     if (loop->buffer == MAP_FAILED || loop->epoll < 0) {
-        if (loop->buffer != MAP_FAILED) munmap(loop->buffer, buffer);
-        if (loop->epoll >= 0) close(loop->epoll);
+        if (loop->buffer != MAP_FAILED)
+            munmap(loop->buffer, buffer);
+        if (loop->epoll >= 0)
+            close(loop->epoll);
         free(loop);
         return NULL;
     }
@@ -120,16 +129,31 @@ void atoll_loop_free(atoll_loop *loop) {
     free(loop);
 }
 
-int atoll_loop_descriptor(atoll_loop *loop) { return loop->epoll; }
-void *atoll_loop_buffer(atoll_loop *loop) { return loop->buffer; }
-atoll_message *atoll_loop_message(atoll_loop *loop) { return &loop->message; }
+int atoll_loop_descriptor(atoll_loop *loop) {
+    return loop->epoll;
+}
+void *atoll_loop_buffer(atoll_loop *loop) {
+    return loop->buffer;
+}
+atoll_message *atoll_loop_message(atoll_loop *loop) {
+    return &loop->message;
+}
 /* CLOCK_MONOTONIC ns until which atoll_loop_next may wait; 0: for ever; 1: not at all. */
-void atoll_loop_until(atoll_loop *loop, uint64_t until) { loop->until = until; }
-void atoll_loop_idle_wanted(atoll_loop *loop, int wanted) { loop->idle_wanted = wanted; }
-void atoll_loop_budget(atoll_loop *loop, uint64_t nanoseconds) { loop->budget = nanoseconds; }
-uint64_t atoll_loop_parks(atoll_loop *loop) { return loop->parks; }
+void atoll_loop_until(atoll_loop *loop, uint64_t until) {
+    loop->until = until;
+}
+void atoll_loop_idle_wanted(atoll_loop *loop, int wanted) {
+    loop->idle_wanted = wanted;
+}
+void atoll_loop_budget(atoll_loop *loop, uint64_t nanoseconds) {
+    loop->budget = nanoseconds;
+}
+uint64_t atoll_loop_parks(atoll_loop *loop) {
+    return loop->parks;
+}
 
-/* The event loop's own descriptor: level-triggered, it ends our waiting with OP_EXTERNAL. Returns 0 or an errno. */
+/* The event loop's own descriptor: level-triggered, it ends our waiting with OP_EXTERNAL. Returns 0 or an
+ * errno. */
 int atoll_loop_watch(atoll_loop *loop, int descriptor) {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = UINT64_MAX};
     return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, descriptor, &event) ? errno : 0;
@@ -141,7 +165,8 @@ static struct atoll_channel *find(const struct atoll_loop *loop, uint32_t number
 }
 
 static void activate(struct atoll_loop *loop, struct atoll_channel *channel) {
-    if (channel->active) return;
+    if (channel->active)
+        return;
     channel->active = 1;
     channel->quiet = 0;
     park_over(channel->own);
@@ -166,16 +191,21 @@ static int arm(struct atoll_loop *loop, struct atoll_channel *channel) {
 
 void atoll_loop_drain(atoll_loop *loop, int draining) {
     loop->draining = draining;
-    /* What arrived meanwhile has rung its bell already, and nothing was taken: every channel is looked at again. */
+    /* What arrived meanwhile has rung its bell already, and nothing was taken: every channel is looked at
+     * again. */
     for (uint32_t i = 0; !draining && i < CHANNELS_MOST; i++)
-        if (loop->channels[i]) activate(loop, loop->channels[i]);
+        if (loop->channels[i])
+            activate(loop, loop->channels[i]);
 }
 
 int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, int client) {
-    if (loop->channels[number % CHANNELS_MOST]) return EEXIST;
-    if (channel->bulk_size > loop->buffer_size) return E2BIG;
+    if (loop->channels[number % CHANNELS_MOST])
+        return EEXIST;
+    if (channel->bulk_size > loop->buffer_size)
+        return E2BIG;
     struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = number};
-    if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, channel->doorbell, &event)) return errno;
+    if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, channel->doorbell, &event))
+        return errno;
     channel->number = number;
     channel->client_role = client;
     channel->active = channel->held = 0;
@@ -186,21 +216,26 @@ int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, in
 
 void atoll_loop_remove(atoll_loop *loop, uint32_t number) {
     struct atoll_channel *channel = find(loop, number);
-    if (!channel) return;
+    if (!channel)
+        return;
     epoll_ctl(loop->epoll, EPOLL_CTL_DEL, channel->doorbell, NULL);
     loop->channels[number % CHANNELS_MOST] = NULL;
     for (uint32_t i = 0; i < loop->active_count; i++)
-        if (loop->active[i] == channel) loop->active[i] = loop->active[--loop->active_count];
+        if (loop->active[i] == channel)
+            loop->active[i] = loop->active[--loop->active_count];
     uint32_t kept = 0;
     for (uint32_t i = 0; i < loop->bell_count; i++)
-        if (loop->bells[i] != channel) loop->bells[kept++] = loop->bells[i];
+        if (loop->bells[i] != channel)
+            loop->bells[kept++] = loop->bells[i];
     loop->bell_count = kept;
     channel->active = 0;
-    if (loop->current == channel) loop->current = NULL;
+    if (loop->current == channel)
+        loop->current = NULL;
 }
 
 int atoll_loop_segment(atoll_loop *loop, uint32_t index, const void *entries) {
-    if (index >= SEGMENTS_MOST) return ERANGE;
+    if (index >= SEGMENTS_MOST)
+        return ERANGE;
     loop->table.segments[index] = entries;
     return 0;
 }
@@ -210,10 +245,12 @@ static uint32_t method_slot(uint32_t interface, uint32_t number) {
 }
 
 int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uint32_t index, uint64_t right) {
-    if (loop->method_count >= METHODS_MOST / 2) return ENOSPC;
+    if (loop->method_count >= METHODS_MOST / 2)
+        return ENOSPC;
     uint32_t at = method_slot(interface, number);
     while (loop->methods[at].used) {
-        if (loop->methods[at].interface == interface && loop->methods[at].number == number) return EEXIST;
+        if (loop->methods[at].interface == interface && loop->methods[at].number == number)
+            return EEXIST;
         at = (at + 1) % METHODS_MOST;
     }
     loop->methods[at] =
@@ -224,60 +261,77 @@ int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uin
 
 static const struct method *method_find(const struct atoll_loop *loop, uint32_t interface, uint32_t number) {
     for (uint32_t at = method_slot(interface, number); loop->methods[at].used; at = (at + 1) % METHODS_MOST)
-        if (loop->methods[at].interface == interface && loop->methods[at].number == number) return &loop->methods[at];
+        if (loop->methods[at].interface == interface && loop->methods[at].number == number)
+            return &loop->methods[at];
     return NULL;
 }
 
-/* Replies ----------------------------------------------------------------------------------------------------------- */
+/* Replies
+ * -----------------------------------------------------------------------------------------------------------
+ */
 
 static void bell_later(struct atoll_loop *loop, struct atoll_channel *channel) {
-    if (channel->bell_due) return;
+    if (channel->bell_due)
+        return;
     channel->bell_due = 1;
     loop->bells[loop->bell_count++] = channel;
 }
 
 void atoll_loop_flush(atoll_loop *loop) {
-    for (uint32_t i = 0; i < loop->bell_count; i++) loop->woken |= channel_wake(loop->bells[i]);
+    for (uint32_t i = 0; i < loop->bell_count; i++)
+        loop->woken |= channel_wake(loop->bells[i]);
     loop->bell_count = 0;
 }
 
 static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uint64_t request, uint32_t lane,
                      uint32_t kind, const char *payload, uint32_t length) {
-    struct header header = {.length = length, .request = request, .kind = (uint8_t)kind, .lane = (uint8_t)lane};
+    struct header header = {
+        .length = length, .request = request, .kind = (uint8_t)kind, .lane = (uint8_t)lane};
     int result = channel_produce(channel, &header, NULL, payload);
-    if (!result) bell_later(loop, channel);
+    if (!result)
+        bell_later(loop, channel);
     return result;
 }
 
 int64_t atoll_loop_reply(atoll_loop *loop, uint32_t number, uint64_t request, uint32_t lane, uint32_t kind,
                          const char *payload, uint32_t length) {
     struct atoll_channel *channel = find(loop, number);
-    if (!channel || lane >= channel->lanes) return R_CLOSED;
+    if (!channel || lane >= channel->lanes)
+        return R_CLOSED;
     return reply(loop, channel, request, lane, kind, payload, length);
 }
 
 void atoll_loop_hold(atoll_loop *loop, uint32_t number, int held) {
     struct atoll_channel *channel = find(loop, number);
-    if (!channel) return;
+    if (!channel)
+        return;
     channel->held = held;
-    if (!held) activate(loop, channel);
+    if (!held)
+        activate(loop, channel);
 }
 
-/* Receiving --------------------------------------------------------------------------------------------------------- */
+/* Receiving
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
 static void window_open(struct atoll_loop *loop) {
     loop->window += 2;
     store_relaxed(&loop->status->window, loop->window);
-    /* Pairs with the fence in atoll_notice_revoked: our window before our look at the table. Without it `revoke` could
-     * see a closed window while we still see the old entry. */
+    /* Pairs with the fence in atoll_notice_revoked: our window before our look at the table. Without it
+     * `revoke` could see a closed window while we still see the old entry. */
     fence_store_load();
 }
 
-static void window_close(struct atoll_loop *loop) { store_release(&loop->status->window, 0); }
+static void window_close(struct atoll_loop *loop) {
+    store_release(&loop->status->window, 0);
+}
 
-void atoll_loop_dispatched(atoll_loop *loop) { window_close(loop); }
+void atoll_loop_dispatched(atoll_loop *loop) {
+    window_close(loop);
+}
 
-/* Capability, right, service of a call. Leaves the window open on REFUSED_NOT. `method` is set if it was found. */
+/* Capability, right, service of a call. Leaves the window open on REFUSED_NOT. `method` is set if it was
+ * found. */
 static enum refusal check(struct atoll_loop *loop, const struct header *header, uint32_t number,
                           const struct method **method) {
     struct entry entry;
@@ -298,27 +352,34 @@ static enum refusal check(struct atoll_loop *loop, const struct header *header, 
             refusal = REFUSED_RIGHTS;
         else if (header->lane < entry.service)
             refusal = REFUSED_SERVICE;
-        if (*method) message->needed = (*method)->index;
+        if (*method)
+            message->needed = (*method)->index;
     }
-    if (refusal != REFUSED_NOT) window_close(loop);
+    if (refusal != REFUSED_NOT)
+        window_close(loop);
     return refusal;
 }
 
 int atoll_loop_recheck(atoll_loop *loop, const atoll_message *message) {
     struct entry entry;
     window_open(loop);
-    enum refusal refusal = table_check(&loop->table, message->slot, message->generation, message->channel, &entry);
-    if (refusal == REFUSED_NOT && (message->rights & entry.rights) != message->rights) refusal = REFUSED_RIGHTS;
-    if (refusal != REFUSED_NOT) window_close(loop);
+    enum refusal refusal =
+        table_check(&loop->table, message->slot, message->generation, message->channel, &entry);
+    if (refusal == REFUSED_NOT && (message->rights & entry.rights) != message->rights)
+        refusal = REFUSED_RIGHTS;
+    if (refusal != REFUSED_NOT)
+        window_close(loop);
     return (int)refusal;
 }
 
-/* Which lane of a channel is next: in order of class, but every eighth turn from the other end, so none starves. */
+/* Which lane of a channel is next: in order of class, but every eighth turn from the other end, so none
+ * starves. */
 static int next_lane(struct atoll_channel *channel) {
     int reverse = (++channel->turn & 7) == 0;
     for (uint32_t i = 0; i < channel->lanes; i++) {
         uint32_t lane = reverse ? channel->lanes - 1 - i : i;
-        if (ring_ready(&channel->in[lane])) return (int)lane;
+        if (ring_ready(&channel->in[lane]))
+            return (int)lane;
     }
     return -1;
 }
@@ -328,11 +389,15 @@ static void note_traffic(struct atoll_loop *loop, struct atoll_channel *channel)
     if (channel->seen_in != loop->load_window + 1) {
         channel->seen_in = loop->load_window + 1;
         loop->load_seen++;
-        if (loop->load_seen > loop->load) loop->load = loop->load_seen;
+        if (loop->load_seen > loop->load)
+            loop->load = loop->load_seen;
     }
-    if (load_relaxed(&channel->own->cpu) != cpu) store_relaxed(&channel->own->cpu, cpu);
-    if (load_relaxed(&channel->own->load) != loop->load) store_relaxed(&channel->own->load, loop->load);
-    if (++loop->counted % COUNT_EVERY) return;
+    if (load_relaxed(&channel->own->cpu) != cpu)
+        store_relaxed(&channel->own->cpu, cpu);
+    if (load_relaxed(&channel->own->load) != loop->load)
+        store_relaxed(&channel->own->load, loop->load);
+    if (++loop->counted % COUNT_EVERY)
+        return;
     uint64_t now = clock_now();
     if (now - loop->load_began >= LOAD_WINDOW) {
         loop->load = loop->load_seen;
@@ -346,8 +411,10 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     struct header header;
     const struct method *method = NULL;
     int found = channel_peek(channel, lane, &header);
-    if (found < 0) return op(OP_MISBEHAVED, channel->number, 0);
-    if (!found) return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
+    if (found < 0)
+        return op(OP_MISBEHAVED, channel->number, 0);
+    if (!found)
+        return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
     atoll_message *message = &loop->message;
     message->request = header.request;
     message->deadline = header.deadline;
@@ -374,7 +441,8 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     loop->current = header.kind == KIND_CALL ? channel : NULL;
     loop->current_request = header.request;
     loop->current_lane = header.lane;
-    if (refusal != REFUSED_NOT) return op(OP_REFUSED, refusal, header.length);
+    if (refusal != REFUSED_NOT)
+        return op(OP_REFUSED, refusal, header.length);
     if (header.deadline && clock_now() >= header.deadline) {
         window_close(loop);
         return op(OP_LATE, method->index, header.length);
@@ -388,7 +456,8 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
 /* One pass over the active channels, the one of the last message first for a burst. 0: nothing there. */
 static uint64_t poll(struct atoll_loop *loop) {
     for (uint32_t i = 0, count = loop->active_count; i < count && loop->active_count; i++) {
-        if (loop->turn >= loop->active_count) loop->turn = 0;
+        if (loop->turn >= loop->active_count)
+            loop->turn = 0;
         struct atoll_channel *channel = loop->active[loop->turn];
         if (channel->client_role) {
             if (channel_pending(channel) || channel_news(channel, 1)) {
@@ -405,7 +474,8 @@ static uint64_t poll(struct atoll_loop *loop) {
             if (lane >= 0 && loop->burst < BURST) {
                 loop->burst++;
                 uint64_t found = take(loop, channel, (uint32_t)lane);
-                if (found) return found;
+                if (found)
+                    return found;
             } else if (lane >= 0) {
                 count++; /* its burst is over, it comes again in this pass */
             }
@@ -415,14 +485,16 @@ static uint64_t poll(struct atoll_loop *loop) {
             atoll_loop_flush(loop);
             loop->burst = 0;
         }
-        if (++channel->quiet > QUIET_POLLS && loop->active_count > 1 && !channel_pending(channel) && arm(loop, channel))
+        if (++channel->quiet > QUIET_POLLS && loop->active_count > 1 && !channel_pending(channel) &&
+            arm(loop, channel))
             continue;
         loop->turn++;
     }
     return 0;
 }
 
-/* Waits in epoll until `until` (0: for ever; 1: not at all). Activates what rang. 1: the event loop has something. */
+/* Waits in epoll until `until` (0: for ever; 1: not at all). Activates what rang. 1: the event loop has
+ * something. */
 static int gather(struct atoll_loop *loop, uint64_t until) {
     struct epoll_event events[EVENTS];
     struct timespec wait = {0}, *limit = &wait;
@@ -437,14 +509,16 @@ static int gather(struct atoll_loop *loop, uint64_t until) {
         }
     }
     int count = (int)syscall(SYS_epoll_pwait2, loop->epoll, events, EVENTS, limit, NULL, 0);
-    if (count < 0) return 1; /* a signal: Python looks at it */
+    if (count < 0)
+        return 1; /* a signal: Python looks at it */
     for (int i = 0; i < count; i++) {
         if (events[i].data.u64 == UINT64_MAX) {
             external = 1;
             continue;
         }
         struct atoll_channel *channel = find(loop, (uint32_t)events[i].data.u64);
-        if (!channel) continue;
+        if (!channel)
+            continue;
         doorbell_drain(channel->doorbell);
         activate(loop, channel);
     }
@@ -465,7 +539,8 @@ static int park(struct atoll_loop *loop) {
         channel->active = 0;
         loop->active[i] = loop->active[--loop->active_count];
     }
-    if (load_acquire(&loop->notice->gate)) return 1;
+    if (load_acquire(&loop->notice->gate))
+        return 1;
     loop->parks++;
     store_relaxed(&loop->status->parked, 1);
     int external = gather(loop, loop->until);
@@ -479,12 +554,14 @@ static uint64_t spin(struct atoll_loop *loop) {
     uint64_t found, now, end = 0;
     uint32_t cpu = (uint32_t)sched_getcpu();
     int other = 0;
-    if (loop->vain >= VAIN_SPINS) return 0;
+    if (loop->vain >= VAIN_SPINS)
+        return 0;
     for (uint32_t i = 0; i < loop->active_count && !other; i++) {
         struct atoll_channel *channel = loop->active[i];
         other = channel->seen_in == loop->load_window + 1 && load_relaxed(&channel->peer->cpu) != cpu;
     }
-    if (!other) return 0;
+    if (!other)
+        return 0;
     do {
         for (int i = 0; i < SPIN_BATCH; i++) {
             if ((found = poll(loop))) {
@@ -494,7 +571,8 @@ static uint64_t spin(struct atoll_loop *loop) {
             cpu_relax();
         }
         now = clock_now();
-        if (!end) end = now + (loop->woken ? SPIN_WOKEN : SPIN_USUAL);
+        if (!end)
+            end = now + (loop->woken ? SPIN_WOKEN : SPIN_USUAL);
     } while (now < end && !(loop->until && now >= loop->until) && !load_relaxed(&loop->notice->gate));
     loop->vain++;
     loop->woken = 0;
@@ -506,11 +584,14 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
     store_relaxed(&loop->status->heartbeat, load_relaxed(&loop->status->heartbeat) + 1);
     if (kind_length && loop->current) {
         struct atoll_channel *channel = loop->current;
-        int64_t result = reply(loop, channel, loop->current_request, loop->current_lane, (uint32_t)(kind_length >> 32),
-                               payload, (uint32_t)kind_length);
-        if (result == R_FULL) return op(OP_FULL, channel->number, 0);
-        if (result == R_TOO_LARGE) return op(OP_LARGE, channel->number, 0);
-        if (result == R_MISBEHAVED) return op(OP_MISBEHAVED, channel->number, 0);
+        int64_t result = reply(loop, channel, loop->current_request, loop->current_lane,
+                               (uint32_t)(kind_length >> 32), payload, (uint32_t)kind_length);
+        if (result == R_FULL)
+            return op(OP_FULL, channel->number, 0);
+        if (result == R_TOO_LARGE)
+            return op(OP_LARGE, channel->number, 0);
+        if (result == R_MISBEHAVED)
+            return op(OP_MISBEHAVED, channel->number, 0);
         loop->current = NULL;
     }
     loop->calls++;
@@ -520,8 +601,9 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
             atoll_loop_flush(loop);
             return op(OP_GATED, 0, 0);
         }
-        if (pass == 0 && loop->calls % BURST == 0) {
-            /* The event loop's turn, by time and not by count: looked at with traffic going on. */
+        if (pass == 0 && (loop->calls % BURST == 0 || clock_coarse() >= loop->turn_over + SLOW_CALL)) {
+            /* The event loop's turn, by time and not by count: looked at with traffic going on, and after a
+             * slow handler. */
             uint64_t now = clock_now();
             if (now >= loop->turn_over) {
                 loop->turn_over = now + loop->budget;
@@ -529,8 +611,10 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
                     atoll_loop_flush(loop);
                     return op(OP_EXTERNAL, 0, 0);
                 }
-                /* A client that keeps its ring full must not keep a server from what it does when all is drained. */
-                if (!loop->idle_missed) loop->idle_missed = now;
+                /* A client that keeps its ring full must not keep a server from what it does when all is
+                 * drained. */
+                if (!loop->idle_missed)
+                    loop->idle_missed = now;
                 if (loop->idle_wanted && now - loop->idle_missed >= IDLE_WITHIN) {
                     loop->idle_missed = 0;
                     atoll_loop_flush(loop);
@@ -543,7 +627,8 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
             atoll_loop_flush(loop);
             return op(OP_EXTERNAL, 0, 0);
         }
-        if ((found = poll(loop))) return found;
+        if ((found = poll(loop)))
+            return found;
         atoll_loop_flush(loop);
         if (loop->idle_wanted && !loop->idle_said) {
             loop->idle_said = 1;
@@ -552,10 +637,13 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
         }
         if (loop->until == 1) {
             gather(loop, 1);
-            if ((found = poll(loop))) return found;
+            if ((found = poll(loop)))
+                return found;
             return op(OP_EXTERNAL, 0, 0);
         }
-        if ((found = spin(loop))) return found;
-        if (park(loop)) return op(OP_EXTERNAL, 0, 0);
+        if ((found = spin(loop)))
+            return found;
+        if (park(loop))
+            return op(OP_EXTERNAL, 0, 0);
     }
 }

@@ -1,27 +1,28 @@
 /*
  * A ring: one producer, one consumer, records of 64-byte lines.
  *
- * Positions run free (64 bits, counted in bytes, masked on access) and start at an unguessable base each epoch. A
- * record begins with a header whose first word is the record's position + 1, stored last with release order. The
- * consumer knows its own position, so it waits for exactly one value in exactly one word, and taking a record costs
- * one line fewer than an index would. Two things keep old bytes from passing for a record: before it commits a record
- * the producer zeroes the word where the next one will commit, and positions never repeat.
+ * Positions run free (64 bits, counted in bytes, masked on access) and start at an unguessable base each
+ * epoch. A record begins with a header whose first word is the record's position + 1, stored last with
+ * release order. The consumer knows its own position, so it waits for exactly one value in exactly one word,
+ * and taking a record costs one line fewer than an index would. Two things keep old bytes from passing for a
+ * record: before it commits a record the producer zeroes the word where the next one will commit, and
+ * positions never repeat.
  *
- * The consumer's index is published only so that the producer knows what it may overwrite; the producer looks at it
- * when the ring seems full by what it saw last.
+ * The consumer's index is published only so that the producer knows what it may overwrite; the producer looks
+ * at it when the ring seems full by what it saw last.
  *
- * Rejected: a tail index (one more line moves a message), a double mapping that hides the wrap (records are copied
- * out anyway, so the wrap costs a branch), lengths in a side ring (two words that can disagree).
+ * Rejected: a tail index (one more line moves a message), a double mapping that hides the wrap (records are
+ * copied out anyway, so the wrap costs a branch), lengths in a side ring (two words that can disagree).
  *
- * Whatever the peer writes: a header is copied once and checked by the caller; the index is bounded here; nothing in
- * this file uses a value from shared memory as an address.
+ * Whatever the peer writes: a header is copied once and checked by the caller; the index is bounded here;
+ * nothing in this file uses a value from shared memory as an address.
  */
 #include "ring.h"
 
 #include <string.h>
 
-void ring_producer_begin(struct producer *ring, unsigned char *data, const struct consumed *consumed, uint64_t size,
-                         uint64_t position) {
+void ring_producer_begin(struct producer *ring, unsigned char *data, const struct consumed *consumed,
+                         uint64_t size, uint64_t position) {
     ring->data = data;
     ring->consumed = consumed;
     ring->size = size;
@@ -31,8 +32,8 @@ void ring_producer_begin(struct producer *ring, unsigned char *data, const struc
     store_relaxed((uint64_t *)(data + (position & (size - 1))), 0);
 }
 
-void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed, uint64_t size,
-                         uint64_t position) {
+void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed,
+                         uint64_t size, uint64_t position) {
     ring->data = data;
     ring->consumed = consumed;
     ring->size = size;
@@ -41,9 +42,11 @@ void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struc
 }
 
 enum ring_result ring_observe(struct producer *ring) {
-    /* Pairs with store_release in ring_finish: what the consumer copied must be out before we write over it. */
+    /* Pairs with store_release in ring_finish: what the consumer copied must be out before we write over it.
+     */
     uint64_t index = load_acquire(&ring->consumed->position);
-    if (index == ring->seen) return RING_DONE;
+    if (index == ring->seen)
+        return RING_DONE;
     if (ring->position - index > ring->size || index - ring->seen > ring->size || index & (LINE - 1))
         return index == ring->stale ? RING_DONE : RING_FAULT;
     ring->seen = index;
@@ -53,9 +56,11 @@ enum ring_result ring_observe(struct producer *ring) {
 
 static void put(struct producer *ring, uint64_t position, const void *bytes, uint64_t length) {
     uint64_t at = position & (ring->size - 1), first = ring->size - at;
-    if (first > length) first = length;
+    if (first > length)
+        first = length;
     memcpy(ring->data + at, bytes, first);
-    if (length > first) memcpy(ring->data, (const unsigned char *)bytes + first, length - first);
+    if (length > first)
+        memcpy(ring->data, (const unsigned char *)bytes + first, length - first);
 }
 
 enum ring_result ring_produce(struct producer *ring, const struct header *header, const void *context,
@@ -63,17 +68,21 @@ enum ring_result ring_produce(struct producer *ring, const struct header *header
     uint64_t need = ring_record(header->flags, inline_length), position = ring->position;
     /* One line more than the record: the next commit word is zeroed, and must not be one not yet consumed. */
     if (position + need + LINE - ring->seen > ring->size) {
-        if (ring_observe(ring) == RING_FAULT) return RING_FAULT;
-        if (position + need + LINE - ring->seen > ring->size) return RING_FULL;
+        if (ring_observe(ring) == RING_FAULT)
+            return RING_FAULT;
+        if (position + need + LINE - ring->seen > ring->size)
+            return RING_FULL;
     }
     uint64_t body = position + LINE;
     if (context) {
         put(ring, body, context, LINE);
         body += LINE;
     }
-    if (inline_length) put(ring, body, payload, inline_length);
+    if (inline_length)
+        put(ring, body, payload, inline_length);
     unsigned char *line = ring->data + (position & (ring->size - 1));
-    memcpy(line + sizeof(uint64_t), (const unsigned char *)header + sizeof(uint64_t), LINE - sizeof(uint64_t));
+    memcpy(line + sizeof(uint64_t), (const unsigned char *)header + sizeof(uint64_t),
+           LINE - sizeof(uint64_t));
     store_relaxed((uint64_t *)(ring->data + ((position + need) & (ring->size - 1))), 0);
     ring->position = position + need;
     /* Pairs with load_acquire in ring_ready: the record and the zero behind it are visible before it is. */
@@ -82,7 +91,8 @@ enum ring_result ring_produce(struct producer *ring, const struct header *header
 }
 
 enum ring_result ring_peek(const struct consumer *ring, struct header *header) {
-    if (!ring_ready(ring)) return RING_NOTHING;
+    if (!ring_ready(ring))
+        return RING_NOTHING;
     copy_words((uint64_t *)header, (const uint64_t *)(ring->data + (ring->position & (ring->size - 1))),
                LINE / sizeof(uint64_t));
     return RING_DONE;
@@ -90,9 +100,11 @@ enum ring_result ring_peek(const struct consumer *ring, struct header *header) {
 
 void ring_copy(const struct consumer *ring, uint64_t offset, void *to, uint64_t length) {
     uint64_t at = (ring->position + offset) & (ring->size - 1), first = ring->size - at;
-    if (first > length) first = length;
+    if (first > length)
+        first = length;
     memcpy(to, ring->data + at, first);
-    if (length > first) memcpy((unsigned char *)to + first, ring->data, length - first);
+    if (length > first)
+        memcpy((unsigned char *)to + first, ring->data, length - first);
 }
 
 void ring_finish(struct consumer *ring, uint64_t bytes) {

@@ -4,7 +4,8 @@
 
 #include "layout.h"
 
-/* The end that writes records. All fields are private memory; `data` and `consumed` point into the channel. */
+/* The end that writes records. All fields are private memory; `data` and `consumed` point into the channel.
+ */
 struct producer {
     unsigned char *data;
     const struct consumed *consumed; /* hostile: the peer's index */
@@ -24,10 +25,10 @@ struct consumer {
 
 enum ring_result { RING_DONE = 0, RING_NOTHING = 1, RING_FULL = 2, RING_FAULT = 3 };
 
-void ring_producer_begin(struct producer *ring, unsigned char *data, const struct consumed *consumed, uint64_t size,
-                         uint64_t position);
-void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed, uint64_t size,
-                         uint64_t position);
+void ring_producer_begin(struct producer *ring, unsigned char *data, const struct consumed *consumed,
+                         uint64_t size, uint64_t position);
+void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed,
+                         uint64_t size, uint64_t position);
 
 /* Refreshes `seen` from the peer's index; RING_FAULT if the peer claims what cannot be. */
 enum ring_result ring_observe(struct producer *ring);
@@ -43,7 +44,8 @@ enum ring_result ring_peek(const struct consumer *ring, struct header *header);
 
 /* Bytes a record of these properties takes on the ring. */
 static inline uint64_t ring_record(uint32_t flags, uint32_t inline_length) {
-    return LINE + ((flags & FLAG_CONTEXT) ? LINE : 0) + (((uint64_t)inline_length + LINE - 1) & ~(uint64_t)(LINE - 1));
+    return LINE + ((flags & FLAG_CONTEXT) ? LINE : 0) +
+           (((uint64_t)inline_length + LINE - 1) & ~(uint64_t)(LINE - 1));
 }
 
 /* Copies `length` bytes at `offset` past the record's start out of the ring. */
@@ -56,7 +58,8 @@ void ring_finish(struct consumer *ring, uint64_t bytes);
 
 static inline int ring_ready(const struct consumer *ring) {
     const uint64_t *commit = (const uint64_t *)(ring->data + (ring->position & (ring->size - 1)));
-    /* Pairs with store_release of `commit` in ring_produce: without it header and payload could still be old. */
+    /* Pairs with store_release of `commit` in ring_produce: without it header and payload could still be old.
+     */
     return load_acquire(commit) == ring->position + 1;
 }
 

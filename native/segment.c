@@ -8,5 +8,6 @@
 
 /* Gives the pages of [offset, offset + length) back, reading as zeros from then on. Returns 0 or an errno. */
 int atoll_punch(int memory, uint64_t offset, uint64_t length) {
-    return fallocate(memory, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ? errno : 0;
+    return fallocate(memory, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) ? errno
+                                                                                                       : 0;
 }

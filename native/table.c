@@ -1,7 +1,7 @@
 /*
- * Capability entries, one line each, written by the kernel alone (the receiver's mapping comes from a memfd sealed
- * against future writing) and read under a sequence lock: odd while the kernel writes, so a torn entry is never used. A
- * kernel that died in the middle leaves an odd sequence: the entry reads as revoked.
+ * Capability entries, one line each, written by the kernel alone (the receiver's mapping comes from a memfd
+ * sealed against future writing) and read under a sequence lock: odd while the kernel writes, so a torn entry
+ * is never used. A kernel that died in the middle leaves an odd sequence: the entry reads as revoked.
  */
 #include "table.h"
 
@@ -23,7 +23,8 @@ static int entry_read(const struct entry *entry, struct entry *out) {
         }
         copy_words((uint64_t *)out, (const uint64_t *)entry, sizeof *out / sizeof(uint64_t));
         fence_loads(); /* the copy before the second look; without it a torn copy could pass */
-        if (load_relaxed(&entry->sequence) == before) return 1;
+        if (load_relaxed(&entry->sequence) == before)
+            return 1;
     }
     return 0;
 }
@@ -32,12 +33,18 @@ enum refusal table_check(const struct table *table, uint32_t slot, uint32_t gene
                          struct entry *out) {
     uint32_t segment = slot / TABLE_ENTRIES;
     memset(out, 0, sizeof *out);
-    if (segment >= SEGMENTS_MOST || !table->segments[segment]) return REFUSED_SLOT;
-    if (!entry_read(&table->segments[segment][slot % TABLE_ENTRIES], out)) return REFUSED_GENERATION;
-    if (!out->generation) return REFUSED_SLOT;
-    if (out->channel != channel) return REFUSED_CHANNEL;
-    if (out->generation != generation || !out->capability) return REFUSED_GENERATION;
-    if (out->expiry && clock_now() >= out->expiry) return REFUSED_EXPIRED;
+    if (segment >= SEGMENTS_MOST || !table->segments[segment])
+        return REFUSED_SLOT;
+    if (!entry_read(&table->segments[segment][slot % TABLE_ENTRIES], out))
+        return REFUSED_GENERATION;
+    if (!out->generation)
+        return REFUSED_SLOT;
+    if (out->channel != channel)
+        return REFUSED_CHANNEL;
+    if (out->generation != generation || !out->capability)
+        return REFUSED_GENERATION;
+    if (out->expiry && clock_now() >= out->expiry)
+        return REFUSED_EXPIRED;
     return REFUSED_NOT;
 }
 
@@ -47,13 +54,15 @@ static void entry_publish(struct entry *entry, const struct entry *value) {
     fence_stores(); /* odd before any field; pairs with the reader's second look */
     const uint64_t *from = (const uint64_t *)value;
     uint64_t *to = (uint64_t *)entry;
-    for (unsigned i = 1; i < sizeof *entry / sizeof(uint64_t); i++) store_relaxed(&to[i], from[i]);
+    for (unsigned i = 1; i < sizeof *entry / sizeof(uint64_t); i++)
+        store_relaxed(&to[i], from[i]);
     /* Pairs with load_acquire in entry_read: even only after every field. */
     store_release(&entry->sequence, sequence + 1);
 }
 
 void atoll_entry_write(void *segment, uint32_t index, uint32_t channel, uint32_t generation, uint64_t rights,
-                       uint64_t badge, uint64_t expiry, uint32_t interface, uint32_t service, uint64_t capability) {
+                       uint64_t badge, uint64_t expiry, uint32_t interface, uint32_t service,
+                       uint64_t capability) {
     struct entry value = {.channel = channel,
                           .generation = generation,
                           .rights = rights,
@@ -66,25 +75,31 @@ void atoll_entry_write(void *segment, uint32_t index, uint32_t channel, uint32_t
 }
 
 void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation) {
-    /* `capability` 0 marks it revoked; channel and generation stay so that the holder is told "revoked", not "no slot". */
+    /* `capability` 0 marks it revoked; channel and generation stay so that the holder is told "revoked", not
+     * "no slot". */
     struct entry *entry = &((struct entry *)segment)[index % TABLE_ENTRIES];
     struct entry value = {.channel = load_relaxed(&entry->channel), .generation = generation};
     entry_publish(entry, &value);
 }
 
-void atoll_notice_boot(void *notice, uint64_t boot) { store_release(&((struct notice *)notice)->boot, boot); }
+void atoll_notice_boot(void *notice, uint64_t boot) {
+    store_release(&((struct notice *)notice)->boot, boot);
+}
 
 void atoll_notice_gate(void *notice, uint32_t gate) {
     store_release(&((struct notice *)notice)->gate, gate);
     fence_store_load(); /* before the caller looks at the window: pairs with the fence in loop.c's check */
 }
 
-void atoll_notice_closing(void *notice) { store_release(&((struct notice *)notice)->closing, 1); }
+void atoll_notice_closing(void *notice) {
+    store_release(&((struct notice *)notice)->closing, 1);
+}
 
 void atoll_notice_revoked(void *notice) {
     struct notice *page = notice;
     store_release(&page->revocations, load_relaxed(&page->revocations) + 1);
-    fence_store_load(); /* the entries before the caller looks at the window: pairs with the fence in loop.c's check */
+    fence_store_load(); /* the entries before the caller looks at the window: pairs with the fence in loop.c's
+                           check */
 }
 
 void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t state, uint64_t base,
@@ -96,12 +111,15 @@ void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t
     store_relaxed(&line->epoch, epoch);
     store_relaxed(&line->state, state);
     store_relaxed(&line->base, base);
-    for (int i = 0; i < LANES_MOST; i++) store_relaxed(&line->taken[i], taken ? taken[i] : 0);
+    for (int i = 0; i < LANES_MOST; i++)
+        store_relaxed(&line->taken[i], taken ? taken[i] : 0);
     /* Pairs with load_acquire in channel.c's notice_read. */
     store_release(&line->sequence, sequence + 1);
 }
 
-uint64_t atoll_status_window(const void *status) { return load_acquire(&((const struct status *)status)->window); }
+uint64_t atoll_status_window(const void *status) {
+    return load_acquire(&((const struct status *)status)->window);
+}
 
 void atoll_status_read(const void *status, uint64_t *out) {
     const struct status *page = status;

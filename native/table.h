@@ -23,8 +23,8 @@ struct table {
 };
 
 /*
- * Looks up `slot` as used on `channel`. On REFUSED_NOT `out` holds a consistent copy of the entry; on a refusal it
- * holds what was read (rights of a revoked entry read as 0).
+ * Looks up `slot` as used on `channel`. On REFUSED_NOT `out` holds a consistent copy of the entry; on a
+ * refusal it holds what was read (rights of a revoked entry read as 0).
  */
 enum refusal table_check(const struct table *table, uint32_t slot, uint32_t generation, uint32_t channel,
                          struct entry *out);

@@ -4,15 +4,18 @@
 
 #include "layout.h"
 
-uint64_t clock_now(void); /* CLOCK_MONOTONIC, ns */
+uint64_t clock_now(void);    /* CLOCK_MONOTONIC, ns */
+uint64_t clock_coarse(void); /* the same to a few ms, at a fifth of the price */
 
-/* Wakes the end whose `parked` word this is, if it sleeps. Call after the record is visible. 1: a system call was made. */
+/* Wakes the end whose `parked` word this is, if it sleeps. Call after the record is visible. 1: a system call
+ * was made. */
 int wake(struct side *peer, int doorbell);
 
 /* Sleeps on the own word while it holds PARK_FUTEX, `until` at most. Returns 0 or the errno of futex(2). */
 int park_futex(struct side *own, uint64_t until);
 
-/* Says to producers that this end is going to sleep, to be followed by a look at every ring, then by the sleep. */
+/* Says to producers that this end is going to sleep, to be followed by a look at every ring, then by the
+ * sleep. */
 void park_announce(struct side *own, uint32_t how);
 void park_over(struct side *own);
 

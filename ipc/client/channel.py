@@ -44,7 +44,9 @@ NUMBERS = 256
 DRAIN_MOST = 4096
 """Messages routed in one go: a server that sends without end must not keep an event loop from its other tasks."""
 SEND_PATIENCE = 5.0
-"""Seconds a call without a deadline waits for room in a full ring before it is `Overloaded`."""
+"""Seconds a call waits for room in a full ring before it is `Overloaded`."""
+LOOP_PATIENCE = 0.02
+"""The same in a server, whose loop stands meanwhile: a server that is frozen must not halt those that call it."""
 REPLY = int(Kind.REPLY)
 LENGTH = 0xFFFFFFFF
 
@@ -164,7 +166,8 @@ class ClientChannel:
                 self.trouble(result, pending.site.spec, len(pending.payload))
                 continue
             now = time.monotonic_ns()
-            give_up = give_up or pending.until or now + int(SEND_PATIENCE * NANOSECONDS)
+            patience = LOOP_PATIENCE if self.bound_to_loop else SEND_PATIENCE
+            give_up = min(filter(None, (give_up, pending.until, now + int(patience * NANOSECONDS))))
             if now >= give_up:
                 raise Overloaded(f"the channel to {self.peer}")
             lib.atoll_ring_bell(self.c)

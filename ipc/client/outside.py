@@ -52,7 +52,8 @@ class Outside:
 
     def add(self, channel: ClientChannel) -> None:
         self.channels[channel.number] = channel
-        self._epoll.register(channel.doorbell, select.EPOLLIN)
+        # Edge by edge: a peer that shuts its end down leaves the bell readable for ever, and rings once.
+        self._epoll.register(channel.doorbell, select.EPOLLIN | select.EPOLLET)
 
     def remove(self, number: int) -> None:
         channel = self.channels.pop(number, None)

@@ -55,6 +55,7 @@ class Process:
         self.deliveries = Deliveries(self.clients, self._pump)
         self.loop: ServeLoop | None = None
         self.start: control.Start | None = None
+        self._nursery: trio.Nursery | None = None
         self._notice: mmap.mmap | None = None
         self._served: list[tuple[control.OpenChannel, int, int]] = []
         self._waiting: list[tuple[control.ToProcess, list[int]]] = []
@@ -127,6 +128,7 @@ class Process:
             async with trio.open_nursery() as nursery:
                 loop.drain(True)
                 loop.hold_idle(True)
+                self._nursery = nursery
                 nursery.start_soon(self._read_control)
                 await nursery.start(loop.serve)
                 if start.handover:
@@ -274,8 +276,8 @@ class Process:
         assert loop is not None
         match message:
             case control.Drain(deadline=deadline):
-                await self._drain(deadline)
-                self.control.send(control.Drained(pending=tuple(loop.pending())))
+                assert self._nursery is not None
+                self._nursery.start_soon(self._drain_and_tell, deadline)
             case control.HandOver():
                 self._hand_over(loop)
             case control.TakeOver(size=size):
@@ -330,6 +332,12 @@ class Process:
         self.loop.let_streams_go()
         with trio.move_on_after(_seconds(deadline)):
             await self.loop.settled()
+
+    async def _drain_and_tell(self, deadline: int) -> None:
+        """In a task of its own: revocations and pings are heard meanwhile."""
+        assert self.loop is not None
+        await self._drain(deadline)
+        self.control.send(control.Drained(pending=tuple(self.loop.pending())))
 
     def _hand_over(self, loop: ServeLoop) -> None:
         state = loop.endpoint.server.hand_over()
