@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import trio
 
-from atoll.ipc.errors import AtollError
+from atoll.ipc.errors import AtollError, PeerFault
 from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.runtime.loop import ServeLoop
 from atoll.ipc.serve import Endpoint
@@ -174,7 +174,10 @@ class Boot:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(give_up)
-            await self._up(node, gate)
+            try:
+                await self._up(node, gate)
+            except PeerFault as fault:
+                raise BootRefused(node.failure or str(fault)) from fault
             nursery.cancel_scope.cancel()
         return not node.down.is_set()
 

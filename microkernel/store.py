@@ -58,7 +58,9 @@ class Store:
         self._state = state
 
     async def settle(self) -> None:
-        """Commits what waits in the journal."""
+        """Commits what waits in the journal. Before `opened` nothing can: that will do it."""
+        if self._state is None:
+            return
         self._serves = True
         for changes in list(self.journal.waiting.values()):
             await self._commit(changes)
