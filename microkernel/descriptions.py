@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from atoll.ipc.runtime.describe import Description
+from atoll.ipc.runtime.describe import Answer, Asked, Description
 
 LONGEST = 60.0
 """Seconds after which a package that does not even import is given up."""
@@ -20,35 +20,21 @@ def describe_all(
     """By server: its description, with faults of its configuration (`configs`: per server and need), or a
     sentence why there is none. All are asked at once.
     """
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "atoll.ipc.runtime.describe", str(package.parent), package.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+    wanted = {
+        name: Asked(
+            folder=str(package.parent),
+            package=package.name,
+            configs={need: dict(table) for need, table in configs.get(name, {}).items()},
         )
         for name, package in packages.items()
     }
-    found = {}
-    try:
-        for name, process in running.items():
-            found[name] = _answer(process, msgspec.json.encode(configs.get(name, {})))
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
-    return found
-
-
-def _answer(process: "subprocess.Popen[bytes]", config: bytes) -> Description | str:
-    try:
-        out, err = process.communicate(config, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return f"no answer from its import within {LONGEST:g} s"
-    if process.returncode == 0:
-        try:
-            return msgspec.json.decode(out, type=Description)
-        except msgspec.MsgspecError as error:
-            return f"a description that cannot be read ({error}): server.py must not print when imported"
-    last = err.decode(errors="replace").strip().splitlines()
-    return last[-1] if last else f"an end with status {process.returncode}"
+    if not wanted:
+        return {}
+    done = subprocess.run(
+        [sys.executable, "-m", "atoll.ipc.runtime.describe", str(LONGEST)],
+        input=msgspec.json.encode(wanted),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    answers = msgspec.json.decode(done.stdout, type=dict[str, Answer])
+    return {name: answer.description or answer.fault for name, answer in answers.items()}
