@@ -14,6 +14,9 @@ import trio
 from .lmdb_engine import FILE
 
 _MODIFY = 0x2
+_LOOKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Seconds after a notice at which a reader looks once more: LMDB tells the new transaction's number to readers only after it
+has written the page that the notice is about, and the writer may be off its core in between."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -28,7 +31,14 @@ async def changes_of_file(folder: str) -> AsyncIterator[None]:
             raise OSError(ctypes.get_errno(), f"inotify_add_watch on {folder}")
         while True:
             yield
-            await trio.lowlevel.wait_readable(descriptor)
+            for pause in _LOOKS:
+                with trio.move_on_after(pause) as scope:
+                    await trio.lowlevel.wait_readable(descriptor)
+                if not scope.cancelled_caught:
+                    break
+                yield
+            else:
+                await trio.lowlevel.wait_readable(descriptor)
             while True:
                 try:
                     os.read(descriptor, 65536)
