@@ -41,5 +41,7 @@ class Memory:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-            with suppress(BufferError):  # whoever still holds a view of the mapping keeps it; it goes with them
+            with suppress(
+                BufferError
+            ):  # whoever still holds a view of the mapping keeps it; it goes with them
                 self.map.close()

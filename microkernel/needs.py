@@ -109,11 +109,15 @@ def complete(server: Server) -> None:
         if needed is None:
             has = ", ".join(server.description.needs) or "none"
             raise BadRequest(
-                where=f"load {server.name}", expected=f"bindings of needs that it has ({has})", got=f"one of {need!r}"
+                where=f"load {server.name}",
+                expected=f"bindings of needs that it has ({has})",
+                got=f"one of {need!r}",
             )
         if KINDS[type(bound)] != needed.kind:
             raise BadRequest(
-                where=f"load {server.name}, need {need!r}", expected=f"a {needed.kind}", got=f"a {KINDS[type(bound)]}"
+                where=f"load {server.name}, need {need!r}",
+                expected=f"a {needed.kind}",
+                got=f"a {KINDS[type(bound)]}",
             )
     for need, fault in server.description.config_faults.items():
         where = ".".join((need, *map(str, fault.path)))
