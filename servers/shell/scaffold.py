@@ -55,7 +55,8 @@ def templates() -> list[Traversable]:
 
 def write(template: Traversable, name: str, package: Path) -> Path:
     path = package / template.name.removesuffix(SUFFIX)
-    text = Template(template.read_text()).substitute(name=name, Name=camel(name))
+    imports = ", ".join(sorted(("Change", "Spent", camel(name))))
+    text = Template(template.read_text()).substitute(name=name, Name=camel(name), imports=imports)
     path.write_text(text)
     return path
 

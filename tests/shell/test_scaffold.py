@@ -45,7 +45,8 @@ def test_its_own_tests_pass(package: Path) -> None:
 def test_it_is_well_typed_and_formatted(package: Path) -> None:
     settings = str(HOUSE / "pyproject.toml")
     tool(package, "mypy", "--config-file", settings, "-p", "tide_gauge")
-    tool(package, "ruff", "check", "--config", settings, "tide_gauge")
+    ours = 'lint.isort.known-first-party = ["tide_gauge"]'
+    tool(package, "ruff", "check", "--config", settings, "--config", ours, "tide_gauge")
     tool(package, "ruff", "format", "--check", "--config", settings, "tide_gauge")
 
 
