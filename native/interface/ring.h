@@ -3,7 +3,8 @@
 typedef struct atoll_channel atoll_channel;
 typedef struct atoll_loop atoll_loop;
 
-/* A message as it was received: header and context in private memory, and what the table said of its capability. */
+/* A message as it was received: header and context in private memory, and what the table said of its
+ * capability. */
 typedef struct {
     uint64_t request;
     uint64_t deadline;
@@ -50,8 +51,9 @@ uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bi
 atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
                                   uint32_t bulk_bits, uint32_t epoch, uint64_t base, const void *notice);
 void atoll_channel_close(atoll_channel *channel);
-atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bits,
-                                    uint32_t epoch, const uint64_t *consumed, const uint64_t *produced);
+atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits,
+                                    uint32_t bulk_bits, uint32_t epoch, const uint64_t *consumed,
+                                    const uint64_t *produced);
 void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_t *produced);
 int atoll_channel_renew(atoll_channel *channel, uint64_t *taken);
 const char *atoll_channel_fault(atoll_channel *channel);
@@ -101,9 +103,11 @@ int atoll_loop_recheck(atoll_loop *loop, const atoll_message *message);
 void atoll_loop_dispatched(atoll_loop *loop);
 uint64_t atoll_loop_parks(atoll_loop *loop);
 
-/* The kernel's side: tables, notices, wake-ups. `segment`, `notice` and `memory` are its own writable mappings. */
+/* The kernel's side: tables, notices, wake-ups. `segment`, `notice` and `memory` are its own writable
+ * mappings. */
 void atoll_entry_write(void *segment, uint32_t index, uint32_t channel, uint32_t generation, uint64_t rights,
-                       uint64_t badge, uint64_t expiry, uint32_t interface, uint32_t service, uint64_t capability);
+                       uint64_t badge, uint64_t expiry, uint32_t interface, uint32_t service,
+                       uint64_t capability);
 void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation);
 void atoll_notice_boot(void *notice, uint64_t boot);
 void atoll_notice_gate(void *notice, uint32_t gate);
