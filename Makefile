@@ -20,7 +20,7 @@ help:
 	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
 	@echo "make test    what a change must pass, under 10 minutes"
 	@echo "make soak    the same tests at full length"
-	@echo "make lint    ruff, mypy, pyright, import contract, clang-format"
+	@echo "make lint    ruff, mypy, import contract, clang-format"
 	@echo "make bench   benchmarks beside their peers (ONLY=ipc,state)"
 	@echo "make wheel   dist/*.whl"
 	@echo "make clean   remove what was built, and what dead nodes left"
@@ -59,7 +59,6 @@ lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy -p atoll
 	PYTHONPATH=.types $(BIN)/lint-imports
-	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only --quiet
