@@ -58,10 +58,19 @@ def folder_of(node: str | None) -> Path:
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         try:
-            probe.connect(str(path))
+            _connect(probe, path.parent)
         except OSError:
             return False
     return True
+
+
+def _connect(end: socket.socket, folder: Path) -> None:
+    """By way of the open folder: an address holds 107 characters, a path more."""
+    place = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        end.connect(f"/proc/self/fd/{place}/{SOCKET}")
+    finally:
+        os.close(place)
 
 
 class Node:
@@ -229,8 +238,8 @@ class Unwelcome(CallerFault):
 def _connected(folder: Path) -> socket.socket:
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        end.connect(str(folder / SOCKET))
-    except (FileNotFoundError, ConnectionRefusedError):
+        _connect(end, folder)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         end.close()
         raise NodeDown(f"node {folder.name!r}") from None
     except PermissionError:

@@ -294,6 +294,9 @@ def test_two_nodes_by_name_on_one_host() -> None:
         finally:
             assert both.said("shutdown", "--node", "one") == "one is down\n"
             assert both.said("shutdown", "--node", "two") == "two is down\n"
+        deep = f"./{'d' * 60}/{'e' * 60}"  # longer than the address of a socket may be
+        both.said("boot", image, "--folder", deep, "--detach")
+        assert both.said("shutdown", "--node", deep) == "dev is down\n"
         assert both.said("clean", "--folder", "one") == "nothing was left\n"
         assert both.said("check", "one").endswith(": whole\n")
         assert both.refused(exits.NO_NODE, "ps", "--node", "one")
