@@ -24,7 +24,7 @@ class Kind(IntEnum):
 
 
 class Op(IntEnum):
-    """What `atoll_loop_next` hands out, in its top byte (`enum op` in loop.c)."""
+    """What `atoll_loop_next` hands out, in its top byte (`enum op` in loop.h)."""
 
     CALL = 1
     CAST = 2

@@ -1,5 +1,5 @@
 /*
- * A channel as one end sees it: lanes, bulk halves, and the client's waiting.
+ * A channel as one end sees it: lanes and bulk halves. How a client sends and waits is in client.c.
  *
  * Everything that decides anything lies in private memory (struct atoll_channel); the shared memory holds
  * records, the indices of what was consumed, and hints. Geometry comes from the kernel. The peer may write
@@ -26,20 +26,7 @@
 #include "wait.h"
 
 enum {
-    SPIN_BATCH = 32,          /* looks at the ring between two looks at the clock */
-    SPIN_SHORT = 2500,        /* ns: the server has other clients to serve meanwhile */
-    SPIN_USUAL = 20000,       /* ns */
-    SPIN_SLOW = 60000,        /* ns: replies of late took so long; waking a halted core would double that */
-    USUAL_SLOW = 60000,       /* ns: a mean wait up to which SPIN_SLOW is worth it */
-    SPIN_WOKEN = 100000,      /* ns: longer than a halted core takes to wake, or two sleepers stay asleep */
-    YIELDS_MOST = 32,         /* hand-overs of the core before parking */
-    YIELD_DEAR = 1000000,     /* ns: a yield that long means a busy program shares the core */
-    YIELD_PAUSE = 1000000000, /* ns without yields after a dear one */
-    SLICE = 1000000000,       /* ns parked at most before signals and the kernel are looked at */
-    SPIN_LOOP = 15000,        /* ns an event loop spins before it waits */
-    VAIN_MOST = 8,            /* spins in vain after which an event loop stops spinning */
-    VAIN_AGAIN = 64,          /* and how many waits later it tries again */
-    INLINE_SHARE = 4,         /* a payload over a quarter of the ring goes through the bulk half */
+    INLINE_SHARE = 4, /* a payload over a quarter of the ring goes through the bulk half */
 };
 
 static uint64_t page_up(uint64_t bytes) {
@@ -219,7 +206,7 @@ static int notice_read(const struct channel_notice *notice, struct channel_notic
 }
 
 /* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
-static int noticed(const struct atoll_channel *channel) {
+int channel_noticed(const struct atoll_channel *channel) {
     const struct channel_notice *notice = channel->notice;
     if (!notice)
         return 0;
@@ -229,7 +216,7 @@ static int noticed(const struct atoll_channel *channel) {
 }
 
 int channel_news(struct atoll_channel *channel, int take) {
-    if (!noticed(channel))
+    if (!channel_noticed(channel))
         return 0;
     uint32_t epoch = load_relaxed(&channel->notice->epoch), state = load_relaxed(&channel->notice->state);
     if (epoch == channel->told_epoch && state == channel->told_state)
@@ -392,254 +379,6 @@ int channel_wake(struct atoll_channel *channel) {
     channel->counters.wakes += (uint64_t)woke;
     channel->bell_due = 0;
     return woke;
-}
-
-/* Client
- * ------------------------------------------------------------------------------------------------------------
- */
-
-/* The first of `count` numbers that no other request of this channel has. */
-uint64_t atoll_reserve_requests(atoll_channel *channel, uint32_t count) {
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
-    uint64_t first = channel->requests + 1;
-    channel->requests += count;
-    store_release(&channel->sending, 0);
-    return first;
-}
-
-/* Under `sending`. `request` 0 takes the next number. Returns 0 or R_*; `end` is the position behind the
- * record. */
-static int send_locked(struct atoll_channel *channel, const atoll_site *site, uint64_t *request,
-                       const char *payload, uint32_t length, uint64_t deadline, uint64_t trace,
-                       const char *context, uint64_t *end) {
-    int state = noticed(channel);
-    if (state)
-        return state;
-    if (site->lane >= channel->lanes)
-        return R_TOO_LARGE;
-    if (!*request)
-        *request = ++channel->requests;
-    struct header header = {.length = length,
-                            .method = site->method,
-                            .request = *request,
-                            .slot = site->slot,
-                            .generation = site->generation,
-                            .kind = site->kind,
-                            .lane = site->lane,
-                            .flags = site->flags,
-                            .deadline = deadline,
-                            .trace = trace};
-    int result = channel_produce(channel, &header, context, payload);
-    if (!result)
-        *end = channel->out[site->lane].position;
-    return result;
-}
-
-int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
-                   uint32_t length, uint64_t deadline, uint64_t trace, const char *context) {
-    uint64_t end = 0;
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
-    int result = send_locked(channel, site, &request, payload, length, deadline, trace, context, &end);
-    channel->bell_due = 1;
-    store_release(&channel->sending, 0);
-    return result ? result : (int64_t)end;
-}
-
-/* A call without deadline, trace and context, sent and rung for in one go. */
-int64_t atoll_post(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
-                   uint32_t length) {
-    int64_t end = atoll_send(channel, site, request, payload, length, 0, 0, NULL);
-    if (end >= 0)
-        channel->just_woke = channel_wake(channel);
-    return end;
-}
-
-void atoll_ring_bell(atoll_channel *channel) {
-    channel->just_woke = channel_wake(channel);
-}
-
-int64_t atoll_receive(atoll_channel *channel) {
-    struct header header;
-    for (uint32_t lane = 0; lane < channel->lanes; lane++) {
-        int found = channel_peek(channel, lane, &header);
-        if (found < 0)
-            return found;
-        if (!found)
-            continue;
-        atoll_message *message = &channel->message;
-        message->request = header.request;
-        message->method = header.method;
-        message->length = header.length;
-        message->kind = header.kind;
-        message->lane = header.lane;
-        message->flags = header.flags;
-        message->trace = header.trace;
-        message->deadline = header.deadline;
-        channel_take(channel, lane, &header, channel->buffer, message->context);
-        return (int64_t)header.kind << 32 | header.length;
-    }
-    return R_AGAIN;
-}
-
-int atoll_arm(atoll_channel *channel) {
-    park_announce(channel->own, PARK_DOORBELL);
-    if (!channel_pending(channel) && !noticed(channel))
-        return 1;
-    park_over(channel->own);
-    return 0;
-}
-
-void atoll_disarm(atoll_channel *channel) {
-    park_over(channel->own);
-    doorbell_drain(channel->doorbell);
-}
-
-/*
- * For event loops, before they go to the trouble of waiting: spins shortly while the server is awake on
- * another core. 1: something arrived. A loop that mostly spins in vain (slow handlers) soon stops, and tries
- * again now and then.
- */
-int atoll_spin(atoll_channel *channel) {
-    uint32_t cpu = (uint32_t)sched_getcpu();
-    if (channel_pending(channel))
-        return 1;
-    if (channel->vain >= VAIN_MOST && ++channel->vain % VAIN_AGAIN)
-        return 0;
-    if (load_relaxed(&channel->peer->parked) || load_relaxed(&channel->peer->cpu) == cpu)
-        return 0;
-    if (load_relaxed(&channel->own->cpu) != cpu)
-        store_relaxed(&channel->own->cpu, cpu);
-    uint64_t end = clock_now() + SPIN_LOOP;
-    do {
-        for (int i = 0; i < SPIN_BATCH; i++) {
-            if (channel_pending(channel)) {
-                channel->vain = 0;
-                return 1;
-            }
-            cpu_relax();
-        }
-    } while (clock_now() < end);
-    if (channel->vain < VAIN_MOST)
-        channel->vain++;
-    return 0;
-}
-
-/* How long to spin for the server: see FAST-PATH's load-aware policy in docs/decisions/0001. 0: do not. */
-static uint64_t spin_budget(const struct atoll_channel *channel, uint32_t cpu, uint32_t load) {
-    if (load_relaxed(&channel->peer->cpu) == cpu)
-        return 0;
-    if (load >= 2)
-        return SPIN_SHORT;
-    if (channel->just_woke)
-        return SPIN_WOKEN;
-    return channel->usual > SPIN_USUAL / 2 && channel->usual < USUAL_SLOW ? SPIN_SLOW : SPIN_USUAL;
-}
-
-/* A reply came after so long. Bounded, so that one slow call is forgotten after a few quick ones. */
-static void waited(struct atoll_channel *channel, uint64_t time) {
-    if (time > 2 * USUAL_SLOW)
-        time = 2 * USUAL_SLOW;
-    channel->usual = (7 * channel->usual + time) / 8;
-}
-
-/* Takes the next message if there is one; the result of atoll_receive with other requests told apart. */
-static int64_t receive_for(struct atoll_channel *channel, uint64_t request) {
-    int64_t result = atoll_receive(channel);
-    if (result < 0)
-        return result;
-    if (channel->message.request == request && (result >> 32) >= KIND_REPLY)
-        return result;
-    return R_OTHER;
-}
-
-int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
-    uint32_t cpu = (uint32_t)sched_getcpu(), load = load_relaxed(&channel->peer->load);
-    uint64_t budget = spin_budget(channel, cpu, load), spin_end = 0, slice_end = 0, began = 0;
-    unsigned yields = load == 0 ? YIELDS_MOST : 0;
-    if (load_relaxed(&channel->own->cpu) != cpu)
-        store_relaxed(&channel->own->cpu, cpu);
-    for (;;) {
-        int64_t result;
-        for (int i = 0; i < (budget ? SPIN_BATCH : 1); i++) {
-            if ((result = receive_for(channel, request)) != R_AGAIN)
-                goto done;
-            cpu_relax();
-        }
-        int state = noticed(channel);
-        if (state) {
-            /* What the server committed before it died is taken first: the notice was written after it. */
-            if ((result = receive_for(channel, request)) == R_AGAIN)
-                result = state;
-            goto done;
-        }
-        uint64_t now = clock_now();
-        if (until && now >= until)
-            return R_DEADLINE;
-        /* A peer that wakes us for nothing, again and again, keeps nobody from looking at signals and at the
-         * kernel. */
-        if (!slice_end)
-            slice_end = now + SLICE;
-        if (now >= slice_end)
-            return R_AGAIN;
-        if (!spin_end) {
-            began = now;
-            spin_end = now + budget;
-        }
-        if (now < spin_end)
-            continue;
-        if (yields < YIELDS_MOST && now >= channel->no_yield_until) {
-            yields++;
-            sched_yield();
-            if (clock_now() - now > YIELD_DEAR)
-                channel->no_yield_until = now + YIELD_PAUSE;
-            continue;
-        }
-        park_announce(channel->own, PARK_FUTEX);
-        if (channel_pending(channel) || noticed(channel)) {
-            park_over(channel->own);
-            continue;
-        }
-        channel->counters.parks++;
-        int error = park_futex(channel->own, until && until < now + SLICE ? until : now + SLICE);
-        park_over(channel->own);
-        if (error == ETIMEDOUT || error == EINTR) {
-            if ((result = receive_for(channel, request)) != R_AGAIN)
-                goto done;
-            return until && clock_now() >= until ? R_DEADLINE : R_AGAIN;
-        }
-        continue;
-    done:
-        waited(channel, began ? clock_now() - began : 0);
-        channel->just_woke = 0;
-        return result;
-    }
-}
-
-int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length) {
-    uint64_t request = 0, end = 0;
-    channel->call_end = 0;
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
-    int result = send_locked(channel, site, &request, payload, length, 0, 0, NULL, &end);
-    store_release(&channel->sending, 0);
-    if (result)
-        return result;
-    channel->call_request = request;
-    channel->call_end = end;
-    channel->just_woke = channel_wake(channel);
-    return atoll_wait(channel, request, 0);
-}
-
-uint64_t atoll_call_request(atoll_channel *channel) {
-    return channel->call_request;
-}
-uint64_t atoll_call_end(atoll_channel *channel) {
-    return channel->call_end;
-}
-int atoll_call_waits(atoll_channel *channel) {
-    return channel->call_end != 0;
 }
 
 /* Kernel

@@ -71,7 +71,12 @@ int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *he
 void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header,
                   unsigned char *payload, unsigned char *context);
 
+/* Is there a record on any lane? */
 int channel_pending(const struct atoll_channel *channel);
+
+/* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
+int channel_noticed(const struct atoll_channel *channel);
+
 /* Has the kernel said of this channel what the loop has not handed out yet? `take`: it is handed out now. */
 int channel_news(struct atoll_channel *channel, int take);
 int channel_wake(struct atoll_channel *channel);

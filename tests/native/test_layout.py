@@ -57,7 +57,7 @@ def _enum(file: str, name: str, prefix: str) -> dict[str, int]:
     ("mirror", "file", "name", "prefix"),
     [
         (Kind, "layout.h", "kind", "KIND_"),
-        (Op, "loop.c", "op", "OP_"),
+        (Op, "loop.h", "op", "OP_"),
         (Refusal, "table.h", "refusal", "REFUSED_"),
         (Result, "channel.h", "result", "R_"),
     ],

@@ -1,0 +1,80 @@
+/* The receive loop's own data: private memory of the serving process. See loop.c. */
+#ifndef ATOLL_LOOP_H
+#define ATOLL_LOOP_H
+
+#include "channel.h"
+#include "table.h"
+
+enum {
+    CHANNELS_MOST = 4096,
+    METHODS_MOST = 4096, /* slots of the open-addressed table: at most half are used */
+    BURST = 16,          /* messages taken from one channel before the next one's turn */
+    EVENTS = 64,
+    SLOW_CALL = 5000000, /* ns over the event loop's turn after which it is looked at whatever the count */
+    SPIN_BATCH = 32,
+    SPIN_USUAL = 20000,
+    SPIN_WOKEN = 100000,
+    VAIN_SPINS = 8,     /* spins without success after which spinning pauses */
+    QUIET_POLLS = 4096, /* polls without a message after which a channel is armed while others go on */
+    LOAD_WINDOW = 1000000000,
+    COUNT_EVERY = 32,      /* messages between two looks at the clock */
+    IDLE_WITHIN = 1000000, /* ns after which OP_IDLE is said although the rings are never drained */
+    PASSES_MOST = 64,      /* looks without a message after which the event loop has its turn */
+};
+
+/* What atoll_loop_next returns in its top byte; mirrored in native/__init__.py. */
+enum op {
+    OP_CALL = 1,   /* index, length: a checked call; the window is open */
+    OP_CAST,       /* index, length: the same, no reply wanted */
+    OP_STREAM,     /* length: ITEM, END, CREDIT or CANCEL of a call in hand */
+    OP_REFUSED,    /* index = enum refusal: the table says no */
+    OP_LATE,       /* index: the deadline had passed when it was taken */
+    OP_MISBEHAVED, /* index = channel number: see atoll_channel_fault */
+    OP_CLIENT,     /* index = channel number: replies for a channel we are the client of */
+    OP_EXTERNAL,   /* the event loop has something to do, or the time is up */
+    OP_IDLE,       /* every ring is drained: once, before the loop waits */
+    OP_FULL,       /* the reply did not fit: keep it, hold the channel, try again */
+    OP_GATED,      /* the kernel has closed the gate */
+    OP_LARGE,      /* the reply is larger than a channel carries */
+};
+
+struct method {
+    uint32_t interface, number, index, used;
+    uint64_t right;
+};
+
+struct atoll_loop {
+    const struct notice *notice;
+    struct status *status;
+    int epoll;
+    uint64_t until, budget, turn_over; /* turn_over: when the event loop must be looked at next */
+    struct table table;
+    struct method methods[METHODS_MOST];
+    uint32_t method_count;
+    struct atoll_channel *channels[CHANNELS_MOST]; /* by number modulo: numbers are dense per process */
+    struct atoll_channel *active[CHANNELS_MOST];
+    uint32_t active_count, turn, burst;
+    struct atoll_channel *current; /* whose message was handed out last: reply goes there */
+    uint64_t current_request;
+    uint8_t current_lane;
+    struct atoll_channel *bells[CHANNELS_MOST]; /* channels with records whose wake-up is put off */
+    uint32_t bell_count;
+    unsigned char *buffer;
+    uint64_t buffer_size;
+    atoll_message message;
+    uint64_t window;
+    int idle_wanted, idle_said, draining;
+    uint64_t idle_missed; /* when the event loop's turn came and the rings had not been drained since the last
+                             OP_IDLE */
+    uint64_t calls;       /* of atoll_loop_next */
+    uint32_t vain;
+    int woken; /* the last message came after a park: its sender needs longer for the next one */
+    uint64_t counted, load_began, load_window;
+    uint32_t load_seen, load;
+    uint64_t parks;
+};
+
+/* The method of an interface with that number, or NULL. */
+const struct method *loop_method(const struct atoll_loop *loop, uint32_t interface, uint32_t number);
+
+#endif
