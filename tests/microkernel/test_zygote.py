@@ -203,7 +203,8 @@ async def test_a_cancelled_start_leaves_no_child():
             scope.cancel()
             await told(made, possible("process"), "wait")
         assert scope.cancelled_caught
-        assert [s.pid for s in survivors(made._marker)] == [made.process.pid]
+        # The zygote itself bears the marker from its exec on, which may still be to come.
+        assert {s.pid for s in survivors(made._marker)} <= {made.process.pid}
 
 
 async def test_output_of_a_child_goes_where_it_was_sent():
