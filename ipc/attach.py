@@ -29,6 +29,8 @@ from atoll.ipc.untyped import UntypedProxy
 I = TypeVar("I", bound=Interface)  # noqa: E741
 
 SOCKET = "attach.sock"
+DETACH_WITHIN = 5.0
+"""Seconds that a detaching program waits for a kernel that lives and does not answer."""
 
 
 def base_folder() -> Path:
@@ -198,7 +200,8 @@ class Node:
     # life -------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Detach: what this attachment holds is given up."""
+        """Detach. When this returns the kernel has given up what this attachment held: whoever looks finds it no more. Or
+        the kernel is dead, or has stood still for `DETACH_WITHIN`."""
         if self._control.socket.fileno() < 0:
             return
         for channel in self._channels.values():
@@ -207,6 +210,7 @@ class Node:
             os.close(channel.doorbell)
         self._channels.clear()
         self._host.close()
+        self._control.hang_up(self._kernel_process, DETACH_WITHIN)
         self._control.socket.close()
         os.close(self._kernel_process)
 

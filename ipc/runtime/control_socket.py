@@ -1,6 +1,9 @@
 """A process's end of the control socket: packets with the descriptors that ride along."""
 
+import os
+import select
 import socket
+import time
 from typing import TypeVar
 
 import trio
@@ -59,3 +62,28 @@ class ControlSocket:
             raise NodeDown() from None
         finally:
             self.socket.setblocking(False)
+
+    def hang_up(self, kernel: int, within: float) -> None:
+        """Say that nothing more will come, then wait until the kernel has closed its end, which it does when it has
+        given up all that it held for us; or until it is dead (`kernel` is its pidfd), or `within` seconds have passed."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:  # its end is closed already
+            return
+        until = time.monotonic() + within
+        look = select.poll()
+        look.register(self.socket, select.POLLIN)
+        look.register(kernel, select.POLLIN)
+        while (left := until - time.monotonic()) > 0:
+            if any(ready == kernel for ready, _ in look.poll(left * 1000)) or self._is_closed():
+                return
+
+    def _is_closed(self) -> bool:
+        """Drop what still came. Whether the kernel has closed its end."""
+        try:
+            while (packet := self.receive_nowait()) is not None:
+                for descriptor in packet[1]:
+                    os.close(descriptor)
+        except (NodeDown, PeerMisbehaved):
+            return True
+        return False

@@ -53,6 +53,22 @@ def test_an_attachment_is_a_row_and_goes_with_its_program(node: RealNode) -> Non
         assert all(row.holder != f"@{mine.number}" for row in attached.kernel.caps.now())
 
 
+def test_who_has_detached_holds_nothing_any_more(node: RealNode) -> None:
+    """`close` returns when the kernel has let go, so whoever looks at once finds nothing left."""
+    with node.attach() as observer:
+        for _ in range(50):
+            with node.attach() as passing:
+                passing.open("counter", Counter)
+                number = passing.welcome.attachment
+            assert number not in {row.number for row in observer.kernel.attachments.now()}
+            assert f"@{number}" not in {row.client for row in observer.kernel.channels.now("counter")}
+
+
+def test_detaching_from_a_dead_kernel_ends_at_once(tmp_path: Path) -> None:
+    with booted(tmp_path) as node, node.attach():
+        node.kill()
+
+
 def test_a_program_that_is_killed_is_tidied_up_after(node: RealNode) -> None:
     script = f"""
 import sys, os
