@@ -2,44 +2,45 @@
 
     blobs/ab/<address>   a blob in a file of its own (blobfile.py); the file system says if it exists
     packs/<number>       small blobs together (pack.py); their places are in memory, 200 bytes a blob
-    tmp/                 what is being written, in a folder a process
+    tmp/                 what is being written, in a folder a process (workplace.py)
 
-Methods marked *slow* do file work and touch nothing but their arguments: the server runs them in worker
+What bears another name than these is not ours: it is left alone, and `strangers` lists it. Methods marked *slow* do file work and touch nothing but their arguments: the server runs them in worker
 threads. All others run on the event loop's thread, do not block for long, and alone touch the index; so
 "look whether it is spared, then unlink" is one step that no put can come between.
 """
 
 import errno
-import fcntl
 import os
-import shutil
-import tempfile
+import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from .blobfile import Footer, Writer, chunks, prove, read_footer
 from .durable import install, install_new, make_folder, sync_folder
-from .interface import BlobRef, DiskFull, NoSuchBlob
-from .pack import Place, Table, read_record, read_table, write_pack
+from .interface import BlobRef, Corrupt, DiskFull, NoSuchBlob
+from .pack import Place, read_record, read_table, write_pack
+from .workplace import Workplace
+
+DESCRIPTORS = 128
+"""Packs kept open at most: between two collections there may be more packs than a process may open files."""
+_PACK_NAME = re.compile(r"[0-9]{8,}")
+_BLOB_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Pack:
-    """One pack: its open descriptor and the addresses in it. `rotten`: its table had to be built from its
-    records.
-    """
+    """The addresses in one pack. `rotten`: its table had to be built from its records."""
 
-    __slots__ = ("descriptor", "members", "rotten")
+    __slots__ = ("members", "rotten")
 
-    def __init__(self, descriptor: int, members: list[bytes], rotten: bool) -> None:
-        self.descriptor = descriptor
+    def __init__(self, members: list[bytes], rotten: bool) -> None:
         self.members = members
         self.rotten = rotten
 
 
 class Blobs:
-    """Invariant (`broken`): each place in the index points into a pack that is open and lists that
-    address.
-    """
+    """Invariant (`broken`): each place in the index points into a pack that lists that address."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,8 +48,9 @@ class Blobs:
         self.places: dict[bytes, Place] = {}
         self.damaged: set[bytes] = set()
         """Found damaged and not mended since; a put of the same content writes it anew."""
-        self._temporaries = 0
         self._next_pack = 0
+        self._open: OrderedDict[int, int] = OrderedDict()
+        """Descriptors of packs by number, the one used last at the end."""
 
     # opening ----------------------------------------------------------------------------------------------
 
@@ -59,47 +61,36 @@ class Blobs:
         for first in range(256):
             (self.folder / "blobs" / f"{first:02x}").mkdir(mode=0o700, exist_ok=True)
         sync_folder(self.folder / "blobs")
-        self._take_workplace()
-        for path in sorted((self.folder / "packs").iterdir()):
-            self._load_pack(int(path.name))
-
-    def _take_workplace(self) -> None:
-        """A folder of our own in `tmp/`, locked while we live; those that nobody holds any more are removed.
-
-        Two versions of the server may be up at once during a swap; neither removes what the other writes.
-        """
-        for left in (self.folder / "tmp").iterdir():
-            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            else:
-                shutil.rmtree(left)
-            finally:
-                os.close(descriptor)
-        self._workplace = Path(tempfile.mkdtemp(dir=self.folder / "tmp"))
-        self._lock = os.open(self._workplace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._workplace = Workplace(self.folder / "tmp")
+        numbers = (path.name for path in (self.folder / "packs").iterdir())
+        for number in sorted(int(name) for name in numbers if _PACK_NAME.fullmatch(name)):
+            table = read_table(self._descriptor(number))
+            self._admit(number, table.rows, table.rebuilt)
 
     def close(self) -> None:
-        shutil.rmtree(self._workplace)
-        os.close(self._lock)
-        for pack in self.packs.values():
-            os.close(pack.descriptor)
+        self._workplace.leave()
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
         self.packs.clear()
         self.places.clear()
 
-    def _load_pack(self, number: int) -> None:
-        descriptor = os.open(self._pack_path(number), os.O_RDONLY | os.O_CLOEXEC)
-        table: Table = read_table(descriptor)
-        self._admit(number, descriptor, table.rows, table.rebuilt)
-
-    def _admit(self, number: int, descriptor: int, rows: list[tuple[bytes, int, int]], rotten: bool) -> None:
-        self.packs[number] = Pack(descriptor, [row[0] for row in rows], rotten)
+    def _admit(self, number: int, rows: list[tuple[bytes, int, int]], rotten: bool) -> None:
+        self.packs[number] = Pack([row[0] for row in rows], rotten)
         for address, offset, length in rows:
             self.places[address] = Place(number, offset, length)
         self._next_pack = max(self._next_pack, number + 1)
+
+    def _descriptor(self, number: int) -> int:
+        """Of an open pack; good until the next call. Raises OSError."""
+        found = self._open.get(number)
+        if found is None:
+            if len(self._open) == DESCRIPTORS:
+                os.close(self._open.popitem(last=False)[1])
+            found = os.open(self._pack_path(number), os.O_RDONLY | os.O_CLOEXEC)
+            self._open[number] = found
+        self._open.move_to_end(number)
+        return found
 
     # names ------------------------------------------------------------------------------------------------
 
@@ -113,8 +104,7 @@ class Blobs:
 
     def temporary(self) -> Path:
         """A name for a file to be written, which no one else uses."""
-        self._temporaries += 1
-        return self._workplace / str(self._temporaries)
+        return self._workplace.temporary()
 
     # what is there ----------------------------------------------------------------------------------------
 
@@ -122,8 +112,15 @@ class Blobs:
         return hash in self.places or self.path(hash).exists()
 
     def sound(self, hash: bytes) -> bool:
-        """It is there and not known to be damaged: a put of it has nothing to write."""
+        """It is there and not known to be damaged."""
         return hash not in self.damaged and self.has(hash)
+
+    def proved(self, hash: bytes) -> bool:
+        """It is packed, and was read again just now: a put of it has nothing to write."""
+        try:
+            return self.small(hash) is not None
+        except Corrupt:
+            return False
 
     def size(self, hash: bytes) -> int:
         """Raises NoSuchBlob, Corrupt."""
@@ -146,18 +143,40 @@ class Blobs:
             raise NoSuchBlob(hash=hash) from None
 
     def small(self, hash: bytes) -> bytes | None:
-        """The content of a packed blob, None if it is not packed. Raises Corrupt."""
+        """The content of a packed blob, None if it is not packed. Raises Corrupt, and notes it in
+        `damaged`.
+        """
         place = self.places.get(hash)
         if place is None:
             return None
-        return read_record(self.packs[place.pack].descriptor, hash, place)
+        try:
+            return read_record(self._descriptor(place.pack), hash, place)
+        except (FileNotFoundError, Corrupt):
+            self.damaged.add(hash)
+            raise Corrupt(hash=hash, offset=0) from None
 
     def files(self) -> Iterator[bytes]:
         """The addresses that have a file of their own."""
+        for path in self._each_file():
+            if self._is_blob(path):
+                yield bytes.fromhex(path.name)
+
+    def _each_file(self) -> Iterator[Path]:
         for first in range(256):
-            with os.scandir(self.folder / "blobs" / f"{first:02x}") as entries:
-                names = [entry.name for entry in entries]
-            yield from (bytes.fromhex(name) for name in names)
+            yield from list((self.folder / "blobs" / f"{first:02x}").iterdir())
+
+    @staticmethod
+    def _is_blob(path: Path) -> bool:
+        return _BLOB_NAME.fullmatch(path.name) is not None and path.name.startswith(path.parent.name)
+
+    def strangers(self) -> Iterator[str]:
+        """Files that bear no name that this module gives, by their path in the folder."""
+        for path in self._each_file():
+            if not self._is_blob(path):
+                yield str(path.relative_to(self.folder))
+        for path in (self.folder / "packs").iterdir():
+            if not _PACK_NAME.fullmatch(path.name):
+                yield str(path.relative_to(self.folder))
 
     # putting ----------------------------------------------------------------------------------------------
 
@@ -174,25 +193,28 @@ class Blobs:
         return self._next_pack - 1
 
     def write_pack(self, temporary: Path, number: int, held: list[tuple[bytes, bytes]]) -> "NewPack":
-        """Slow: write and install a pack under the first free number from `number` on. Raises OSError."""
+        """Slow: write and install a pack under the first free number from `number` on. Raises OSError, and
+        then leaves nothing.
+        """
         rows = write_pack(temporary, held)
-        while True:
-            try:
-                install_new(temporary, self._pack_path(number))
-                break
-            except FileExistsError:
-                number += 1
-        return NewPack(number, os.open(self._pack_path(number), os.O_RDONLY | os.O_CLOEXEC), rows)
+        try:
+            while True:
+                try:
+                    install_new(temporary, self._pack_path(number))
+                    return NewPack(number, rows)
+                except FileExistsError:
+                    number += 1
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def admit(self, new: "NewPack") -> None:
         """Take a written pack into the index; its copies of blobs win over older ones."""
-        self._admit(new.number, new.descriptor, new.rows, rotten=False)
+        self._admit(new.number, new.rows, rotten=False)
         self.damaged.difference_update(address for address, _, _ in new.rows)
 
-    def discard(self, new: "NewPack") -> None:
-        """Remove a written pack that the index has not taken in."""
-        os.close(new.descriptor)
-        self._pack_path(new.number).unlink()
+    def prove_table(self, number: int) -> None:
+        """Note in the pack if its table has rotted: collection then writes it anew. Raises OSError."""
+        self.packs[number].rotten |= read_table(self._descriptor(number)).rebuilt
 
     # removing ---------------------------------------------------------------------------------------------
 
@@ -201,17 +223,16 @@ class Blobs:
         self.damaged.discard(hash)
 
     def drop_pack(self, number: int) -> None:
-        """Remove a pack; the index forgets what only it held. Readers that hold its descriptor's content
-        go on.
-        """
+        """Remove a pack; the index forgets what only it held."""
         pack = self.packs.pop(number)
         for address in pack.members:
             place = self.places.get(address)
             if place is not None and place.pack == number:
                 del self.places[address]
                 self.damaged.discard(address)
-        os.close(pack.descriptor)
-        self._pack_path(number).unlink()
+        if number in self._open:
+            os.close(self._open.pop(number))
+        self._pack_path(number).unlink(missing_ok=True)
 
     # proving ----------------------------------------------------------------------------------------------
 
@@ -224,15 +245,11 @@ class Blobs:
         ]
 
 
-class NewPack:
+class NewPack(NamedTuple):
     """A pack on disk that the index does not know yet."""
 
-    __slots__ = ("descriptor", "number", "rows")
-
-    def __init__(self, number: int, descriptor: int, rows: list[tuple[bytes, int, int]]) -> None:
-        self.number = number
-        self.descriptor = descriptor
-        self.rows = rows
+    number: int
+    rows: list[tuple[bytes, int, int]]
 
 
 def read_slice(descriptor: int, footer: Footer, start: int, end: int) -> list[bytes]:
@@ -254,9 +271,14 @@ def prove_file(path: Path, address: bytes) -> int:
         os.close(descriptor)
 
 
+def no_space(error: OSError) -> bool:
+    """The disk, or its owner's quota on it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def refused_for_space(error: OSError, size: int) -> DiskFull:
     """The caller's sentence for a full disk. Any other OSError is our own fault and raised again."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if no_space(error):
         return DiskFull(size=size)
     raise error
 

@@ -34,11 +34,15 @@ def install(temporary: Path, final: Path) -> None:
 
 def install_new(temporary: Path, final: Path) -> None:
     """As `install`, but raises FileExistsError if the name is taken: two processes never share a pack's
-    number.
+    number. If the name cannot be made durable it is taken back.
     """
     os.link(temporary, final)
-    temporary.unlink()
-    sync_folder(final.parent)
+    try:
+        temporary.unlink()
+        sync_folder(final.parent)
+    except OSError:
+        final.unlink()
+        raise
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:

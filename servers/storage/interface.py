@@ -72,6 +72,10 @@ class Scrubbed(Struct, frozen=True):
     blobs: int
     bytes: int
     damaged: list[Damage]
+    missing: list[bytes] = []
+    """Addresses that reference rows name and no file holds (any more)."""
+    strangers: list[str] = []
+    """Files in the folder that are none of ours, the first hundred: they are left alone."""
 
 
 class Collected(Struct, frozen=True):
@@ -171,12 +175,12 @@ class Storage(Interface):
     @stream("read", position=int)
     def get(self, hash: bytes, after: int = 0, until: int = -1) -> Piece:
         """The content from offset `after` to offset `until` (-1: the end); every piece was proved before
-        it was sent.
+        it was sent. What lies behind the end is empty.
         """
 
     @call("read", idempotent=True)
     def get_many(self, hashes: list[bytes]) -> list[bytes]:
-        """The contents of small blobs, in the order asked for."""
+        """The contents of small blobs, in the order asked for; 8 MiB in all at most."""
 
     @call("read", idempotent=True)
     def stat(self, hash: bytes) -> Stat: ...
@@ -196,8 +200,10 @@ class Storage(Interface):
         """
 
     @call("read", idempotent=True)
-    def references(self, owner: str) -> list[str]:
-        """The names under which `owner` (of this caller's badge) holds blobs."""
+    def references(self, owner: str, after: str = "", limit: int = 1000) -> list[str]:
+        """The names under which `owner` (of this caller's badge) holds blobs, in order, from the one after
+        `after`.
+        """
 
     @call("maintain", service="bulk")
     def collect(self) -> Collected:
@@ -205,7 +211,7 @@ class Storage(Interface):
 
     @call("maintain", service="bulk")
     def verify(self) -> Scrubbed:
-        """Read and prove every byte of every blob."""
+        """Read and prove every byte of every blob, and that there is one for each address referred to."""
 
     @call("read", idempotent=True)
     def statistics(self) -> Statistics: ...

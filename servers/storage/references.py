@@ -45,9 +45,11 @@ class References:
     async def remove(self, badge: int, owner: str, name: str) -> None:
         await settled(self._rows.delete(_key(badge, owner, name)))
 
-    async def names(self, badge: int, owner: str) -> list[str]:
+    async def names(self, badge: int, owner: str, after: str, limit: int) -> list[str]:
         prefix = _key(badge, owner)
-        return [row.key.removeprefix(prefix) async for row in self._rows.range(prefix, prefix[:-1] + "0")]
+        start = f"{prefix}{after}\0" if after else prefix
+        rows = self._rows.range(start, prefix[:-1] + "0", limit=limit)
+        return [row.key.removeprefix(prefix) async for row in rows]
 
     async def all_hashes(self) -> set[bytes]:
         """Every address that a row names. A row committed before the call and not removed during it is

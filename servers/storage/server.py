@@ -1,19 +1,20 @@
 """The storage server: uploads, downloads, references and collection over a folder of blobs."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 import trio
 
-from atoll.ipc.context import current
-from atoll.ipc.errors import BadRequest
+from atoll.ipc.context import Log, current
+from atoll.ipc.errors import BadRequest, PeerFault
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.serve import Config, Serves
 
 from .blobfile import CHUNK, Writer, read_footer
-from .blobs import Blobs, prove_file, read_slice, refused_for_space
+from .blobs import Blobs, no_space, prove_file, read_slice, refused_for_space
 from .collector import Rewrite, Sweep
 from .groups import Groups
 from .interface import (
@@ -39,6 +40,10 @@ _SPILL = 1024 * 1024
 """Bytes of an upload that are gathered before a thread writes them: the memory that one upload takes."""
 _READ = 8 * CHUNK
 """Bytes that one thread hop reads for a download."""
+MOST_READ = 8 * 1024 * 1024
+"""Bytes that one `get_many` gives: the memory that one request may take."""
+_MOST_LISTED = 1000
+_MOST_STRANGERS = 100
 _STEPS = 64
 """Steps of a sweep or a scrub between two looks at what else is to be done."""
 
@@ -82,7 +87,10 @@ class Server(Serves[Storage]):
         while True:
             await trio.sleep(self.config.collect_every)
             if self._may_collect:
-                await self._collect("bulk")
+                try:
+                    await self._collect("bulk")
+                except PeerFault as fault:
+                    Log().warning("a collection was left: the references could not be read", reason=str(fault))
 
     async def stop(self) -> None:
         self._blobs.close()
@@ -100,23 +108,23 @@ class Server(Serves[Storage]):
     async def put(self, items: AsyncIterator[bytes], expected: bytes = b"") -> BlobRef:
         service = current().service
         self._may_collect = True
-        held: list[bytes] = []
-        size = 0
+        if len(expected) not in (0, HASH_BYTES):
+            told = f"an address of {HASH_BYTES} bytes or nothing"
+            raise BadRequest("Storage.put, $.expected", told, f"{len(expected)} bytes")
+        held = bytearray()
         writer: Writer | None = None
         try:
             async for item in items:
-                held.append(item)
-                size += len(item)
-                if size > (LARGEST if writer is None else _SPILL):
+                held += item
+                if len(held) > (LARGEST if writer is None else _SPILL):
                     writer = writer or self._blobs.writer()
-                    await self._io.run(service, writer.write, b"".join(held))
-                    held, size = [], 0
-            rest = b"".join(held)
+                    await self._io.run(service, writer.write, held)
+                    held = bytearray()
             if writer is None:
-                return await self._put_small(rest, expected)
-            return await self._put_large(service, writer, rest, expected)
+                return await self._put_small(bytes(held), expected)
+            return await self._put_large(service, writer, held, expected)
         except OSError as error:
-            raise refused_for_space(error, writer.size if writer else size) from error
+            raise refused_for_space(error, writer.size if writer else len(held)) from error
         finally:
             if writer is not None:
                 writer.discard()
@@ -127,20 +135,20 @@ class Server(Serves[Storage]):
         await self._put_group({found.hash: content})
         return found
 
-    async def _put_large(self, service: str, writer: Writer, rest: bytes, expected: bytes) -> BlobRef:
+    async def _put_large(self, service: str, writer: Writer, rest: bytearray, expected: bytes) -> BlobRef:
+        """What was written replaces a file that was there: that one may have rotted unseen."""
         await self._io.run(service, writer.write, rest)
         footer = await self._io.run(service, writer.seal)
         _check_expected(expected, footer.hash)
         with self._leases.pinned([footer.hash]):
-            if self._blobs.sound(footer.hash):
-                self._duplicates += 1
-            else:
-                final = self._blobs.path(footer.hash)
-                await self._io.run(service, self._blobs.install, writer.temporary, final)
-                self._blobs.damaged.discard(footer.hash)
-                self._puts += 1
-                self._syncs += 1
-                self._written += footer.size
+            new = not self._blobs.sound(footer.hash)
+            final = self._blobs.path(footer.hash)
+            await self._io.run(service, self._blobs.install, writer.temporary, final)
+            self._blobs.damaged.discard(footer.hash)
+            self._puts += new
+            self._duplicates += not new
+            self._syncs += 1
+            self._written += footer.size
         return BlobRef(footer.hash, footer.size)
 
     @Storage.put_many.serve
@@ -156,7 +164,7 @@ class Server(Serves[Storage]):
 
     async def _put_group(self, blobs: dict[bytes, bytes]) -> None:
         with self._leases.pinned(blobs):
-            new = {address: content for address, content in blobs.items() if not self._blobs.sound(address)}
+            new = {address: content for address, content in blobs.items() if not self._blobs.proved(address)}
             self._duplicates += len(blobs) - len(new)
             if new:
                 try:
@@ -177,7 +185,12 @@ class Server(Serves[Storage]):
     @Storage.get.serve
     async def get(self, hash: bytes, after: int = 0, until: int = -1) -> AsyncIterator[Piece]:
         service = current().service
-        small = self._small(hash)
+        _check_addresses("Storage.get, $.hash", [hash])
+        if after < 0:
+            raise BadRequest("Storage.get, $.after", "0 or more", str(after))
+        if until < -1:
+            raise BadRequest("Storage.get, $.until", "0 or more, or -1 for the end", str(until))
+        small = self._blobs.small(hash)
         if small is not None:
             end = len(small) if until < 0 else min(until, len(small))
             if after < end:
@@ -202,28 +215,28 @@ class Server(Serves[Storage]):
 
     @Storage.get_many.serve
     def get_many(self, hashes: list[bytes]) -> list[bytes]:
-        contents: list[bytes] = []
+        _check_addresses("Storage.get_many, $.hashes", hashes, many=True)
+        size = 0
         for index, hash in enumerate(hashes):
-            small = self._small(hash)
-            if small is None:
+            place = self._blobs.places.get(hash)
+            if place is None:
                 if not self._blobs.has(hash):
                     raise NoSuchBlob(hash=hash, index=index)
                 expected = f"a blob of {LARGEST} bytes at most (read a larger one with `get`)"
                 where = f"Storage.get_many, $.hashes[{index}]"
                 raise BadRequest(where, expected, f"{self._blobs.size(hash)} bytes")
-            self._read += len(small)
-            contents.append(small)
+            size += place.length
+            if size > MOST_READ:
+                expected = f"blobs of {MOST_READ} bytes in all at most"
+                got = f"more with number {index} of {len(hashes)}: ask for the others in a call of their own"
+                raise BadRequest("Storage.get_many, $.hashes", expected, got)
+        contents = [small for hash in hashes if (small := self._blobs.small(hash)) is not None]
+        self._read += size
         return contents
-
-    def _small(self, hash: bytes) -> bytes | None:
-        try:
-            return self._blobs.small(hash)
-        except Corrupt as damage:
-            self._blobs.damaged.add(damage.hash)
-            raise
 
     @Storage.stat.serve
     def stat(self, hash: bytes) -> Stat:
+        _check_addresses("Storage.stat, $.hash", [hash])
         spared = min(self._leases.left(hash), self.config.grace)
         return Stat(size=self._blobs.size(hash), packed=hash in self._blobs.places, spared=spared)
 
@@ -234,8 +247,9 @@ class Server(Serves[Storage]):
         self._may_collect = True
         if not owner or "/" in owner or not name:
             raise BadRequest("Storage.refer", "an owner without `/`, and a name", repr((owner, name)))
+        _check_addresses("Storage.refer, $.hashes", hashes, many=True)
         for index, hash in enumerate(hashes):
-            if len(hash) != HASH_BYTES or not self._blobs.has(hash):
+            if not self._blobs.has(hash):
                 raise NoSuchBlob(hash=hash, index=index)
         badge = current().badge
         with self._leases.pinned(hashes):
@@ -255,8 +269,10 @@ class Server(Serves[Storage]):
         return bool(dropped)
 
     @Storage.references.serve
-    async def names(self, owner: str) -> list[str]:
-        return await self._rows.names(current().badge, owner)
+    async def names(self, owner: str, after: str = "", limit: int = _MOST_LISTED) -> list[str]:
+        if not 1 <= limit <= _MOST_LISTED:
+            raise BadRequest("Storage.references, $.limit", f"1 to {_MOST_LISTED}", str(limit))
+        return await self._rows.names(current().badge, owner, after, limit)
 
     # maintenance ------------------------------------------------------------------------------------------
 
@@ -281,14 +297,22 @@ class Server(Serves[Storage]):
             return sweep.result()
 
     async def _rewrite(self, service: str, sweep: Sweep, rewrite: Rewrite) -> None:
-        """Durable in its new pack, then gone from the old ones; whatever became wanted meanwhile stops it."""
+        """Durable in its new pack, then gone from the old ones; whatever became wanted meanwhile stops it.
+
+        The new pack stays even so: a next version may have read it by now and count on it. On a full disk
+        the old packs stay, and what can be removed without writing is removed.
+        """
         temporary, number = self._blobs.temporary(), self._blobs.next_pack()
-        new = await self._io.run(service, self._blobs.write_pack, temporary, number, rewrite.keep)
+        try:
+            new = await self._io.run(service, self._blobs.write_pack, temporary, number, rewrite.keep)
+        except OSError as error:
+            if not no_space(error):
+                raise
+            Log().warning("packs were not put together: the disk is full", packs=len(rewrite.numbers))
+            return
+        self._blobs.admit(new)
         if self._may_collect and sweep.still_good(rewrite):
-            self._blobs.admit(new)
             sweep.switch(rewrite)
-        else:
-            self._blobs.discard(new)
 
     @Storage.verify.serve
     async def verify(self) -> Scrubbed:
@@ -303,6 +327,10 @@ class Server(Serves[Storage]):
             except NoSuchBlob:
                 continue  # collected since it was listed
             blobs += 1
+        for number in list(self._blobs.packs):
+            await trio.lowlevel.checkpoint()
+            if number in self._blobs.packs:
+                self._blobs.prove_table(number)
         for count, hash in enumerate(list(self._blobs.places)):
             if count % _STEPS == 0:
                 await trio.lowlevel.checkpoint()
@@ -315,7 +343,13 @@ class Server(Serves[Storage]):
                 blobs += 1
                 size += len(small)
         self._blobs.damaged.update(each.hash for each in damaged)
-        return Scrubbed(blobs=blobs, bytes=size, damaged=damaged)
+        return Scrubbed(
+            blobs=blobs,
+            bytes=size,
+            damaged=damaged,
+            missing=sorted(hash for hash in await self._rows.all_hashes() if not self._blobs.has(hash)),
+            strangers=list(islice(self._blobs.strangers(), _MOST_STRANGERS)),
+        )
 
     @Storage.statistics.serve
     def statistics(self) -> Statistics:
@@ -330,6 +364,13 @@ class Server(Serves[Storage]):
             damaged=len(self._blobs.damaged),
             priorities=self._io.applied,
         )
+
+
+def _check_addresses(where: str, hashes: Sequence[bytes], *, many: bool = False) -> None:
+    for index, hash in enumerate(hashes):
+        if len(hash) != HASH_BYTES:
+            place = f"{where}[{index}]" if many else where
+            raise BadRequest(place, f"an address of {HASH_BYTES} bytes", f"{len(hash)} bytes")
 
 
 def _check_expected(expected: bytes, found: bytes) -> None:

@@ -127,11 +127,9 @@ class Collection(RuleBasedStateMachine):
         for _ in range(count):
             if self.rewrite is not None:
                 new = self.blobs.write_pack(self.blobs.temporary(), self.blobs.next_pack(), self.rewrite.keep)
+                self.blobs.admit(new)
                 if self.sweep.still_good(self.rewrite):
-                    self.blobs.admit(new)
                     self.sweep.switch(self.rewrite)
-                else:
-                    self.blobs.discard(new)
                 self.rewrite = None
                 return
             try:
@@ -185,19 +183,15 @@ def test_a_rewrite_is_dropped_when_its_rubbish_becomes_wanted(tmp_path: Path) ->
     blobs.admit(blobs.write_pack(blobs.temporary(), blobs.next_pack(), list(held.items())))
     kept, _, again = held
     time[0] = GRACE + 1
-    for wanted_again in (True, False):
-        sweep = Sweep(blobs, leases, clock, {kept}.__contains__, clock())
-        rewrite = next(each for each in sweep.steps() if each is not None)
-        new = blobs.write_pack(blobs.temporary(), blobs.next_pack(), rewrite.keep)
-        if wanted_again:
-            leases.renew([again])
-            assert not sweep.still_good(rewrite)
-            blobs.discard(new)
-            assert read(blobs, again) == b"wanted again"
-            time[0] += GRACE + 1
-        else:
-            assert sweep.still_good(rewrite)
-            blobs.admit(new)
-            sweep.switch(rewrite)
+    sweep = Sweep(blobs, leases, clock, {kept}.__contains__, clock())
+    rewrite = next(each for each in sweep.steps() if each is not None)
+    new = blobs.write_pack(blobs.temporary(), blobs.next_pack(), rewrite.keep)
+    leases.renew([again])
+    assert not sweep.still_good(rewrite)
+    blobs.admit(new)
+    assert len(blobs.packs) == 2, "both the new pack and the old one stay"
+    assert (read(blobs, kept), read(blobs, again)) == (b"kept", b"wanted again")
+    time[0] += GRACE + 1
+    assert list(Sweep(blobs, leases, clock, {kept}.__contains__, clock()).steps()) == [None, None]
     assert (blobs.has(kept), blobs.has(again)) == (True, False)
     blobs.close()

@@ -1,0 +1,49 @@
+"""A swap in the middle of a collection: the next version never counts on a file that the last one removes."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from atoll.servers.storage.blobs import NewPack
+from atoll.servers.storage.interface import Storage
+from atoll.servers.storage.server import Server, Settings
+
+CONFIG = Settings(grace=3600.0, collect_every=0.0)
+
+
+def test_a_swap_while_a_pack_is_written_anew_loses_nothing(serve: Callable[..., Any], tmp_path: Path) -> None:
+    """The pack is on the disk when the state is handed over, so the next version reads it and trusts it."""
+    old = serve(Server, folder=tmp_path, config=CONFIG)
+    storage: Storage = old.client(badge=1)
+    contents = [f"text {number}".encode() for number in range(3)]
+    refs = [storage.put.now([content]) for content in contents]
+    storage.refer.now([ref.hash for ref in refs], "owner", "name")
+
+    written, go_on = threading.Event(), threading.Event()
+    blobs = old.server._blobs
+    write = blobs.write_pack
+
+    def held(*arguments: Any) -> NewPack:
+        new: NewPack = write(*arguments)
+        written.set()
+        assert go_on.wait(60)
+        return new
+
+    blobs.write_pack = held
+    collecting = storage.collect.start()
+    assert written.wait(60)
+    handed: list[bytes] = []
+    over = threading.Event()
+    old.host.submit(lambda: (handed.append(old.server.hand_over()), over.set()))
+    assert over.wait(60)
+
+    new = serve(Server, folder=tmp_path, config=CONFIG)
+    go_on.set()
+    collecting.result()
+    old.stop()
+    new.advance(CONFIG.grace + 1)
+    new.client().collect.now()
+    new.stop()
+    last: Storage = serve(Server, folder=tmp_path, config=CONFIG).client()
+    assert last.get_many.now([ref.hash for ref in refs]) == contents
