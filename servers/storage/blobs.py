@@ -4,7 +4,9 @@
     packs/<number>       small blobs together (pack.py); their places are in memory, 200 bytes a blob
     tmp/                 what is being written, in a folder a process (workplace.py)
 
-What bears another name than these is not ours: it is left alone, and `strangers` lists it. Methods marked *slow* do file work and touch nothing but their arguments: the server runs them in worker
+What bears another name than these is not ours: it is left alone, and `strangers` lists it.
+
+Methods marked *slow* do file work and touch nothing but their arguments: the server runs them in worker
 threads. All others run on the event loop's thread, do not block for long, and alone touch the index; so
 "look whether it is spared, then unlink" is one step that no put can come between.
 """

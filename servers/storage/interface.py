@@ -17,6 +17,7 @@ from atoll.ipc.system.state import StoreFull
 
 HASH_BYTES = 32
 
+Address = bytes
 Content = bytes | bytearray | memoryview
 
 
@@ -72,7 +73,7 @@ class Scrubbed(Struct, frozen=True):
     blobs: int
     bytes: int
     damaged: list[Damage]
-    missing: list[bytes] = []
+    missing: list[Address] = []
     """Addresses that reference rows name and no file holds (any more)."""
     strangers: list[str] = []
     """Files in the folder that are none of ours, the first hundred: they are left alone."""

@@ -90,7 +90,9 @@ class Server(Serves[Storage]):
                 try:
                     await self._collect("bulk")
                 except PeerFault as fault:
-                    Log().warning("a collection was left: the references could not be read", reason=str(fault))
+                    Log().warning(
+                        "a collection was left: the references could not be read", reason=str(fault)
+                    )
 
     async def stop(self) -> None:
         self._blobs.close()

@@ -60,7 +60,9 @@ def work(storage: Storage, clock: VirtualClock, acknowledged: Callable[[str], No
         storage.put_many.now([SMALL[name] for name in names])
         for name in names:
             acknowledged(name)
-    storage.refer.now([ref.hash for ref in storage.put_many.now([SMALL[name] for name in KEPT[1:]])], "o", "small")
+    storage.refer.now(
+        [ref.hash for ref in storage.put_many.now([SMALL[name] for name in KEPT[1:]])], "o", "small"
+    )
     storage.refer.now([storage.put.now([LARGE["large"]]).hash], "o", "large")
     clock.advance(GRACE + 1)
     acknowledged("everything")
@@ -70,13 +72,16 @@ def work(storage: Storage, clock: VirtualClock, acknowledged: Callable[[str], No
 
 def child(folder: Path, last: int) -> None:
     told = os.open(folder.with_suffix(".told"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    write = os.write
-    clock = VirtualClock()
+    write, clock = os.write, VirtualClock()
+
+    def tell(line: str) -> None:
+        write(told, f"{line}\n".encode())
+
     with testing.node(
         Server, config=Settings(grace=GRACE, collect_every=0.0), needs={"folder": folder}, clock=clock
     ) as storage:
-        Steps(last, lambda line: write(told, f"{line}\n".encode()) and None)
-        work(storage, clock, lambda name: write(told, f"acknowledged {name}\n".encode()) and None)
+        Steps(last, tell)
+        work(storage, clock, lambda name: tell(f"acknowledged {name}"))
 
 
 def main(base: Path) -> None:

@@ -85,7 +85,10 @@ def test_packs_hold_no_descriptor_each(start: Callable[..., Any]) -> None:
     assert storage.get_many.now([ref.hash for ref in refs])[7] == b"text 7"
     served.kill()
     again: Storage = start().client()
-    assert again.get_many.now([refs[0].hash, refs[-1].hash]) == [b"text 0", f"text {DESCRIPTORS + 99}".encode()]
+    assert again.get_many.now([refs[0].hash, refs[-1].hash]) == [
+        b"text 0",
+        f"text {DESCRIPTORS + 99}".encode(),
+    ]
     again.collect.now()
     assert again.statistics.now().packs == 1
     assert again.verify.now().blobs == DESCRIPTORS + 100
@@ -185,8 +188,7 @@ def test_an_upload_that_is_given_up_leaves_nothing(start: Callable[..., Any], tm
     with pytest.raises(RuntimeError):
         storage.put.now(broken())
     assert storage.put.now([b"after it"]) == BlobRef.of(b"after it")
-    served_files = [path for path in (tmp_path / "tmp").glob("*/*")]
-    assert served_files == []
+    assert list((tmp_path / "tmp").glob("*/*")) == []
     assert list((tmp_path / "blobs").glob("*/*")) == []
 
 
@@ -201,3 +203,14 @@ def test_names_are_listed_in_pages(start: Callable[..., Any]) -> None:
     assert storage.references.now("owner", first[-1], 100) == names[10:]
     with pytest.raises(BadRequest, match=r"\$.limit: expected 1 to 1000, got 0"):
         storage.references.now("owner", limit=0)
+
+
+def test_storage_outlives_a_store_that_does_not_answer_its_collection(
+    start: Callable[..., Any], serve: Any
+) -> None:
+    served = start(Settings(grace=3600.0, collect_every=600.0))
+    storage: Storage = served.client()
+    ref = storage.put.now([b"kept"])
+    serve.state.kill()
+    served.advance(601.0)
+    assert storage.get_many.now([ref.hash]) == [b"kept"]

@@ -71,7 +71,9 @@ def carry(tmp_path: Path) -> Callable[[int], None]:
                 content.update(piece.data)
             got = peak(pid)
             assert (ref.size, content.digest()) == (size, ref.hash)
-            print(f"{size / MIB:.0f} MiB: {before / MIB:.1f}, put {put / MIB:.1f}, got {got / MIB:.1f} MiB resident")
+            print(
+                f"{size / MIB:.0f} MiB: {before / MIB:.1f}, put {put / MIB:.1f}, got {got / MIB:.1f} MiB resident"
+            )
             assert got - before < size / SHARE
 
     return carried

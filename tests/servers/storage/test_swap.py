@@ -33,9 +33,13 @@ def test_a_swap_while_a_pack_is_written_anew_loses_nothing(serve: Callable[..., 
     blobs.write_pack = held
     collecting = storage.collect.start()
     assert written.wait(60)
-    handed: list[bytes] = []
     over = threading.Event()
-    old.host.submit(lambda: (handed.append(old.server.hand_over()), over.set()))
+
+    def hand_over() -> None:
+        old.server.hand_over()
+        over.set()
+
+    old.host.submit(hand_over)
     assert over.wait(60)
 
     new = serve(Server, folder=tmp_path, config=CONFIG)
