@@ -334,9 +334,6 @@ async def take_down(node: Node, gate: Gate) -> None:
     """End every server, callers before those they call, `state` last."""
     gate.close()
     node.down.set()
-    node.kernel.notice.closing()
-    for party in list(node.parties.values()):
-        party.notice.closing()
     if node.nursery.cancel_scope.cancel_called:
         await end_at_once(node)
         return

@@ -46,8 +46,8 @@ class Refused(Exception):
 class Attached(Party):
     """A program outside that is attached."""
 
-    def __init__(self, number: int, account: str, boot: int, peer: Peer) -> None:
-        super().__init__(number, f"@{number}", account, boot)
+    def __init__(self, number: int, account: str, peer: Peer) -> None:
+        super().__init__(number, f"@{number}", account)
         self.pid = peer.pid
         self.uid = peer.uid
         self.program = peer.program
@@ -214,7 +214,7 @@ class Gate:
     ) -> Attached:
         node = self._node
         account = KERNEL if entry is None else entry.account or node.image.node.account
-        party = Attached(node.number(), account, node.boot, peer)
+        party = Attached(node.number(), account, peer)
         party.operator = entry is None or entry.operator
         party.since = node.now()
         party.program = party.program or hello.name

@@ -63,7 +63,7 @@ async def launch(
     is to serve later. Raises `CannotConfine`, `ZygoteDied`, `QuotaExceeded`, `OSError`.
     """
     confinement = plan.require()
-    serving = Serving(node.number(), server.name, server.spec.account, node.boot)
+    serving = Serving(node.number(), server.name, server.spec.account)
     serving.started = node.now()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]

@@ -30,6 +30,7 @@ from .versions import Version
 
 if TYPE_CHECKING:
     from .node import Node
+    from .parties import Serving
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 FREEZE_WITHIN = 5.0
@@ -210,14 +211,24 @@ class Life:
                 raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
             serving.notice.gate(True)
             try:
-                await node.syscalls.powers.windows([serving])
                 with trio.fail_after(FREEZE_WITHIN):
-                    await server.group(node).freeze()
+                    await self._halt(server, serving)
             except BaseException:
                 serving.notice.gate(False)
                 raise
             server.state, server.reason = "frozen", reason or "frozen by a person"
             node.events.event("freeze", server.name, server.reason)
+
+    async def _halt(self, server: Server, serving: Serving) -> None:
+        """Have it stand still, but not in the window between the check of a capability and the handler's first step:
+        what was checked there would begin on thaw, whatever had been revoked meanwhile."""
+        group = server.group(self._node)
+        while True:
+            await self._node.syscalls.powers.windows([serving])
+            await group.freeze()
+            if not serving.status.window() & 1:
+                return
+            await group.thaw()
 
     async def thaw(self, server: Server) -> None:
         async with server.changing:
@@ -227,7 +238,6 @@ class Life:
             self._node.events.event("thaw", server.name, "it goes on")
 
     async def _thaw(self, server: Server) -> None:
-        """Its loop checks again what it had checked: the revocation count says whether it must."""
         serving = server.serving
         await server.group(self._node).thaw()
         if serving is not None:

@@ -127,7 +127,7 @@ class Node:
         self.authority = Authority(self)
         self.versions = Versions(place.folder / "versions")
         self.uids = Uids(place.folder / "uids", checked.image.node.uids, abilities.root)
-        self.kernel = Party(0, KERNEL, KERNEL, self.boot)
+        self.kernel = Party(0, KERNEL, KERNEL)
         self.status = mmap.mmap(-1, mmap.PAGESIZE)
         self.host = LoopHost(self._misbehaved)
         self.clients: dict[str, ClientChannel] = {}

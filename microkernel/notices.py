@@ -23,12 +23,11 @@ OPEN, RESTARTING, CLOSED = 1, 2, 3
 class Notice:
     """One process's notice segment; owns its memory."""
 
-    def __init__(self, name: str, boot: int) -> None:
+    def __init__(self, name: str) -> None:
         self.memory = Memory(f"notice {name}", (CHANNELS_MOST + 1) * LINE)
         self.name = name
         self._c = ffi.from_buffer(self.memory.map)
         self._free = list(range(CHANNELS_MOST - 1, -1, -1))
-        lib.atoll_notice_boot(self._c, boot)
 
     def take(self) -> int:
         """The index of a line for one more channel."""
@@ -52,10 +51,6 @@ class Notice:
     def revoked(self) -> None:
         """Have the process check again what it has checked and not begun."""
         lib.atoll_notice_revoked(self._c)
-
-    def closing(self) -> None:
-        """The node goes down."""
-        lib.atoll_notice_closing(self._c)
 
     def close(self) -> None:
         ffi.release(self._c)

@@ -21,11 +21,11 @@ class Party:
     `holder` is its name in the capability tree: a server's name, which outlives the process, or `@NUMBER`.
     """
 
-    def __init__(self, number: int, holder: str, account: str, boot: int) -> None:
+    def __init__(self, number: int, holder: str, account: str) -> None:
         self.number = number
         self.holder = holder
         self.account = account
-        self.notice = Notice(holder, boot)
+        self.notice = Notice(holder)
         self.connection: Connection | None = None
         self.calls: dict[str, Channel] = {}
         """Channels of which it is the client, by server."""
@@ -48,8 +48,8 @@ class Party:
 class Serving(Party):
     """A process of a server."""
 
-    def __init__(self, number: int, holder: str, account: str, boot: int) -> None:
-        super().__init__(number, holder, account, boot)
+    def __init__(self, number: int, holder: str, account: str) -> None:
+        super().__init__(number, holder, account)
         self.status = Status(holder)
         self.process: Process | None = None
         self.ready = trio.Event()

@@ -244,11 +244,8 @@ class Powers:
         seen = serving.status.window()
         if not seen & 1:
             return
-        server = self._node.servers.get(serving.holder)
         with trio.move_on_after(WINDOW_WITHIN):
             while not serving.gone and serving.status.window() == seen:
-                if server is not None and server.state == "frozen":
-                    return  # its gate is closed: it checks again on thaw
                 await trio.sleep(LOOK_AGAIN)
             return
         if not serving.gone and serving.process is not None:

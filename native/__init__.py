@@ -64,4 +64,3 @@ class Result(IntEnum):
     MISBEHAVED = -6
     OTHER = -7
     DEADLINE = -8
-    DOWN = -9

@@ -210,7 +210,9 @@ int channel_noticed(const struct atoll_channel *channel) {
     const struct channel_notice *notice = channel->notice;
     if (!notice)
         return 0;
-    if (load_relaxed(&notice->state) == STATE_CLOSED)
+    /* Both pair with the fence in atoll_notice_channel: whoever has seen the notice finds, when it looks once
+     * more, what the server committed before its end. Without them that look could have been earlier. */
+    if (load_acquire(&notice->state) == STATE_CLOSED)
         return R_CLOSED;
     return load_acquire(&notice->epoch) != channel->epoch ? R_EPOCH : 0;
 }
@@ -390,7 +392,7 @@ int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken) {
     if (lanes > LANES_MOST)
         return -1;
     for (uint32_t lane = 0; lane < lanes; lane++)
-        taken[lane] = load_acquire(&index[2 * lane].position);
+        taken[lane] = load_relaxed(&index[2 * lane].position); /* its writer has ended: the kernel saw it */
     return 0;
 }
 

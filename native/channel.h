@@ -18,7 +18,6 @@ enum result {
     R_MISBEHAVED = -6, /* the peer wrote what cannot be: atoll_channel_fault names the check */
     R_OTHER = -7,      /* a message for another request is in hand */
     R_DEADLINE = -8,
-    R_DOWN = -9, /* the node goes down */
 };
 
 struct atoll_channel {

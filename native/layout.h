@@ -95,11 +95,10 @@ _Static_assert(sizeof(struct entry) == LINE, "one line an entry");
 
 /* Notice segment: only the kernel writes. Line 0, then one line a channel of this process. */
 struct notice {
-    uint32_t gate;    /* not 0: take no further message */
-    uint32_t closing; /* not 0: the node goes down */
-    uint64_t revocations;
-    uint64_t boot;
-    uint64_t reserved[5];
+    uint32_t gate; /* not 0: take no further message */
+    uint32_t reserved0;
+    uint64_t revocations; /* how often the table has lost entries: who has checked before checks again */
+    uint64_t reserved[6];
 };
 _Static_assert(sizeof(struct notice) == LINE, "one line");
 

@@ -444,7 +444,7 @@ static int park(struct atoll_loop *loop) {
         channel->active = 0;
         loop->active[i] = loop->active[--loop->active_count];
     }
-    if (load_acquire(&loop->notice->gate))
+    if (load_relaxed(&loop->notice->gate))
         return 1;
     loop->parks++;
     store_relaxed(&loop->status->parked, 1);
@@ -502,7 +502,7 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
     loop->calls++;
     for (int pass = 0;; pass++) {
         uint64_t found;
-        if (load_acquire(&loop->notice->gate)) {
+        if (load_relaxed(&loop->notice->gate)) {
             atoll_loop_flush(loop);
             return op(OP_GATED, 0, 0);
         }

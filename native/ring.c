@@ -29,7 +29,8 @@ void ring_producer_begin(struct producer *ring, unsigned char *data, const struc
     ring->position = position;
     ring->seen = position;
     ring->stale = load_relaxed(&consumed->position);
-    store_relaxed((uint64_t *)(data + (position & (size - 1))), 0);
+    /* Nothing is written yet: the peer may still be reading records of the epoch before. No zero is needed
+     * where the first record will commit: who wrote what lies there could not know this epoch's base. */
 }
 
 void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed,
@@ -38,7 +39,8 @@ void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struc
     ring->consumed = consumed;
     ring->size = size;
     ring->position = position;
-    store_release(&consumed->position, position);
+    /* Ordered by nothing: the producer of this epoch begins after that of the one before has ended. */
+    store_relaxed(&consumed->position, position);
 }
 
 enum ring_result ring_observe(struct producer *ring) {

@@ -82,22 +82,16 @@ void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation) {
     entry_publish(entry, &value);
 }
 
-void atoll_notice_boot(void *notice, uint64_t boot) {
-    store_release(&((struct notice *)notice)->boot, boot);
-}
-
 void atoll_notice_gate(void *notice, uint32_t gate) {
-    store_release(&((struct notice *)notice)->gate, gate);
-    fence_store_load(); /* before the caller looks at the window: pairs with the fence in loop.c's check */
-}
-
-void atoll_notice_closing(void *notice) {
-    store_release(&((struct notice *)notice)->closing, 1);
+    /* A request, ordered by nothing: a loop that misses it takes one message more. What a frozen process must
+     * not have in its window, the kernel sees by looking once it stands still. */
+    store_relaxed(&((struct notice *)notice)->gate, gate);
 }
 
 void atoll_notice_revoked(void *notice) {
     struct notice *page = notice;
-    store_release(&page->revocations, load_relaxed(&page->revocations) + 1);
+    /* Behind the entries it counts by the fence of the last of them (entry_publish). */
+    store_relaxed(&page->revocations, load_relaxed(&page->revocations) + 1);
     fence_store_load(); /* the entries before the caller looks at the window: pairs with the fence in loop.c's
                            check */
 }

@@ -109,9 +109,7 @@ void atoll_entry_write(void *segment, uint32_t index, uint32_t channel, uint32_t
                        uint64_t badge, uint64_t expiry, uint32_t interface, uint32_t service,
                        uint64_t capability);
 void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation);
-void atoll_notice_boot(void *notice, uint64_t boot);
 void atoll_notice_gate(void *notice, uint32_t gate);
-void atoll_notice_closing(void *notice);
 void atoll_notice_revoked(void *notice);
 void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t state, uint64_t base,
                           const uint64_t *taken);

@@ -130,6 +130,25 @@ def test_what_the_server_never_took_is_sent_again_whatever_it_is(served: Serving
     assert [future.result() for future in waiting] == list(range(60))
 
 
+def test_a_reply_left_unread_stays_whole_when_the_next_server_begins_on_top_of_it(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new epoch begins, by chance, at the very line in which the unread reply's payload lies."""
+    first, other = served.proxies
+    ring, before = 1 << served.shape.ring_bits, served.status.words[10]
+    base = served.channels[0].base
+    unread = first.plain.start(1 << 60)
+    while served.status.words[10] == before:
+        pass
+    other.plain.now(0)  # it is answered after the first one
+    served.crash()
+    monkeypatch.setattr("tests.kit.serving.fresh_base", lambda: base + 1000 * ring + 64)
+    served.restart()
+    other.plain.now(0)  # the first channel was opened before this one
+    assert unread.result() == 1 << 60
+    assert first.plain.now(3) == 3
+
+
 def test_what_was_taken_is_repeated_only_if_it_may_be(served: Serving) -> None:
     steps = served.proxies[0]
     held = [steps.hold.start(), steps.hold_repeatable.start(), steps.hold_once.start()]

@@ -27,7 +27,7 @@ def line(party: Party, index: int) -> tuple[int, int, int]:
 @settings(max_examples=30, deadline=None)
 def test_numbers_never_come_again_and_share_no_remainder(steps: list[int]) -> None:
     """Step 0 closes the oldest channel, others make one to that server."""
-    channels, party = Channels(HostChance()), Party(1, "client", "", 1)
+    channels, party = Channels(HostChance()), Party(1, "client", "")
     made: list[int] = []
     for step in steps:
         live = list(channels)
@@ -43,7 +43,7 @@ def test_numbers_never_come_again_and_share_no_remainder(steps: list[int]) -> No
 
 
 def test_a_dead_server_raises_the_epoch_and_moves_the_base() -> None:
-    channels, party = Channels(HostChance()), Party(1, "client", "", 1)
+    channels, party = Channels(HostChance()), Party(1, "client", "")
     channel = channels.make(party, "server", SMALL)
     assert line(party, channel.line) == (1, OPEN, channel.base)
     before = channel.base
@@ -62,7 +62,7 @@ def test_a_dead_server_raises_the_epoch_and_moves_the_base() -> None:
 
 def test_a_closed_channel_leaves_no_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    channels, party = Channels(HostChance()), Party(1, "client", "", 1)
+    channels, party = Channels(HostChance()), Party(1, "client", "")
     for _ in range(20):
         channels.forget(channels.make(party, "server", SMALL))
     party.close()

@@ -71,7 +71,7 @@ def test_a_table_grows_by_segments() -> None:
 
 
 def test_a_notice_has_a_line_a_channel_and_takes_it_back() -> None:
-    notice = Notice("test", 3)
+    notice = Notice("test")
     first, second = notice.take(), notice.take()
     assert first != second
     notice.channel(first, 2, OPEN, 64, (1, 2, 3))

@@ -1,0 +1,362 @@
+"""The core's protocols on the weak machine: each holds, and each fails once any one of its ordered accesses is left out."""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from .core import CLOSED, OPEN, Claim, Core, Steps
+from .machine import WINDOW, Await, Exploration, Jump, Label, Load, Ring, Store, Wake, explore
+
+HOUSE = Path(__file__).parents[2]
+Programs = dict[str, Steps]
+Model = Callable[[Core], tuple[Programs, dict[str, int]]]
+
+MODELS: dict[str, Model] = {}
+
+
+def model(function: Model) -> Model:
+    MODELS[function.__name__] = function
+    return function
+
+
+def never(text: str) -> Claim:
+    return Claim(text, (), lambda: False)
+
+
+def same(text: str, register: str, value: int) -> Claim:
+    return Claim(text, (register,), lambda seen: seen == value)
+
+
+def taken(core: Core, position: int, word: str, value: int) -> Steps:
+    """What a consumer does with a record that is there."""
+    payload = core.fresh("payload")
+    return [
+        Load(payload, word),
+        same(f"the record at {position} is whole", payload, value),
+        *core.ring_finish(position),
+    ]
+
+
+# waiting --------------------------------------------------------------------------------------------------------------
+
+
+@model
+def replies_reach_a_client_that_sleeps(core: Core) -> tuple[Programs, dict[str, int]]:
+    server: Steps = []
+    client: Steps = []
+    for position in (0, 1):
+        word, here, told = f"payload{position}", f"taken{position}", f"told{position}"
+        server += [*core.ring_produce(position, {word: 7}, lines=4), *core.wake()]
+        client += [
+            *core.atoll_wait(position, 4, 1, here, told),
+            Label(told),
+            never("nobody ends the channel"),
+            Label(here),
+            *taken(core, position, word, 7),
+        ]
+    return {"server": server, "client": client}, {"epoch": 1, "state": OPEN}
+
+
+@model
+def requests_reach_a_loop_that_sleeps(core: Core) -> tuple[Programs, dict[str, int]]:
+    client: Steps = []
+    server: Steps = []
+    for position in (0, 1):
+        word, here = f"payload{position}", f"taken{position}"
+        client += [*core.ring_produce(position, {word: 7}, lines=4), *core.wake()]
+        server += [*core.park(position, 4, here), Label(here), *taken(core, position, word, 7)]
+    return {"client": client, "server": server}, {}
+
+
+def ended(core: Core, epoch: int, state: int, answered: bool) -> tuple[Programs, dict[str, int]]:
+    """A server dies, having replied or not; the kernel sees its end, and tells the client that sleeps or not."""
+    replied = core.ring_produce(0, {"payload": 7}, lines=4) if answered else []
+    server = [*replied, Wake("its end"), Store("ended", 1)]
+    kernel = [Await("ended", 1), *core.atoll_notice_channel(epoch, state, 10), *core.wake()]
+    end = never("a reply that was committed is taken") if answered else same("told", "zero", 0)
+    client = [
+        *core.atoll_wait(0, 4, 1, "here", "told"),
+        Label("told"),
+        *([] if end.on else [end]),
+        Jump("over"),
+        Label("here"),
+        *(taken(core, 0, "payload", 7) if answered else [never("there is no reply")]),
+        Label("over"),
+    ]
+    return {"server": server, "kernel": kernel, "client": client}, {"epoch": 1, "state": OPEN}
+
+
+@model
+def a_client_that_sleeps_learns_of_a_new_epoch(core: Core) -> tuple[Programs, dict[str, int]]:
+    return ended(core, 2, OPEN, answered=False)
+
+
+@model
+def a_client_that_sleeps_learns_that_its_channel_is_closed(core: Core) -> tuple[Programs, dict[str, int]]:
+    return ended(core, 1, CLOSED, answered=False)
+
+
+@model
+def what_was_committed_before_a_death_is_taken(core: Core) -> tuple[Programs, dict[str, int]]:
+    return ended(core, 2, OPEN, answered=True)
+
+
+@model
+def what_was_committed_before_the_channel_closed_is_taken(core: Core) -> tuple[Programs, dict[str, int]]:
+    return ended(core, 1, CLOSED, answered=True)
+
+
+@model
+def a_notice_is_read_whole(core: Core) -> tuple[Programs, dict[str, int]]:
+    kernel = [*core.atoll_notice_channel(2, OPEN, 20), *core.atoll_notice_channel(3, OPEN, 30, sequence=2)]
+    client: Steps = [
+        *core.notice_read("again"),
+        Claim("epoch and base belong together", ("epoch", "base"), lambda epoch, base: base == 10 * epoch),
+        Label("again"),
+    ]
+    return {"kernel": kernel, "client": client}, {"epoch": 1, "base": 10, "state": OPEN}
+
+
+# the ring -------------------------------------------------------------------------------------------------------------
+
+
+@model
+def records_lap_the_ring(core: Core) -> tuple[Programs, dict[str, int]]:
+    lines, records = 3, 4
+    producer: Steps = []
+    consumer: Steps = []
+    for position in range(records):
+        if position + 2 > lines:
+            full = core.fresh("full")
+            room = position + 2 - lines
+            producer += [Label(full), *core.ring_observe("index")]
+            producer += [Jump(full, ("index",), lambda index, room=room: index < room)]
+        word, nothing = f"body{position % lines}", core.fresh("nothing")
+        producer += core.ring_produce(position, {word: 100 + position}, lines)
+        consumer += [
+            Label(nothing),
+            *core.ring_ready(position, lines, nothing),
+            *taken(core, position, word, 100 + position),
+        ]
+    return {"producer": producer, "consumer": consumer}, {}
+
+
+@model
+def a_payload_is_not_taken_for_a_record(core: Core) -> tuple[Programs, dict[str, int]]:
+    """Who chose the first record's payload knew which number would stand for a record there a lap later."""
+    lines, forged = 4, 6
+    producer = [
+        *core.ring_produce(0, {"line1": forged}, lines, record=2),
+        *core.ring_produce(2, {}, lines, record=2),
+        Label("full"),
+        *core.ring_observe("index"),
+        Jump("full", ("index",), lambda index: index < 2),
+        *core.ring_produce(4, {}, lines),
+    ]
+    consumer: Steps = []
+    for position, record in ((0, 2), (2, 2), (4, 1)):
+        nothing = core.fresh("nothing")
+        consumer += [
+            Label(nothing),
+            *core.ring_ready(position, lines, nothing),
+            *core.ring_finish(position, record),
+        ]
+    consumer += [
+        *core.ring_ready(5, lines, "none"),
+        never("nobody wrote a record at 5"),
+        Label("none"),
+    ]
+    return {"producer": producer, "consumer": consumer}, {}
+
+
+@model
+def threads_of_a_client_send_in_turn(core: Core) -> tuple[Programs, dict[str, int]]:
+    return _in_turn(core, "atoll_send", "atoll_call")
+
+
+@model
+def a_renewal_waits_its_turn(core: Core) -> tuple[Programs, dict[str, int]]:
+    return _in_turn(core, "atoll_reserve_requests", "atoll_channel_renew")
+
+
+def _in_turn(core: Core, *functions: str) -> tuple[Programs, dict[str, int]]:
+    """Whoever has the lock finds two private words as its last owner left them: equal."""
+
+    def inside(value: int) -> Steps:
+        one, other = core.fresh("one"), core.fresh("other")
+        return [
+            Load(one, "position"),
+            Load(other, "requests"),
+            Claim("what another thread wrote is whole", (one, other), lambda one, other: one == other),
+            Store("position", value),
+            Store("requests", value),
+        ]
+
+    return {name: core.locked(name, inside(number + 1)) for number, name in enumerate(functions)}, {}
+
+
+# capabilities ---------------------------------------------------------------------------------------------------------
+
+
+@model
+def an_entry_is_read_whole(core: Core) -> tuple[Programs, dict[str, int]]:
+    server: Steps = [
+        *core.entry_read("again"),
+        Claim("rights and badge belong together", ("rights", "badge"), lambda rights, badge: rights == badge),
+        Label("again"),
+    ]
+    return {"kernel": core.entry_publish(2, 2), "server": server}, {"rights": 1, "badge": 1}
+
+
+def _served(core: Core) -> Steps:
+    """One call: the check in its window, and the handler's first step, if the entry allows it."""
+    return [
+        *core.window_open(1),
+        *core.entry_read("refused"),
+        Jump("refused", ("rights",), lambda rights: rights == 0),
+        Load("returned", "returned"),
+        *core.window_close(),
+        same("nothing is served after revoke returned", "returned", 0),
+        Label("refused"),
+    ]
+
+
+def _revoked(core: Core) -> Steps:
+    return [*core.entry_publish(0, 0), *core.atoll_notice_revoked()]
+
+
+@model
+def nothing_is_served_after_revoke_returned(core: Core) -> tuple[Programs, dict[str, int]]:
+    kernel = [*_revoked(core), *core.windows("passed"), Label("passed"), Store("returned", 1)]
+    return {"kernel": kernel, "server": _served(core)}, {"rights": 1, "badge": 1}
+
+
+@model
+def a_count_that_moved_shows_what_was_revoked(core: Core) -> tuple[Programs, dict[str, int]]:
+    """The handler's first step, and a task's: who sees the new count sees the entry that it counts."""
+    server: Steps = [
+        Load("count", "revocations"),
+        Jump("over", ("count",), lambda count: count == 0),
+        *core.window_open(1),
+        *core.entry_read("over"),
+        same("what the count tells of has happened", "rights", 0),
+        Label("over"),
+    ]
+    return {"kernel": _revoked(core), "server": server}, {"rights": 1, "badge": 1}
+
+
+def _frozen_at(step: int) -> Model:
+    """A server is frozen after so many steps, loses a capability meanwhile, and goes on."""
+
+    def build(core: Core) -> tuple[Programs, dict[str, int]]:
+        served = _served(core)
+        halted: Steps = [Ring("frozen"), Await("thawed", 1)]
+        look: Steps = [
+            Load("window", "window", acquire=True),
+            Jump("again", ("window",), lambda window: window % 2 == 1),
+        ]
+        kernel: Steps = [
+            Await("frozen", 1),
+            *(look if core.has("life.py freeze a look at the window of who stands still") else []),
+            *_revoked(core),
+            Store("returned", 1),
+            Wake("frozen"),  # a system call: what is before it has happened
+            Label("again"),  # it is thawed, and frozen anew
+            Store("thawed", 1),
+        ]
+        return {"kernel": kernel, "server": [*served[:step], *halted, *served[step:]]}, {
+            "rights": 1,
+            "badge": 1,
+        }
+
+    return build
+
+
+for _step in range(len(_served(Core())) + 1):
+    MODELS[f"a_server_frozen_after_step_{_step}_serves_nothing_revoked"] = _frozen_at(_step)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+ACCESS = re.compile(r"\b(load_acquire|store_release|exchange|fence_(?:store_load|loads|stores))\(")
+FUNCTION = re.compile(r"^[a-z][^;=#]*?\b(\w+)\([^;]*$")
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+
+ALONE = {
+    "wait.c wake exchange": "only that it is one step counts: of two who wake, one rings",
+}
+"""Ordered accesses whose order nobody needs."""
+
+
+DEEP = {
+    "nothing_is_served_after_revoke_returned": 8,
+    "a_count_that_moved_shows_what_was_revoked": 8,
+}
+"""Models whose accesses stand so far apart that a thread must have more in hand before they can change places."""
+
+
+def explored(name: str, absent: str = "", *, deeper: int = 0, enough: int = 0) -> Exploration:
+    programs, memory = MODELS[name](Core(absent))
+    window = DEEP.get(name, WINDOW) + deeper
+    return explore(programs, memory, window=window, branches=False, enough=enough)
+
+
+@cache
+def names() -> dict[str, list[str]]:
+    """By what could be left out, the models that it stands in, the smallest first."""
+    found: dict[str, list[str]] = {}
+    sizes = {}
+    for name, build in MODELS.items():
+        core = Core()
+        sizes[name] = sum(map(len, build(core)[0].values()))
+        for access in core.named:
+            found.setdefault(access, []).append(name)
+    return {access: sorted(within, key=sizes.__getitem__) for access, within in found.items()}
+
+
+def accesses() -> set[str]:
+    """Every ordered access of the source, by name."""
+    found: dict[str, int] = {}
+    for path in sorted((HOUSE / "native").glob("*.[ch]")):
+        if path.name == "atomics.h":
+            continue
+        function = ""
+        for line in COMMENT.sub("", path.read_text()).splitlines():
+            if match := FUNCTION.match(line):
+                function = match[1]
+            for access in ACCESS.findall(line):
+                name = f"{path.name} {function} {access}"
+                found[name] = found.get(name, 0) + 1
+    return {
+        name if number == 1 else f"{name}#{number}"
+        for name, count in found.items()
+        for number in range(1, count + 1)
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_holds(name: str) -> None:
+    found = explored(name)
+    assert not found.failures, next(iter(found.failures.values()))
+    assert found.outcomes
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", MODELS)
+def test_it_holds_with_more_in_hand(name: str) -> None:
+    found = explored(name, deeper=2)
+    assert not found.failures, next(iter(found.failures.values()))
+
+
+@pytest.mark.parametrize("absent", sorted(names()))
+def test_none_can_be_spared(absent: str) -> None:
+    failing = (explored(name, absent, enough=1).failures for name in names()[absent])
+    assert any(failing), f"nothing fails without {absent}"
+
+
+def test_every_ordered_access_of_the_source_is_here() -> None:
+    modelled = {name for name in names() if ACCESS.search(f"{name.split('#')[0].rpartition(' ')[2]}(")}
+    assert accesses() == modelled | ALONE.keys()
