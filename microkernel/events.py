@@ -114,15 +114,19 @@ class Events:
         self.event("crash", server, how)
 
     def event(self, kind: str, who: str, sentence: str, **fields: str) -> None:
-        """Something happened."""
+        """Something happened, and nobody waits for its row."""
+        node = self._node
+        node.store.later(node.store.batch("event").put(self.row(kind, who, sentence, **fields)))
+
+    def row(self, kind: str, who: str, sentence: str, **fields: str) -> EventRow:
+        """The row of what happens, for a batch that somebody waits for. The log has it at once."""
         node = self._node
         self._sequence += 1
-        row = EventRow(
+        node.logs.line(who, 0, "warning", f"{kind}: {sentence}", fields)
+        return EventRow(
             boot=node.boot, sequence=self._sequence, time=node.now(), kind=kind, who=who, sentence=sentence,
             fields=fields,
         )  # fmt: skip
-        node.store.later(node.store.batch("event").put(row))
-        node.logs.line(who, 0, "warning", f"{kind}: {sentence}", fields)
 
     def capabilities(self, began: Iterable[Capability], ended: Ended | None) -> None:
         """Session capabilities that began or ended."""

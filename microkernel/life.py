@@ -213,11 +213,14 @@ class Life:
             try:
                 with trio.fail_after(FREEZE_WITHIN):
                     await self._halt(server, serving)
+                if server.serving is not serving:
+                    raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
+                server.state, server.reason = "frozen", reason or "frozen by a person"
+                await self._record("freeze", server, server.reason)
             except BaseException:
-                serving.notice.gate(False)
+                with trio.CancelScope(shield=True):
+                    await self._unfreeze(server)
                 raise
-            server.state, server.reason = "frozen", reason or "frozen by a person"
-            node.events.event("freeze", server.name, server.reason)
 
     async def _halt(self, server: Server, serving: Serving) -> None:
         """Have it stand still, but not in the window between the check of a capability and the handler's first step:
@@ -231,18 +234,32 @@ class Life:
             await group.thaw()
 
     async def thaw(self, server: Server) -> None:
+        """Let a frozen server go on: the row first, since this gives back what was taken."""
         async with server.changing:
             if server.state != "frozen":
                 raise calls.WrongState(server=server.name, state=server.state, wanted="frozen")
+            await self._record("thaw", server, "it goes on")
             await self._thaw(server)
-            self._node.events.event("thaw", server.name, "it goes on")
+
+    async def _record(self, kind: str, server: Server, sentence: str) -> None:
+        node = self._node
+        row = node.events.row(kind, server.name, sentence)
+        await node.store.commit(node.store.batch(f"{kind} {server.name}").put(row).changes())
+
+    async def _unfreeze(self, server: Server) -> None:
+        """A freeze that could not be carried through, or whose row may not be there, is none."""
+        if server.state == "frozen":
+            self._node.events.event("thaw", server.name, "its freeze could not be recorded")
+        await self._thaw(server)
 
     async def _thaw(self, server: Server) -> None:
+        """Nobody was in the window (see `_halt`): whatever its loop takes now, it checks now. A process that died meanwhile
+        is another's care."""
         serving = server.serving
         await server.group(self._node).thaw()
-        if serving is not None:
+        if serving is not None and server.serving is serving:
             serving.notice.gate(False)
-        server.state, server.reason = "serving", ""
+            server.state, server.reason = "serving", ""
 
     # slices -------------------------------------------------------------------------------------------------
 

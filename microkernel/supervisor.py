@@ -195,7 +195,11 @@ class Supervisor:
         serving.drained.set()
         serving.handed.set()
         serving.ended.set()
-        if crashed and not node.down.is_set():
+        if not crashed or node.down.is_set():
+            return
+        if server.state == "frozen":
+            await self._died_frozen(server, exit)
+        else:
             await self._after_crash(server, serving, exit)
 
     def _record_end(self, serving: Serving, exit: Exit, server: Server) -> None:
@@ -251,6 +255,11 @@ class Supervisor:
             if server.state == "restarting" and server.serving is None:
                 await self.try_again(server, serving)
 
+    async def _died_frozen(self, server: Server, exit: Exit) -> None:
+        """Whoever froze it took its time away, and a restart would give it back: that is for a person to do."""
+        self.give_up(server, f"its process {exit} while it was frozen: start it with `atoll restart`")
+        await server.group(self._node).thaw()
+
     async def try_again(self, server: Server, before: Serving) -> None:
         """Restart after a crash; what does not come up counts as a crash, too."""
         server.restarts += 1
@@ -268,7 +277,7 @@ class Supervisor:
         """Leave a server down. Its callers are told; without the store the node ends."""
         server.state, server.reason = "failed", reason
         self._node.authority.closed(server.name)
-        self._node.events.event("crash loop", server.name, reason)
+        self._node.events.event("stays down", server.name, reason)
         if server.name == STORE:
             self._node.fail(f"state {reason}")
 

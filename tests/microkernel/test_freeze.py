@@ -1,11 +1,17 @@
 """Freeze and thaw: halted between two messages, with nothing lost."""
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
-from atoll.ipc.errors import DeadlineExceeded, Revoked
+from atoll.ipc.attach import Node as Attached
+from atoll.ipc.errors import DeadlineExceeded, PeerDied, Revoked
 from atoll.ipc.system.kernel import WrongState
+from atoll.microkernel.records import EventRow, decode
 
-from .nodes import RealNode, interface
+from .nodes import RealNode, booted, interface
 
 Counter = interface("counter", "Counter")
 
@@ -54,3 +60,43 @@ def test_a_node_with_a_frozen_server_ends_in_order(node: RealNode) -> None:
         attached.kernel.freeze.now("counter")
     assert node.stop() == 0
     assert node.processes() == []
+
+
+def events(attached: Attached) -> list[EventRow]:
+    """All that rows say has happened, boot by boot."""
+    letter = EventRow.table
+    page = attached.keyspace("kernel").range.now(letter, bytes([letter[0] + 1]))
+    return [decode(EventRow, item.value) for item in page.items if item.value is not None]
+
+
+def test_freeze_and_thaw_are_rows_when_they_are_answered(tmp_path: Path) -> None:
+    """The reply comes after the row: a kernel that dies right after it has lost nothing of the record."""
+    with booted(tmp_path) as node:
+        for change in ("freeze", "thaw"):
+            with node.attach() as attached:
+                if change == "thaw":
+                    attached.kernel.freeze.now("counter", "first")
+                getattr(attached.kernel, change).now("counter")
+                node.kill()
+            node.boot()
+            with node.attach() as attached:
+                boots = {row.boot for row in events(attached) if row.kind == change and row.who == "counter"}
+                assert attached.welcome.boot - 1 in boots, change
+
+
+def test_a_server_that_dies_frozen_stays_down_until_a_person_wants_it(node: RealNode) -> None:
+    """Whoever froze it took its time away: its death must not give that back."""
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        counter.add.now("x", 3)
+        attached.kernel.freeze.now("counter")
+        pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "counter")
+        os.kill(pid, signal.SIGKILL)
+        while (row := attached.kernel.ps.now()[1]).state == "frozen":
+            pass
+        assert (row.server, row.state) == ("counter", "failed")
+        assert "while it was frozen" in row.reason
+        with pytest.raises(PeerDied):
+            counter.get.now("x")
+        assert attached.kernel.restart.now("counter").state == "serving"
+        assert counter.get.now("x") == 3
