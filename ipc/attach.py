@@ -5,6 +5,7 @@ uid. It then holds a capability on the kernel, opens servers by name, and calls 
 client: from threads, from trio and from asyncio, with the same proxies.
 """
 
+import contextlib
 import mmap
 import os
 import socket
@@ -86,7 +87,8 @@ class Node:
         self._deliveries = Deliveries(self._channels, self._pump)
         self._later: list[tuple[control.ToProcess, list[int]]] = []
         try:
-            self._control.send(control.Hello(name=name))
+            with contextlib.suppress(NodeDown):  # who is turned away at the door is told so before it speaks
+                self._control.send(control.Hello(name=name))
             self._welcome()
         except BaseException:
             self._control.socket.close()
@@ -94,6 +96,9 @@ class Node:
 
     def _welcome(self) -> None:
         message, descriptors = self._receive()
+        if isinstance(message, control.Prove):
+            self._control.send(control.Proof(challenge=message.challenge))
+            message, descriptors = self._receive()
         if isinstance(message, control.Unwelcome):
             raise Unwelcome(message.sentence)
         if not isinstance(message, control.Welcome):

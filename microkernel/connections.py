@@ -4,8 +4,10 @@ The peer is not trusted: a packet that cannot be read, or that was cut short, en
 does not read is kept, up to a limit; a peer past that has stopped listening and is treated as one that hung.
 """
 
+import array
 import os
 import socket
+import struct
 from collections import deque
 
 import msgspec
@@ -15,6 +17,8 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
 DESCRIPTORS_MOST = 16
+_CREDENTIALS = struct.Struct("=iII")
+_RIDERS = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_LEN(DESCRIPTORS_MOST * array.array("i").itemsize)
 BUFFER = 1 << 20
 """Bytes asked for in each direction, so that a burst of packets need not wait for the peer."""
 UNREAD_MOST = 65536
@@ -31,6 +35,12 @@ class Connection:
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._more = trio.Event()
         self.closed = False
+        self.sender = 0
+        """The process that sent the last packet, where `ask_sender` was called before it did."""
+
+    def ask_sender(self) -> None:
+        """Have the host say which process sends each packet from now on: `sender`."""
+        self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     def send(self, message: control.Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send, or keep until there is room. Descriptors stay the caller's. A peer that is gone hears nothing."""
@@ -77,8 +87,8 @@ class Connection:
             if self.closed:
                 return None
             try:
-                data, descriptors, flags, _ = socket.recv_fds(
-                    self._end, control.PACKET_LIMIT, DESCRIPTORS_MOST, socket.MSG_CMSG_CLOEXEC
+                data, riders, flags, _ = self._end.recvmsg(
+                    control.PACKET_LIMIT, _RIDERS, socket.MSG_CMSG_CLOEXEC
                 )
                 break
             except BlockingIOError:
@@ -88,6 +98,7 @@ class Connection:
                     return None
             except ConnectionResetError:
                 return None
+        descriptors = self._unload(riders)
         if not data:
             _close_all(descriptors)
             return None
@@ -101,6 +112,16 @@ class Connection:
         except BaseException:
             _close_all(descriptors)
             raise
+
+    def _unload(self, riders: list[tuple[int, int, bytes]]) -> list[int]:
+        """The descriptors that rode along, and who sent them."""
+        descriptors = array.array("i")
+        for level, kind, data in riders:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                self.sender, _, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
+        return list(descriptors)
 
     def close(self) -> None:
         if not self.closed:

@@ -1,8 +1,8 @@
 """The attach socket: how programs outside the node get in, and as what.
 
-Who connects is learned from the socket, never from what is said there: uid and pid by credentials, and a pidfd that
-proves the process is still that one. A server of the node is turned away, whatever its uid: it must not gain by going
-out and coming back in. The first `[[attach]]` of the image that fits decides; root and whoever booted are operators.
+Who connects is learned from the socket, never from what is said there (`peers`). A server of the node is turned away,
+whatever its uid: it must not gain by going out and coming back in. The first `[[attach]]` of the image that fits decides;
+root and whoever booted are operators.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import select
 import socket
-import struct
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,21 +25,18 @@ from .capabilities import Capability, badge_number
 from .connections import Connection
 from .image import Attach
 from .parties import KERNEL, Party, Serving
+from .peers import Peer, Refused
 from .records import AttachmentRow
 
 if TYPE_CHECKING:
     from .node import Node
 
-SO_PEERPIDFD = 77
 HELLO_WITHIN = 5.0
-"""Seconds for the first packet."""
+"""Seconds for each packet up to `Welcome`."""
 BACKLOG = 64
+GREETED_MOST = 32
+"""Programs of one user that may be on their way in at once: each holds descriptors of the kernel's before it is known."""
 NO_DESCRIPTORS_PAUSE = 0.5
-_CREDENTIALS = struct.Struct("=iII")
-
-
-class Refused(Exception):
-    """The sentence for a program that may not attach."""
 
 
 class Attached(Party):
@@ -56,62 +52,6 @@ class Attached(Party):
         self.rights: frozenset[str] = frozenset()
 
 
-class Peer:
-    """Who is at the other end of an accepted socket. Owns a pidfd of it."""
-
-    def __init__(self, end: socket.socket) -> None:
-        data = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(data)
-        self.pidfd = self._pidfd(end)
-        try:
-            self.ancestors = _ancestors(self.pid)
-            self.groups = _groups(self.pid)
-            with open(f"/proc/{self.pid}/cgroup") as file:
-                self.cgroup = file.read()
-            with open(f"/proc/{self.pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-            self.program = " ".join(word.decode(errors="replace") for word in words if word)[:200]
-            if select.select([self.pidfd], [], [], 0)[0]:
-                raise Refused("the program that connected has ended")
-        except OSError:
-            os.close(self.pidfd)
-            raise Refused("the program that connected has ended, or hides from /proc") from None
-        except BaseException:
-            os.close(self.pidfd)
-            raise
-
-    def _pidfd(self, end: socket.socket) -> int:
-        with suppress(OSError):
-            data = end.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
-            return int.from_bytes(data, "little")
-        # Older kernels: the pid may have been given away between connecting and now, so what is read of it afterwards
-        # counts only if the process connected before it could have started.
-        try:
-            return os.pidfd_open(self.pid)
-        except OSError:
-            raise Refused("the program that connected has ended") from None
-
-    def close(self) -> None:
-        os.close(self.pidfd)
-
-
-def _ancestors(pid: int) -> list[int]:
-    found: list[int] = []
-    while pid > 1 and len(found) < 64:
-        found.append(pid)
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            pid = int(file.read().rpartition(b")")[2].split()[1])
-    return found
-
-
-def _groups(pid: int) -> set[int]:
-    with open(f"/proc/{pid}/status") as file:
-        for line in file:
-            if line.startswith("Groups:"):
-                return {int(group) for group in line.split()[1:]}
-    return set()
-
-
 class Gate:
     """The attach socket of a node."""
 
@@ -120,6 +60,8 @@ class Gate:
         self._path = node.place.socket
         self._listening: socket.socket | None = None
         self._booter = os.geteuid()
+        self._greeted: Counter[int] = Counter()
+        """By user id, programs that are on their way in."""
 
     def open(self) -> None:
         """Make the socket. An old one is a dead node's: we hold the lock."""
@@ -157,25 +99,39 @@ class Gate:
 
     async def _welcome(self, end: socket.socket) -> None:
         connection = Connection(end)
-        party: Attached | None = None
+        who = ""
         try:
             peer = Peer(end)
             try:
-                entry = self._admitted(peer)
-                hello = await self._hello(connection)
-                party = self._enter(peer, entry, connection, hello)
-                await self._converse(party, connection, peer.pidfd)
+                who = f"uid {peer.uid}"
+                party = await self._let_in(peer, connection)
+                try:
+                    await self._converse(party, connection, peer.pidfd)
+                finally:
+                    self._leave(party)
             finally:
                 peer.close()
         except Refused as refusal:
-            self._node.events.refuse("attach", "attach", str(refusal))
+            self._node.events.refuse(refusal.who or who or "attach", "attach", str(refusal))
             connection.send(control.Unwelcome(sentence=str(refusal)))
         except (AtollError, OSError) as error:
             connection.send(control.Unwelcome(sentence=f"the node cannot take you in now: {error}"))
         finally:
-            if party is not None:
-                self._leave(party)
             connection.close()
+
+    async def _let_in(self, peer: Peer, connection: Connection) -> Attached:
+        """Up to `Welcome`. Raises `Refused`, and whatever keeps the kernel from making what it needs."""
+        if self._greeted[peer.uid] >= GREETED_MOST:
+            raise Refused(f"{GREETED_MOST} programs of user id {peer.uid} are on their way in already")
+        self._greeted[peer.uid] += 1
+        try:
+            entry = self._admitted(peer)
+            hello = await self._hello(connection)
+            if not peer.certain:
+                await self._prove(peer, connection)
+        finally:
+            self._greeted[peer.uid] -= 1
+        return self._enter(peer, entry, connection, hello)
 
     async def _hello(self, connection: Connection) -> control.Hello:
         with trio.move_on_after(HELLO_WITHIN):
@@ -184,22 +140,42 @@ class Gate:
                 return packet[0]
         raise Refused("the program that connected did not say Hello")
 
+    async def _prove(self, peer: Peer, connection: Connection) -> None:
+        """Where the host does not say which process connected, only what number it had: that number may be another
+        process's by now, and what was read of it another's, too. So it sends a fresh challenge back: the host says
+        which process sent it, and if the one that we hold lives after that, it was that one all the time."""
+        challenge = self._node.chance.token(16)
+        connection.ask_sender()
+        connection.send(control.Prove(challenge=challenge))
+        with trio.move_on_after(HELLO_WITHIN):
+            packet = await connection.receive()
+            if (
+                packet == (control.Proof(challenge=challenge), [])
+                and connection.sender == peer.pid
+                and peer.lives()
+            ):
+                return
+        raise Refused("the program that connected did not show that it is still the same process")
+
     def _admitted(self, peer: Peer) -> Attach | None:
         """The image's entry for it; None: an operator. Raises `Refused`."""
         node = self._node
         for party in node.parties.values():
-            if (
-                isinstance(party, Serving)
-                and party.process is not None
-                and party.process.pid in peer.ancestors
-            ):
-                raise Refused(f"a process of server {party.holder!r} may not attach: it calls by its needs")
-        if f"/atoll/{node.place.group}/" in peer.cgroup:
+            process = party.process if isinstance(party, Serving) else None
+            if process is not None and process.pid in peer.ancestors:
+                raise Refused(
+                    f"a process of server {party.holder!r} may not attach: it calls by its needs",
+                    party.holder,
+                )
+        place = peer.cgroup.partition(f"/atoll/{node.place.group}/")[2].partition("\n")[0]
+        if place:
             raise Refused(
-                "a process in a control group of the node's servers may not attach: it calls by its needs"
+                "a process in a control group of the node's servers may not attach: it calls by its needs",
+                next((name for name in node.servers if place.endswith(f"/{name}")), ""),
             )
-        if node.uids.owner(peer.uid):
-            raise Refused(f"user id {peer.uid} is a server's: servers may not attach")
+        owner = node.uids.owner(peer.uid)
+        if owner is not None:
+            raise Refused(f"user id {peer.uid} is a server's: servers may not attach", owner)
         if peer.uid in (0, self._booter):
             return None
         for entry in node.image.attach:
@@ -278,9 +254,15 @@ class Gate:
         )
 
     async def _converse(self, party: Attached, connection: Connection, pidfd: int) -> None:
-        """Until it closes its end."""
+        """Until it closes its end, or is dead: a child that it left behind with its end is another program."""
         async with trio.open_nursery() as nursery:
+
+            async def end_with_the_program() -> None:
+                await trio.lowlevel.wait_readable(pidfd)
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(connection.pump)
+            nursery.start_soon(end_with_the_program)
             try:
                 while (packet := await connection.receive()) is not None:
                     message, descriptors = packet

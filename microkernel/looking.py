@@ -51,7 +51,7 @@ class Looking:
         return calls.ProcessRow(
             server=server.name, state=server.state, pid=pid, level=cast(calls.Level, level),
             version=server.version.hash, start="exec" if server.spec.start == "exec" else "zygote",
-            uid=node.uids.of(server.name) or os.geteuid(),
+            uid=server.uid(node) or os.geteuid(),
             started=serving.started if serving is not None else 0, restarts=server.restarts, memory=memory, cpu=cpu,
             calls=served, refused=node.events.count(server.name),
             channels=len(node.channels.of_server(server.name)),

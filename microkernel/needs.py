@@ -210,7 +210,7 @@ def folders(node: Node, server: Server) -> list[Path]:
     if server.name == STORE:
         found.append(store_folder(node))
     for folder in found:
-        give(folder, node.uids.of(server.name))
+        give(folder, server.uid(node))
     return found
 
 

@@ -20,6 +20,7 @@ from .image_check import STORE
 from .parties import Serving
 from .processes import CannotConfine, Exit, ZygoteDied
 from .protection import Plan
+from .protection.process import SHARED_UID
 from .records import CrashRow, ProcessRow, ProtectionRow
 from .slices import Group, Limits
 from .specs import Spec
@@ -67,6 +68,11 @@ class Server:
     def group(self, node: Node) -> Group:
         """Its control group."""
         return node.slices.group(self.spec.slice or "servers", self.name)
+
+    def uid(self, node: Node) -> int | None:
+        """The user id of its processes; None without root: the kernel's own."""
+        own = node.uids.of(self.name)
+        return SHARED_UID if own is not None and "own-uid" in self.spec.drop else own
 
 
 class Supervisor:
@@ -216,7 +222,7 @@ class Supervisor:
         return ProcessRow(
             boot=node.boot, process=serving.number, server=server.name, version=server.version.hash,
             pid=self._pid(serving), started=serving.started, start_ticks=0,
-            uid=node.uids.of(server.name) or os.geteuid(),
+            uid=server.uid(node) or os.geteuid(),
         )  # fmt: skip
 
     def protection_row(self, server: Server) -> ProtectionRow:

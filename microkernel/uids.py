@@ -32,9 +32,12 @@ class Uids:
             self._write()
         return self._known[server]
 
-    def owner(self, uid: int) -> bool:
-        """Whether a user id is, or may become, a server's."""
-        return self._root and (self._range.first <= uid <= self._range.last or uid in self._known.values())
+    def owner(self, uid: int) -> str | None:
+        """The server whose user id it is; empty: one that a server may get yet; None: no server's."""
+        known = next((server for server, its in self._known.items() if its == uid), None)
+        if self._root and known is None and self._range.first <= uid <= self._range.last:
+            return ""
+        return known
 
     def _write(self) -> None:
         fresh = self._path.with_name(self._path.name + ".new")

@@ -30,13 +30,9 @@ class ControlSocket:
     def receive_nowait(self) -> tuple[control.ToProcess, list[int]] | None:
         """The next packet and its descriptors (the caller's from now on); None if there is none."""
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self.socket, control.PACKET_LIMIT, DESCRIPTORS_MOST, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, flags = self._receive()
         except BlockingIOError:
             return None
-        except ConnectionResetError:
-            raise NodeDown() from None
         if not data:
             raise NodeDown()
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -45,6 +41,18 @@ class ControlSocket:
             return self._decoder.decode(data), descriptors
         except DecodeError as fault:
             raise PeerMisbehaved("the control socket", str(fault)) from None
+
+    def _receive(self) -> tuple[bytes, list[int], int]:
+        """No data: the other end is closed, and all that it said was received."""
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(
+                self.socket, control.PACKET_LIMIT, DESCRIPTORS_MOST, socket.MSG_CMSG_CLOEXEC
+            )
+        except (
+            ConnectionResetError
+        ):  # it closed with something of ours unread; what it said before lies here still
+            return self._receive()
+        return data, descriptors, flags
 
     async def receive(self) -> tuple[control.ToProcess, list[int]]:
         """The next packet, waited for in trio."""

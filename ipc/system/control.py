@@ -128,6 +128,13 @@ class Unwelcome(Message, frozen=True, kw_only=True):
     sentence: str
 
 
+class Prove(Message, frozen=True, kw_only=True):
+    """Before the answer to `Hello`, where the host cannot say which process connected: send `challenge` back in `Proof`.
+    The packet carries the number of the process that sent it, and what sent it then is alive when the challenge is out."""
+
+    challenge: bytes
+
+
 class OpenChannel(Message, frozen=True, kw_only=True):
     """A channel for this process. `positions`, if not empty, are where to go on (a swap): see `HandedOver`."""
 
@@ -226,6 +233,12 @@ class Hello(Message, frozen=True, kw_only=True):
     version: int = 1
 
 
+class Proof(Message, frozen=True, kw_only=True):
+    """The answer to `Prove`."""
+
+    challenge: bytes
+
+
 class Described(Struct, frozen=True, kw_only=True):
     """An interface as a process offers it."""
 
@@ -294,6 +307,7 @@ ToProcess = (
     Start
     | Welcome
     | Unwelcome
+    | Prove
     | OpenChannel
     | CloseChannel
     | AddSegment
@@ -307,7 +321,7 @@ ToProcess = (
     | Stop
     | Ping
 )
-ToKernel = Hello | Ready | Failed | Refused | Misbehaved | Drained | HandedOver | Pong | Log
+ToKernel = Hello | Proof | Ready | Failed | Refused | Misbehaved | Drained | HandedOver | Pong | Log
 
 to_process = msgspec.msgpack.Decoder(ToProcess)
 to_kernel = msgspec.msgpack.Decoder(ToKernel)

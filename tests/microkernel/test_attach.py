@@ -15,29 +15,6 @@ from atoll.ipc.system import control
 from .nodes import PACKAGES, RealNode, booted, interface
 
 Counter = interface("counter", "Counter")
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it takes another user id")
-
-AS_ANOTHER = """
-import os, sys
-os.setgroups([]); os.setgid({uid}); os.setuid({uid})
-sys.path.insert(0, {packages!r})
-from atoll.ipc.attach import connect
-from counter.interface import Counter
-try:
-    with connect({folder!r}) as node:
-        counter = node.open("counter", Counter)
-        print(counter.get.now("x"))
-        counter.add.now("x")
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
-def as_another(node: RealNode, uid: int) -> str:
-    """What another user's program prints. The way to the interpreter and the node must be open to it."""
-    script = AS_ANOTHER.format(uid=uid, packages=str(PACKAGES), folder=str(node.folder))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr
 
 
 def test_an_attachment_is_a_row_and_goes_with_its_program(node: RealNode) -> None:
@@ -107,48 +84,6 @@ def test_nonsense_at_the_gate_harms_nobody(node: RealNode) -> None:
             assert isinstance(control.to_process.decode(answer), control.Unwelcome)
     with node.attach() as attached:
         assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
-
-
-def test_a_process_of_a_server_is_turned_away(tmp_path: Path) -> None:
-    """A server's package that tries to attach as whoever it runs as: the operator, without root."""
-    with booted(tmp_path) as node, node.attach() as attached:
-        changed = tmp_path / "climber" / "counter"
-        changed.mkdir(parents=True)
-        (changed / "__init__.py").write_text("")
-        (changed / "interface.py").write_text((PACKAGES / "counter" / "interface.py").read_text())
-        text = (PACKAGES / "counter" / "server.py").read_text()
-        attack = f"""
-        import atoll.ipc.attach
-        try:
-            atoll.ipc.attach.connect({str(node.folder)!r})
-            return "in"
-        except Exception as error:
-            return f"{{type(error).__name__}}: {{error}}"
-"""
-        start = text.index("        try:\n            os.kill")
-        end = text.index("    @Counter.ticks.serve")
-        (changed / "server.py").write_text(text[:start] + attack + "\n" + text[end:])
-        from atoll.ipc.system.kernel import Swap
-
-        attached.kernel.swap.now(Swap(server="counter", package=str(changed)))
-        said = attached.open("counter", Counter).forbidden.now()
-        assert said != "in"
-        assert "may not attach" in said or "NotAllowed" in said or "NodeDown" in said, said
-
-
-@root_only
-def test_another_user_gets_what_the_image_names_and_no_more(tmp_path: Path) -> None:
-    may = '[[attach]]\nuid = 4242\nmay = [{ server = "counter", rights = ["read"] }]\n'
-    with booted(tmp_path, more=may) as node:
-        if not all(
-            folder.stat().st_mode & 0o001
-            for folder in (*node.folder.parents, Path(sys.executable).resolve().parent)
-        ):
-            pytest.skip("another user cannot reach the interpreter or the temporary folder here")
-        said = as_another(node, 4242)
-        assert said.splitlines()[0] == "0"
-        assert "NotAllowed" in said and "'write'" in said
-        assert "NotAllowed" in as_another(node, 4243) or "may not attach" in as_another(node, 4243)
 
 
 def test_a_forged_slot_is_refused_and_recorded(node: RealNode) -> None:

@@ -1,0 +1,89 @@
+"""Who is at the other end of a socket: what the host says of a program that connects.
+
+Credentials are those of the moment of connecting; a pidfd holds on to the process, so that what /proc says under its
+number is about that one. From Linux 6.5 the host gives the pidfd of the very process that connected. Before, there is
+only its number, and whose number it is now must be shown (`certain` is false; see `Gate._prove`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+
+SO_PEERPIDFD = 77
+_CREDENTIALS = struct.Struct("=iII")
+
+
+class Refused(Exception):
+    """The sentence for a program that may not attach. `who` is what the refusal is recorded under."""
+
+    def __init__(self, sentence: str, who: str = "") -> None:
+        super().__init__(sentence)
+        self.who = who
+
+
+class Peer:
+    """A program that connected. Owns a pidfd of it. Raises `Refused` for one that is gone."""
+
+    def __init__(self, end: socket.socket) -> None:
+        data = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(data)
+        self.certain = True
+        """Whether `pidfd`, and with it all that was read, is of the process that connected."""
+        self.pidfd = self._pidfd(end)
+        try:
+            self.ancestors = _ancestors(self.pid)
+            self.groups = _groups(self.pid)
+            with open(f"/proc/{self.pid}/cgroup") as file:
+                self.cgroup = file.read()
+            with open(f"/proc/{self.pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            self.program = " ".join(word.decode(errors="replace") for word in words if word)[:200]
+            if not self.lives():
+                raise Refused("the program that connected has ended")
+        except OSError:
+            os.close(self.pidfd)
+            raise Refused("the program that connected has ended, or hides from /proc") from None
+        except BaseException:
+            os.close(self.pidfd)
+            raise
+
+    def _pidfd(self, end: socket.socket) -> int:
+        try:
+            data = end.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
+            return int.from_bytes(data, "little")
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:  # the host knows the question: the process is gone
+                raise Refused("the program that connected has ended") from None
+        self.certain = False
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:
+            raise Refused("the program that connected has ended") from None
+
+    def lives(self) -> bool:
+        return not select.select([self.pidfd], [], [], 0)[0]
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+
+
+def _ancestors(pid: int) -> list[int]:
+    """A process, its parent, and so on, without the first process of all."""
+    found: list[int] = []
+    while pid > 1 and len(found) < 64:
+        found.append(pid)
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            pid = int(file.read().rpartition(b")")[2].split()[1])
+    return found
+
+
+def _groups(pid: int) -> set[int]:
+    with open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("Groups:"):
+                return {int(group) for group in line.split()[1:]}
+    return set()
