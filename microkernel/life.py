@@ -229,7 +229,7 @@ class Life:
         while True:
             await self._node.syscalls.powers.windows([serving])
             await group.freeze()
-            if not serving.status.window() & 1:
+            if serving.gone or not serving.status.window() & 1:
                 return
             await group.thaw()
 
