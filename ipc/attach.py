@@ -23,7 +23,7 @@ from atoll.ipc.interface import Interface
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
 from atoll.ipc.system import control
-from atoll.ipc.system.kernel import Kernel, Opened
+from atoll.ipc.system.kernel import BufferMode, Kernel, Opened
 from atoll.ipc.system.state import State
 from atoll.ipc.untyped import UntypedProxy
 
@@ -105,6 +105,7 @@ class Node:
             raise PeerMisbehaved("attaching", f"the first packet was {type(message).__name__}")
         notice, self._kernel_process = descriptors
         self._notice = mmap.mmap(notice, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._deliveries.notice(self._notice)
         os.close(notice)
         self.welcome = message
         self._host = Outside(self._kernel_process, self._report)
@@ -142,9 +143,10 @@ class Node:
         granted = self.kernel.keyspace.now(name, rights)
         return self._deliveries.proxy(State, self._port(granted.token))  # type: ignore[no-any-return]
 
-    def buffer(self, size: int) -> Buffer:
-        """Memory that can be passed in messages without a copy, charged to this attachment's account."""
-        made = self.kernel.buffer.now(size)
+    def buffer(self, size: int, mode: BufferMode = "writable") -> Buffer:
+        """Memory that can be passed in messages without a copy, charged to this attachment's account. `readonly`: only this
+        program writes it, and those it is passed to see what it writes."""
+        made = self.kernel.buffer.now(size, mode)
         found = self._deliveries.buffer(made.token)
         if found is None:
             raise PeerMisbehaved("the kernel", "a buffer was made and not delivered")
@@ -192,10 +194,13 @@ class Node:
                     self._host.remove(number)
                     closed.close()
                     os.close(closed.doorbell)
+                self._deliveries.closed(number)
             case control.Deliver():
                 self._deliveries.deliver(message)
             case control.DeliverBuffer():
                 self._deliveries.deliver_buffer(message, descriptors[0])
+            case control.WithdrawBuffer():
+                self._deliveries.withdraw(message)
             case _:
                 raise PeerMisbehaved("the kernel", f"an unexpected packet: {type(message).__name__}")
 
@@ -214,6 +219,7 @@ class Node:
             channel.close()
             os.close(channel.doorbell)
         self._channels.clear()
+        self._deliveries.let_go()
         self._host.close()
         self._control.hang_up(self._kernel_process, DETACH_WITHIN)
         self._control.socket.close()

@@ -97,6 +97,7 @@ class Authority:
                 serving.send(told)
         if not channel.client.gone:
             channel.client.send(told)
+        node.grants.closed(channel.number)
         node.channels.forget(channel)
         node.ledger.release(channel.client.account, "channels")
 
@@ -186,6 +187,7 @@ class Authority:
 
     def closed(self, server: str) -> None:
         """There will be no process of a server until a person wants one: its callers are told."""
+        self._node.grants.server_left(server)
         for channel in self._node.channels.of_server(server):
             channel.close_for_client()
             self._look(channel)

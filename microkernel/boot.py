@@ -197,6 +197,7 @@ class Boot:
         nursery.start_soon(node.store.write_later)
         nursery.start_soon(node.logs.keep)
         nursery.start_soon(node.events.watch)
+        nursery.start_soon(node.grants.watch)
         await self._servers_up(node)
         self._tell(node)
         nursery.start_soon(Watchdog(node).watch)

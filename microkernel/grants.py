@@ -1,190 +1,432 @@
-"""Granted buffers: memory that the kernel makes, charges, seals and hands over, and can take back.
+"""Granted buffers: who owns them, who was given them, what they are charged to, and how they are taken back.
 
-A writable buffer is sealed against changes of size. A share that may only be read is a memfd of its own sealed against
-future writing, since seals belong to the memory and not to the descriptor; the owner's buffer is therefore made twice
-only if it is shared so: what the owner wrote by then is copied. An immutable buffer is sealed against writing for good.
+A share belongs to a channel and not to a process: whatever process serves the channel next is given the buffer again,
+so a message that names it is understood after a swap or a crash. A buffer is its maker's, and goes with it; one made
+`of_server` is the server's: its next process finds it, with the note that the last one left on it.
+
+Steps that touch pages run in threads, one at a time a buffer (`Buffer.changing`), and look again at what they found
+before they waited. A charge is made before there is memory for it, and ends when there is none: where pages can be
+given back, then; where seals forbid that, or others go on using them, when nobody maps them any more.
 """
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
-from atoll.ipc.errors import BadRequest, NotFound
-from atoll.ipc.system.control import DeliverBuffer
-from atoll.ipc.system.kernel import BufferMade, BufferMode
-from atoll.native import lib, segments
+import trio
 
-from .parties import Party
+from atoll.ipc.errors import BadRequest, NotFound, Overloaded, QuotaExceeded
+from atoll.ipc.system.control import DeliverBuffer, WithdrawBuffer
+from atoll.ipc.system.kernel import BufferMade, BufferMode, BufferRow
+
+from .buffers import Buffer
+from .channels import Channel
+from .parties import KERNEL, Party, Serving
 
 if TYPE_CHECKING:
     from .node import Node
 
+T = TypeVar("T")
+
 LARGEST = 1 << 40
-CHUNK = 16 << 20
-
-
-class Buffer:
-    """One memfd of the kernel's; owns descriptor and, for as long as it may have to be zeroed, a mapping."""
-
-    def __init__(self, number: int, owner: Party, size: int, mode: BufferMode) -> None:
-        self.number = number
-        self.owner = owner
-        self.size = size
-        self.mode = mode
-        self.shares: dict[int, set[int]] = {}
-        """By number the parties that have it beside its owner, and the channels whose messages may name it there."""
-        self.copies: dict[str, Buffer] = {}
-        """Read-only or immutable shares of it, by mode."""
-        self.descriptor = os.memfd_create(f"buffer {number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self.map: mmap.mmap | None = None
-        try:
-            os.ftruncate(self.descriptor, size)
-            os.posix_fallocate(self.descriptor, 0, size)
-            if mode == "writable":
-                segments.seal(self.descriptor, segments.SEALS[mode])
-        except BaseException:
-            os.close(self.descriptor)
-            raise
-
-    def copy_of(self, source: Buffer) -> None:
-        """Take over what another buffer holds now, and be sealed as the mode wants it."""
-        with mmap.mmap(source.descriptor, source.size, mmap.MAP_SHARED, mmap.PROT_READ) as held:
-            done = 0
-            while done < self.size:
-                done += os.pwrite(self.descriptor, memoryview(held)[done : done + CHUNK], done)
-        if self.mode == "readonly":
-            self.map = mmap.mmap(self.descriptor, self.size)
-        segments.seal(self.descriptor, segments.SEALS[self.mode])
-
-    def zero(self) -> None:
-        """Take back what it held from everyone who maps it."""
-        if self.map is not None:
-            step = 1 << 20
-            empty = bytes(min(step, self.size))
-            for at in range(0, self.size, step):
-                self.map[at : min(at + step, self.size)] = empty[: min(step, self.size - at)]
-        else:
-            problem = lib.atoll_punch(self.descriptor, 0, self.size)
-            if problem:
-                raise OSError(problem, os.strerror(problem))
-
-    def close(self) -> None:
-        if self.map is not None:
-            self.map.close()
-            self.map = None
-        os.close(self.descriptor)
+NOTE_MOST = 256
+"""Bytes."""
+SHARES_MOST = 1024
+"""Buffers shared over one channel: each is a mapping in the process at its other end, which has 65,530 of them."""
+AT_ONCE = 1 << 20
+"""Bytes whose pages are dealt with on the spot: a millisecond at most, and less than a thread takes to begin."""
+THREADS = 4
+LOOK_EVERY = 1.0
+"""Seconds between two looks at whether given-up memory is still mapped."""
 
 
 class Grants:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._all: dict[int, Buffer] = {}
+        self._shared: dict[int, set[Buffer]] = {}
+        """By channel, what was shared over it."""
+        self._ending: dict[Buffer, trio.Event] = {}
+        """Nobody's any more, until their pages are given back, or they linger."""
+        self._lingering: set[Buffer] = set()
+        """Nobody's any more, and still mapped by someone."""
+        self._more = trio.Event()
+        self._threads = trio.CapacityLimiter(THREADS)
         self._next = 1
 
-    def make(self, party: Party, size: int) -> BufferMade:
-        """A writable buffer of the party's, preallocated to its account."""
+    # making -------------------------------------------------------------------------------------------------
+
+    async def make(
+        self, party: Party, size: int, mode: BufferMode = "writable", of_server: bool = False, note: bytes = b""
+    ) -> BufferMade:  # fmt: skip
+        """A buffer of the party's, preallocated to its account, and mapped writable by it."""
         if not 0 < size <= LARGEST:
             raise BadRequest(where="buffer: size", expected=f"1 to {LARGEST} bytes", got=str(size))
-        made = self._new(party, size, "writable")
-        self._hand(made, party)
-        return BufferMade(number=made.number, token=made.number)
+        if mode == "immutable":
+            raise BadRequest(where="buffer: mode", expected="writable or readonly", got=f"{mode}: seal one")
+        if len(note) > NOTE_MOST:
+            raise BadRequest(where="buffer: note", expected=f"{NOTE_MOST} bytes at most", got=str(len(note)))
+        if of_server and not isinstance(party, Serving):
+            raise BadRequest(
+                where="buffer: of_server", expected="a caller that is a server", got=party.holder
+            )
+        made = await self._new(party, size, mode, of_server=of_server, note=note)
+        return await self._give(made, party)
 
-    def seal(self, party: Party, number: int) -> BufferMade:
+    async def seal(self, party: Party, number: int) -> BufferMade:
         """The buffer's content, immutable for good, under a new number."""
         buffer = self._own(party, number)
-        if buffer.mode != "immutable":
-            # Against further seals it is sealed since it was handed over, so that no holder could keep the kernel from
-            # taking it back; what shall never change again is therefore always another memfd.
-            sealed = self._new(party, buffer.size, "immutable")
-            sealed.copy_of(buffer)
-            buffer = sealed
-        self._hand(buffer, party)
-        return BufferMade(number=buffer.number, token=buffer.number)
+        async with buffer.changing:
+            self._own(party, number)
+            if buffer.mode == "immutable":
+                self._send(buffer, party, 0, "immutable")
+                return BufferMade(number=number, token=number)
+            # A holder may have it mapped for writing, and Linux does not seal what is: so it is always another memfd.
+            sealed = await self._new(
+                party, buffer.size, "immutable", of_server=buffer.of_server, note=buffer.note, source=buffer
+            )
+        return await self._give(sealed, party)
+
+    async def _new(
+        self, owner: Party, size: int, mode: BufferMode, *,
+        of_server: bool = False, note: bytes = b"", source: Buffer | None = None,
+    ) -> Buffer:  # fmt: skip
+        """Charged, then made. Raises `QuotaExceeded`, `Overloaded`; then nothing has changed."""
+        await self._charge(owner.account, size)
+        buffer = Buffer(self._next, owner, size, mode, of_server=of_server, note=note, source=source)
+        self._next += 1
+        try:
+            await self._pages(size, buffer.make)
+        except BaseException as error:
+            self._node.ledger.release(owner.account, "buffers", size)
+            if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
+                raise Overloaded("this machine's memory") from None
+            raise
+        buffer.source = None
+        self._all[buffer.number] = buffer
+        if owner.gone or owner.retired:
+            await self._end(buffer)
+            raise NotFound(what="party", name=owner.holder)
+        return buffer
+
+    async def _give(self, made: Buffer, party: Party) -> BufferMade:
+        """Hand a new buffer to whoever asked for it; one who waits no longer leaves none behind."""
+        try:
+            self._send(made, party, 0, "immutable" if made.mode == "immutable" else "writable")
+            await _flushed(party)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._end_in_turn(made, False)
+            raise
+        return BufferMade(number=made.number, token=made.number)
+
+    async def _charge(self, account: str, size: int) -> None:
+        """Charge, if need be after what is on its way out was credited. Raises `QuotaExceeded`."""
+        while True:
+            try:
+                self._node.ledger.charge(account, "buffers", size)
+            except QuotaExceeded:
+                if not await self._reclaim(account):
+                    raise
+            else:
+                return
+
+    async def _reclaim(self, account: str) -> bool:
+        """Wait for what of an account is ending. Whether there was any."""
+        for buffer, through in self._ending.items():
+            if buffer.owner.account == account:
+                await through.wait()
+                return True
+        return await self._collect([each for each in self._lingering if each.owner.account == account])
+
+    async def _pages(self, size: int, work: Callable[[], T]) -> T:
+        """Do what touches so many bytes, in a thread if they are many. Once begun it is finished."""
+        if size <= AT_ONCE:
+            return work()
+        return await trio.to_thread.run_sync(work, limiter=self._threads)
+
+    # sharing ------------------------------------------------------------------------------------------------
 
     async def share(self, party: Party, number: int, channel: int, mode: BufferMode) -> int:
-        """Give the peer of a channel the buffer; the token is what a message carries."""
+        """Give the other end of a channel the buffer; the token is what a message carries."""
         buffer = self._own(party, number)
-        peer = self._node.syscalls.powers.peer(party, channel)
-        if mode == "writable" and buffer.mode != "writable":
-            raise BadRequest(where="buffer_share: mode", expected=buffer.mode, got=mode)
-        shared = buffer if buffer.mode in (mode, "immutable") else self._copy(buffer, mode)
-        if peer is not shared.owner and channel not in shared.shares.get(peer.number, ()):
-            shared.shares.setdefault(peer.number, set()).add(channel)
-            self._hand(shared, peer, channel)
-            if peer.connection is not None:
-                await peer.connection.flushed()
+        async with buffer.changing:
+            self._own(party, number)
+            self._reached(party, channel)
+            shared = await self._as(party, buffer, mode)
+            receiver = self._reached(party, channel)
+            had = shared.shares.get(channel)
+            if had is None or (mode == "writable" and had != mode):
+                self._enter(shared, channel, mode if shared.mode != "immutable" else "immutable", party)
+                if receiver is not None:
+                    self._send(shared, receiver, channel, shared.shares[channel])
+        if receiver is not None:
+            await _flushed(receiver)
         return shared.number
 
-    def revoke(self, party: Party, number: int) -> int:
+    async def _as(self, party: Party, buffer: Buffer, mode: BufferMode) -> Buffer:
+        """The buffer as others may have it: itself, or a copy of what it holds now."""
+        if buffer.spent:
+            raise BadRequest(
+                where="buffer_share", expected="a buffer that was not taken back", got="one that former holders map: "
+                "make another",
+            )  # fmt: skip
+        if mode == "writable" and (
+            buffer.mode == "immutable" or (buffer.mode == "readonly" and buffer.closed_to_writers)
+        ):
+            raise BadRequest(where="buffer_share: mode", expected=f"{buffer.mode}: it is sealed", got=mode)
+        if mode == "writable" or buffer.mode == "immutable":
+            return buffer
+        if buffer.mode == mode:
+            try:
+                buffer.close_to_writers()
+            except PermissionError:
+                raise BadRequest(
+                    where="buffer_share", expected="a buffer that can be sealed", got="one that a holder has sealed"
+                ) from None  # fmt: skip
+            return buffer
+        known = buffer.copies.get(mode)
+        if known is None:
+            known = await self._new(party, buffer.size, mode, of_server=buffer.of_server, source=buffer)
+            known.source = buffer
+            buffer.copies[mode] = known
+        return known
+
+    def _reached(self, party: Party, number: int) -> Party | None:
+        """Who is at the other end of a channel of the party's; None: a server that does not run now, and will be given what
+        is shared with it when it does. Raises `NotFound`, `BadRequest`."""
+        channel = self._node.channels.get(number)
+        if channel is None or party.holder not in (channel.client.holder, channel.server):
+            raise NotFound(what="channel", name=str(number))
+        if channel.server == KERNEL:
+            raise BadRequest(
+                where="buffer_share: channel", expected="one to a server", got="one to the kernel"
+            )
+        return self._receiver(channel, party.holder)
+
+    def _receiver(self, channel: Channel, owner: str) -> Party | None:
+        return channel.client if channel.server == owner else self._node.serving(channel.server)
+
+    def _enter(self, buffer: Buffer, channel: int, mode: BufferMode, party: Party) -> None:
+        over = self._shared.setdefault(channel, set())
+        if len(over) >= SHARES_MOST and buffer not in over:
+            raise QuotaExceeded(
+                account=party.account, resource="buffers shared over one channel", limit=SHARES_MOST
+            )
+        over.add(buffer)
+        buffer.shares[channel] = mode
+
+    async def hand_again(self, party: Party, number: int, channel: int) -> None:
+        """Hand a buffer once more to one that has unmapped it: its own, or one shared with it over a channel."""
+        buffer = self._all.get(number)
+        if channel == 0:
+            buffer = self._own(party, number)
+            mode: BufferMode | None = "immutable" if buffer.mode == "immutable" else "writable"
+            if buffer.mode == "readonly" and buffer.closed_to_writers:
+                mode = "readonly"
+        else:
+            found = self._node.channels.get(channel)
+            mode = None if buffer is None else buffer.shares.get(channel)
+            if found is None or buffer is None or self._receiver(found, buffer.owner.holder) is not party:
+                mode = None
+        if mode is None or buffer is None:
+            raise NotFound(what="buffer", name=str(number))
+        self._send(buffer, party, channel, mode)
+        await _flushed(party)
+
+    def hand_over(self, serving: Serving, channels: Iterable[Channel]) -> None:
+        """Give a server's new process what clients have shared over channels that it serves from now on."""
+        for channel in channels:
+            for buffer in self._shared.get(channel.number, ()):
+                if buffer.owner.holder != channel.server:
+                    self._send(buffer, serving, channel.number, buffer.shares[channel.number])
+
+    def rows(self, party: Party) -> list[BufferRow]:
+        """What the party owns, or its server."""
+        return [
+            BufferRow(
+                number=each.number, size=each.size, mode=each.mode, note=each.note, shares=dict(each.shares)
+            )
+            for each in self._all.values()
+            if each.source is None and self._owns(party, each)
+        ]
+
+    # taking back --------------------------------------------------------------------------------------------
+
+    async def unshare(self, party: Party, number: int, channel: int) -> bool:
+        """Have the other end of a channel unmap the buffer; False if it was not shared over that."""
+        buffer = self._own(party, number)
+        async with buffer.changing:
+            self._own(party, number)
+            found = [each for each in (buffer, *buffer.copies.values()) if channel in each.shares]
+            for each in found:
+                self._withdraw(each, [channel])
+        return bool(found)
+
+    async def revoke(self, party: Party, number: int) -> int:
         """Take the buffer back from everyone it was shared with: they read zeros from now on."""
         buffer = self._own(party, number)
-        if buffer.mode == "immutable" or "immutable" in buffer.copies:
-            raise BadRequest(
-                where=f"buffer_revoke({number})", expected="a buffer that is not immutable",
-                got="an immutable one: end the process that holds it",
-            )  # fmt: skip
-        count = 0
-        for copy in list(buffer.copies.values()):
-            copy.zero()
-            count += len(copy.shares)
-            self._drop(copy)
-        buffer.copies.clear()
-        if buffer.shares:
-            count += len(buffer.shares)
-            buffer.zero()
-            buffer.shares.clear()
+        async with buffer.changing:
+            self._own(party, number)
+            if buffer.mode == "immutable" or "immutable" in buffer.copies:
+                raise BadRequest(
+                    where=f"buffer_revoke({number})", expected="a buffer that is not immutable",
+                    got="an immutable one: end the process that holds it",
+                )  # fmt: skip
+            with trio.CancelScope(shield=True):
+                count = len(buffer.shares)
+                for copy in list(buffer.copies.values()):
+                    count += len(copy.shares)
+                    await self._empty(copy)
+                    buffer.drop_copy(copy)
+                    await self._end(copy)
+                if buffer.shares:
+                    buffer.spent = True
+                    await self._empty(buffer)
         return count
 
-    def release(self, party: Party, number: int) -> None:
-        """Give the buffer up."""
+    async def release(self, party: Party, number: int) -> None:
+        """Give the buffer up. Who has it keeps what it maps; no message names it any more."""
         buffer = self._own(party, number)
-        for copy in buffer.copies.values():
-            self._drop(copy)
-        self._drop(buffer)
+        async with buffer.changing:
+            self._own(party, number)
+            await self._end(buffer)
 
     def leave(self, party: Party) -> None:
-        """A party is gone: what it owned goes, and what it was shared counts no more."""
-        for buffer in list(self._all.values()):
-            buffer.shares.pop(party.number, None)
-            if buffer.owner is party:
-                self._drop(buffer)
+        """A party is gone, and with it what it owned."""
+        self._end_soon(
+            [each for each in self._all.values() if each.owner is party and not each.of_server], False
+        )
+
+    def server_left(self, server: str) -> None:
+        """There will be no process of a server: what was the server's own is taken back."""
+        self._end_soon(
+            [each for each in self._all.values() if each.of_server and each.owner.holder == server], True
+        )
+
+    def closed(self, channel: int) -> None:
+        """A channel is no more, and its ends have unmapped what only it could name."""
+        for buffer in self._shared.pop(channel, ()):
+            buffer.shares.pop(channel, None)
+            if buffer.source is not None and not buffer.shares:
+                buffer.source.drop_copy(buffer)
+                self._end_soon([buffer], False)
+
+    def _end_soon(self, buffers: list[Buffer], take_back: bool) -> None:
+        """Nobody can ask for them from now on; their pages follow."""
+        for buffer in buffers:
+            self._all.pop(buffer.number, None)
+            self._ending.setdefault(buffer, trio.Event())
+        for buffer in buffers:
+            if buffer.source is None or buffer not in buffer.source.copies.values():  # else it goes with that
+                self._node.soon(self._end_in_turn, buffer, take_back)
+
+    async def _end_in_turn(self, buffer: Buffer, take_back: bool) -> None:
+        async with buffer.changing:
+            if take_back and buffer.mode != "immutable" and buffer in self._ending:
+                await self._empty(buffer)
+            await self._end(buffer)
+
+    async def _empty(self, buffer: Buffer) -> None:
+        self._withdraw(buffer, list(buffer.shares))
+        await self._pages(buffer.size, buffer.empty)
+
+    def _withdraw(self, buffer: Buffer, channels: Iterable[int]) -> None:
+        """No message of these channels may name it any more."""
+        for channel in channels:
+            del buffer.shares[channel]
+            self._shared[channel].discard(buffer)
+            found = self._node.channels.get(channel)
+            receiver = None if found is None else self._receiver(found, buffer.owner.holder)
+            if receiver is not None and not receiver.gone:
+                receiver.send(WithdrawBuffer(token=buffer.number, channel=channel))
+                receiver.notice.withdrew()
+        owner = self._holder(buffer)
+        if owner is not None:
+            owner.notice.withdrew()
+
+    async def _end(self, buffer: Buffer) -> None:
+        """The end of a buffer and its copies: credited when their pages are free. Goes through, whoever is cancelled."""
+        if self._all.pop(buffer.number, None) is None and buffer not in self._ending:
+            return
+        through = self._ending.setdefault(buffer, trio.Event())
+        with trio.CancelScope(shield=True):
+            try:
+                for copy in list(buffer.copies.values()):
+                    buffer.drop_copy(copy)
+                    await self._end(copy)
+                others = bool(buffer.shares)
+                self._withdraw(buffer, list(buffer.shares))
+                owner = self._holder(buffer)
+                if owner is not None:
+                    owner.send(WithdrawBuffer(token=buffer.number))
+                if (not others and await self._pages(buffer.size, buffer.give_back)) or not buffer.mapped():
+                    await self._close(buffer)
+                else:
+                    self._lingering.add(buffer)
+                    self._more.set()
+            finally:
+                del self._ending[buffer]
+                through.set()
+
+    async def _close(self, buffer: Buffer) -> None:
+        await self._pages(buffer.size, buffer.close)
+        self._node.ledger.release(buffer.owner.account, "buffers", buffer.size)
+
+    async def watch(self) -> None:
+        """Credits what lingers when the last one has unmapped it. Runs as long as the node."""
+        while True:
+            await self._more.wait()
+            await trio.sleep(LOOK_EVERY)
+            await self._collect(list(self._lingering))
+            if not self._lingering:
+                self._more = trio.Event()
+
+    async def _collect(self, buffers: list[Buffer]) -> bool:
+        """Let go of those that nobody maps. Whether there were any."""
+        free = [each for each in buffers if each in self._lingering and not each.mapped()]
+        self._lingering.difference_update(free)
+        self._ending.update((buffer, trio.Event()) for buffer in free)
+        with trio.CancelScope(shield=True):
+            for buffer in free:
+                await self._close(buffer)
+                self._ending.pop(buffer).set()
+        return bool(free)
 
     # inside -------------------------------------------------------------------------------------------------
 
-    def _new(self, party: Party, size: int, mode: BufferMode) -> Buffer:
-        self._node.ledger.charge(party.account, "buffers", size)
+    def _send(self, buffer: Buffer, party: Party, channel: int, mode: BufferMode) -> None:
+        told = DeliverBuffer(
+            token=buffer.number, size=buffer.size, mode=mode, channel=channel, passed=buffer.mode
+        )
+        descriptor = buffer.open(mode)
         try:
-            made = Buffer(self._next, party, size, mode)
-        except BaseException:
-            self._node.ledger.release(party.account, "buffers", size)
-            raise
-        self._next += 1
-        self._all[made.number] = made
-        return made
+            party.send(told, (descriptor,))
+        finally:
+            os.close(descriptor)
 
-    def _copy(self, buffer: Buffer, mode: BufferMode) -> Buffer:
-        """The buffer as others may have it: with what it holds now."""
-        known = buffer.copies.get(mode)
-        if known is not None:
-            return known
-        copy = self._new(buffer.owner, buffer.size, mode)
-        copy.copy_of(buffer)
-        buffer.copies[mode] = copy
-        return copy
+    def _holder(self, buffer: Buffer) -> Party | None:
+        """The process that holds it as its owner now."""
+        owner = self._node.serving(buffer.owner.holder) if buffer.of_server else buffer.owner
+        return None if owner is None or owner.gone else owner
 
-    def _hand(self, buffer: Buffer, party: Party, channel: int = 0) -> None:
-        told = DeliverBuffer(token=buffer.number, size=buffer.size, mode=buffer.mode, channel=channel)
-        party.send(told, (buffer.descriptor,))
-
-    def _drop(self, buffer: Buffer) -> None:
-        if self._all.pop(buffer.number, None) is not None:
-            buffer.close()
-            self._node.ledger.release(buffer.owner.account, "buffers", buffer.size)
+    @staticmethod
+    def _owns(party: Party, buffer: Buffer) -> bool:
+        if buffer.of_server and isinstance(party, Serving):
+            return buffer.owner.holder == party.holder and not party.retired
+        return buffer.owner is party
 
     def _own(self, party: Party, number: int) -> Buffer:
         found = self._all.get(number)
-        if found is None or found.owner is not party:
+        if found is None or found.source is not None or not self._owns(party, found):
             raise NotFound(what="buffer", name=str(number))
         return found
+
+
+async def _flushed(party: Party) -> None:
+    """Until what was handed over lies in the party's socket."""
+    if party.connection is not None:
+        await party.connection.flushed()

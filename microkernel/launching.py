@@ -147,6 +147,7 @@ def _introduce(
         connection.send(*channel.opening(as_client=False))
     for index, segment in enumerate(table.segments):
         connection.send(control.AddSegment(index=index), (segment.descriptor,))
+    node.grants.hand_over(serving, served)
     bound = {capability.id for capability in capabilities.values()}
     for granted in node.tree.held_by(server.name):
         if granted.lasting and granted.parent and granted.id not in bound and not beside:

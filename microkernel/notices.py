@@ -52,6 +52,11 @@ class Notice:
         """Have the process check again what it has checked and not begun."""
         lib.atoll_notice_revoked(self._c)
 
+    def withdrew(self) -> None:
+        """Something was taken back of the buffers that the process shared or was shared: it is to hear of it before it
+        counts on what it knew."""
+        lib.atoll_notice_withdrew(self._c)
+
     def close(self) -> None:
         ffi.release(self._c)
         self.memory.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
 from .channels import Channel
@@ -32,10 +33,17 @@ class Party:
         self.session: set[int] = set()
         """Capabilities that end with it."""
         self.gone = False
+        self.retired = False
+        """It has handed over to the process that takes its place, and what is the server's is out of its hands."""
 
     def send(self, message: control.Message, descriptors: tuple[int, ...] = ()) -> None:
-        if self.connection is not None:
+        """Say something to it. One that has stopped listening hears nothing more, and is ended where it is heard."""
+        if self.connection is None:
+            return
+        try:
             self.connection.send(message, descriptors)
+        except PeerMisbehaved:
+            self.connection.close()
 
     def close(self) -> None:
         """Let go of what only this party had. Its channels were closed before."""

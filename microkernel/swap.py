@@ -196,7 +196,7 @@ class _Swap:
             reason = old.failed.sentence if old.failed is not None else "the old version gave no state"
             raise StartFailed(server=self.server.name, step="hand over", reason=reason)
         told, state = old.handed_over
-        old.handed_over = None
+        old.handed_over, old.retired = None, True
         try:
             new.send(control.TakeOver(size=told.size), (state,))
         finally:
@@ -249,6 +249,7 @@ class _Swap:
                 *channel.opening(as_client=False, positions=(*positions[:half][:3], *positions[half:][:3]))
             )
             assert lanes <= 3
+        node.grants.hand_over(new, node.channels.of_server(server.name))
         node.supervisor.serves(server, new)
         new.send(control.Resume())
         pause = (node.clock.monotonic() - self.paused) / 1e9
@@ -284,6 +285,7 @@ class _Swap:
         await self._end(new, f"swap refused: {why}")
         if old.gone or server.serving is not old:
             return
+        old.retired = False
         old.send(control.Resume())
         server.state = "serving"
 

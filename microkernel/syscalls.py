@@ -16,6 +16,7 @@ from atoll.ipc.system.kernel import (
     AttachmentRow,
     BufferMade,
     BufferMode,
+    BufferRow,
     CapabilityRow,
     ChannelRow,
     Edge,
@@ -206,21 +207,35 @@ class Syscalls(Serves[Kernel]):
     # buffers ------------------------------------------------------------------------------------------------
 
     @Kernel.buffer.serve
-    def buffer(self, size: int) -> BufferMade:
-        return self._node.grants.make(self._caller(), size)
+    async def buffer(
+        self, size: int, mode: BufferMode = "writable", of_server: bool = False, note: bytes = b""
+    ) -> BufferMade:
+        return await self._node.grants.make(self._caller(), size, mode, of_server, note)
 
     @Kernel.buffer_seal.serve
-    def buffer_seal(self, buffer: int) -> BufferMade:
-        return self._node.grants.seal(self._caller(), buffer)
+    async def buffer_seal(self, buffer: int) -> BufferMade:
+        return await self._node.grants.seal(self._caller(), buffer)
 
     @Kernel.buffer_share.serve
     async def buffer_share(self, buffer: int, channel: int, mode: BufferMode = "readonly") -> int:
         return await self._node.grants.share(self._caller(), buffer, channel, mode)
 
+    @Kernel.buffer_unshare.serve
+    async def buffer_unshare(self, buffer: int, channel: int) -> bool:
+        return await self._node.grants.unshare(self._caller(), buffer, channel)
+
+    @Kernel.buffer_map.serve
+    async def buffer_map(self, buffer: int, channel: int = 0) -> None:
+        await self._node.grants.hand_again(self._caller(), buffer, channel)
+
+    @Kernel.buffers.serve
+    def buffers(self) -> list[BufferRow]:
+        return self._node.grants.rows(self._caller())
+
     @Kernel.buffer_revoke.serve
-    def buffer_revoke(self, buffer: int) -> int:
-        return self._node.grants.revoke(self._caller(), buffer)
+    async def buffer_revoke(self, buffer: int) -> int:
+        return await self._node.grants.revoke(self._caller(), buffer)
 
     @Kernel.buffer_release.serve
-    def buffer_release(self, buffer: int) -> None:
-        self._node.grants.release(self._caller(), buffer)
+    async def buffer_release(self, buffer: int) -> None:
+        await self._node.grants.release(self._caller(), buffer)

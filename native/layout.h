@@ -98,9 +98,12 @@ struct notice {
     uint32_t gate; /* not 0: take no further message */
     uint32_t reserved0;
     uint64_t revocations; /* how often the table has lost entries: who has checked before checks again */
-    uint64_t reserved[6];
+    uint64_t withdrawals; /* how often something was taken back of buffers that this process shared or was
+                             shared */
+    uint64_t reserved[5];
 };
 _Static_assert(sizeof(struct notice) == LINE, "one line");
+_Static_assert(offsetof(struct notice, withdrawals) == 16, "deliveries.py reads the third word");
 
 enum { STATE_NONE = 0, STATE_OPEN = 1, STATE_RESTARTING = 2, STATE_CLOSED = 3 };
 

@@ -16,6 +16,8 @@ SEALS: Final = {
     "immutable": SIZE | F_SEAL_SEAL | F_SEAL_WRITE,
 }
 """By a grant's mode. Without the seal against writing an `O_RDONLY` descriptor could be opened again for writing."""
+DEMANDED: Final = {mode: seals & ~F_SEAL_SEAL for mode, seals in SEALS.items()}
+"""What a receiver looks for. That no seal can be added is the kernel's concern: none can be taken off."""
 
 
 def seals(memory: int) -> int:

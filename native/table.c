@@ -96,6 +96,11 @@ void atoll_notice_revoked(void *notice) {
                            check */
 }
 
+void atoll_notice_withdrew(void *notice) {
+    struct notice *page = notice;
+    store_release(&page->withdrawals, load_relaxed(&page->withdrawals) + 1);
+}
+
 void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t state, uint64_t base,
                           const uint64_t *taken) {
     struct channel_notice *line = &((struct channel_notice *)notice)[index + 1];

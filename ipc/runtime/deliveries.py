@@ -3,6 +3,10 @@
 A token in a message names a delivery (`Deliver`, `DeliverBuffer`) that lies on the control socket before the message can
 arrive; `pump` reads it from there if it was not read yet. Tokens can be guessed, so a message may name only what was
 delivered for its own channel: else one client could have a server use another client's capability or buffer.
+
+A buffer is mapped once, its seals looked at once, and its token found without the kernel in every later message, on both
+sides. What ends that is counted in the notice (`withdrawals`): a count that stands still means that what this process
+knows of buffers is still so.
 """
 
 import mmap
@@ -10,15 +14,18 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from atoll.ipc.capability import Buffer, Cap, NoCapabilities
+from atoll.ipc.capability import Buffer, Cap, Mode, NoCapabilities
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.transport import ChannelTransport, Unhindered
-from atoll.ipc.errors import PeerMisbehaved
+from atoll.ipc.errors import Overloaded, PeerMisbehaved
 from atoll.ipc.interface import Interface
 from atoll.ipc.proxy import bind
-from atoll.ipc.system.control import Deliver, DeliverBuffer, Port
+from atoll.ipc.system.control import Deliver, DeliverBuffer, Port, WithdrawBuffer
 from atoll.ipc.system.kernel import Kernel
 from atoll.native import segments
+
+WITHDRAWALS = 2
+"""Word of the notice that counts them."""
 
 
 class Deliveries:
@@ -29,9 +36,21 @@ class Deliveries:
         self.kernel: Kernel | None = None
         self._pump = pump
         self._ports: dict[int, tuple[int, Port]] = {}
-        self._buffers: dict[int, Buffer] = {}
+        self._buffers: dict[int, Buffer | OSError] = {}
+        """What is mapped; or why it could not be."""
         self._named_by: dict[int, set[int]] = {}
         """By buffer, the channels whose messages may name it; 0 is this process itself."""
+        self._notice = memoryview(bytes(mmap.PAGESIZE)).cast("Q")
+        self._heard = 0
+        """Withdrawals up to which the control socket was read."""
+        self._shared: dict[tuple[int, int, Mode], tuple[int, int]] = {}
+        """By buffer, channel and mode the token it has there, and the withdrawals up to which that is known to hold."""
+
+    def notice(self, notice: mmap.mmap) -> None:
+        """Watch this process's notice."""
+        self._notice = memoryview(notice).cast("Q")
+
+    # what the kernel says -----------------------------------------------------------------------------------
 
     def deliver(self, message: Deliver) -> None:
         self._ports[message.token] = message.channel, message.port
@@ -39,18 +58,45 @@ class Deliveries:
     def deliver_buffer(self, message: DeliverBuffer, memory: int) -> None:
         """Map a granted buffer after a look at its seals. Takes `memory`."""
         try:
-            if message.token in self._buffers:
-                self._named_by[message.token].add(message.channel)
+            self._named_by.setdefault(message.token, set()).add(message.channel)
+            known = self._buffers.get(message.token)
+            if isinstance(known, Buffer) and message.mode in (known.mode, "readonly"):
                 return
-            wanted = segments.SEALS[message.mode]
+            wanted = segments.DEMANDED[message.mode]
             if segments.seals(memory) & wanted != wanted or os.fstat(memory).st_size < message.size:
                 raise PeerMisbehaved(f"a {message.mode} buffer", "its seals or its size")
-            access = mmap.PROT_READ | (mmap.PROT_WRITE if message.mode == "writable" else 0)
-            view = memoryview(mmap.mmap(memory, message.size, mmap.MAP_SHARED, access))
+            self._buffers[message.token] = _mapped(memory, message)
         finally:
             os.close(memory)
-        self._buffers[message.token] = Buffer(view, message.mode, message.token)
-        self._named_by[message.token] = {message.channel}
+
+    def withdraw(self, message: WithdrawBuffer) -> None:
+        """Let no message of a channel, or none at all, name a buffer: it is unmapped when its last user lets go of it."""
+        channels = self._named_by.get(message.token, set())
+        channels.discard(message.channel)
+        if message.channel == 0 or not channels:
+            self._named_by.pop(message.token, None)
+            self._buffers.pop(message.token, None)
+
+    def closed(self, channel: int) -> None:
+        """A channel is no more: what only its messages could name, nobody names."""
+        for token in [token for token, channels in self._named_by.items() if channel in channels]:
+            self.withdraw(WithdrawBuffer(token=token, channel=channel))
+
+    def let_go(self) -> None:
+        """Unmap everything that nobody here uses: this process detaches."""
+        self._named_by.clear()
+        self._buffers.clear()
+
+    def _hear(self) -> int:
+        """Read what was withdrawn, if anything was since the last time; the withdrawals up to now."""
+        counted: int = self._notice[WITHDRAWALS]
+        if counted != self._heard:
+            self._heard = counted  # before reading: what is counted meanwhile is read the next time
+            self._shared.clear()
+            self._pump()
+        return counted
+
+    # for messages -------------------------------------------------------------------------------------------
 
     def port(self, token: int, channel: int = 0) -> Port | None:
         """The port delivered under a token for messages of a channel, read from the control socket if need be."""
@@ -63,16 +109,42 @@ class Deliveries:
         return found[1]
 
     def buffer(self, token: int, channel: int = 0) -> Buffer | None:
-        """The buffer delivered under a token for messages of a channel; it stays mapped, for the next one that names it."""
+        """The buffer delivered under a token for messages of a channel; it stays mapped, for the next one that names it.
+
+        Raises `Overloaded` where this process cannot map any more.
+        """
+        self._hear()
         if channel not in self._named_by.get(token, ()):
             self._pump()
-        return self._buffers.get(token) if channel in self._named_by.get(token, ()) else None
+            if channel not in self._named_by.get(token, ()):
+                return None
+        if token not in self._buffers and self.kernel is not None:
+            self.kernel.buffer_map.now(token, channel)  # it was forgotten here, and is still shared
+            self._pump()
+        found = self._buffers.get(token)
+        if isinstance(found, OSError):
+            del self._buffers[token]
+            raise Overloaded("the receiver's address space") from found
+        return found
+
+    def shared(self, handle: int, channel: int, mode: Mode) -> int:
+        """Have the peer of a channel given a buffer, unless it has it; the token."""
+        assert self.kernel is not None
+        counted = self._hear()
+        known = self._shared.get((handle, channel, mode))
+        if known is not None and known[1] == counted:
+            return known[0]
+        token = self.kernel.buffer_share.now(handle, channel, mode)
+        self._shared[handle, channel, mode] = token, counted
+        return token
 
     def forget(self, token: int) -> None:
-        """Keep a delivered buffer no longer: it is unmapped when its last user lets go of it."""
-        self.buffer(token)  # its delivery may lie unread
+        """Unmap a delivered buffer when its last user here lets go of it. The next message that names it has it mapped
+        again."""
+        self._pump()  # its delivery may lie unread
         self._buffers.pop(token, None)
-        self._named_by.pop(token, None)
+
+    # capabilities -------------------------------------------------------------------------------------------
 
     def transport(self, port: Port) -> ChannelTransport:
         """A transport for a capability of this process."""
@@ -85,6 +157,15 @@ class Deliveries:
     def system_calls(self, port: Port) -> None:
         """Use this capability on the kernel for what messages carry."""
         self.kernel = bind(Kernel, Unhindered(self.channels[port.channel], port))
+
+
+def _mapped(memory: int, message: DeliverBuffer) -> Buffer | OSError:
+    access = mmap.PROT_READ | (mmap.PROT_WRITE if message.mode == "writable" else 0)
+    try:
+        view = memoryview(mmap.mmap(memory, message.size, mmap.MAP_SHARED, access))
+    except OSError as error:
+        return error
+    return Buffer(view, message.mode, message.token, message.passed)
 
 
 class Translation(NoCapabilities):
@@ -110,10 +191,9 @@ class Translation(NoCapabilities):
         return Cap(interface, self._deliveries.transport(port))
 
     def send_buffer(self, buffer: Buffer) -> int:
-        kernel = self._deliveries.kernel
-        if kernel is None or not buffer.handle:
+        if self._deliveries.kernel is None or not buffer.handle:
             return super().send_buffer(buffer)
-        return kernel.buffer_share.now(buffer.handle, self._channel(), buffer.mode)
+        return self._deliveries.shared(buffer.handle, self._channel(), buffer.passed)
 
     def receive_buffer(self, token: int) -> Buffer | None:
         return self._deliveries.buffer(token, self._channel())

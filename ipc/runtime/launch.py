@@ -42,6 +42,8 @@ every C call of the loop wait milliseconds."""
 KINDS_MOST = 64
 """Kinds of refusal, as (channel, slot, method, why), that are told apart between two packets of the kernel: a client that
 forges slots chooses their number, and each costs memory here and a packet."""
+DELIVERED = (control.Deliver, control.DeliverBuffer, control.WithdrawBuffer)
+"""Packets that a message may count on: acted upon in their order as soon as they are read."""
 BUSY_SHARE = 0.5
 """A thread that used more than this share of the time since the last ping is named as busy."""
 
@@ -162,6 +164,7 @@ class Process:
         self.start = message
         notice, status, *sockets = descriptors
         self._notice = mmap.mmap(notice, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.deliveries.notice(self._notice)
         self._status = mmap.mmap(status, 0)
         os.close(notice)
         os.close(status)
@@ -178,6 +181,8 @@ class Process:
                 channels -= 1
             elif isinstance(message, control.AddSegment):
                 self._segments[message.index] = _mapped(descriptors)
+            elif isinstance(message, DELIVERED):
+                self._act(message, descriptors)
             else:
                 self._waiting.append((message, descriptors))
 
@@ -259,7 +264,7 @@ class Process:
         """Read what lies on the control socket now: a message names a delivery that must be among it."""
         while (packet := self.control.receive_nowait()) is not None:
             message, descriptors = packet
-            if isinstance(message, control.Deliver | control.DeliverBuffer | control.OpenChannel):
+            if isinstance(message, (*DELIVERED, control.OpenChannel)):
                 self._act(message, descriptors)
             else:
                 self._waiting.append(packet)
@@ -310,6 +315,7 @@ class Process:
                 client = self.clients.pop(number, None)
                 if client is not None:
                     client.close()
+                self.deliveries.closed(number)
                 doorbell = self._doorbells.pop(number, None)
                 if doorbell is not None:
                     os.close(doorbell)
@@ -323,6 +329,8 @@ class Process:
                 self.deliveries.deliver(message)
             case control.DeliverBuffer():
                 self.deliveries.deliver_buffer(message, descriptors[0])
+            case control.WithdrawBuffer():
+                self.deliveries.withdraw(message)
             case _:
                 raise RuntimeError(f"an unexpected packet: {type(message).__name__}")
 

@@ -189,6 +189,16 @@ class DeliverBuffer(Message, frozen=True, kw_only=True):
     size: int
     mode: Literal["writable", "readonly", "immutable"]
     channel: int = 0
+    passed: Literal["writable", "readonly", "immutable"] = "writable"
+    """How its owner's messages pass it on."""
+
+
+class WithdrawBuffer(Message, frozen=True, kw_only=True):
+    """No message of `channel` names that buffer any more; 0: none at all, its owner has given it up. The kernel counts this
+    in the notice afterwards, so that a process whose count stands still has nothing to read here."""
+
+    token: int
+    channel: int = 0
 
 
 class Drain(Message, frozen=True, kw_only=True):
@@ -314,6 +324,7 @@ ToProcess = (
     | CancelCalls
     | Deliver
     | DeliverBuffer
+    | WithdrawBuffer
     | Drain
     | HandOver
     | TakeOver

@@ -188,6 +188,16 @@ class BufferMade(Struct, frozen=True, kw_only=True):
     token: int
 
 
+class BufferRow(Struct, frozen=True, kw_only=True):
+    """A buffer of the caller's, or of its server's. `shares`: by channel, how it was shared over that."""
+
+    number: int
+    size: int
+    mode: BufferMode
+    note: bytes
+    shares: dict[int, BufferMode]
+
+
 class KeyspaceBinding(Struct, frozen=True, tag="keyspace", kw_only=True):
     keyspace: str
     rights: list[str] = []
@@ -484,25 +494,49 @@ class Kernel(Interface):
     # buffers ------------------------------------------------------------------------------------------
 
     @call("serve")
-    def buffer(self, size: int) -> BufferMade:
-        """A writable buffer, preallocated to the caller's account."""
+    def buffer(
+        self, size: int, mode: BufferMode = "writable", of_server: bool = False, note: bytes = b""
+    ) -> BufferMade:
+        """A buffer of zeros that the caller has mapped writable, preallocated to its account.
 
-    @call("serve", idempotent=True)
+        `mode` says who may write it. `writable`: whoever it is shared with so; who may only read it has a copy, as it was
+        when it was first shared so. `readonly`: whoever has it writable before its first reader; all map the same memory.
+        One made `of_server` is not the calling process's but its server's: the next process finds it among `buffers`,
+        with `note` (256 bytes at most)."""
+
+    @call("serve")
     def buffer_seal(self, buffer: int) -> BufferMade:
-        """The buffer, immutable for good. If a writable mapping is left, it is copied: then number and
-        token are new."""
+        """What the buffer holds, immutable for good: another one, with the same note. An immutable one is answered as it
+        is."""
 
     @call("serve")
     def buffer_share(self, buffer: int, channel: int, mode: BufferMode = "readonly") -> int:
-        """Give the peer of a channel the buffer; the token is what the message carries."""
+        """Give the other end of a channel the buffer; the token is what messages over that channel carry, until it is taken
+        back. A server keeps it through swaps and crashes."""
+
+    @call("serve", idempotent=True)
+    def buffer_unshare(self, buffer: int, channel: int) -> bool:
+        """Ask the other end of a channel to unmap the buffer; False if it was not shared over that. What it holds is taken
+        from nobody: see `buffer_revoke`."""
+
+    @call("serve", idempotent=True)
+    def buffer_map(self, buffer: int, channel: int = 0) -> None:
+        """Hand over a buffer once more that this process has unmapped: its own, or one shared with it over a channel.
+        Its descriptor arrives on the control socket as `DeliverBuffer`."""
+
+    @call("serve", idempotent=True)
+    def buffers(self) -> list[BufferRow]:
+        """The caller's buffers, and those of its server."""
 
     @call("serve", once=True)
     def buffer_revoke(self, buffer: int) -> int:
         """Take the buffer back from everyone it was shared with: they read zeros from now on. The answer is
-        how many.
+        how many. Former holders may still map the memory, so the buffer itself, unless only copies of it were shared, is
+        not shared again.
 
         `BadRequest` for an immutable buffer: that is only taken back by ending the process that holds it."""
 
     @call("serve", once=True)
     def buffer_release(self, buffer: int) -> None:
-        """Give the buffer up; its account is credited when the last share is gone."""
+        """Give the buffer up. Others keep what they have mapped, and no message names it any more. Its account is
+        credited when its pages are free: at once if nobody else had it, else when the last one has unmapped it."""

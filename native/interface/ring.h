@@ -111,6 +111,7 @@ void atoll_entry_write(void *segment, uint32_t index, uint32_t channel, uint32_t
 void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation);
 void atoll_notice_gate(void *notice, uint32_t gate);
 void atoll_notice_revoked(void *notice);
+void atoll_notice_withdrew(void *notice);
 void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t state, uint64_t base,
                           const uint64_t *taken);
 uint64_t atoll_status_window(const void *status);
@@ -118,3 +119,4 @@ void atoll_status_read(const void *status, uint64_t *out);
 int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken);
 void atoll_memory_wake(void *memory, int client, int doorbell);
 int atoll_punch(int memory, uint64_t offset, uint64_t length);
+void atoll_zero(void *memory, uint64_t length);
