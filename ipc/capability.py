@@ -7,7 +7,8 @@ delivered is `BadRequest`: numbers guessed by a peer name nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, get_args, get_origin
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from msgspec.msgpack import Ext
 
@@ -100,14 +101,21 @@ class Translator(Protocol):
         ...
 
 
+@lru_cache(maxsize=1024)
+def _named(code: int, token: int) -> Ext:
+    """The same buffers are named again and again."""
+    return Ext(code, token.to_bytes(_TOKEN_BYTES, "big"))
+
+
 def encode_hook(translator: Translator) -> Callable[[Any], Any]:
     """msgspec's `enc_hook` for messages through that transport."""
+    send_buffer = translator.send_buffer
 
     def encode(value: Any) -> Any:
-        if isinstance(value, Cap):
-            return Ext(CAPABILITY_CODE, translator.send_capability(value).to_bytes(_TOKEN_BYTES, "big"))
         if isinstance(value, Buffer):
-            return Ext(BUFFER_CODE, translator.send_buffer(value).to_bytes(_TOKEN_BYTES, "big"))
+            return _named(BUFFER_CODE, send_buffer(value))
+        if isinstance(value, Cap):
+            return _named(CAPABILITY_CODE, translator.send_capability(value))
         raise NotImplementedError(
             f"a {type(value).__name__} cannot be sent: send a Struct or a built-in type"
         )
@@ -117,19 +125,16 @@ def encode_hook(translator: Translator) -> Callable[[Any], Any]:
 
 def decode_hook(translator: Translator, where: str) -> Callable[[type, Any], Any]:
     """msgspec's `dec_hook` for messages through that transport; `where` names the method in faults."""
+    receive_buffer, receive_capability = translator.receive_buffer, translator.receive_capability
 
     def decode(wanted: type, value: Any) -> Any:
-        kind = get_origin(wanted) or wanted
-        code = CAPABILITY_CODE if kind is Cap else BUFFER_CODE
-        what = "a capability" if kind is Cap else "a buffer"
-        if not isinstance(value, Ext) or value.code != code or len(bytes(value.data)) != _TOKEN_BYTES:
+        is_buffer = wanted is Buffer
+        code, what = (BUFFER_CODE, "a buffer") if is_buffer else (CAPABILITY_CODE, "a capability")
+        data = value.data if value.__class__ is Ext and value.code == code else b""
+        if len(data) != _TOKEN_BYTES:
             raise BadRequest(where, what, f"`{type(value).__name__}`")
-        token = int.from_bytes(bytes(value.data), "big")
-        if kind is Cap:
-            (interface,) = get_args(wanted)
-            found: object = translator.receive_capability(interface, token)
-        else:
-            found = translator.receive_buffer(token)
+        token = int.from_bytes(data, "big")
+        found = receive_buffer(token) if is_buffer else receive_capability(get_args(wanted)[0], token)
         if found is None:
             raise BadRequest(where, f"{what} that was granted to the receiver", "a token that names none")
         return found

@@ -205,6 +205,11 @@ INLINE = Inline()
 _in_task: ContextVar[Call | None] = ContextVar("atoll call", default=None)
 
 
+def runs_inline() -> bool:
+    """Whether this thread is the receive loop, and a plain handler has it now."""
+    return INLINE.read is not None and INLINE.thread == threading.get_ident()
+
+
 def current_or_none() -> Call | None:
     """The call in hand; None outside of a handler."""
     if INLINE.read is not None and INLINE.thread == threading.get_ident():

@@ -73,6 +73,6 @@ def depth_within(data: bytes, limit: int = MAX_DEPTH) -> bool:
 
 
 def check_depth(where: str, data: bytes, limit: int = MAX_DEPTH) -> None:
-    """Raise `BadRequest` if a message nests deeper than `limit`."""
-    if not depth_within(data, limit):
+    """Raise `BadRequest` if a message nests deeper than `limit`. Each level takes a byte, so a short one cannot."""
+    if len(data) > limit and not depth_within(data, limit):
         raise BadRequest(where, f"at most {limit} arrays and maps within each other", "deeper nesting")

@@ -87,14 +87,13 @@ class Deliveries:
         self._named_by.clear()
         self._buffers.clear()
 
-    def _hear(self) -> int:
-        """Read what was withdrawn, if anything was since the last time; the withdrawals up to now."""
-        counted: int = self._notice[WITHDRAWALS]
+    def _hear(self) -> None:
+        """Read what was withdrawn, if anything was since the last time."""
+        counted = self._notice[WITHDRAWALS]
         if counted != self._heard:
             self._heard = counted  # before reading: what is counted meanwhile is read the next time
             self._shared.clear()
             self._pump()
-        return counted
 
     # for messages -------------------------------------------------------------------------------------------
 
@@ -113,6 +112,14 @@ class Deliveries:
 
         Raises `Overloaded` where this process cannot map any more.
         """
+        if channel in self._named_by.get(token, ()) and self._notice[WITHDRAWALS] == self._heard:
+            mapped = self._buffers.get(token)
+            if mapped.__class__ is Buffer:
+                return mapped
+        return self._look_for(token, channel)
+
+    def _look_for(self, token: int, channel: int) -> Buffer | None:
+        """A buffer that is not at hand."""
         self._hear()
         if channel not in self._named_by.get(token, ()):
             self._pump()
@@ -129,11 +136,12 @@ class Deliveries:
 
     def shared(self, handle: int, channel: int, mode: Mode) -> int:
         """Have the peer of a channel given a buffer, unless it has it; the token."""
-        assert self.kernel is not None
-        counted = self._hear()
+        counted = self._notice[WITHDRAWALS]
         known = self._shared.get((handle, channel, mode))
         if known is not None and known[1] == counted:
             return known[0]
+        assert self.kernel is not None
+        self._hear()
         token = self.kernel.buffer_share.now(handle, channel, mode)
         self._shared[handle, channel, mode] = token, counted
         return token

@@ -216,6 +216,9 @@ class Process:
         return bind(server, given, Translation(self.deliveries, self._peer))
 
     def _peer(self) -> int:
+        """The channel of the call in hand; 0 outside of any."""
+        if self.loop is not None and context.runs_inline():
+            return self.loop.channel_in_hand()
         call = context.current_or_none()
         return 0 if call is None else call.client
 

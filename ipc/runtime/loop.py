@@ -411,6 +411,10 @@ class ServeLoop:
         call = Call(self._fields(), INLINE.clock)
         self._tasks.later(self.endpoint.table[index].spec, self._origin(cast), result, call)
 
+    def channel_in_hand(self) -> int:
+        """The number of the channel that the message in hand came by."""
+        return int(self._message.channel)
+
     def _fields(self) -> Fields:
         """The call in hand, out of the C core's memory: only for handlers that ask."""
         message = self._message

@@ -12,7 +12,7 @@ REPLY = "x" * 62
 
 class Server(Serves[Echo]):
     def __init__(self) -> None:
-        self._private = bytearray()
+        self._private = memoryview(bytearray())
         self._counted = 0
 
     def hand_over(self) -> bytes:
@@ -43,8 +43,8 @@ class Server(Serves[Echo]):
     def read(self, buffer: Buffer) -> int:
         view = buffer.view
         if len(self._private) != len(view):
-            self._private = bytearray(len(view))
-        self._private[:] = view
+            self._private = memoryview(bytearray(len(view)))
+        self._private[:] = view  # one copy: a bytearray itself would make another one of the view first
         return len(view)
 
     @Echo.hold.serve
