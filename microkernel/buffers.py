@@ -18,7 +18,6 @@ import errno
 import fcntl
 import mmap
 import os
-from contextlib import suppress
 
 import trio
 
@@ -56,6 +55,8 @@ class Buffer:
         """Held while its pages or its shares change."""
         self.spent = False
         """It was taken back: former holders may still map the pages, so nobody is to be given them again."""
+        self.over = False
+        """It has begun to end."""
         self._descriptor = -1
         self._map: mmap.mmap | None = None
 
@@ -142,9 +143,3 @@ class Buffer:
         finally:
             os.close(look)  # which ends the lease
         return False
-
-    # copies -------------------------------------------------------------------------------------------------
-
-    def drop_copy(self, copy: Buffer) -> None:
-        with suppress(KeyError):
-            del self.copies[copy.mode]

@@ -278,11 +278,10 @@ class Grants:
                 )  # fmt: skip
             with trio.CancelScope(shield=True):
                 count = len(buffer.shares)
-                for copy in list(buffer.copies.values()):
+                while buffer.copies:  # a channel that closes meanwhile ends some
+                    _, copy = buffer.copies.popitem()
                     count += len(copy.shares)
-                    await self._empty(copy)
-                    buffer.drop_copy(copy)
-                    await self._end(copy)
+                    await self._end_in_turn(copy, True)
                 if buffer.shares:
                     buffer.spent = True
                     await self._empty(buffer)
@@ -312,7 +311,7 @@ class Grants:
         for buffer in self._shared.pop(channel, ()):
             buffer.shares.pop(channel, None)
             if buffer.source is not None and not buffer.shares:
-                buffer.source.drop_copy(buffer)
+                buffer.source.copies.pop(buffer.mode, None)
                 self._end_soon([buffer], False)
 
     def _end_soon(self, buffers: list[Buffer], take_back: bool) -> None:
@@ -326,7 +325,7 @@ class Grants:
 
     async def _end_in_turn(self, buffer: Buffer, take_back: bool) -> None:
         async with buffer.changing:
-            if take_back and buffer.mode != "immutable" and buffer in self._ending:
+            if take_back and buffer.mode != "immutable" and not buffer.over:
                 await self._empty(buffer)
             await self._end(buffer)
 
@@ -349,15 +348,17 @@ class Grants:
             owner.notice.withdrew()
 
     async def _end(self, buffer: Buffer) -> None:
-        """The end of a buffer and its copies: credited when their pages are free. Goes through, whoever is cancelled."""
-        if self._all.pop(buffer.number, None) is None and buffer not in self._ending:
+        """The end of a buffer and its copies: credited when their pages are free. Goes through, whoever is cancelled. Holds
+        `changing`, unless nobody else knows the buffer yet."""
+        if buffer.over:
             return
+        buffer.over = True
+        self._all.pop(buffer.number, None)
         through = self._ending.setdefault(buffer, trio.Event())
         with trio.CancelScope(shield=True):
             try:
-                for copy in list(buffer.copies.values()):
-                    buffer.drop_copy(copy)
-                    await self._end(copy)
+                while buffer.copies:  # a channel that closes meanwhile ends some
+                    await self._end_in_turn(buffer.copies.popitem()[1], False)
                 others = bool(buffer.shares)
                 self._withdraw(buffer, list(buffer.shares))
                 owner = self._holder(buffer)
