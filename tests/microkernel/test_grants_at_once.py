@@ -48,7 +48,7 @@ class Ground:
 
     def party(self) -> tuple[Party, int]:
         """One that has attached, and its channel to a server."""
-        party = Party(len(self.parties) + 1, f"@{len(self.parties) + 1}", "all", 1)
+        party = Party(len(self.parties) + 1, f"@{len(self.parties) + 1}", "all")
         self.parties.append(party)
         return party, self.channels.make(party, "server", SMALL).number
 
