@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
 
-from .descriptions import describe_all
+from .descriptions import describe_apart
 from .image import (
     DELEGATE,
     KEYSPACE_RIGHTS,
@@ -104,7 +104,7 @@ def check(draft: Draft, folder: Path) -> Checked:
     """`load`, for a text that was read. Paths of packages are relative to `folder`."""
     _Names(draft, terms()).check()
     packages = _packages(draft, folder)
-    descriptions = describe_all(packages, {name: _configs(draft.image, name) for name in packages})
+    descriptions = describe_apart(packages, {name: _configs(draft.image, name) for name in packages})
     wiring = _Wiring(draft, descriptions)
     for name in packages:
         wiring.check_server(name)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
-from functools import cache
 from typing import TYPE_CHECKING
 
 from atoll.ipc.system import control
 
-from . import intents, needs
+from . import intents, needs, versions
 from .capabilities import Capability
 from .connections import Connection
 from .image_check import STORE
@@ -31,7 +29,7 @@ STATE_OOM_SCORE, USUAL_OOM_SCORE = -500, 0
 
 def protection(node: Node, server: Server, level: str, version: Version) -> Plan:
     """How a process of the server would be confined at a level. Raises what `protection.plan` raises."""
-    binds = [Bind(source=path) for path in (str(version.folder), *interface_folders())]
+    binds = [Bind(source=path) for path in (str(version.folder), *versions.interface_folders())]
     binds += [Bind(source=str(folder), writable=True) for folder in needs.folders(node, server)]
     spec = server.spec
     subject = Subject(
@@ -43,15 +41,6 @@ def protection(node: Node, server: Server, level: str, version: Version) -> Plan
         start="exec" if spec.start == "exec" else "zygote",
     )
     return plan_protection(level, subject, node.abilities, add=spec.add, drop=spec.drop, degrade=spec.degrade)
-
-
-@cache
-def interface_folders() -> tuple[str, ...]:
-    """Where the interfaces of installed servers are: a package may import those of the servers it calls. Found, never
-    imported here; as they were found and as they are, since a checkout is reached by links."""
-    found = importlib.util.find_spec("atoll.servers")
-    places = [] if found is None else list(found.submodule_search_locations or ())
-    return tuple(dict.fromkeys(path for place in places for path in (place, os.path.realpath(place))))
 
 
 async def launch(

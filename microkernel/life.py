@@ -115,9 +115,8 @@ class Life:
         self, server: str, version: Version, configs: dict[str, dict[str, object]]
     ) -> Description:
         """What a version says of itself. Raises `StartFailed` for one that cannot be imported."""
-        found = await trio.to_thread.run_sync(
-            describe_all, {server: version.folder / version.package}, {server: configs}
-        )
+        package = version.folder / version.package
+        found = await describe_all(self._node.forge, {server: package}, {server: configs})
         described = found[server]
         if isinstance(described, str):
             raise calls.StartFailed(server=server, step="import", reason=described)
@@ -201,7 +200,6 @@ class Life:
 
     async def freeze(self, server: Server, reason: str) -> None:
         """Halt a server between two messages: the gate first, then its processes stand still."""
-        node = self._node
         if server.name == STORE:
             raise BadRequest(
                 where="freeze", expected="a server other than the store", got="state: every call needs it"

@@ -128,7 +128,7 @@ class Restore:
         packages = {
             row.server: node.versions.get(row.package, row.version).folder / row.package for row in rows
         }
-        found = await trio.to_thread.run_sync(describe_all, packages, {}) if packages else {}
+        found = await describe_all(node.forge, packages, {})
         for name, described in found.items():
             if isinstance(described, str):
                 self._say(f"server {name} is left out: {described}")

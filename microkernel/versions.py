@@ -7,10 +7,12 @@ executable, and contents. Caches and hidden files are no part of a package.
 """
 
 import errno
+import importlib.util
 import os
 import shutil
 import stat
 from collections.abc import Iterator
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -161,6 +163,20 @@ class Versions:
         return Version(package, hash, self.folder / hash)
 
 
+def readable_copy(package: Path, into: Path) -> Path:
+    """A copy of a package that every user can read, whatever its owner's files are like; not durable. Returns its
+    folder. Raises as `contents` does."""
+    package = package.resolve()
+    copy = into / package.name
+    for file in contents(package):
+        (copy / file.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / file.path, copy / file.path)
+        os.chmod(copy / file.path, 0o444)
+    for path, _, _ in os.walk(into):
+        os.chmod(path, 0o755)
+    return copy
+
+
 def _copy(package: Path, to: Path, files: list[File]) -> None:
     to.mkdir(mode=0o755, parents=True)
     for file in files:
@@ -195,3 +211,12 @@ def _remove(folder: Path) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
+
+
+@cache
+def interface_folders() -> tuple[str, ...]:
+    """Where the interfaces of installed servers are: a package may import those of the servers it calls. Found, never
+    imported here; as they were found and as they are, since a checkout is reached by links."""
+    found = importlib.util.find_spec("atoll.servers")
+    places = [] if found is None else list(found.submodule_search_locations or ())
+    return tuple(dict.fromkeys(path for place in places for path in (place, os.path.realpath(place))))

@@ -1,17 +1,13 @@
 """What a server package says of itself: its interfaces, its needs, and whether a configuration fits.
 
-Run as `python -m atoll.ipc.runtime.describe SECONDS` with the packages on standard input; the answers, as JSON, come on
-standard output. So whoever checks an image never imports a server. Each package is imported in a process of its own, which
-is given up after that time; one that cannot be described is answered with one sentence.
+To know it the package is imported, which runs its code: in a process of its own, confined, whose `main` this is. So whoever
+checks an image never imports a server. A package that cannot be described is answered with one sentence.
 """
 
 import importlib
-import os
 import re
-import select
-import signal
+import socket
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -191,68 +187,7 @@ def answer(asked: Asked) -> Answer:
         return Answer(fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-class _Child:
-    """A process in which one package is imported; forked with the SDK loaded, so that this costs little."""
-
-    def __init__(self, asked: Asked) -> None:
-        self.told = b""
-        self.ended = ""
-        self.output, into = os.pipe()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(into)
-            return
-        os.dup2(2, 1)  # whatever the package prints must not stand in the answer
-        try:
-            data = msgspec.json.encode(answer(asked))
-            while data:
-                data = data[os.write(into, data) :]
-        finally:
-            os._exit(0)
-
-    def end(self, why: str = "") -> None:
-        """Let go of it; `why` it was given up, if it was."""
-        os.close(self.output)
-        if why:
-            os.kill(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        self.ended = why or f"an end with status {os.waitstatus_to_exitcode(status)}"
-
-    def answer(self) -> Answer:
-        if not self.told:
-            return Answer(fault=self.ended)
-        return msgspec.json.decode(self.told, type=Answer)
-
-
-def answer_all(wanted: Mapping[str, Asked], longest: float) -> dict[str, Answer]:
-    """Each package in a process of its own, all at once; one that takes longer than `longest` seconds is given up."""
-    for module in ("trio", "atoll.ipc.serve", "atoll.ipc.keyspace"):
-        importlib.import_module(module)
-    children = {name: _Child(asked) for name, asked in wanted.items()}
-    reading = {child.output: child for child in children.values()}
-    until = time.monotonic() + longest
-    while reading:
-        ready, _, _ = select.select(list(reading), [], [], max(0.0, until - time.monotonic()))
-        for output in ready or list(reading):
-            data = os.read(output, 1 << 16) if ready else b""
-            child = reading[output]
-            child.told += data
-            if not data:
-                del reading[output]
-                child.end("" if ready else f"no answer from its import within {longest:g} s")
-    return {name: child.answer() for name, child in children.items()}
-
-
-def main() -> int:
-    """Answers for all packages that standard input names (`Asked` by name, as JSON)."""
-    if len(sys.argv) != 2:
-        print("usage: python -m atoll.ipc.runtime.describe SECONDS", file=sys.stderr)
-        return 2
-    wanted = msgspec.json.decode(sys.stdin.buffer.read(), type=dict[str, Asked])
-    answers = answer_all(wanted, float(sys.argv[1]))
-    sys.stdout.buffer.write(msgspec.json.encode(answers))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(descriptor: int) -> None:
+    """Answer the package that the socket's other end names (`Asked`, to the end of what it sends) with one `Answer`."""
+    with socket.socket(fileno=descriptor) as end, end.makefile("rb") as told:
+        end.sendall(msgspec.json.encode(answer(msgspec.json.decode(told.read(), type=Asked))))

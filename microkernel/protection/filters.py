@@ -191,7 +191,8 @@ GROUPS: dict[str, tuple[Row, ...]] = {
 """What an image may grant beside `base`: worker processes, network sockets, user-space paging, device
 drivers."""
 
-Refusal = Literal["notify", "kill"]
+Refusal = Literal["notify", "kill", "error"]
+"""What a call gets that is not in the table: the watcher's answer, the end of the process, or EPERM and no record."""
 
 
 def rows(grants: Iterable[str] = ()) -> tuple[Row, ...]:
@@ -215,8 +216,12 @@ def export(grants: tuple[str, ...] = (), refusal: Refusal = "notify") -> bytes:
     OSError."""
     pyseccomp = _library()
 
-    default = pyseccomp.NOTIFY if refusal == "notify" else pyseccomp.KILL_PROCESS
-    table: Any = pyseccomp.SyscallFilter(default)
+    defaults = {
+        "notify": pyseccomp.NOTIFY,
+        "kill": pyseccomp.KILL_PROCESS,
+        "error": pyseccomp.ERRNO(errno.EPERM),
+    }
+    table: Any = pyseccomp.SyscallFilter(defaults[refusal])
     table.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     table.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)  # a binary tree over the numbers
     unconditional = {row.call for row in rows(grants) if not row.tests}

@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from .confinement import Bind, Confinement, Limit
+from .filters import Refusal
 from .host import Host
 
 
@@ -30,7 +31,7 @@ class Subject(Struct, frozen=True, kw_only=True):
     """Bytes that its /tmp may take."""
     grants: tuple[str, ...] = ()
     """Groups of system calls beside `base` (see `filters.GROUPS`)."""
-    refusal: Literal["notify", "kill"] = "notify"
+    refusal: Refusal = "notify"
     start: Literal["zygote", "exec"] = "zygote"
     nice: int | None = None
     io_priority: int | None = None

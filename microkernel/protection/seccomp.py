@@ -21,7 +21,7 @@ def _unseen(host: Host) -> str:
 
 
 def _system_calls(confinement: Confinement, subject: Subject, host: Host) -> Confinement:
-    refusal = "kill" if host.notify else subject.refusal
+    refusal: filters.Refusal = "kill" if host.notify and subject.refusal == "notify" else subject.refusal
     return msgspec.structs.replace(
         confinement,
         filter=filters.export(subject.grants, refusal),

@@ -50,10 +50,9 @@ def test_cancel_gives_up_calls_in_hand(node: RealNode) -> None:
         stays, goes = counter.slow.start(0.3), counter.slow.start(600.0)
         assert counter.get.now("x") == 0
         assert attached.kernel.revoke.now(opened.number, True) == 1
-        with pytest.raises(Aborted):
-            goes.result()
-        with pytest.raises(Aborted):
-            stays.result()
+        for call in (goes, stays):
+            with pytest.raises((Aborted, Revoked)):  # the latter if its task had not had its first step yet
+                call.result()
 
 
 def test_a_capability_expires(node: RealNode) -> None:
