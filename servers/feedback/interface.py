@@ -1,8 +1,9 @@
 """What others may ask of the feedback server.
 
 A batch is the unit of submission: it is stored whole or not at all, and taken back whole. Its id is the
-client's choice and makes a submission safe to repeat. A training set is read as of a revision, and stays
-the same whatever comes or is taken back later.
+client's choice and makes a submission safe to repeat. A training set is read as of a moment, and stays
+the same whatever comes or is taken back later. A moment is a revision (int), or a time that has passed in
+seconds since the epoch (float), or now (None).
 """
 
 from typing import Literal
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
-from atoll.ipc.system.state import Ahead, Compacted, StoreFull
+from atoll.ipc.system.state import Ahead, AsOf, Compacted, StoreFull
 
 from .records import Kind, Record, Text
 
@@ -90,19 +91,62 @@ class Stored(Struct, frozen=True, array_like=True):
     batch: str
     index: int
     record: Record
+    trust: float
+    """What the record counts for at that moment: its own trust, or its rater's where that is less."""
+    revision: int
+    """In which the batch was stored."""
+
+
+class Source(Struct, frozen=True, array_like=True):
+    """Where part of a row comes from: a record, who gave it, and the revision in which it was stored."""
+
+    batch: str
+    index: int
+    rater: str
+    revision: int
 
 
 class Pair(Struct, frozen=True, array_like=True):
-    """A preference drawn from two ratings of one task. `trust` is the lesser of the two raters'."""
+    """A preference drawn from two ratings of one task and one prompt. `trust` is the lesser of the two."""
 
     position: int
+    prompt: Text
     chosen: Text
     rejected: Text
     margin: float
     trust: float
-    chosen_from: tuple[str, int]
-    """Batch and index of the rating."""
-    rejected_from: tuple[str, int]
+    chosen_from: Source
+    rejected_from: Source
+
+
+class Rater(Struct, frozen=True):
+    """What this node knows of a rater, from the revision on in which it was written.
+
+    It says nothing of what was claimed before: a set as of an earlier revision counts as it did then.
+    """
+
+    name: str
+    trust: float = 1.0
+    """The most that a record of this rater counts for, whenever it was submitted."""
+    badge: int = 0
+    """Whose capability alone may submit under this name, and under no other that is not given to it; 0:
+    anybody's.
+    """
+    note: str = ""
+
+
+class Checked(Struct, frozen=True):
+    """What `check` went through, and what it found: sentences, the first hundred of each."""
+
+    batches: int
+    records: int
+    revision: int
+    problems: list[str]
+    """What must never be: a record that no index leads to, or two; a text that may be collected."""
+    stray: list[str]
+    """References in storage that no batch needs: a submission that was cut between its two steps, or is
+    under way.
+    """
 
 
 class Agreement(Struct, frozen=True):
@@ -134,7 +178,10 @@ class Statistics(Struct, frozen=True):
     rolled_back: int
     records: int
     tasks: list[TaskCount]
+    """By name, the first thousand."""
     revision: int
+    further_tasks: int = 0
+    """Tasks that `tasks` leaves out."""
 
 
 class Invalid(Failure, frozen=True, kw_only=True):
@@ -176,10 +223,24 @@ class NoSuchBatch(Failure, frozen=True, kw_only=True):
         return f"no batch has the id {self.batch!r}: `batches` lists those there are"
 
 
-class Feedback(Interface):
-    """Human feedback. Rights: `submit`, `read`, `history` (read the past), `rollback`."""
+class NoSuchTask(Failure, frozen=True, kw_only=True):
+    """No batch has ever named this task: an empty set would hide a misspelt name."""
 
-    errors = (Invalid, BatchExists, NoSuchBatch, Compacted, Ahead, StoreFull)
+    task: str
+    near: list[str]
+
+    @property
+    def message(self) -> str:
+        hint = f" (did you mean {' or '.join(map(repr, self.near))}?)" if self.near else ""
+        return f"no batch has the task {self.task!r}{hint}: `statistics` lists those there are"
+
+
+class Feedback(Interface):
+    """Human feedback. Rights: `submit`, `read`, `history` (read the past), `rollback`, `appoint` (say what is
+    thought of a rater).
+    """
+
+    errors = (Invalid, BatchExists, NoSuchBatch, NoSuchTask, Compacted, Ahead, StoreFull)
 
     @call("submit", idempotent=True)
     def submit(self, batch: Batch) -> Receipt:
@@ -199,7 +260,8 @@ class Feedback(Interface):
         self, selection: Selection = EVERYTHING, after: str = "", limit: int = 100
     ) -> list[BatchInfo]:
         """Batches by id, from the one after `after`; a selection keeps those with at least one record
-        that fits it.
+        that fits it (by the trust that was claimed). At most `limit`, and about 512 KiB: go on after the
+        last one until none come.
         """
 
     @stream("read", position=int)
@@ -207,12 +269,8 @@ class Feedback(Interface):
         """What stands now and fits the selection, as of one revision."""
 
     @stream("history", position=int)
-    def training_set(
-        self, task: str, as_of: int | None = None, min_trust: float = 0.0, after: int = 0
-    ) -> Stored:
-        """All records of a task as of a revision (None: now), in a fixed order: kind, band of trust,
-        batch, index.
-        """
+    def training_set(self, task: str, as_of: AsOf = None, min_trust: float = 0.0, after: int = 0) -> Stored:
+        """All records of a task as of a moment, in a fixed order: kind, band of trust, batch, index."""
 
     @stream("history", position=int)
     def draw_pairs(
@@ -220,16 +278,32 @@ class Feedback(Interface):
         task: str,
         seed: int,
         count: int,
-        as_of: int | None = None,
+        as_of: AsOf = None,
         min_trust: float = 0.0,
         after: int = 0,
     ) -> Pair:
-        """`count` different pairs of ratings with different scores, each as likely as the next; the same
-        for the same seed and revision, on any machine. Fewer only if there are fewer.
+        """`count` different pairs of ratings of one prompt with different scores, each as likely as the
+        next; the same for the same seed and moment, on any machine. Fewer only if there are fewer.
         """
 
     @call("history", idempotent=True, service="bulk")
-    def agreement(self, task: str, as_of: int | None = None) -> Agreement: ...
+    def agreement(self, task: str, as_of: AsOf = None) -> Agreement: ...
 
     @call("read", idempotent=True)
     def statistics(self) -> Statistics: ...
+
+    @call("history", idempotent=True)
+    def revision_at(self, time: float) -> int:
+        """The revision that was the newest at a time that has passed, in seconds since the epoch."""
+
+    @call("history", idempotent=True, service="bulk")
+    def check(self) -> Checked:
+        """Go through all rows as of now: each batch's head, its records by every index, its texts."""
+
+    @call("read", idempotent=True)
+    def raters(self, after: str = "", limit: int = 1000) -> list[Rater]:
+        """The raters of whom something is known, by name, from the one after `after`."""
+
+    @call("appoint", idempotent=True)
+    def appoint(self, rater: Rater) -> int:
+        """Write what is known of a rater, in place of what was; returns the revision from which it holds."""

@@ -6,7 +6,7 @@ blob reference is a map of about 145 bytes: names cost some of it, and buy error
 that a person can write, and room for fields to come.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -73,13 +73,21 @@ def texts(record: Record) -> tuple[tuple[str, Text], ...]:
             return (("text", record.text), ("corrected", record.corrected), ("prompt", record.prompt))
 
 
-def blobs(records: list[Record]) -> list[tuple[int, BlobRef]]:
-    """Each blob that the records refer to, once, with the number of the first record that does."""
-    found: dict[bytes, tuple[int, BlobRef]] = {}
+class Mention(NamedTuple):
+    """Where a record refers to a blob."""
+
+    record: int
+    field: str
+    ref: BlobRef
+
+
+def blobs(records: list[Record]) -> list[Mention]:
+    """Each blob that the records refer to, once for each size that they say, by its first mention."""
+    found: dict[BlobRef, Mention] = {}
     for index, record in enumerate(records):
-        for _, text in texts(record):
-            if isinstance(text, BlobRef):
-                found.setdefault(text.hash, (index, text))
+        for field, text in texts(record):
+            if isinstance(text, BlobRef) and text not in found:
+                found[text] = Mention(index, field, text)
     return list(found.values())
 
 

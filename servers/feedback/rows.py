@@ -2,6 +2,7 @@
 
     batch/<id>                                  Head: what the batch is, and the keys of its segments
     task/<task>                                 Known: this task has been seen
+    rater/<name>                                Appointed: what is thought of a rater
     set/<task>/<kind>/<band>/<id>/<number>      Segment: records of a batch of that task, kind, band of trust
 
 The data lies at the key by which training reads it, so it is its own index by task, kind and trust; by
@@ -14,12 +15,15 @@ rewrites the head in one transaction; history keeps both for reads as of earlier
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec import Struct
 
-from .interface import Batch, BatchInfo, Group, Selection
+from atoll.ipc.errors import BadRequest
+
+from .interface import Batch, BatchInfo, Group, Rater, Selection
 from .records import BANDS, KINDS, Kind, Record, band, kind_of, lowest_band
 
 SEGMENT_RECORDS = 512
@@ -46,7 +50,11 @@ class Segment(Struct, frozen=True, array_like=True, tag=3):
     records: list[Record]
 
 
-Row = Head | Known | Segment
+class Appointed(Struct, frozen=True, array_like=True, tag=4):
+    rater: Rater
+
+
+Row = Head | Known | Segment | Appointed
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -62,6 +70,10 @@ def head_key(batch: str) -> str:
 
 def task_key(task: str) -> str:
     return f"task/{task}"
+
+
+def rater_key(rater: str) -> str:
+    return f"rater/{rater}"
 
 
 def set_prefix(task: str, kind: Kind | None = None, trust: int | None = None) -> str:
@@ -112,9 +124,21 @@ def prefixes(selection: Selection, tasks: Iterable[str]) -> Iterator[str]:
                     yield from (set_prefix(task, kind, trust) for trust in range(lowest, BANDS))
 
 
-def fits(selection: Selection, record: Record) -> bool:
+def check_selection(where: str, selection: Selection) -> None:
+    """Raises BadRequest for a trust that is none: it would select nothing, or everything."""
+    if not (math.isfinite(selection.min_trust) and 0.0 <= selection.min_trust <= 1.0):
+        raise BadRequest(where, "a trust from 0 to 1", repr(selection.min_trust))
+
+
+def trusted(record: Record, most: Mapping[str, float]) -> float:
+    """What a record counts for: its own trust, or the most that its rater's may be where that is less."""
+    return min(record.trust, most.get(record.rater, 1.0))
+
+
+def fits(selection: Selection, record: Record, trust: float) -> bool:
+    """`trust`: what the record counts for. It never exceeds the record's own, by whose band it is found."""
     return (
-        record.trust >= selection.min_trust
+        trust >= selection.min_trust
         and selection.task in ("", record.task)
         and selection.kind in ("", kind_of(record))
     )

@@ -1,61 +1,81 @@
 """The feedback server: batches in and out of the store, training sets and pairs as of a revision."""
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from difflib import get_close_matches
+from itertools import islice
 from typing import TypeVar
 
+import msgspec
+import trio
 from msgspec import field, structs
 
 from atoll.ipc.context import current
-from atoll.ipc.errors import Aborted, BadRequest, Conflict
-from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerDied
+from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.keyspace import Row as StoreRow
 from atoll.ipc.serve import Config, Serves
-from atoll.servers.storage.interface import NoSuchBlob, Storage
+from atoll.ipc.system.state import AsOf
+from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
 
 from .agreement import Judgements
+from .check import Sentences, check_batch, reference_name
 from .interface import (
     EVERYTHING,
     Agreement,
     Batch,
     BatchExists,
     BatchInfo,
+    Checked,
     Feedback,
     Invalid,
     NoSuchBatch,
+    NoSuchTask,
     Pair,
+    Rater,
     Receipt,
     RolledBack,
     Selection,
+    Source,
     Statistics,
     Stored,
     TaskCount,
 )
 from .pairs import Pairs, Rated
+from .raters import Raters
 from .records import BANDS, Rating, blobs
 from .rows import (
+    Appointed,
     Head,
     Known,
     Row,
     Segment,
+    check_selection,
     digest,
     fits,
     head_key,
     may_fit,
     prefixes,
+    rater_key,
     split,
     task_key,
+    trusted,
 )
-from .validation import Rules
+from .validation import Bounds, Rules, check_note, check_rater
 
 T = TypeVar("T")
 
 OWNER = "feedback"
 """Under which blobs are referred to in storage; the name is the batch's id and digest."""
 _ATTEMPTS = 8
-"""Tries of a transaction that met another one of the same batch."""
+"""Tries of a transaction that met another one of the same batch, or the end of the store's process."""
 _MOST_LISTED = 1000
+_LIST_BYTES = 512 * 1024
+"""Of one reply that lists: it has to fit a channel."""
 _MOST_PAIRS = 1_000_000
+_MOST_COMPARED = 10_000
+"""Tasks among which a misspelt one is looked for."""
 
 
 class Settings(Config, frozen=True, kw_only=True):
@@ -68,6 +88,17 @@ class Settings(Config, frozen=True, kw_only=True):
     """Of one text; a longer one goes into storage."""
     batch_bytes: int = 512 * 1024
     """Of all inline texts of a batch."""
+    batch_groups: int = 256
+    """Groups of records of one task, kind and tenth of trust in a batch."""
+
+    def check(self) -> None:
+        """Raises BadRequest, naming the setting."""
+        for role, trust in self.roles.items():
+            if not 0.0 <= trust <= 1.0:
+                raise BadRequest(f"feedback, config.roles.{role}", "a trust from 0 to 1", f"{trust:g}")
+        for name in ("batch_records", "inline_bytes", "batch_bytes", "batch_groups"):
+            if (value := getattr(self, name)) < 1:
+                raise BadRequest(f"feedback, config.{name}", "1 or more", str(value))
 
 
 class Server(Serves[Feedback]):
@@ -77,28 +108,33 @@ class Server(Serves[Feedback]):
 
     async def start(self) -> None:
         config = self.config
-        self._rules = Rules(config.roles, config.batch_records, config.inline_bytes, config.batch_bytes)
+        config.check()
+        bounds = Bounds(config.batch_records, config.inline_bytes, config.batch_bytes, config.batch_groups)
+        self._rules = Rules(config.roles, bounds)
         self.rows.keep_remote()
         self._tasks = {row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0")}
+        self._raters = Raters([rater async for rater in self._appointed(await self.rows.state.head())])
+        self._appointing = trio.Lock()
 
     # batches ----------------------------------------------------------------------------------------------
 
     @Feedback.submit.serve
     async def submit(self, batch: Batch) -> Receipt:
         self._rules.check(batch)
+        self._raters.check(batch.records, current().badge)
         mark = digest(batch)
-        name = f"{batch.id}/{mark.hex()}"
+        name = reference_name(batch.id, mark)
         await self._keep_blobs(batch, name)
         head = Head(self._info(batch), mark, [])
         for _ in range(_ATTEMPTS):
             try:
                 return await self._store(batch, head)
-            except (Conflict, Aborted):
+            except (Conflict, Aborted, PeerDied):
                 continue
             except BatchExists:
                 await self._forget_blobs(batch, mark, name)
                 raise
-        raise Aborted(f"batch {batch.id!r}", f"others wrote it in each of {_ATTEMPTS} attempts")
+        raise _given_up(f"batch {batch.id!r}")
 
     def _info(self, batch: Batch) -> BatchInfo:
         call = current()
@@ -121,11 +157,14 @@ class Server(Serves[Feedback]):
         if not kept:
             return
         try:
-            await self.storage.refer([ref.hash for _, ref in kept], OWNER, name)
-        except NoSuchBlob as missing:
-            index, ref = kept[missing.index]
-            expected = "texts that are in storage (put them before the batch)"
-            raise Invalid(index=index, field="text", expected=expected, got=f"{ref}, which is not") from None
+            hashes, sizes = [each.ref.hash for each in kept], [each.ref.size for each in kept]
+            await self.storage.refer(hashes, OWNER, name, sizes)
+        except (NoSuchBlob, WrongSize) as wrong:
+            index, field_name, ref = kept[wrong.index]
+            expected, got = "texts that are in storage (put them before the batch)", f"{ref}, which is not"
+            if isinstance(wrong, WrongSize):
+                expected, got = f"the size that this blob has ({wrong.got} bytes)", str(ref)
+            raise Invalid(index=index, field=field_name, expected=expected, got=got) from None
 
     async def _forget_blobs(self, batch: Batch, mark: bytes, name: str) -> None:
         """Release what a refused batch referred to, unless it is the very batch that stands there."""
@@ -157,12 +196,13 @@ class Server(Serves[Feedback]):
     async def rollback(self, batch: str, reason: str) -> RolledBack:
         if not reason:
             raise BadRequest("Feedback.rollback, $.reason", "why the batch is taken back", "an empty text")
+        check_note("reason", reason)
         for _ in range(_ATTEMPTS):
             try:
                 return await self._take_back(batch, reason)
-            except (Conflict, Aborted):
+            except (Conflict, Aborted, PeerDied):
                 continue
-        raise Aborted(f"roll-back of {batch!r}", f"others wrote it in each of {_ATTEMPTS} attempts")
+        raise _given_up(f"roll-back of {batch!r}")
 
     async def _take_back(self, batch: str, reason: str) -> RolledBack:
         """One transaction. The batch's blobs stay referred to: sets as of earlier revisions still name
@@ -197,14 +237,17 @@ class Server(Serves[Feedback]):
     ) -> list[BatchInfo]:
         if not 1 <= limit <= _MOST_LISTED:
             raise BadRequest("Feedback.batches, $.limit", f"1 to {_MOST_LISTED}", str(limit))
+        check_selection("Feedback.batches, $.selection.min_trust", selection)
         found: list[BatchInfo] = []
+        size = 0
         start = f"{head_key(after)}\0" if after else head_key("")
         async with closing(self.rows.range(start, "batch0")) as rows:
             async for row in rows:
                 info = _told(row)
                 if selection == EVERYTHING or may_fit(selection, info):
                     found.append(info)
-                if len(found) == limit:
+                    size += len(msgspec.msgpack.encode(info))
+                if len(found) == limit or size > _LIST_BYTES:
                     break
         return found
 
@@ -212,6 +255,7 @@ class Server(Serves[Feedback]):
 
     @Feedback.records.serve
     async def records(self, selection: Selection = EVERYTHING, after: int = 0) -> AsyncIterator[Stored]:
+        check_selection("Feedback.records, $.selection.min_trust", selection)
         async with closing(self._selected(selection, await self.rows.state.head())) as found:
             async for stored in found:
                 if stored.position > after:
@@ -219,9 +263,11 @@ class Server(Serves[Feedback]):
 
     @Feedback.training_set.serve
     async def training_set(
-        self, task: str, as_of: int | None = None, min_trust: float = 0.0, after: int = 0
+        self, task: str, as_of: AsOf = None, min_trust: float = 0.0, after: int = 0
     ) -> AsyncIterator[Stored]:
         selection = Selection(task=task, min_trust=min_trust)
+        check_selection("Feedback.training_set, $.min_trust", selection)
+        self._check_task(task)
         async with closing(self._selected(selection, await self._moment(as_of))) as found:
             async for stored in found:
                 if stored.position > after:
@@ -233,15 +279,23 @@ class Server(Serves[Feedback]):
         task: str,
         seed: int,
         count: int,
-        as_of: int | None = None,
+        as_of: AsOf = None,
         min_trust: float = 0.0,
         after: int = 0,
     ) -> AsyncIterator[Pair]:
         if not 1 <= count <= _MOST_PAIRS:
             raise BadRequest("Feedback.draw_pairs, $.count", f"1 to {_MOST_PAIRS}", str(count))
         selection = Selection(task=task, kind="rating", min_trust=min_trust)
+        check_selection("Feedback.draw_pairs, $.min_trust", selection)
+        self._check_task(task)
         ratings = [
-            Rated(record.score, stored.batch, stored.index, record.trust, record.text)
+            Rated(
+                record.prompt,
+                record.score,
+                Source(stored.batch, stored.index, record.rater, stored.revision),
+                stored.trust,
+                record.text,
+            )
             async for stored in self._selected(selection, await self._moment(as_of))
             if isinstance(record := stored.record, Rating)
         ]
@@ -249,52 +303,83 @@ class Server(Serves[Feedback]):
             if pair.position > after:
                 yield pair
 
-    async def _moment(self, as_of: int | None) -> int:
-        return await self.rows.state.head() if as_of is None else as_of
+    def _check_task(self, task: str) -> None:
+        if task not in self._tasks:
+            near = get_close_matches(task, list(islice(self._tasks, _MOST_COMPARED)))
+            raise NoSuchTask(task=task, near=near)
+
+    async def _moment(self, as_of: AsOf) -> int:
+        if as_of is None:
+            return await self.rows.state.head()
+        if isinstance(as_of, float):
+            return await self.revision_at(as_of)
+        if as_of < 0:
+            raise BadRequest("Feedback, $.as_of", "a revision (0 or more)", str(as_of))
+        return as_of
+
+    @Feedback.revision_at.serve
+    async def revision_at(self, time: float) -> int:
+        """A time to come is refused: what is the newest revision then is not known yet."""
+        expected = "a time that has passed, in seconds since the epoch, and since the store's first revision"
+        if not (math.isfinite(time) and time <= current().now()):
+            raise BadRequest("Feedback, a moment", expected, repr(time))
+        revision = await self.rows.state.revision_at(time)
+        if not revision:
+            raise BadRequest("Feedback, a moment", expected, repr(time))
+        return revision
 
     async def _selected(self, selection: Selection, revision: int) -> AsyncIterator[Stored]:
         """What fits, as of a revision, in the order of the keys (of a batch: of its indexes), numbered
         from 1.
         """
         position = 0
+        most = {rater.name: rater.trust async for rater in self._appointed(revision) if rater.trust < 1.0}
         parts = (
             self._batch_parts(selection.batch, revision)
             if selection.batch
             else self._task_parts(selection, revision)
         )
         async with closing(parts):
-            async for part in parts:
+            async for stored_in, part in parts:
                 for index, record in zip(part.indexes, part.records, strict=True):
-                    if fits(selection, record):
+                    trust = trusted(record, most)
+                    if fits(selection, record, trust):
                         position += 1
-                        yield Stored(position, part.batch, index, record)
+                        yield Stored(position, part.batch, index, record, trust, stored_in)
 
-    async def _task_parts(self, selection: Selection, revision: int) -> AsyncIterator[Segment]:
+    async def _appointed(self, revision: int) -> AsyncIterator[Rater]:
+        async for row in self.rows.range("rater/", "rater0", as_of=revision):
+            if isinstance(row.value, Appointed):
+                yield row.value.rater
+
+    async def _task_parts(self, selection: Selection, revision: int) -> AsyncIterator[tuple[int, Segment]]:
         for prefix in prefixes(selection, sorted(self._tasks)):
             async with closing(self.rows.range(prefix, prefix[:-1] + "0", as_of=revision)) as rows:
                 async for row in rows:
                     if isinstance(row.value, Segment):
-                        yield row.value
+                        yield row.revision, row.value
 
-    async def _batch_parts(self, batch: str, revision: int) -> AsyncIterator[Segment]:
-        """The whole batch as one segment, in its own order."""
+    async def _batch_parts(self, batch: str, revision: int) -> AsyncIterator[tuple[int, Segment]]:
+        """The whole batch as one segment, in its own order, and the revision in which it was stored."""
         head = await self.rows.get(head_key(batch), as_of=revision)
         if not isinstance(head, Head):
             raise NoSuchBatch(batch=batch)
         if head.info.status == "rolled back":
             return
-        parts = [await self.rows.get(key, as_of=revision) for key in head.segments]
+        rows = [await self.rows.row(key, as_of=revision) for key in head.segments]
         held = [
             pair
-            for part in parts
-            if isinstance(part, Segment)
-            for pair in zip(part.indexes, part.records, strict=True)
+            for row in rows
+            if row is not None and isinstance(row.value, Segment)
+            for pair in zip(row.value.indexes, row.value.records, strict=True)
         ]
         held.sort(key=lambda pair: pair[0])
-        yield Segment(batch, [index for index, _ in held], [record for _, record in held])
+        whole = Segment(batch, [index for index, _ in held], [record for _, record in held])
+        yield max(row.revision for row in rows if row), whole
 
     @Feedback.agreement.serve
-    async def agreement(self, task: str, as_of: int | None = None) -> Agreement:
+    async def agreement(self, task: str, as_of: AsOf = None) -> Agreement:
+        self._check_task(task)
         judgements = Judgements(task)
         async for stored in self._selected(Selection(task=task), await self._moment(as_of)):
             judgements.add(stored.record)
@@ -317,7 +402,71 @@ class Server(Serves[Feedback]):
                 count = tasks.setdefault(group.task, TaskCount(group.task, {}, [0] * BANDS))
                 count.kinds[group.kind] = count.kinds.get(group.kind, 0) + group.records
                 count.bands[group.band] += group.records
-        return Statistics(batches, rolled_back, records, list(tasks.values()), revision)
+        told = list(islice(tasks.values(), _MOST_LISTED))
+        return Statistics(batches, rolled_back, records, told, revision, len(tasks) - len(told))
+
+    @Feedback.check.serve
+    async def check(self) -> Checked:
+        revision = await self.rows.state.head()
+        kept = await self._kept()
+        tasks = {
+            row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0", as_of=revision)
+        }
+        problems, stray = Sentences(), Sentences()
+        named: set[str] = set()
+        needed: set[str] = set()
+        batches = records = 0
+        async for row in self.rows.range("batch/", "batch0", as_of=revision):
+            head = row.value
+            assert isinstance(head, Head), f"{row.key} holds no head of a batch"
+            batches += 1
+            needed.add(reference_name(head.info.id, head.digest))
+            if head.info.status == "stored":
+                segments = {key: await self._segment(key, revision) for key in head.segments}
+                problems.add(*check_batch(head, segments, tasks, kept))
+                named.update(head.segments)
+                records += head.info.records
+        async for row in self.rows.range("set/", "set0", as_of=revision):
+            if row.key not in named:
+                problems.add(f"{row.key} is named by no head of a stored batch")
+        stray.add(*sorted(kept - needed))
+        return Checked(batches, records, revision, problems.all(), stray.all())
+
+    async def _segment(self, key: str, revision: int) -> Segment | None:
+        row = await self.rows.get(key, as_of=revision)
+        return row if isinstance(row, Segment) else None
+
+    async def _kept(self) -> set[str]:
+        """The names of our references in storage."""
+        kept: set[str] = set()
+        after = ""
+        while names := await self.storage.references(OWNER, after):
+            kept.update(names)
+            after = names[-1]
+        return kept
+
+    # raters -----------------------------------------------------------------------------------------------
+
+    @Feedback.raters.serve
+    async def raters(self, after: str = "", limit: int = _MOST_LISTED) -> list[Rater]:
+        if not 1 <= limit <= _MOST_LISTED:
+            raise BadRequest("Feedback.raters, $.limit", f"1 to {_MOST_LISTED}", str(limit))
+        start = f"{rater_key(after)}\0" if after else rater_key("")
+        rows = self.rows.range(start, "rater0", limit=limit)
+        return [row.value.rater async for row in rows if isinstance(row.value, Appointed)]
+
+    @Feedback.appoint.serve
+    async def appoint(self, rater: Rater) -> int:
+        """One at a time, so that the register in memory ends with what the store ends with."""
+        check_rater(rater)
+        async with self._appointing:
+            revision = await settled(self.rows.put(rater_key(rater.name), Appointed(rater)))
+            self._raters.put(rater)
+        return revision
+
+
+def _given_up(what: str) -> Aborted:
+    return Aborted(what, f"others wrote it, or the store went down, in each of {_ATTEMPTS} attempts")
 
 
 def closing(rows: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:

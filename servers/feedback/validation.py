@@ -8,14 +8,18 @@ role is trusted.
 import math
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from atoll.servers.storage.interface import HASH_BYTES, BlobRef
 
-from .interface import Batch, Invalid
-from .records import Correction, Preference, Rating, Record, Text, texts
+from .interface import Batch, Invalid, Rater
+from .records import Correction, Preference, Rating, Record, Text, band, kind_of, texts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 _NAME_RULE = "a name (a letter or digit, then letters, digits and `._:-`, 64 characters at most)"
+_NOTE_BYTES = 1000
+_NOTE_RULE = f"a line or a few of {_NOTE_BYTES} bytes at most, without control characters"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _shown(value: object) -> str:
@@ -23,33 +27,64 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-class Rules:
-    """`roles` maps each role to the highest trust that a record of it may claim; `inline` is in bytes of
-    UTF-8.
-    """
+def check_note(field: str, note: str) -> None:
+    """Notes and reasons are shown in lists and terminals, so they are short and plain. Raises Invalid."""
+    if len(note.encode()) > _NOTE_BYTES:
+        raise Invalid(index=-1, field=field, expected=_NOTE_RULE, got=f"{len(note.encode())} bytes")
+    if control := _CONTROL.search(note):
+        raise Invalid(index=-1, field=field, expected=_NOTE_RULE, got=f"{control[0]!r} at {control.start()}")
 
-    def __init__(self, roles: Mapping[str, float], records: int, inline: int, total: int) -> None:
+
+def check_rater(rater: Rater) -> None:
+    """Raises Invalid."""
+    if not _NAME.fullmatch(rater.name):
+        raise Invalid(index=-1, field="rater.name", expected=_NAME_RULE, got=_shown(rater.name))
+    if not 0.0 <= rater.trust <= 1.0:
+        raise Invalid(index=-1, field="rater.trust", expected="a trust from 0 to 1", got=_shown(rater.trust))
+    if rater.badge < 0:
+        expected = "a badge, or 0 for anybody's"
+        raise Invalid(index=-1, field="rater.badge", expected=expected, got=_shown(rater.badge))
+    check_note("rater.note", rater.note)
+
+
+class Bounds(NamedTuple):
+    """Of a batch. `inline` and `total` are bytes of UTF-8: of one text, and of all texts of the batch."""
+
+    records: int
+    inline: int
+    total: int
+    groups: int
+    """Of records that share task, kind and tenth of trust; each is a line in every list of batches."""
+
+
+class Rules:
+    """`roles` maps each role to the highest trust that a record of it may claim."""
+
+    def __init__(self, roles: Mapping[str, float], bounds: Bounds) -> None:
         self._roles = dict(roles)
-        self._records = records
-        self._inline = inline
-        self._total = total
+        self._bounds = bounds
 
     def check(self, batch: Batch) -> None:
         """Raises Invalid for the first thing that is wrong."""
         if not _NAME.fullmatch(batch.id):
             raise Invalid(index=-1, field="id", expected=_NAME_RULE, got=_shown(batch.id))
-        if not 1 <= len(batch.records) <= self._records:
-            got = f"{len(batch.records)} records"
-            raise Invalid(
-                index=-1, field="records", expected=f"1 to {self._records} records in a batch", got=got
-            )
+        check_note("note", batch.note)
+        if not 1 <= len(batch.records) <= self._bounds.records:
+            expected = f"1 to {self._bounds.records} records in a batch"
+            raise _wrong_records(expected, f"{len(batch.records)} records")
         for index, record in enumerate(batch.records):
             self._check_record(index, record)
         inline = (text for record in batch.records for _, text in texts(record) if isinstance(text, str))
         size = sum(len(text.encode()) for text in inline)
-        if size > self._total:
-            expected = f"at most {self._total} bytes of inline text in a batch (put texts into storage)"
-            raise Invalid(index=-1, field="records", expected=expected, got=f"{size} bytes")
+        if size > self._bounds.total:
+            expected = (
+                f"at most {self._bounds.total} bytes of inline text in a batch (put texts into storage)"
+            )
+            raise _wrong_records(expected, f"{size} bytes")
+        groups = {(record.task, kind_of(record), band(record.trust)) for record in batch.records}
+        if len(groups) > self._bounds.groups:
+            expected = f"at most {self._bounds.groups} groups of one task, kind and tenth of trust in a batch"
+            raise _wrong_records(expected, f"{len(groups)} groups")
 
     def _check_record(self, index: int, record: Record) -> None:
         for field in ("task", "rater"):
@@ -83,8 +118,12 @@ class Rules:
                 raise Invalid(index=index, field=field, expected=expected, got=_shown(text))
         elif not text and field != "prompt":
             raise Invalid(index=index, field=field, expected="a text", got="an empty one")
-        elif len(text) > self._inline or len(text.encode()) > self._inline:
-            expected = (
-                f"at most {self._inline} bytes inline (put a longer text into storage and give its reference)"
-            )
+        elif len(text) > self._bounds.inline or len(text.encode()) > self._bounds.inline:
+            most = self._bounds.inline
+            expected = f"at most {most} bytes inline (put a longer text into storage and give its reference)"
             raise Invalid(index=index, field=field, expected=expected, got=f"{len(text.encode())} bytes")
+
+
+def _wrong_records(expected: str, got: str) -> Invalid:
+    """The records as a whole are wrong, not one of them."""
+    return Invalid(index=-1, field="records", expected=expected, got=got)

@@ -135,6 +135,20 @@ class NoSuchBlob(Failure, frozen=True, kw_only=True):
         )
 
 
+class WrongSize(Failure, frozen=True, kw_only=True):
+    """A blob that was referred to has another size than was said; nothing was changed."""
+
+    hash: bytes
+    index: int
+    expected: int
+    got: int
+
+    @property
+    def message(self) -> str:
+        told = f"blob {self.hash.hex()} (number {self.index}) has {self.got} bytes, expected {self.expected}"
+        return f"{told}: nothing was changed, refer to it with the size that its put returned"
+
+
 class WrongContent(Failure, frozen=True, kw_only=True):
     """An upload did not have the hash it was announced with; nothing was kept."""
 
@@ -161,7 +175,7 @@ class DiskFull(Failure, frozen=True, kw_only=True):
 class Storage(Interface):
     """Content-addressed blobs. Rights: `read`, `write` (put and refer), `maintain` (collect and verify)."""
 
-    errors = (Corrupt, NoSuchBlob, WrongContent, DiskFull, StoreFull)
+    errors = (Corrupt, NoSuchBlob, WrongSize, WrongContent, DiskFull, StoreFull)
 
     @upload("write", item=bytes)
     def put(self, expected: bytes = b"") -> BlobRef:
@@ -187,11 +201,12 @@ class Storage(Interface):
     def stat(self, hash: bytes) -> Stat: ...
 
     @call("write", idempotent=True)
-    def refer(self, hashes: list[bytes], owner: str, name: str) -> int:
+    def refer(self, hashes: list[bytes], owner: str, name: str, sizes: list[int] = []) -> int:  # noqa: B006
         """Keep these blobs for as long as the row (owner, name) of this caller's badge stands; replaces
-        what it held.
+        what it held. `sizes`, if given: how many bytes each must have.
 
-        Returns the store's revision of the row. Raises NoSuchBlob (index) and then changes nothing.
+        Returns the store's revision of the row. Raises NoSuchBlob or WrongSize (index) or QuotaExceeded,
+        and then changes nothing.
         """
 
     @call("write", idempotent=True)

@@ -13,9 +13,10 @@ from .interface import HASH_BYTES
 
 
 class Reference(Struct, frozen=True, array_like=True):
-    """Addresses, one after another."""
+    """Addresses, one after another, and the bytes of their blobs together."""
 
     hashes: bytes
+    size: int = 0
 
     def split(self) -> list[bytes]:
         return [self.hashes[at : at + HASH_BYTES] for at in range(0, len(self.hashes), HASH_BYTES)]
@@ -32,15 +33,13 @@ class References:
         self._rows = rows
         rows.keep_remote()
 
-    async def put(self, badge: int, owner: str, name: str, hashes: list[bytes]) -> int:
+    async def put(self, badge: int, owner: str, name: str, hashes: list[bytes], size: int) -> int:
         """Replaces the row; returns the revision at which it is durable."""
-        joined = b"".join(dict.fromkeys(hashes))
-        return await settled(self._rows.put(_key(badge, owner, name), Reference(joined)))
+        return await settled(self._rows.put(_key(badge, owner, name), Reference(b"".join(hashes), size)))
 
-    async def find(self, badge: int, owner: str, name: str) -> list[bytes]:
+    async def find(self, badge: int, owner: str, name: str) -> Reference:
         """What the row holds; empty if there is none."""
-        row = await self._rows.get(_key(badge, owner, name))
-        return [] if row is None else row.split()
+        return await self._rows.get(_key(badge, owner, name)) or Reference(b"")
 
     async def remove(self, badge: int, owner: str, name: str) -> None:
         await settled(self._rows.delete(_key(badge, owner, name)))
@@ -50,6 +49,11 @@ class References:
         start = f"{prefix}{after}\0" if after else prefix
         rows = self._rows.range(start, prefix[:-1] + "0", limit=limit)
         return [row.key.removeprefix(prefix) async for row in rows]
+
+    async def size(self, badge: int) -> int:
+        """Bytes that all rows of a badge hold."""
+        rows = self._rows.range(f"{badge:016x}/", f"{badge:016x}0")
+        return sum([row.value.size async for row in rows if row.value is not None])
 
     async def all_hashes(self) -> set[bytes]:
         """Every address that a row names. A row committed before the call and not removed during it is

@@ -1,7 +1,7 @@
 """The storage server: uploads, downloads, references and collection over a folder of blobs."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from atoll.ipc.context import Log, current
-from atoll.ipc.errors import BadRequest, PeerFault
+from atoll.ipc.errors import AtollError, BadRequest, PeerFault
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.serve import Config, Serves
 
@@ -30,10 +30,12 @@ from .interface import (
     Statistics,
     Storage,
     WrongContent,
+    WrongSize,
 )
 from .leases import Leases
 from .pack import LARGEST
 from .priority import Priorities
+from .quotas import Quotas
 from .references import Reference, References
 
 _SPILL = 1024 * 1024
@@ -53,6 +55,8 @@ class Settings(Config, frozen=True, kw_only=True):
     """Seconds for which an unreferenced blob is kept after its last put, reference or release."""
     collect_every: float = 600.0
     """Seconds between collections; 0: only when `collect` is called."""
+    quota: int = 0
+    """Bytes that each badge may keep; 0: without bound. The unbadged capability has none."""
 
 
 class Server(Serves[Storage]):
@@ -79,6 +83,7 @@ class Server(Serves[Storage]):
         self._leases.take_over(self._inherited)
         self._groups = Groups(self._write_pack)
         self._rows = References(self.references)
+        self._quotas = Quotas(self.config.quota, self.config.grace, trio.current_time, self._rows.size)
 
     async def run(self) -> None:
         """Collect every now and then."""
@@ -113,21 +118,27 @@ class Server(Serves[Storage]):
         if len(expected) not in (0, HASH_BYTES):
             told = f"an address of {HASH_BYTES} bytes or nothing"
             raise BadRequest("Storage.put, $.expected", told, f"{len(expected)} bytes")
-        held = bytearray()
+        badge = current().badge
+        await self._quotas.load(badge)
+        held, growing = bytearray(), object()
         writer: Writer | None = None
         try:
             async for item in items:
                 held += item
                 if len(held) > (LARGEST if writer is None else _SPILL):
                     writer = writer or self._blobs.writer()
+                    self._quotas.check(badge, len(held))
+                    self._quotas.hold(badge, growing, writer.size + len(held))
                     await self._io.run(service, writer.write, held)
                     held = bytearray()
+            self._quotas.check(badge, len(held))
             if writer is None:
                 return await self._put_small(bytes(held), expected)
             return await self._put_large(service, writer, held, expected)
         except OSError as error:
             raise refused_for_space(error, writer.size if writer else len(held)) from error
         finally:
+            self._quotas.drop(badge, growing)
             if writer is not None:
                 writer.discard()
 
@@ -135,6 +146,7 @@ class Server(Serves[Storage]):
         found = BlobRef.of(content)
         _check_expected(expected, found.hash)
         await self._put_group({found.hash: content})
+        self._quotas.hold(current().badge, found.hash, found.size)
         return found
 
     async def _put_large(self, service: str, writer: Writer, rest: bytearray, expected: bytes) -> BlobRef:
@@ -151,6 +163,7 @@ class Server(Serves[Storage]):
             self._duplicates += not new
             self._syncs += 1
             self._written += footer.size
+        self._quotas.hold(current().badge, footer.hash, footer.size)
         return BlobRef(footer.hash, footer.size)
 
     @Storage.put_many.serve
@@ -160,8 +173,13 @@ class Server(Serves[Storage]):
             if len(content) > LARGEST:
                 expected = f"a blob of {LARGEST} bytes at most (upload a larger one with `put`)"
                 raise BadRequest(f"Storage.put_many, $.blobs[{index}]", expected, f"{len(content)} bytes")
+        badge = current().badge
+        await self._quotas.load(badge)
+        self._quotas.check(badge, sum(map(len, blobs)))
         refs = [BlobRef.of(content) for content in blobs]
         await self._put_group({ref.hash: content for ref, content in zip(refs, blobs, strict=True)})
+        for ref in refs:
+            self._quotas.hold(badge, ref.hash, ref.size)
         return refs
 
     async def _put_group(self, blobs: dict[bytes, bytes]) -> None:
@@ -245,30 +263,54 @@ class Server(Serves[Storage]):
     # references -------------------------------------------------------------------------------------------
 
     @Storage.refer.serve
-    async def refer(self, hashes: list[bytes], owner: str, name: str) -> int:
+    async def refer(self, hashes: list[bytes], owner: str, name: str, sizes: list[int] | None = None) -> int:
         self._may_collect = True
         if not owner or "/" in owner or not name:
             raise BadRequest("Storage.refer", "an owner without `/`, and a name", repr((owner, name)))
         _check_addresses("Storage.refer, $.hashes", hashes, many=True)
+        if sizes and len(sizes) != len(hashes):
+            raise BadRequest(
+                "Storage.refer, $.sizes", f"one for each of {len(hashes)} hashes", str(len(sizes))
+            )
+        found = dict(self._found(hashes, sizes or []))
+        badge, size = current().badge, sum(found.values())
+        await self._quotas.load(badge)
+        with self._leases.pinned(found):
+            dropped = await self._rows.find(badge, owner, name)
+            self._quotas.refer(badge, found, size - dropped.size)
+            try:
+                revision = await self._rows.put(badge, owner, name, list(found), size)
+            except AtollError:
+                self._quotas.undo(badge, size - dropped.size)
+                self._quotas.hold(badge, (owner, name), size)
+                raise
+        self._leases.renew(set(dropped.split()) - found.keys())
+        self._quotas.hold(badge, (owner, name), dropped.size - size)
+        return revision
+
+    def _found(self, hashes: list[bytes], sizes: list[int]) -> Iterator[tuple[bytes, int]]:
+        """Each address with its blob's size. Raises NoSuchBlob, WrongSize, Corrupt."""
         for index, hash in enumerate(hashes):
             if not self._blobs.has(hash):
                 raise NoSuchBlob(hash=hash, index=index)
-        badge = current().badge
-        with self._leases.pinned(hashes):
-            dropped = await self._rows.find(badge, owner, name)
-            revision = await self._rows.put(badge, owner, name, hashes)
-        self._leases.renew(set(dropped) - set(hashes))
-        return revision
+            size = self._blobs.size(hash)
+            if sizes and sizes[index] != size:
+                raise WrongSize(hash=hash, index=index, expected=sizes[index], got=size)
+            yield hash, size
 
     @Storage.release.serve
     async def release(self, owner: str, name: str) -> bool:
         self._may_collect = True
         badge = current().badge
+        await self._quotas.load(badge)
         dropped = await self._rows.find(badge, owner, name)
-        self._leases.renew(dropped)
+        held = dropped.split()
+        self._leases.renew(held)
         await self._rows.remove(badge, owner, name)
-        self._leases.renew(dropped)
-        return bool(dropped)
+        self._leases.renew(held)
+        self._quotas.undo(badge, dropped.size)
+        self._quotas.hold(badge, (owner, name), dropped.size)
+        return bool(held)
 
     @Storage.references.serve
     async def names(self, owner: str, after: str = "", limit: int = _MOST_LISTED) -> list[str]:

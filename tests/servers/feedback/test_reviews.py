@@ -17,7 +17,7 @@ from atoll.servers.feedback.reviews import (
     submissions,
 )
 from atoll.servers.feedback.server import Settings
-from atoll.servers.feedback.validation import Rules
+from atoll.servers.feedback.validation import Bounds, Rules
 from atoll.servers.storage.interface import BlobRef
 from atoll.servers.storage.pack import LARGEST
 
@@ -32,7 +32,10 @@ def path() -> Path:
 
 def test_every_review_becomes_one_valid_rating(path: Path) -> None:
     settings = Settings()
-    rules = Rules(settings.roles, settings.batch_records, settings.inline_bytes, settings.batch_bytes)
+    bounds = Bounds(
+        settings.batch_records, settings.inline_bytes, settings.batch_bytes, settings.batch_groups
+    )
+    rules = Rules(settings.roles, bounds)
     tasks: Counter[str] = Counter()
     good = 0
     raters: dict[str, float] = {}

@@ -54,8 +54,10 @@ def test_a_selection_reads_all_that_fits_and_each_segment_once(
         if key.startswith(prefix)
     ]
     assert len(read) == len(set(read))
-    found = [record for key in read for record in segments[key].records if fits(selection, record)]
-    wanted = [record for record in held if fits(selection, record)]
+    found = [
+        record for key in read for record in segments[key].records if fits(selection, record, record.trust)
+    ]
+    wanted = [record for record in held if fits(selection, record, record.trust)]
     assert sorted(map(repr, found)) == sorted(map(repr, wanted))
 
 

@@ -2,8 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,59 +17,20 @@ from atoll.servers.feedback.interface import (
     Feedback,
     Invalid,
     NoSuchBatch,
+    NoSuchTask,
     Selection,
 )
-from atoll.servers.feedback.records import Preference, Rating, Record
+from atoll.servers.feedback.records import Preference, Record
 from atoll.servers.feedback.rows import Row
-from atoll.servers.feedback.server import Server, Settings
-from atoll.servers.storage.interface import BlobRef, Storage
+from atoll.servers.feedback.server import Server
+from atoll.servers.storage.interface import BlobRef
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
 
-GRACE = 3600.0
+from .conftest import GRACE, Node
+from .said import rating, ratings, set_of
+
 _models = itertools.count()
-
-
-class Node(NamedTuple):
-    feedback: Feedback
-    storage: Storage
-    storage_served: Any
-    served: Any
-
-
-@pytest.fixture
-def start(serve: Callable[..., Any], tmp_path: Path) -> Callable[[], Node]:
-    def started() -> Node:
-        config = StorageSettings(grace=GRACE, collect_every=0.0)
-        storage = serve(StorageServer, folder=tmp_path, config=config)
-        served = serve(Server, storage=storage.client(badge=3), config=Settings(batch_records=50))
-        return Node(served.client(badge=8), storage.client(), storage, served)
-
-    return started
-
-
-@pytest.fixture
-def node(start: Callable[[], Node]) -> Node:
-    return start()
-
-
-def rating(
-    text: str | BlobRef, score: float, trust: float = 0.5, task: str = "film", rater: str = "r"
-) -> Rating:
-    return Rating(rater=rater, role="expert", trust=trust, task=task, text=text, score=score)
-
-
-def ratings(count: int, task: str = "film", first: int = 0) -> list[Record]:
-    return [
-        rating(f"text {number}", (number % 3) / 2, (number % 10) / 10, task)
-        for number in range(first, first + count)
-    ]
-
-
-def set_of(
-    feedback: Feedback, task: str = "film", as_of: int | None = None, trust: float = 0.0
-) -> list[Record]:
-    return [stored.record for stored in feedback.training_set.now(task, as_of, trust)]
 
 
 def test_a_batch_is_stored_whole_and_found_by_batch_task_kind_and_trust(node: Node) -> None:
@@ -110,7 +70,7 @@ def test_one_bad_record_fails_the_batch_and_nothing_is_stored(node: Node) -> Non
     with pytest.raises(NoSuchBatch):
         node.feedback.batch.now("b-1")
     assert node.feedback.statistics.now().records == 0
-    assert set_of(node.feedback) == []
+    assert list(node.feedback.records.now()) == []
 
 
 def test_a_repeated_submission_is_the_first_one(node: Node, start: Callable[[], Node]) -> None:
@@ -178,7 +138,8 @@ def test_pairs_are_the_same_for_a_seed_and_revision(node: Node) -> None:
     assert list(node.feedback.draw_pairs.now("film", 7, 50)) != drawn
     assert list(node.feedback.draw_pairs.now("film", 8, 50, receipt.revision)) != drawn
     assert list(node.feedback.draw_pairs.now("film", 7, 50, receipt.revision, 0.0, 20)) == drawn[20:]
-    assert list(node.feedback.draw_pairs.now("other", 7, 50)) == []
+    with pytest.raises(NoSuchTask, match=r"no batch has the task 'films' \(did you mean 'film'\?\)"):
+        list(node.feedback.draw_pairs.now("films", 7, 50))
     every = list(node.feedback.draw_pairs.now("film", 7, 100_000, receipt.revision))
     assert len(every) == 300
     assert all(pair.trust >= 0.5 for pair in node.feedback.draw_pairs.now("film", 7, 50, None, 0.5))

@@ -6,12 +6,13 @@ import pytest
 
 from atoll.servers.feedback.interface import Batch, Invalid
 from atoll.servers.feedback.records import Correction, Preference, Rating, Record
-from atoll.servers.feedback.validation import Rules
+from atoll.servers.feedback.validation import Bounds, Rules
 from atoll.servers.storage.interface import BlobRef
 
 NAME = "a name (a letter or digit, then letters, digits and `._:-`, 64 characters at most)"
+NOTE = "a line or a few of 1000 bytes at most, without control characters"
 END = "; nothing of the batch was stored: mend it and submit it again"
-RULES = Rules({"expert": 1.0, "crowd": 0.5}, records=3, inline=20, total=50)
+RULES = Rules({"expert": 1.0, "crowd": 0.5}, Bounds(records=3, inline=20, total=50, groups=2))
 GOOD = Rating(rater="r-1", role="expert", trust=0.9, task="film", text="fine", score=0.5)
 
 
@@ -74,6 +75,7 @@ def test_a_wrong_record_is_named(record: Record, field: str, expected: str, got:
 
 
 def test_a_wrong_batch_is_named() -> None:
+    groups = "at most 2 groups of one task, kind and tenth of trust in a batch"
     inline = "at most 50 bytes of inline text in a batch (put texts into storage)"
     for batch, told in [
         (Batch("a b", [GOOD]), f"expected {NAME}, got 'a b' - at `$.id`"),
@@ -82,6 +84,18 @@ def test_a_wrong_batch_is_named() -> None:
         (
             Batch("b", [rating(text="x" * 20)] * 3),
             f"expected {inline}, got 60 bytes - at `$.records`",
+        ),
+        (
+            Batch("b", [rating(task="a"), rating(task="b"), rating(task="c")]),
+            f"expected {groups}, got 3 groups - at `$.records`",
+        ),
+        (
+            Batch("b", [GOOD], note="x" * 1001),
+            f"expected {NOTE}, got 1001 bytes - at `$.note`",
+        ),
+        (
+            Batch("b", [GOOD], note="clear\x1b[2J"),
+            f"expected {NOTE}, got '\\x1b' at 5 - at `$.note`",
         ),
     ]:
         with pytest.raises(Invalid) as refused:

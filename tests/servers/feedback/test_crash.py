@@ -1,0 +1,201 @@
+"""Death at each step of a submission and of a roll-back: whole or not at all, and the same call again makes it right."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from atoll.ipc.codec import MethodSpec
+from atoll.ipc.errors import PeerDied
+from atoll.ipc.faults import Drop, FaultyTransport
+from atoll.ipc.future import Payload, RawFuture
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.proxy import Options, RawReply, bind, transport_of
+from atoll.ipc.system.state import State
+from atoll.servers.feedback.interface import Batch, Feedback, NoSuchBatch
+from atoll.servers.feedback.records import Preference, Record
+from atoll.servers.feedback.rows import Row
+from atoll.servers.feedback.server import Server
+from atoll.servers.storage.interface import Storage
+from atoll.servers.storage.server import Server as StorageServer
+from atoll.servers.storage.server import Settings as StorageSettings
+
+from .said import rating, set_of
+
+
+class Countdown:
+    """Shared by the transports of a server: at step `at` it dies, before (or `after`) what it asked for was done."""
+
+    def __init__(self, at: int, *, after: bool) -> None:
+        self.left = at
+        self.after = after
+        self.kill: Callable[[], None] = lambda: None
+
+    def over(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+class Fatal(FaultyTransport):
+    """A server's way to another one, on which it dies."""
+
+    def __init__(self, inner: Any, countdown: Countdown) -> None:
+        super().__init__(inner)
+        self._countdown = countdown
+
+    async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
+        if not self._countdown.over():
+            return await self.inner.call(method, payload, options)
+        if self._countdown.after:
+            await self.inner.call(method, payload, options)
+        self._countdown.kill()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
+        if not self._countdown.over():
+            return self.inner.start(method, payload, options)
+        if self._countdown.after:
+            self.inner.start(method, payload, options).result()
+        self._countdown.kill()
+        return RawFuture()
+
+
+class Node:
+    """Feedback over storage and a store that outlive it."""
+
+    def __init__(self, serve: Any, folder: Path) -> None:
+        self._serve = serve
+        config = StorageSettings(collect_every=0.0)
+        self.storage: Storage = serve(StorageServer, folder=folder, config=config).client(badge=3)
+        self.rows: Keyspace[Row] = serve.keyspace("feedback", Row)
+
+    def feedback(self, wrap: Callable[[Any], Any] = lambda transport: transport) -> Any:
+        return self._serve(
+            Server,
+            storage=bind(Storage, wrap(transport_of(self.storage))),
+            rows=Keyspace(bind(State, wrap(transport_of(self.rows.state))), Row),
+        )
+
+    def faulty(self) -> tuple[Any, list[FaultyTransport]]:
+        """A server, and its ways to storage and to the store."""
+        ways: list[FaultyTransport] = []
+
+        def wrap(transport: Any) -> FaultyTransport:
+            ways.append(FaultyTransport(transport))
+            return ways[-1]
+
+        return self.feedback(wrap), ways
+
+    def doomed(self, at: int, *, after: bool) -> tuple[Feedback, Countdown]:
+        """A server that dies at its step `at` from now on."""
+        countdown = Countdown(-1, after=after)
+        served = self.feedback(lambda transport: Fatal(transport, countdown))
+        countdown.left, countdown.kill = at, served.host.kill
+        return served.client(), countdown
+
+
+@pytest.fixture
+def node(serve: Callable[..., Any], tmp_path: Path) -> Node:
+    return Node(serve, tmp_path)
+
+
+def batch(node: Node, name: str) -> Batch:
+    """Of two kinds and tasks, with a text of its own in storage."""
+    ref = node.storage.put_many.now([f"text of {name}".encode()])[0]
+    pair = Preference("r", "expert", 0.4, "chat", chosen=ref, rejected="b", prompt="p")
+    held: list[Record] = [*(rating(f"{name} {n}", n / 9, n / 10) for n in range(10)), pair]
+    return Batch(name, held)
+
+
+def steps(node: Node, act: Callable[[Feedback], object], *, after: bool) -> Iterator[int]:
+    """Yields the steps at which a server died on the way of `act`, until one lives."""
+    for at in count(1):
+        feedback, countdown = node.doomed(at, after=after)
+        try:
+            act(feedback)
+        except PeerDied:
+            assert countdown.left <= 0
+            yield at
+        else:
+            return
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_submission_is_whole_or_not_at_all(node: Node, after: bool) -> None:
+    feedback: Feedback = node.feedback().client()
+    wanted = batch(node, "one")
+    died = 0
+
+    def submit(doomed: Feedback) -> object:
+        return doomed.submit.now(wanted)
+
+    for at in steps(node, submit, after=after):
+        died = at
+        checked = feedback.check.now()
+        assert checked.problems == [], f"step {at}"
+        assert checked.records in (0, len(wanted.records)), f"step {at}"
+        assert len(set_of(node.feedback().client(), "film")) in (0, 10) if checked.records else True
+        receipt = node.feedback().client().submit.now(wanted)
+        assert receipt.repeated == bool(checked.records)
+        assert feedback.check.now().records == len(wanted.records)
+        assert feedback.check.now().stray == []
+        feedback.rollback.now(wanted.id, "the next step's turn")
+        wanted = batch(node, f"batch-{at}")
+    assert died >= 5, "refer, begin, read, commit, finish"
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_roll_back_is_whole_or_not_at_all(node: Node, after: bool) -> None:
+    feedback: Feedback = node.feedback().client()
+    wanted = batch(node, "one")
+    feedback.submit.now(wanted)
+    died = 0
+
+    def take_back(doomed: Feedback) -> object:
+        return doomed.rollback.now(wanted.id, "taken back")
+
+    for at in steps(node, take_back, after=after):
+        died = at
+        checked = feedback.check.now()
+        assert checked.problems == [], f"step {at}"
+        gone = feedback.batch.now(wanted.id).status == "rolled back"
+        assert checked.records == (0 if gone else len(wanted.records))
+        assert feedback.rollback.now(wanted.id, "taken back again").repeated == gone
+        assert feedback.check.now().records == 0
+        wanted = batch(node, f"batch-{at}")
+        feedback.submit.now(wanted)
+    assert died > 3
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_the_store_or_storage_may_die_at_any_step(node: Node, taken: bool) -> None:
+    """A client does not notice: what was lost on the way is asked again, and nothing is stored twice."""
+    feedback: Feedback = node.feedback().client()
+    for at in range(1, 20):
+        wanted = batch(node, f"batch-{at}")
+        served, faulty = node.faulty()
+        for transport in faulty:
+            transport._faults[transport.steps + at] = Drop(at=transport.steps + at, taken=taken)
+        receipt = served.client().submit.now(wanted)
+        assert feedback.batch.now(wanted.id).revision == receipt.revision
+        assert len(list(served.client().records.now())) == len(wanted.records)
+        served.client().rollback.now(wanted.id, "test")
+        assert list(served.client().records.now()) == []
+        assert feedback.check.now().problems == []
+
+
+def test_a_text_that_is_lost_before_its_batch_is_stored_stores_nothing(node: Node) -> None:
+    wanted = batch(node, "one")
+    doomed, _ = node.doomed(1, after=True)
+    with pytest.raises(PeerDied):
+        doomed.submit.now(wanted)
+    feedback: Feedback = node.feedback().client()
+    with pytest.raises(NoSuchBatch):
+        feedback.batch.now("one")
+    assert len(feedback.check.now().stray) == 1
+    feedback.submit.now(wanted)
+    assert feedback.check.now().stray == []
