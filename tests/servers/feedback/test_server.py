@@ -1,12 +1,9 @@
 """The feedback server as its clients see it, over a real storage server and store."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.state import Ahead
@@ -14,23 +11,16 @@ from atoll.servers.feedback import reviews
 from atoll.servers.feedback.interface import (
     Batch,
     BatchExists,
-    Feedback,
     Invalid,
     NoSuchBatch,
     NoSuchTask,
     Selection,
 )
 from atoll.servers.feedback.records import Preference, Record
-from atoll.servers.feedback.rows import Row
-from atoll.servers.feedback.server import Server
 from atoll.servers.storage.interface import BlobRef
-from atoll.servers.storage.server import Server as StorageServer
-from atoll.servers.storage.server import Settings as StorageSettings
 
 from .conftest import GRACE, Node
 from .said import rating, ratings, set_of
-
-_models = itertools.count()
 
 
 def test_a_batch_is_stored_whole_and_found_by_batch_task_kind_and_trust(node: Node) -> None:
@@ -187,53 +177,3 @@ def test_the_real_reviews_go_in(node: Node, start: Callable[[], Node]) -> None:
     (pair,) = again.feedback.draw_pairs.now("film-review.imdb", 1, 1)
     assert isinstance(pair.chosen, BlobRef)
     assert len(again.storage.get_many.now([pair.chosen.hash])[0]) == pair.chosen.size
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("submit"), st.integers(0, 5), st.integers(1, 6)),
-            st.tuples(st.just("rollback"), st.integers(0, 5), st.just(0)),
-            st.tuples(st.just("restart"), st.just(0), st.just(0)),
-        ),
-        max_size=20,
-    )
-)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_past_set_stays_what_it_was(serve: Any, steps: list[tuple[str, int, int]]) -> None:
-    """Against a model: after any steps, the set as of each revision is what it was at that revision."""
-    keyspace, folder = f"model-{next(_models)}", serve.folder()
-    storage = serve(StorageServer, folder=folder, config=StorageSettings())
-    served = serve(Server, storage=storage.client(), rows=serve.keyspace(keyspace, Row))
-    stored: dict[str, list[Record]] = {}
-    gone: set[str] = set()
-    past: dict[int, list[str]] = {}
-    for kind, number, size in steps:
-        name = f"b{number}"
-        if kind == "submit":
-            held = ratings(size, first=10 * number)
-            try:
-                receipt = served.client().submit.now(Batch(name, held))
-            except BatchExists:
-                assert name in gone or stored[name] != held
-                continue
-            assert name not in gone
-            assert receipt.repeated == (name in stored)
-            stored[name] = held
-            revision = receipt.revision
-        elif kind == "rollback" and name in stored:
-            revision = served.client().rollback.now(name, "model").revision
-            gone.add(name)
-            del stored[name]
-        else:
-            if kind == "restart":
-                served.kill()
-                served = serve(Server, storage=storage.client(), rows=serve.keyspace(keyspace, Row))
-            continue
-        now = sorted(repr(record) for each in stored.values() for record in each)
-        past.setdefault(revision, now)
-    feedback: Feedback = served.client()
-    for revision, wanted in past.items():
-        assert sorted(map(repr, set_of(feedback, as_of=revision))) == wanted
-    served.stop()
-    storage.stop()
