@@ -6,6 +6,7 @@ revision is read again; the feedback server is swapped while calls to it go on. 
 starts from what the store holds. It ends with 0 if all of that held, and prints what it measured.
 """
 
+import hashlib
 import statistics
 import sys
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,19 +98,40 @@ def time_calls(method: BoundCall[[], R], name: str, level: str) -> CallTimes:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a task holds as of a revision: the size of its training set, and pairs drawn from it."""
+class Training:
+    """A training set: its size, and a hash of what raters said in it, in its order.
+
+    Batches and revisions do not go into the hash: the same feedback is the same set, however it got in.
+    """
 
     records: int
+    content: str
+
+
+def read_set(feedback: Feedback, task: str, revision: int) -> Training:
+    encode = msgspec.msgpack.Encoder().encode
+    content = hashlib.blake2b(digest_size=16)
+    records = 0
+    for stored in feedback.training_set.now(task, revision):
+        content.update(encode((stored.record, stored.trust)))
+        records += 1
+    return Training(records, content.hexdigest())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a task holds as of a revision: its training set, and pairs drawn from it."""
+
+    training: Training
     pairs: list[Pair]
     pair_seconds: float
 
 
 def read_task(feedback: Feedback, task: str, revision: int) -> Reading:
-    records = sum(1 for _ in feedback.training_set.now(task, revision))
+    training = read_set(feedback, task, revision)
     began = time.perf_counter()
     pairs = list(feedback.draw_pairs.now(task, SEED, PAIRS, revision))
-    return Reading(records, pairs, time.perf_counter() - began)
+    return Reading(training, pairs, time.perf_counter() - began)
 
 
 def swap_under_load(
@@ -191,11 +214,14 @@ def run(node: Node, console: Console) -> Report:
 
 def _compare(feedback: Feedback, task: str, first: Reading, before: int, after: int) -> TaskSets:
     again = read_task(feedback, task, before)
+    left = read_set(feedback, task, after)
     return TaskSets(
         task=task,
-        before=first.records,
-        after=sum(1 for _ in feedback.training_set.now(task, after)),
-        before_again=again.records,
+        before=first.training.records,
+        after=left.records,
+        content=left.content,
+        before_again=again.training.records,
+        same_set=again.training == first.training,
         pairs=len(first.pairs),
         pair_seconds=first.pair_seconds,
         same_pairs=again.pairs == first.pairs,

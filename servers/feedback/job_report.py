@@ -12,6 +12,9 @@ from .job_load import Endured
 from .job_submission import Submitted
 from .rows import head_key
 
+_HASH_SHOWN = 16
+"""Digits of a set's hash that tell it from another one by eye."""
+
 
 @dataclass(frozen=True)
 class CallTimes:
@@ -34,8 +37,12 @@ class TaskSets:
     """As of the revision before the roll-back, read before it."""
     after: int
     """As of the newest revision after the roll-back."""
+    content: str
+    """A hash of that set: equal for equal feedback, in any run on any node."""
     before_again: int
     """As of the revision before the roll-back, read after it."""
+    same_set: bool
+    """Whether it held the very same records then."""
     pairs: int
     pair_seconds: float
     same_pairs: bool
@@ -65,9 +72,11 @@ class Report:
             told = f"{self.endured.errors} of {self.endured.calls} calls failed during the swap"
             found.append(f"{told}, first: {self.endured.first_error}")
         for task in self.sets:
+            told = f"the training set of {task.task} as of revision {self.before}"
             if task.before_again != task.before:
-                told = f"the training set of {task.task} as of revision {self.before}"
                 found.append(f"{told} had {task.before} records, and {task.before_again} after the roll-back")
+            elif not task.same_set:
+                found.append(f"{told} has other records after the roll-back than before it")
             if not task.same_pairs:
                 found.append(f"the pairs of {task.task} as of revision {self.before} are not the same again")
         lost = sum(task.before - task.after for task in self.sets)
@@ -168,11 +177,23 @@ def _what_was_learned(report: Report, console: Console) -> None:
         f" {back.revision}"
     )
     table = _table(
-        "TASK", f"AS OF {report.before}", f"AS OF {report.after}", f"{report.before} AGAIN", "PAIRS"
+        "TASK",
+        f"AS OF {report.before}",
+        f"AS OF {report.after}",
+        f"HASH AS OF {report.after}",
+        f"{report.before} AGAIN",
+        "PAIRS",
     )
     for task in report.sets:
-        same = "the same again" if task.same_pairs else "NOT the same again"
-        table.add_row(task.task, f"{task.before:,}", f"{task.after:,}", f"{task.before_again:,}", same)
+        same = "the same again" if task.same_set and task.same_pairs else "NOT the same again"
+        table.add_row(
+            task.task,
+            f"{task.before:,}",
+            f"{task.after:,}",
+            task.content[:_HASH_SHOWN],
+            f"{task.before_again:,}",
+            same,
+        )
     console.print(table)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from atoll.ipc import connect
 from atoll.ipc.errors import NotFound
 from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback
-from atoll.servers.feedback.job import progress, read_task, time_calls
+from atoll.servers.feedback.job import progress, read_set, read_task, time_calls
 from atoll.servers.feedback.job_load import Load
 from atoll.servers.feedback.job_submission import IN_FLIGHT, submit_all
 from atoll.servers.feedback.records import Rating
@@ -104,11 +104,11 @@ def test_a_reading_is_the_same_after_a_roll_back(servers: Servers) -> None:
     first = read_task(servers.feedback, TASK, revision)
     servers.feedback.rollback.now("b-001", "a test")
     again = read_task(servers.feedback, TASK, revision)
-    assert (first.records, first.pairs) == (again.records, again.pairs)
-    assert first.records == 4 * BATCHES
-    assert read_task(servers.feedback, TASK, servers.feedback.statistics.now().revision).records == 4 * (
-        BATCHES - 1
-    )
+    assert (first.training, first.pairs) == (again.training, again.pairs)
+    assert first.training.records == 4 * BATCHES
+    after = read_set(servers.feedback, TASK, servers.feedback.statistics.now().revision)
+    assert after.records == 4 * (BATCHES - 1)
+    assert after.content != first.training.content
 
 
 def test_a_load_counts_every_call_and_names_the_first_error(servers: Servers) -> None:
