@@ -172,6 +172,7 @@ class ClientChannel:
                 raise Overloaded(f"the channel to {self.peer}")
             lib.atoll_ring_bell(self.c)
             if not self.drain():
+                self._look_at_kernel()  # a dead node makes no room
                 time.sleep(0.0002)
 
     def _put(self, pending: Pending, site: Any) -> int:

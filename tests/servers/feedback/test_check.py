@@ -1,6 +1,5 @@
 """The checker names each harm that is done to the rows behind the server's back."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ class Harmed(NamedTuple):
 
 
 @pytest.fixture
-def node(serve: Callable[..., Any], tmp_path: Path) -> Harmed:
+def node(serve: Any, tmp_path: Path) -> Harmed:
     config = StorageSettings(collect_every=0.0)
     storage: Storage = serve(StorageServer, folder=tmp_path, config=config).client(badge=3)
     rows = serve.keyspace("feedback", Row)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.ipc.errors import NodeDown
 from atoll.servers.feedback.interface import Feedback
 from atoll.servers.feedback.job import read_set
 from atoll.servers.feedback.reviews import COUNT, SOURCES, MissingReviews, locate
@@ -96,6 +97,8 @@ def disturbed(node: RealNode, victim: str, moment: str) -> None:
     print(f"{victim} killed at {moment!r}: the job ended with {process.returncode}: {err.strip()}")
     assert (process.returncode, err.count("\n")) in ((0, 0), (1, 1)), err
     assert "Traceback" not in err
+    if victim == "kernel":
+        assert (process.returncode, err) == (1, f"main job: {NodeDown()}\n")
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def records(draw: st.DrawFn) -> Record:
             return Preference(rater, "expert", trust, task, chosen=text, rejected="w")
         case "c":
             return Correction(rater, "expert", trust, task, text=text, corrected="w")
-    return rating(text, draw(st.sampled_from([0.0, 0.5, 1.0])), trust, task, rater)  # type: ignore[arg-type]
+    return rating(text, draw(st.sampled_from([0.0, 0.5, 1.0])), trust, task, rater)
 
 
 class Moment(NamedTuple):
