@@ -453,15 +453,23 @@ static void begin(const struct atoll_plan *plan) {
  * The note is where the kernel was told to clear it at exit; the child writes its new id there. Where the
  * kernel cannot tell the place, the old id stays: it belongs to the zygote, so no other thread of this
  * process is likely to have it.
+ *
+ * The kernel forgets the list of robust locks at a clone, and releases none at the child's death until it is
+ * told the list's head again: a lock in shared memory, such as the store's, would stay locked for ever.
  */
 static long clone_child(uint64_t flags, int *pidfd) {
     int *place = NULL;
+    void *robust = NULL;
+    size_t robust_size = 0;
     struct clone_args arguments = {.flags = flags | CLONE_PIDFD, .pidfd = (uint64_t)(uintptr_t)pidfd};
     if (!prctl(PR_GET_TID_ADDRESS, &place, 0, 0, 0) && place) {
         arguments.flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
         arguments.child_tid = (uint64_t)(uintptr_t)place;
     }
+    int listed = !syscall(SYS_get_robust_list, 0, &robust, &robust_size) && robust;
     long pid = syscall(CALL_CLONE3, &arguments, sizeof arguments);
+    if (pid == 0 && listed)
+        syscall(SYS_set_robust_list, robust, robust_size);
     return pid < 0 ? -errno : pid;
 }
 

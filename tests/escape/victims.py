@@ -197,6 +197,14 @@ def work(descriptor: int, folder: str) -> None:
             _tell(descriptor, str(msgspec.msgpack.decode(bytes(transaction.get(b"k")))))
 
 
+def hold(descriptor: int, folder: str) -> None:
+    """Begin to write to a store, and keep its writer's lock until the end."""
+    import lmdb
+
+    with lmdb.open(folder, map_size=1 << 20) as store, store.begin(write=True):
+        wait(descriptor)
+
+
 def fail(descriptor: int) -> None:
     raise ValueError("as asked")
 

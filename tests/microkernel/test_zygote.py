@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 import trio
 
 from atoll.microkernel.processes import CannotConfine, Exit, ZygoteDied, end_survivors, survivors
 from atoll.microkernel.protection import Bind, Confinement, probe
 
-from .children import FIRST_UID, forge, heard, planned, start, told, unwatch
+from .children import FIRST_UID, VICTIMS, forge, heard, planned, start, told, unwatch
 
 LEVELS = ("process", "seccomp", "sandbox")
 STARTS = ("zygote", "exec")
@@ -70,6 +71,32 @@ async def test_honest_work_passes_every_level(level, tmp_path):
         confinement = possible(level, binds=binds, refusal="kill")
         said, ended = await told(made, confinement, "work", str(folder))
     assert (said, str(ended)) == ("64", "exited with status 0")
+
+
+@pytest.mark.parametrize("start_by", STARTS)
+async def test_a_lock_in_shared_memory_does_not_outlive_its_holder(start_by, tmp_path):
+    """The C library's list of robust locks is known to the kernel in a child, too: the store's writer may be killed while
+    its readers keep the lock's memory."""
+    tmp_path.chmod(0o777)
+    binds = (Bind(source=VICTIMS), Bind(source=str(tmp_path), writable=True))
+    confinement = possible("process", binds=binds, start=start_by)
+    with lmdb.open(str(tmp_path), map_size=1 << 20) as store:
+        for name in os.listdir(tmp_path):
+            (tmp_path / name).chmod(0o666)
+
+        def write():
+            with store.begin(write=True) as transaction:
+                return transaction.put(b"k", b"v")
+
+        async with forge() as made:
+            process, read = await start(made, confinement, "hold", str(tmp_path))
+            assert await trio.to_thread.run_sync(os.read, read, 64)
+            process.kill()
+            await process.wait()
+            process.close()
+            os.close(read)
+            with trio.fail_after(20):
+                assert await trio.to_thread.run_sync(write, abandon_on_cancel=True)
 
 
 async def test_a_status_a_signal_and_a_traceback_reach_the_kernel(capfd):
