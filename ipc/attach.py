@@ -81,10 +81,10 @@ class Node:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a call that ends in here may make the next one
         self._control = ControlSocket(_connected(folder))
         self._channels: dict[int, ClientChannel] = {}
-        self._deliveries = Deliveries(self._channels, self._pump)
+        self._deliveries = Deliveries(self._channels, self._pump, heard=False)
         self._later: list[tuple[control.ToProcess, list[int]]] = []
         try:
             with contextlib.suppress(NodeDown):  # who is turned away at the door is told so before it speaks
@@ -192,9 +192,10 @@ class Node:
                 closed = self._channels.pop(number, None)
                 if closed is not None:
                     self._host.remove(number)
-                    closed.close()
-                    os.close(closed.doorbell)
+                    closed.retire()
                 self._deliveries.closed(number)
+            case control.ReadAt():
+                self._deliveries.read_at(message)
             case control.Deliver():
                 self._deliveries.deliver(message)
             case control.DeliverBuffer():

@@ -28,6 +28,17 @@ SMALL = Shape(lanes=3, ring_bits=14, bulk_bits=18)
 USUAL = Shape()
 
 
+def port_of(capability: Capability, channel: Channel) -> Port:
+    """How the client of a channel addresses a capability on it."""
+    return Port(
+        channel=channel.number,
+        slot=capability.slot,
+        generation=capability.generation,
+        interface=capability.interface,
+        rights=tuple(sorted(capability.rights)),
+    )
+
+
 class Authority:
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -112,13 +123,9 @@ class Authority:
         """Make a capability valid on its holder's channel, and say how it is addressed."""
         channel = self.connect(party, capability.server)
         self.enter(capability, channel)
-        return Port(
-            channel=channel.number,
-            slot=capability.slot,
-            generation=capability.generation,
-            interface=capability.interface,
-            rights=tuple(sorted(capability.rights)),
-        )
+        port = port_of(capability, channel)
+        self._node.readers.admitted(capability, party, port)
+        return port
 
     def enter(self, capability: Capability, channel: Channel) -> None:
         """Write the table entry of a capability."""

@@ -34,6 +34,7 @@ from .node import Node, Place
 from .parties import KERNEL, Serving
 from .processes import Forge, end_survivors
 from .protection import probe
+from .readers import Readers
 from .records import (
     KEYSPACE,
     BootRow,
@@ -129,7 +130,7 @@ class Boot:
         store = Store(self.before.journal, self.before.epoch)
         node = Node(self.place, self.checked, store, forge, watching, slices, probe(), self.before.lock)
         node.events, node.logs, node.grants = Events(node), Logs(node), Grants(node)
-        node.supervisor = Supervisor(node)
+        node.supervisor, node.readers = Supervisor(node), Readers(node)
         node.authority.interfaces[KERNEL] = ["Kernel"]
         gate = Gate(node)
         node.syscalls = Syscalls(node)
@@ -201,6 +202,7 @@ class Boot:
         await self._servers_up(node)
         self._tell(node)
         nursery.start_soon(Watchdog(node).watch)
+        nursery.start_soon(node.readers.keep)
         nursery.start_soon(self._expire, node)
         gate.open()
         nursery.start_soon(gate.serve)
@@ -338,6 +340,7 @@ async def take_down(node: Node, gate: Gate) -> None:
     if node.nursery.cancel_scope.cancel_called:
         await end_at_once(node)
         return
+    await node.readers.close()
     for name in reversed(order(node) if node.servers else []):
         server = node.servers[name]
         if name == STORE:

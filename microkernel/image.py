@@ -112,6 +112,15 @@ class Restart(Table, frozen=True, kw_only=True):
     )
 
 
+class Readers(Table, frozen=True, kw_only=True):
+    """`[server.NAME.readers]`, of the store alone: read-only processes beside its writer, started as load asks."""
+
+    most: Annotated[int, Key("So many at most; 0: the writer answers all reads.", ge=0, le=16)] = 0
+    above: Annotated[
+        int, Key("Reads a second and process above which one more is started.", ge=1, le=1_000_000)
+    ] = 5000
+
+
 class KeyspaceBinding(Table, frozen=True, kw_only=True):
     """A need bound to a keyspace."""
 
@@ -207,6 +216,7 @@ class Server(Table, frozen=True, kw_only=True):
         Seconds(10)
     )
     restart: Annotated[Restart, Key("What follows a crash.")] = Restart()
+    readers: Annotated[Readers, Key("Of the store alone: processes that only read.")] = Readers()
 
 
 class KeyspaceSpec(Table, frozen=True, kw_only=True):

@@ -176,6 +176,10 @@ class _Names:
                     f"at least `first`, {server.restart.first:g} s",
                     f"{server.restart.most:g} s",
                 )
+            if server.readers.most and name != STORE:
+                self.draft.note(
+                    (*path, "readers"), f"no readers: only {STORE} has any", str(server.readers.most)
+                )
             for need, bound in server.needs.items():
                 self.check_binding((*path, "needs", need), bound)
             self.check_folders(name)

@@ -24,13 +24,29 @@ if TYPE_CHECKING:
 
 CONTROL_DESCRIPTOR = 3
 ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+UNFIT_FOR_STORE = {
+    "processes": "the store's processes share the host's numbers: by them its database counts who reads, and takes two "
+    "of one number for one process"
+}
 STATE_OOM_SCORE, USUAL_OOM_SCORE = -500, 0
 
 
-def protection(node: Node, server: Server, level: str, version: Version) -> Plan:
-    """How a process of the server would be confined at a level. Raises what `protection.plan` raises."""
+def protection(
+    node: Node,
+    server: Server,
+    level: str,
+    version: Version,
+    *,
+    reached: tuple[Bind, ...] | None = None,
+    add: tuple[str, ...] = (),
+) -> Plan:
+    """How a process of the server would be confined at a level. Raises what `protection.plan` raises.
+
+    `reached`: in place of the server's own folders; `add`: mechanisms beside the image's."""
     binds = [Bind(source=path) for path in (str(version.folder), *versions.interface_folders())]
-    binds += [Bind(source=str(folder), writable=True) for folder in needs.folders(node, server)]
+    if reached is None:
+        reached = tuple(Bind(source=str(folder), writable=True) for folder in needs.folders(node, server))
+    binds += reached
     spec = server.spec
     subject = Subject(
         name=server.name,
@@ -40,19 +56,28 @@ def protection(node: Node, server: Server, level: str, version: Version) -> Plan
         refusal="kill" if spec.refusal == "kill" else "notify",
         start="exec" if spec.start == "exec" else "zygote",
     )
-    return plan_protection(level, subject, node.abilities, add=spec.add, drop=spec.drop, degrade=spec.degrade)
+    return plan_protection(
+        level,
+        subject,
+        node.abilities,
+        add=(*spec.add, *add),
+        drop=spec.drop,
+        unfit=UNFIT_FOR_STORE if server.name == STORE else {},
+        degrade=spec.degrade,
+    )
 
 
 async def launch(
-    node: Node, server: Server, version: Version, plan: Plan, *, beside: bool = False
+    node: Node, server: Server, version: Version, plan: Plan, *, beside: bool = False, reader: str = ""
 ) -> Serving:
     """Start a process and tell it everything up to its first step; it answers `Ready` or `Failed` in time.
 
     `beside`: another process of the server runs, so this one gets capabilities and channels of its own, and those it
-    is to serve later. Raises `CannotConfine`, `ZygoteDied`, `QuotaExceeded`, `OSError`.
+    is to serve later. `reader`: a reader of the store, by that name; its channels come once it serves. Raises
+    `CannotConfine`, `ZygoteDied`, `QuotaExceeded`, `OSError`.
     """
     confinement = plan.require()
-    serving = Serving(node.number(), server.name, server.spec.account)
+    serving = Serving(node.number(), server.name, server.spec.account, reader=reader)
     serving.started = node.now()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
@@ -64,7 +89,7 @@ async def launch(
     procs = group.open_procs()
     try:
         descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
-        if server.name == STORE:
+        if server.name == STORE and not reader:
             descriptors[LOCK_DESCRIPTOR] = node.lock
         serving.process = process = await node.forge.spawn(
             confinement,
@@ -96,7 +121,7 @@ async def launch(
     started = node.supervisor.process_row(server, serving)
     node.store.later(intents.settle(node.store.batch("started"), intent).put(started))
     node.soon(node.supervisor.converse, serving)
-    node.soon(node.supervisor.attend, server, serving)
+    node.soon(node.readers.attend if reader else node.supervisor.attend, server, serving)
     return serving
 
 
@@ -108,7 +133,7 @@ def _introduce(
     port = node.authority.admit(kernel_capability(node, server, serving), serving)
     told = needs.told(node, server, serving, capabilities)
     table = node.authority.table(server.name)
-    served = [] if beside else node.channels.of_server(server.name)
+    served = [] if beside else node.channels.of_server(serving.serves)
     rights = {
         name: node.tree.rights_map(server.name, name) for name in node.authority.interfaces[server.name]
     }

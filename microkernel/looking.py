@@ -11,7 +11,8 @@ from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
 
 from .gate import Attached
-from .parties import KERNEL
+from .image_check import STORE
+from .parties import KERNEL, Serving
 from .protection.plan import ladder
 from .records import VersionRow
 
@@ -39,23 +40,31 @@ class Looking:
         )  # fmt: skip
 
     def ps(self) -> list[calls.ProcessRow]:
-        return [self.process(server) for server in self._node.servers.values()]
+        servers = [self.process(server) for server in self._node.servers.values()]
+        store = self._node.servers[STORE]
+        return servers + [
+            self._row(store, reader, reader.reader) for reader in self._node.readers.processes()
+        ]
 
     def process(self, server: Server) -> calls.ProcessRow:
         """A server and its process, with what /proc and its status say of it."""
-        node, serving = self._node, server.serving
+        return self._row(server, server.serving, server.name)
+
+    def _row(self, server: Server, serving: Serving | None, name: str) -> calls.ProcessRow:
+        node, main = self._node, name == server.name
         pid = serving.process.pid if serving is not None and serving.process is not None else 0
         memory, cpu = usage(pid)
         served = serving.status.signs().served if serving is not None else 0
         level = server.plan.level if server.plan is not None else server.spec.level
         return calls.ProcessRow(
-            server=server.name, state=server.state, pid=pid, level=cast(calls.Level, level),
+            server=name, state=server.state if main else "serving", pid=pid, level=cast(calls.Level, level),
             version=server.version.hash, start="exec" if server.spec.start == "exec" else "zygote",
             uid=server.uid(node) or os.geteuid(),
-            started=serving.started if serving is not None else 0, restarts=server.restarts, memory=memory, cpu=cpu,
-            calls=served, refused=node.events.count(server.name),
-            channels=len(node.channels.of_server(server.name)),
-            interfaces=[offer.name for offer in server.description.interfaces], reason=server.reason,
+            started=serving.started if serving is not None else 0, restarts=server.restarts if main else 0,
+            memory=memory, cpu=cpu, calls=served, refused=node.events.count(name),
+            channels=len(node.channels.of_server(name)),
+            interfaces=[offer.name for offer in server.description.interfaces],
+            reason=server.reason if main else "",
         )  # fmt: skip
 
     def protection(self, server: Server) -> calls.Protection:

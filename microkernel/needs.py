@@ -26,7 +26,7 @@ from .image import (
     ServerBinding,
 )
 from .image_check import KINDS, STORE
-from .parties import Party
+from .parties import Serving
 from .records import NeedRow
 from .uids import give
 
@@ -167,7 +167,7 @@ def _make(node: Node, server: Server, what: Wanted) -> Capability:
 
 
 def told(
-    node: Node, server: Server, party: Party, capabilities: dict[str, Capability]
+    node: Node, server: Server, party: Serving, capabilities: dict[str, Capability]
 ) -> dict[str, control.Need]:
     """What `Start` says of each need. `capabilities`: by need, those that this process uses."""
     needs: dict[str, control.Need] = {}
@@ -187,7 +187,8 @@ def told(
                 needs[need] = control.FolderNeed(path=str(folder_of(node, server, bound)))
     if server.name == STORE:
         given = {} if "config" not in needs else server.spec.needs["config"].config  # type: ignore[union-attr]
-        table = {**given, "folder": str(store_folder(node)), "boot": node.boot, "lock": LOCK_DESCRIPTOR}
+        owned = {"role": "reader"} if party.reader else {"lock": LOCK_DESCRIPTOR}
+        table = {**given, "folder": str(store_folder(node)), "boot": node.boot, **owned}
         needs["config"] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
     return needs
 

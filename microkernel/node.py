@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .events import Events
     from .grants import Grants
     from .logs import Logs
+    from .readers import Readers
     from .supervisor import Server, Supervisor
     from .syscalls import Syscalls
 
@@ -100,6 +101,7 @@ class Node:
     loop: ServeLoop
     nursery: trio.Nursery
     supervisor: Supervisor
+    readers: Readers
     events: Events
     logs: Logs
     grants: Grants
@@ -173,12 +175,12 @@ class Node:
         return found
 
     def serving(self, server: str) -> Serving | None:
-        """The process that a server's channels go to now."""
+        """The process that the channels of a server, or of a reader, go to now."""
         found = self.servers.get(server)
-        return None if found is None else found.serving
+        return self.readers.serving(server) if found is None else found.serving
 
     def processes_of(self, server: str) -> Iterator[Serving]:
-        """Every live process of a server: in a swap there are two."""
+        """Every live process of a server: in a swap there are two, and the store has readers."""
         for party in self.parties.values():
             if isinstance(party, Serving) and party.holder == server and not party.gone:
                 yield party

@@ -4,6 +4,7 @@
 way round: a serving process writes, and the kernel believes nothing of it but signs of life.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,13 +28,15 @@ class Notice:
         self.memory = Memory(f"notice {name}", (CHANNELS_MOST + 1) * LINE)
         self.name = name
         self._c = ffi.from_buffer(self.memory.map)
-        self._free = list(range(CHANNELS_MOST - 1, -1, -1))
+        # The line given back last is taken last: a client may look at the line of a channel that was closed until it has
+        # heard of that, and must not find another channel there.
+        self._free = deque(range(CHANNELS_MOST))
 
     def take(self) -> int:
         """The index of a line for one more channel."""
         if not self._free:
             raise QuotaExceeded(account=self.name, resource="channels", limit=CHANNELS_MOST)
-        return self._free.pop()
+        return self._free.popleft()
 
     def give_back(self, index: int) -> None:
         """The process has closed the channel of this line."""

@@ -56,8 +56,10 @@ class Party:
 class Serving(Party):
     """A process of a server."""
 
-    def __init__(self, number: int, holder: str, account: str) -> None:
+    def __init__(self, number: int, holder: str, account: str, *, reader: str = "") -> None:
         super().__init__(number, holder, account)
+        self.reader = reader
+        """For a reader process of the store, the name that its channels go by."""
         self.status = Status(holder)
         self.process: Process | None = None
         self.ready = trio.Event()
@@ -79,6 +81,11 @@ class Serving(Party):
         """Nanoseconds since the epoch."""
         self.pong = 0
         self.busy = ""
+
+    @property
+    def serves(self) -> str:
+        """The name that the channels it serves go by."""
+        return self.reader or self.holder
 
     def close(self) -> None:
         super().close()

@@ -11,7 +11,7 @@ from msgspec import Struct
 from atoll.ipc.system import kernel as calls
 
 from . import image
-from .image import Binding, Image, Restart
+from .image import Binding, Image, Readers, Restart
 from .records import ServerRow
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     watchdog: float = 30.0
     drain: float = 10.0
     restart: Restart = Restart()
+    readers: Readers = Readers()
     degrade: bool = False
     image: str = ""
     load: bytes = b""
@@ -57,7 +58,7 @@ def from_image(described: Image, row: ServerRow, degrade: bool) -> Spec:
         start=row.start, needs=dict(server.needs), add=row.add, drop=dict(row.drop),
         grants=tuple(allow.calls for allow in server.allow), refusal=server.refuse, slice=row.slice,
         account=row.account, service=server.service, watchdog=float(server.watchdog), drain=float(server.drain),
-        restart=server.restart, degrade=degrade, image=row.image, stopped=row.stopped,
+        restart=server.restart, readers=server.readers, degrade=degrade, image=row.image, stopped=row.stopped,
     )  # fmt: skip
 
 

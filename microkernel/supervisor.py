@@ -151,9 +151,9 @@ class Supervisor:
                                {"traceback": message.traceback} if message.traceback else {})  # fmt: skip
                 serving.ready.set()
             case control.Refused():
-                node.events.refused(serving.holder, message)
+                node.events.refused(serving.serves, message)
             case control.Misbehaved(channel=channel, check=check):
-                node.events.misbehaved(serving.holder, channel, check)
+                node.events.misbehaved(serving.serves, channel, check)
             case control.Drained(pending=pending):
                 serving.pending = pending
                 serving.drained.set()
@@ -191,6 +191,17 @@ class Supervisor:
             if server.name == STORE:
                 node.store.lost()
             node.authority.server_died(serving)
+        self.let_go(server, serving, exit)
+        if not crashed or node.down.is_set():
+            return
+        if server.state == "frozen":
+            await self._died_frozen(server, exit)
+        else:
+            await self._after_crash(server, serving, exit)
+
+    def let_go(self, server: Server, serving: Serving, exit: Exit) -> None:
+        """What an ended process held is given up, its row says how it ended, and whoever waits for it goes on."""
+        node = self._node
         ended = node.authority.leave(serving, serving.session)
         node.grants.leave(serving)
         node.parties.pop(serving.number, None)
@@ -201,12 +212,6 @@ class Supervisor:
         serving.drained.set()
         serving.handed.set()
         serving.ended.set()
-        if not crashed or node.down.is_set():
-            return
-        if server.state == "frozen":
-            await self._died_frozen(server, exit)
-        else:
-            await self._after_crash(server, serving, exit)
 
     def _record_end(self, serving: Serving, exit: Exit, server: Server) -> None:
         node = self._node

@@ -52,7 +52,8 @@ class Swaps:
         async with server.changing:
             if server.serving is None or server.state != "serving":
                 raise WrongState(server=server.name, state=server.state, wanted="serving")
-            return await _Swap(self, self._node, server, what).run()
+            async with self._node.readers.aside(server):
+                return await _Swap(self, self._node, server, what).run()
 
     def number(self) -> int:
         self._sequence += 1

@@ -13,6 +13,7 @@ import trio
 
 from atoll.ipc.system import control
 
+from .image_check import STORE
 from .looking import usage
 from .parties import Serving
 
@@ -56,6 +57,8 @@ class Watchdog:
             for server in list(self._node.servers.values()):
                 if server.serving is not None:
                     self._look(server, server.serving, passed)
+            for serving in self._node.readers.processes():
+                self._look(self._node.servers[STORE], serving, passed)
             live = set(self._node.parties)
             self._watches = {number: watch for number, watch in self._watches.items() if number in live}
 

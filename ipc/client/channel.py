@@ -10,6 +10,7 @@ leaves while requests are open.
 """
 
 import mmap
+import os
 import threading
 import time
 from collections import deque
@@ -97,6 +98,7 @@ class ClientChannel:
         self.failed: errors.AtollError | None = None
         self._stopped = False
         """It failed because its server was stopped: a restart mends it."""
+        self._retired = False
         self.calls = self.casts = self.streams = self.faults = 0
         self.waited = 0
         self._turns: list[threading.Event] = []
@@ -541,10 +543,21 @@ class ClientChannel:
             waited=self.waited / NANOSECONDS,
         )
 
+    def retire(self) -> None:
+        """The kernel has closed it. Threads may be inside still: memory and doorbell go with the last that knows it."""
+        self.fail(lambda label: PeerDied(label, True), PeerDied(f"a call to {self.peer}", False))
+        self._stopped, self._retired = False, True
+
+    def __del__(self) -> None:
+        if getattr(self, "_retired", False):
+            self.close()
+            os.close(self.doorbell)
+
     def close(self) -> None:
         """Give the memory back. No thread may be inside, and no view of a reply may be left."""
         if self.c is not None:
             self.fail(lambda label: PeerDied(label, True), PeerDied(f"a call to {self.peer}", False))
+            self._stopped = False
             self.views.clear()
             self._buffer.release()
             lib.atoll_channel_close(self.c)

@@ -5,12 +5,14 @@ and receives; everything else goes through a `Pending` (channel.py).
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from atoll.ipc import context
 from atoll.ipc.capability import Translator
 from atoll.ipc.codec import LANES, MethodSpec
 from atoll.ipc.errors import DeadlineExceeded
+from atoll.ipc.future import RawReply
 from atoll.ipc.proxy import DEFAULTS, ChannelStatistics, Options
 from atoll.ipc.system.control import Port
 from atoll.native import Kind, Result, lib
@@ -34,6 +36,8 @@ class ChannelTransport:
         self._plain: dict[MethodSpec, Site] = {}
         self._call = lib.atoll_call
         self._enter = channel.receiving.acquire
+        self.streams: Callable[[Pending], ChannelStream] = ChannelStream
+        """What carries a stream; whoever wants to see what passes puts its own here."""
 
     @property
     def translator(self) -> Translator | None:
@@ -103,16 +107,14 @@ class ChannelTransport:
         """Send a call that is to be kept in hand."""
         until, trace, block, seconds = _circumstances(method, options)
         site = self._site(method, options, Kind.CALL)
-        stream = method.kind != "call"
-        return self.channel.request(
-            site, payload, until, trace, block, options.request, seconds, ChannelStream if stream else None
-        )
+        stream = self.streams if method.kind != "call" else None
+        return self.channel.request(site, payload, until, trace, block, options.request, seconds, stream)
 
     async def call(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
         self.channel.calls += 1
         return await self._request(method, payload, options)
 
-    def start(self, method: MethodSpec, payload: bytes, options: Options) -> Pending:
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
         channel = self.channel
         channel.calls += 1
         if options is DEFAULTS and context.current_or_none() is None:

@@ -16,12 +16,14 @@ from typing import Any
 
 from atoll.ipc.capability import Buffer, Cap, Mode, NoCapabilities
 from atoll.ipc.client.channel import ClientChannel
+from atoll.ipc.client.reading import Reads, StoreTransport
 from atoll.ipc.client.transport import ChannelTransport, Unhindered
 from atoll.ipc.errors import Overloaded, PeerMisbehaved
 from atoll.ipc.interface import Interface
 from atoll.ipc.proxy import bind
-from atoll.ipc.system.control import Deliver, DeliverBuffer, Port, WithdrawBuffer
+from atoll.ipc.system.control import Deliver, DeliverBuffer, Port, ReadAt, WithdrawBuffer
 from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.state import State
 from atoll.native import segments
 
 WITHDRAWALS = 2
@@ -31,7 +33,8 @@ WITHDRAWALS = 2
 class Deliveries:
     """Ports and buffers by token."""
 
-    def __init__(self, channels: dict[int, ClientChannel], pump: Callable[[], None]) -> None:
+    def __init__(self, channels: dict[int, ClientChannel], pump: Callable[[], None], *, heard: bool) -> None:
+        """`heard`: somebody reads the control socket all the time, not only when a message asks for it."""
         self.channels = channels
         self.kernel: Kernel | None = None
         self._pump = pump
@@ -45,6 +48,9 @@ class Deliveries:
         """Withdrawals up to which the control socket was read."""
         self._shared: dict[tuple[int, int, Mode], tuple[int, int]] = {}
         """By buffer, channel and mode the token it has there, and the withdrawals up to which that is known to hold."""
+        self._look = None if heard else pump
+        self._reads: dict[tuple[int, int, int], Reads] = {}
+        """By channel, slot and generation of a capability on the store."""
 
     def notice(self, notice: mmap.mmap) -> None:
         """Watch this process's notice."""
@@ -96,6 +102,15 @@ class Deliveries:
             self._pump()
 
     # for messages -------------------------------------------------------------------------------------------
+
+    def read_at(self, message: ReadAt) -> None:
+        """Reads through a capability go to a reader from now on, or no longer."""
+        reads = self._reads.setdefault((message.channel, message.slot, message.generation), Reads())
+        if message.port is None:
+            reads.stay()
+        else:
+            channel = self.channels[message.port.channel]
+            reads.go_to(channel, message.port, self._translation(channel))
 
     def port(self, token: int, channel: int = 0) -> Port | None:
         """The port delivered under a token for messages of a channel, read from the control socket if need be."""
@@ -157,7 +172,14 @@ class Deliveries:
     def transport(self, port: Port) -> ChannelTransport:
         """A transport for a capability of this process."""
         channel = self.channels[port.channel]
-        return ChannelTransport(channel, port, Translation(self, lambda: channel.number))
+        translation = self._translation(channel)
+        if port.interface != State.__name__:
+            return ChannelTransport(channel, port, translation)
+        reads = self._reads.setdefault((port.channel, port.slot, port.generation), Reads())
+        return StoreTransport(channel, port, translation, reads, self._look)
+
+    def _translation(self, channel: ClientChannel) -> "Translation":
+        return Translation(self, lambda: channel.number)
 
     def proxy(self, interface: type[Interface], port: Port) -> Any:
         return bind(interface, self.transport(port))

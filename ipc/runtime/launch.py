@@ -54,7 +54,7 @@ class Process:
     def __init__(self, end: socket.socket) -> None:
         self.control = ControlSocket(end)
         self.clients: dict[int, ClientChannel] = {}
-        self.deliveries = Deliveries(self.clients, self._pump)
+        self.deliveries = Deliveries(self.clients, self._pump, heard=True)
         self.loop: ServeLoop | None = None
         self.start: control.Start | None = None
         self._nursery: trio.Nursery | None = None
@@ -328,6 +328,8 @@ class Process:
             case control.CancelCalls(slot=slot, generation=generation):
                 if loop is not None:
                     loop.cancel_calls(slot, generation)
+            case control.ReadAt():
+                self.deliveries.read_at(message)
             case control.Deliver():
                 self.deliveries.deliver(message)
             case control.DeliverBuffer():

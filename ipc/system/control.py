@@ -201,6 +201,16 @@ class WithdrawBuffer(Message, frozen=True, kw_only=True):
     channel: int = 0
 
 
+class ReadAt(Message, frozen=True, kw_only=True):
+    """Reads of the store through the capability so addressed may go to a reader process from now on, by way of `port`;
+    None: no longer. Its channel was opened before; it is closed after."""
+
+    channel: int
+    slot: int
+    generation: int
+    port: Port | None
+
+
 class Drain(Message, frozen=True, kw_only=True):
     """Take no further message; finish what is in hand until `deadline` (CLOCK_MONOTONIC ns), then `Drained`."""
 
@@ -325,6 +335,7 @@ ToProcess = (
     | Deliver
     | DeliverBuffer
     | WithdrawBuffer
+    | ReadAt
     | Drain
     | HandOver
     | TakeOver

@@ -194,8 +194,8 @@ class State(Interface):
         items and 512 KiB."""
 
     @call("history", idempotent=True)
-    def history(self, key: bytes, limit: int = 100) -> list[Item]:
-        """The key's versions, newest first, deletions among them."""
+    def history(self, key: bytes, limit: int = 100, least: int = 0) -> list[Item]:
+        """The key's versions, newest first, deletions among them. `least` as in `get`."""
 
     @stream("read", position=int)
     def watch(self, after: int, prefix: bytes = b"") -> Change:
@@ -265,7 +265,7 @@ class State(Interface):
     @call("read", idempotent=True)
     def statistics(self) -> dict[str, int]:
         """Figures of the store: bytes used, limit, groups, commits, group size, readers, watchers, open
-        transactions."""
+        transactions; `reads`: calls that this process served and a reader could have."""
 
 
 _keyspace = struct.Struct(">I")

@@ -83,6 +83,10 @@ BASE: tuple[Row, ...] = (
         "read attributes: copying with the standard library asks",
         "getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr",
     ),
+    *_rows(
+        "be told when a file was written: readers of the store",
+        "inotify_init1 inotify_add_watch inotify_rm_watch",
+    ),
     *_rows("tell the page cache what is coming", "fadvise64 readahead"),
     *_rows("copy between files without a round through memory", "sendfile copy_file_range splice"),
     *_rows("duplicate descriptors", "dup dup2 dup3"),

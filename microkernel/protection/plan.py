@@ -113,14 +113,17 @@ def plan(
     *,
     add: tuple[str, ...] = (),
     drop: Mapping[str, str] = {},
+    unfit: Mapping[str, str] = {},
     degrade: bool = False,
 ) -> Plan:
     """What holds for `subject` at `level`, with single mechanisms added, and dropped for a reason.
 
+    `unfit`: mechanisms under which this subject cannot run at all, whatever the image says, each with the reason.
+
     With `degrade` the nearest lower level that this host has stands in, and a weakening records it. Raises
     NoSuchLevel, NoSuchMechanism, NotDropped, filters.UnknownGrant.
     """
-    made = _plan(level, subject, host, add, drop)
+    made = _plan(level, subject, host, add, drop, unfit)
     if not made.missing or not degrade:
         return made
     lower = [name for name, other in levels().items() if other.rank < levels()[level].rank]
@@ -128,7 +131,7 @@ def plan(
         reasons = together(made.missing)
         note = Weakening("level", f"{name} stands in for {level} ({reasons})")
         fitting = {gone: why for gone, why in drop.items() if gone in {m.name for m in ladder(name)}}
-        instead = _plan(name, subject, host, add, fitting, (note,), level)
+        instead = _plan(name, subject, host, add, fitting, unfit, (note,), level)
         if not instead.missing:
             return instead
     return made
@@ -140,14 +143,17 @@ def _plan(
     host: Host,
     add: tuple[str, ...],
     drop: Mapping[str, str],
+    unfit: Mapping[str, str],
     notes: tuple[Weakening, ...] = (),
     wanted: str = "",
 ) -> Plan:
-    chosen = _chosen(level, add, drop)
+    wanting = _chosen(level, add, drop)
+    chosen = [mechanism for mechanism in wanting if mechanism.name not in unfit]
     weakenings = [*notes]
     missing: list[Weakening] = []
     in_force: list[str] = []
     weakenings += [Weakening(name, f"dropped by the image: {reason}") for name, reason in drop.items()]
+    weakenings += [Weakening(each.name, unfit[each.name]) for each in wanting if each.name in unfit]
     weakenings += [Weakening("system-calls", f"the image grants {grant!r}") for grant in subject.grants]
     confinement = _plain(subject)
     if host.root and "own-uid" in drop:

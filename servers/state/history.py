@@ -75,9 +75,10 @@ class History:
                 items.append(item)
             return Page(items, False, at)
 
-    def history(self, key: bytes, limit: int) -> list[Item]:
+    def history(self, key: bytes, limit: int, least: int = 0) -> list[Item]:
         """Versions of a key, newest first; deletions have the value None."""
         with self.engine.snapshot() as snapshot:
+            moment(snapshot, None, least)
             cursor = snapshot.cursor(Table.VERSIONS)
             first = layout.versioned(key, layout.LAST)
             past = layout.past(first)

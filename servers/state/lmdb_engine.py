@@ -27,6 +27,7 @@ from .engine import Batch, BatchTooLarge, Broken, ConditionFailed, Full, Row, Ta
 from .layout import pack
 
 FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
 STEP: Final = 32 << 20
 """Bytes by which the file grows."""
 _LEAST_STEP: Final = 256 << 10

@@ -1,12 +1,13 @@
 """From the image's settings to an open store: the lock, the engine, the format."""
 
 import fcntl
+import os
 from typing import Literal
 
 from atoll.ipc.serve import Config
 
 from .engine import Engine
-from .lmdb_engine import LmdbEngine
+from .lmdb_engine import LOCK_FILE, LmdbEngine
 from .memory_engine import MemoryEngine
 from .ownership import settle_format
 
@@ -30,14 +31,27 @@ class Settings(Config, frozen=True, kw_only=True):
     """Address space for the map. A process under RLIMIT_AS needs this much and some."""
 
 
+class NotRegistered(Exception):
+    """A reader cannot register: the writer would reuse pages that it still reads."""
+
+
 class NotOwner(Exception):
     """The lock that was passed is not held: somebody else runs this store."""
 
 
 def open_engine(settings: Settings) -> tuple[Engine, str]:
-    """The engine, and a sentence on the format. Raises `NotOwner`, `FormatRefused`, or what the medium
-    raises."""
+    """The engine, and a sentence on the format. Raises `NotOwner`, `NotRegistered`, `FormatRefused`, or what the
+    medium raises."""
     reader = settings.role == "reader"
+    # LMDB would go on without a lock file that it cannot write.
+    if (
+        reader
+        and settings.engine == "lmdb"
+        and not os.access(os.path.join(settings.folder, LOCK_FILE), os.W_OK)
+    ):
+        raise NotRegistered(
+            f"{LOCK_FILE} in {settings.folder} cannot be written: a reader registers there; give it that file"
+        )
     if settings.lock is not None:
         try:
             # The lock belongs to the open description, so taking it again through a duplicate succeeds, and

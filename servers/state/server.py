@@ -49,6 +49,7 @@ class Server(Serves[State]):
 
     def __init__(self) -> None:
         self._handed_over = b""
+        self._reads = 0
         self._gather = Gather()
         self._began = 0.0
         # Whether a receive loop calls `idle`.
@@ -118,9 +119,11 @@ class Server(Serves[State]):
         return _bare_page(badge, page)
 
     @State.history.serve
-    def history(self, key: bytes, limit: int = 100) -> list[Item]:
+    def history(self, key: bytes, limit: int = 100, least: int = 0) -> list[Item]:
+        self._reads += 1
         badge = current().badge
-        return [_bare_item(badge, item) for item in self._history.history(_inside(badge, key), _limit(limit))]
+        items = self._history.history(_inside(badge, key), _limit(limit), least)
+        return [_bare_item(badge, item) for item in items]
 
     @State.watch.serve
     async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
@@ -143,6 +146,7 @@ class Server(Serves[State]):
 
     @State.who.serve
     def who(self, revision: int) -> Provenance | None:
+        self._reads += 1
         badge = current().badge
         return self._history.who(revision, None if badge == OWN else badge)
 
@@ -152,6 +156,7 @@ class Server(Serves[State]):
             "revision": self._history.head(),
             "groups": self._group.groups,
             "committed": self._group.committed,
+            "reads": self._reads,
             "watchers": len(self._watchers),
             "transactions": len(self._transactions),
         }
@@ -314,6 +319,7 @@ class Server(Serves[State]):
         self._gather.committed(size, time.monotonic() - began)
 
     def _reading(self, as_of: AsOf) -> int:
+        self._reads += 1
         call = current()
         if as_of is not None and "history" not in call.rights:
             raise NotAllowed("State.get/range with as_of", "history", tuple(sorted(call.rights)))

@@ -23,6 +23,7 @@ TABLES: tuple[type[image.Table], ...] = (
     image.Drop,
     image.Allow,
     image.Restart,
+    image.Readers,
     image.KeyspaceBinding,
     image.ServerBinding,
     image.ConfigBinding,

@@ -9,7 +9,7 @@ import pytest
 from atoll.microkernel.accounts import Ledger
 from atoll.microkernel.capabilities import Tree
 from atoll.microkernel.memory import Memory
-from atoll.microkernel.notices import CLOSED, OPEN, Notice, Status
+from atoll.microkernel.notices import CHANNELS_MOST, CLOSED, OPEN, Notice, Status
 from atoll.microkernel.tables import ENTRIES, ENTRY, Table
 
 
@@ -70,7 +70,7 @@ def test_a_table_grows_by_segments() -> None:
     table.close()
 
 
-def test_a_notice_has_a_line_a_channel_and_takes_it_back() -> None:
+def test_a_notice_has_a_line_a_channel_and_takes_it_back_last() -> None:
     notice = Notice("test")
     first, second = notice.take(), notice.take()
     assert first != second
@@ -81,7 +81,9 @@ def test_a_notice_has_a_line_a_channel_and_takes_it_back() -> None:
     assert words[1] >> 32 == CLOSED
     words.release()
     notice.give_back(first)
-    assert notice.take() == first
+    # A client may look at a closed channel's line until it has heard of the end: it is the last to be used again.
+    taken = [notice.take() for _ in range(CHANNELS_MOST - 1)]
+    assert taken[-1] == first and len(set(taken)) == len(taken)
     notice.close()
 
 

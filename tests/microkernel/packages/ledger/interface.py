@@ -1,0 +1,33 @@
+"""What the tests of the store's readers call: a server that asks the store for each answer."""
+
+from msgspec import Struct
+
+from atoll.ipc.interface import Interface, call, stream
+
+
+class Entry(Struct):
+    key: str
+    value: int
+    revision: int
+
+
+class Ledger(Interface):
+    @call("write", idempotent=True)
+    def put(self, key: str, value: int) -> int:
+        """Writes, then reads it back; the revision. Fails if it does not read what it wrote."""
+
+    @call("read", idempotent=True)
+    def get(self, key: str) -> int | None:
+        """The value as the store has it."""
+
+    @call("read", idempotent=True)
+    def all(self) -> dict[str, int]:
+        """Every key."""
+
+    @call("read", idempotent=True)
+    def past(self, key: str) -> list[int]:
+        """Its values, newest first."""
+
+    @stream("read", position=int)
+    def entries(self, after: int = 0) -> Entry:
+        """What is written after a revision."""
