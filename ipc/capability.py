@@ -130,7 +130,7 @@ def decode_hook(translator: Translator, where: str) -> Callable[[type, Any], Any
     def decode(wanted: type, value: Any) -> Any:
         is_buffer = wanted is Buffer
         code, what = (BUFFER_CODE, "a buffer") if is_buffer else (CAPABILITY_CODE, "a capability")
-        data = bytes(value.data) if value.__class__ is Ext and value.code == code else b""
+        data: Any = value.data if value.__class__ is Ext and value.code == code else b""
         if len(data) != _TOKEN_BYTES:
             raise BadRequest(where, what, f"`{type(value).__name__}`")
         token = int.from_bytes(data, "big")

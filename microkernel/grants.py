@@ -156,6 +156,8 @@ class Grants:
         async with buffer.changing:
             self._own(party, number)
             self._reached(party, channel)
+            if buffer.shares.get(channel) == mode:
+                return number
             shared = await self._as(party, buffer, mode)
             receiver = self._reached(party, channel)
             had = shared.shares.get(channel)
@@ -225,8 +227,6 @@ class Grants:
         if channel == 0:
             buffer = self._own(party, number)
             mode: BufferMode | None = "immutable" if buffer.mode == "immutable" else "writable"
-            if buffer.mode == "readonly" and buffer.closed_to_writers:
-                mode = "readonly"
         else:
             found = self._node.channels.get(channel)
             mode = None if buffer is None else buffer.shares.get(channel)
@@ -400,6 +400,8 @@ class Grants:
     # inside -------------------------------------------------------------------------------------------------
 
     def _send(self, buffer: Buffer, party: Party, channel: int, mode: BufferMode) -> None:
+        if mode == "writable" and buffer.closed_to_writers:
+            mode = "readonly"  # it had it writable, and let go of that
         told = DeliverBuffer(
             token=buffer.number, size=buffer.size, mode=mode, channel=channel, passed=buffer.mode
         )

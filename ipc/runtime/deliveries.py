@@ -161,6 +161,13 @@ class Deliveries:
         self._shared[handle, channel, mode] = token, counted
         return token
 
+    async def share(self, kernel: Kernel, handle: int, channel: int, mode: Mode) -> None:
+        """`shared`, without holding up the loop; the message that names the buffer next finds it done."""
+        counted = self._notice[WITHDRAWALS]
+        self._hear()
+        token = await kernel.buffer_share(handle, channel, mode)
+        self._shared[handle, channel, mode] = token, counted
+
     def forget(self, token: int) -> None:
         """Unmap a delivered buffer when its last user here lets go of it. The next message that names it has it mapped
         again."""

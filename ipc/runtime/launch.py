@@ -259,6 +259,7 @@ class Process:
             nursery.start_soon(endpoint.server.run)
         self._ready(endpoint)
         if not self.start.handover:
+            self.loop.tell_clients()
             self.loop.drain(False)
 
     # the kernel's packets ---------------------------------------------------------------------------------------------
@@ -295,6 +296,7 @@ class Process:
                 self._taken_over.set()
             case control.Resume():
                 loop.take_back()
+                loop.tell_clients()
                 loop.drain(False)
             case control.Stop(deadline=deadline):
                 await self._drain(deadline)

@@ -107,6 +107,7 @@ class ServeLoop:
         self._idle_due = math.inf
         self._draining = False
         self._stopping = False
+        self._knows_clients = False
         self._again = ffi.new("atoll_message *")
         lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
         self._register_methods()
@@ -181,8 +182,16 @@ class ServeLoop:
         for inhand in self._tasks.of_channel(number):
             self._tasks.cancel(inhand)
         gone = getattr(self.endpoint.server, "client_gone", None)
-        if gone is not None:
+        if gone is not None and self._knows_clients:
             gone(number)
+
+    def tell_clients(self) -> None:
+        """Tell the server whose clients are there, before its first call: it may know of others from a process before
+        this one. From now on it is told who goes."""
+        self._knows_clients = True
+        present = getattr(self.endpoint.server, "clients_present", None)
+        if present is not None:
+            present(frozenset(self._channels))
 
     def revive(self, number: int) -> None:
         """Look at a client's channel again: somebody else has received from it meanwhile."""

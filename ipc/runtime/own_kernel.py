@@ -1,6 +1,6 @@
 """The kernel as this server process holds it: `kernel().buffer(size)`, and the buffers that it made."""
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.capability import Buffer, Mode
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system.kernel import BufferMade, Kernel
 
@@ -34,6 +34,13 @@ def buffer(made: BufferMade) -> Buffer:
     if found is None:
         raise PeerMisbehaved("the kernel", "a buffer was made and not delivered")
     return found
+
+
+async def share(handle: int, client: int, mode: Mode) -> None:
+    """Give a client (`current().client`) a buffer of this server's, so that a reply that carries it need not wait for the
+    kernel. Raises what `Kernel.buffer_share` raises."""
+    own, deliveries = _provided()
+    await deliveries.share(own, handle, client, mode)
 
 
 def forget(made: BufferMade) -> None:

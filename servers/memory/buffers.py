@@ -1,23 +1,34 @@
 """The memory behind regions, as the kernel makes, seals and passes it.
 
-Every descriptor travels through the kernel: this server has buffers made in its account, names them by
-number, and has them unmapped in its own process at once. It neither reads nor writes what its clients keep.
+Every descriptor travels through the kernel: this server has buffers made in its account, names them by number, and has
+them unmapped in its own process at once. It neither reads nor writes what its clients keep. The buffers are the server's
+and not the process's: the next process finds them, with the note that says what they are and the clients that have them.
 """
 
-from typing import Literal, Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.capability import Buffer, Mode
+from atoll.ipc.errors import NotFound
 from atoll.ipc.runtime import own_kernel
 
-Mode = Literal["writable", "readonly", "immutable"]
+
+class Held(NamedTuple):
+    """A buffer that a process before this one may have made."""
+
+    handle: int
+    size: int
+    sealed: bool
+    note: bytes
+    clients: dict[int, Mode]
+    """Who has it, and how."""
 
 
 class Buffers(Protocol):
     """Makes and takes back memory. `handle` names a buffer to the maker and to nobody else."""
 
-    async def make(self, size: int) -> int:
+    async def make(self, size: int, note: bytes) -> int:
         """A buffer of `size` bytes of zeros, preallocated and sealed against shrinking and growing; its
         handle.
 
@@ -25,21 +36,30 @@ class Buffers(Protocol):
         """
         ...
 
-    def view(self, handle: int, mode: Mode) -> Buffer:
-        """The buffer as it may stand in a reply: whoever gets the reply has it mapped.
+    async def share(self, handle: int, client: int, mode: Mode) -> None:
+        """Give a client the buffer: the memory itself, whatever the mode. From its first reader on nobody can be given it
+        writable any more: BadRequest. Raises NotFound for a client or a buffer that is gone."""
+        ...
 
-        Writable: the memory itself. Read-only: a copy, as it was when it was first viewed so.
-        """
+    def view(self, handle: int, mode: Mode) -> Buffer:
+        """The buffer as it may stand in a reply to a client that it is shared with so."""
+        ...
+
+    async def unshare(self, handle: int, client: int) -> None:
+        """Ask a client to unmap it."""
         ...
 
     async def seal(self, handle: int) -> int:
-        """The same content, immutable for good; its handle. If it is another one the old buffer is there as
-        well, for the caller to release.
-        """
+        """The same content and note, immutable for good; its handle. The old buffer is there as well, for the caller to
+        release."""
         ...
 
     async def release(self, handle: int) -> None:
         """Take it back. What is not immutable reads zeros from now on, wherever it is mapped."""
+        ...
+
+    async def held(self) -> list[Held]:
+        """Every buffer of this server's."""
         ...
 
 
@@ -52,28 +72,44 @@ class KernelBuffers:
         self._kernel = own_kernel.kernel()
         self._immutable: set[int] = set()
 
-    async def make(self, size: int) -> int:
+    async def make(self, size: int, note: bytes) -> int:
         with trio.CancelScope(shield=True):
-            made = await self._kernel.buffer(size)
+            made = await self._kernel.buffer(size, "readonly", True, note)
         own_kernel.forget(made)
         return made.number
+
+    async def share(self, handle: int, client: int, mode: Mode) -> None:
+        await own_kernel.share(handle, client, mode)
 
     def view(self, handle: int, mode: Mode) -> Buffer:
         return Buffer(memoryview(b""), mode, handle)
 
+    async def unshare(self, handle: int, client: int) -> None:
+        with trio.CancelScope(shield=True):
+            await self._kernel.buffer_unshare(handle, client)
+
     async def seal(self, handle: int) -> int:
-        if handle in self._immutable:
-            return handle
         with trio.CancelScope(shield=True):
             made = await self._kernel.buffer_seal(handle)
-            own_kernel.forget(made)
-            self._immutable.add(made.number)
+        own_kernel.forget(made)
+        self._immutable.add(made.number)
         return made.number
 
     async def release(self, handle: int) -> None:
         with trio.CancelScope(shield=True):
-            if handle in self._immutable:
-                self._immutable.remove(handle)
-            else:
-                await self._kernel.buffer_revoke(handle)
-            await self._kernel.buffer_release(handle)
+            try:
+                if handle not in self._immutable:
+                    await self._kernel.buffer_revoke(handle)
+                await self._kernel.buffer_release(handle)
+            except NotFound:  # the process before this one was about to release it, and has
+                pass
+        self._immutable.discard(handle)
+
+    async def held(self) -> list[Held]:
+        rows = await self._kernel.buffers()
+        self._immutable.update(row.number for row in rows if row.mode == "immutable")
+        return [
+            Held(row.number, row.size, row.mode == "immutable", row.note, dict(row.shares))
+            for row in rows
+            if row.note
+        ]

@@ -1,10 +1,10 @@
 """What others may ask of the memory server: regions that are mapped, not sent.
 
-A region begins open: its owner has it mapped writable. Whoever is handed a share of it may `open` it: a
-writable share gives the memory itself, for clients that trust each other; a read-only one gives a copy, as
-the region was when it was first opened so. Sealed, nobody can write a region any more, and all who hold it
-map the same memory. An open region dies with its owner, and whoever else has it mapped reads zeros; a
-sealed one lives until its last holder releases it or dies.
+A region begins open: its owner has it mapped writable. Whoever is handed a share of it may `open` it, and maps
+the same memory: a writable share is for clients that trust each other, a reader sees what is written and cannot
+write. Once a region has a reader it takes no further writer. Sealed, nobody can write it any more. An open
+region dies with its owner, and whoever else has it mapped reads zeros; a sealed one lives until its last holder
+releases it or dies. Regions outlive the server's process, and end with the node.
 """
 
 from msgspec import Struct
@@ -42,7 +42,8 @@ class Holding(Struct, frozen=True):
 
 
 class Statistics(Struct, frozen=True):
-    """Of the whole server. Sizes in bytes. `reclaimed`: regions taken back because their holders died."""
+    """Of the whole server. Sizes in bytes. `reclaimed`: regions taken back because their holders died; like `refused`
+    since this process began."""
 
     pool: int
     used: int
@@ -64,12 +65,22 @@ class NotShared(Failure, frozen=True, kw_only=True):
         )
 
 
+class HasReaders(Failure, frozen=True, kw_only=True):
+    """Nobody who does not map the region writable already can have it so any more."""
+
+    region: int
+
+    @property
+    def message(self) -> str:
+        return f"region {self.region} has readers and takes no further writer: open writable shares before the first other"
+
+
 class Memory(Interface):
     """Regions of memory. Rights: `allocate` (and what an owner does), `open` (shares), `read`. Never
     leaves a node.
     """
 
-    errors = (NotShared,)
+    errors = (NotShared, HasReaders)
 
     @call("allocate", local=True)
     def allocate(self, size: int) -> Region:
@@ -77,7 +88,7 @@ class Memory(Interface):
         of 0 or less).
         """
 
-    @call("open", local=True)
+    @call("open", idempotent=True, local=True)
     def map(self, region: int) -> Region:
         """A region that the caller holds, once more: writable for its owner, and for whoever opened a
         writable share, while it is open.
@@ -95,14 +106,13 @@ class Memory(Interface):
 
     @call("open", idempotent=True, local=True)
     def open(self, share: Share) -> Region:
-        """Hold a shared region; it is charged to the caller as well. Raises NotShared, QuotaExceeded.
-
-        The copy that the first reader of an open region needs is charged to the pool, too.
+        """Hold a shared region; it is charged to the caller as well. Raises NotShared, QuotaExceeded, HasReaders (a
+        writable share after a reader came).
         """
 
     @call("open", local=True)
     def release(self, region: int) -> bool:
-        """Let go of a region; whether that ended it. Raises NotFound."""
+        """Let go of a region, and unmap it; whether that ended it. Raises NotFound."""
 
     @call("read", idempotent=True)
     def mine(self) -> list[Holding]: ...

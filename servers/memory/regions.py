@@ -4,8 +4,7 @@ A region is *open* (its writers write it; it dies with its owner, and whoever it
 zeros) or *sealed* (nobody writes it any more; it lives until its last holder lets go). Each holder is
 charged the region's whole size, the owner from allocation and every other from the moment it opens the
 region: so nobody's account grows by what another does, and the death of an owner moves no charge. The
-pool is charged once a region, and once more for an open region that was opened for reading, since its
-readers have a copy. Sizes are bytes in whole pages.
+pool is charged once a region, since all who hold it map the same memory. Sizes are bytes in whole pages.
 """
 
 from dataclasses import dataclass, field
@@ -26,18 +25,10 @@ class Region:
     size: int
     owner: int
     sealed: bool = False
-    shared: bool = False
     holders: set[int] = field(default_factory=set)
     """Clients; the owner is one until it lets go."""
     writers: set[int] = field(default_factory=set)
     """Holders that may write it while it is open."""
-    copied: bool = False
-    """Readers have a copy of it."""
-
-    @property
-    def charge(self) -> int:
-        """Bytes that it takes of the pool."""
-        return self.size * (2 if self.copied else 1)
 
 
 @dataclass
@@ -84,6 +75,14 @@ class Regions:
         region.writers.add(client)
         return region
 
+    def adopt(self, region: Region) -> None:
+        """Take over a region that stood before this process, with its holders: charged, whatever the limits are now."""
+        holders, region.holders = region.holders, set()
+        self.regions[region.number] = region
+        self.used += region.size
+        for client in holders:
+            self._charge(region, client)
+
     def find(self, number: int, client: int) -> Region:
         """A region that `client` holds. Raises NotFound for any other, whether it exists or not."""
         region = self.regions.get(number)
@@ -92,32 +91,20 @@ class Regions:
         return region
 
     def join(self, number: int, client: int, writing: bool = False) -> Region:
-        """Make `client` a holder of a shared region. Raises QuotaExceeded, NotFound; then nothing has
-        changed.
-        """
+        """Make `client` a holder of a region. Raises QuotaExceeded, NotFound; then nothing has changed."""
         region = self.regions.get(number)
-        if region is None or not region.shared:
+        if region is None:
             raise NotFound("shared region", str(number))
-        new = client not in region.holders
-        if new:
+        if client not in region.holders:
             self._afford(client, region.size)
-        if not (writing or region.sealed or region.copied or client in region.writers):
-            if self.used + region.size > self.limits.pool:
-                raise QuotaExceeded("memory server", "bytes", self.limits.pool)
-            region.copied = True
-            self.used += region.size
-        if new:
             self._charge(region, client)
         if writing:
             region.writers.add(client)
         return region
 
     def seal(self, number: int) -> None:
-        """Its memory is immutable now, and the copy for its readers is gone."""
+        """Its memory is immutable now."""
         region = self.regions[number]
-        if region.copied:
-            region.copied = False
-            self.used -= region.size
         region.sealed = True
         region.writers.clear()
 
@@ -139,7 +126,7 @@ class Regions:
         """The memory of a region that `leave` ended is given back; only now may the pool hand it out
         again.
         """
-        self.used -= self.dying.pop(number).charge
+        self.used -= self.dying.pop(number).size
 
     def client_gone(self, client: int) -> list[Region]:
         """Let go of all that a dead client held; the regions that this ended."""
@@ -170,7 +157,7 @@ class Regions:
     def broken(self) -> list[str]:
         """Sentences about what should never be true."""
         wrong: list[str] = []
-        if self.used != sum(region.charge for each in (self.regions, self.dying) for region in each.values()):
+        if self.used != sum(region.size for each in (self.regions, self.dying) for region in each.values()):
             wrong.append("the pool's charge is not the sum of the regions")
         if self.used > self.limits.pool:
             wrong.append("the pool is over its limit")
@@ -179,8 +166,8 @@ class Regions:
                 wrong.append(f"region {region.number} has no holder")
             if not region.sealed and region.owner not in region.holders:
                 wrong.append(f"open region {region.number} outlived its owner")
-            if not region.writers <= region.holders or (region.sealed and (region.writers or region.copied)):
-                wrong.append(f"region {region.number} has writers or a copy that it cannot have")
+            if not region.writers <= region.holders or (region.sealed and region.writers):
+                wrong.append(f"region {region.number} has writers that it cannot have")
             if region.size % PAGE:
                 wrong.append(f"region {region.number} is not in whole pages")
         for client, account in self.accounts.items():

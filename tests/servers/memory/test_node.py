@@ -8,8 +8,7 @@ import pytest
 
 from atoll.ipc import Node, connect
 from atoll.ipc.errors import NotFound, QuotaExceeded
-from atoll.ipc.system.kernel import Swap
-from atoll.servers.memory.interface import Memory, Region
+from atoll.servers.memory.interface import HasReaders, Memory, Region
 from atoll.servers.memory.regions import PAGE
 
 from ..booted import booted
@@ -115,11 +114,27 @@ def test_the_server_does_not_map_what_its_clients_keep(folder: Path) -> None:
         memory.release.now(region.number)
 
 
-def test_a_swap_ends_regions_and_says_so_to_whoever_asks(folder: Path) -> None:
-    with attached(folder) as node:
-        memory = node.open("memory", Memory)
-        region = memory.allocate.now(PAGE)
-        node.kernel.swap.now(Swap(server="memory"))
-        with pytest.raises(NotFound, match="region of yours"):
-            memory.map.now(region.number)
-        assert memory.allocate.now(PAGE).number != region.number
+def test_a_reader_sees_what_is_written_later(folder: Path) -> None:
+    with attached(folder) as first, attached(folder) as second:
+        one, two = first.open("memory", Memory), second.open("memory", Memory)
+        region = one.allocate.now(PAGE)
+        read = two.open.now(one.share.now(region.number))
+        region.buffer.view[:5] = b"later"
+        assert (read.buffer.mode, start_of(read)) == ("readonly", b"later")
+        with pytest.raises(HasReaders):
+            two.open.now(one.share.now(region.number, writable=True))
+        assert one.map.now(region.number).buffer.view[:5] == b"later"
+
+
+def test_who_lets_go_of_a_region_that_lives_on_unmaps_it(folder: Path) -> None:
+    with attached(folder) as first, attached(folder) as second:
+        one, two = first.open("memory", Memory), second.open("memory", Memory)
+        region = one.allocate.now(PAGE)
+        share = one.share.now(region.number)
+        number = two.open.now(share).number
+        assert two.release.now(number) is False
+        with pytest.raises(NotFound):
+            two.map.now(number)
+        second.buffer(PAGE)  # it hears what the kernel said meanwhile
+        assert region.number not in second._deliveries._buffers
+        assert start_of(two.open.now(share)) == bytes(5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
-from atoll.servers.memory.interface import Memory, NotShared, Share
+from atoll.servers.memory.interface import HasReaders, Memory, NotShared, Share
 from atoll.servers.memory.regions import PAGE
 from atoll.servers.memory.server import Server, Settings
 
@@ -44,23 +44,26 @@ def test_a_writable_share_is_the_memory_itself(served: Any) -> None:
     assert two.map.now(region.number).buffer.mode == "writable"
 
 
-def test_a_read_only_share_is_a_copy_that_the_pool_is_charged_for(served: Any) -> None:
+def test_a_reader_maps_the_memory_itself_and_keeps_further_writers_out(served: Any) -> None:
     one, two, three = (served.client() for _ in range(3))
     region = one.allocate.now(PAGE)
     region.buffer.view[:5] = b"early"
-    share = one.share.now(region.number)
-    assert share == one.share.now(region.number) != one.share.now(region.number, writable=True)
+    share, writable = one.share.now(region.number), one.share.now(region.number, writable=True)
+    assert share == one.share.now(region.number) != writable
     held = two.open.now(share)
     region.buffer.view[:5] = b"later"
-    again = three.open.now(share)
-    assert bytes(held.buffer.view[:5]) == bytes(again.buffer.view[:5]) == b"early"
+    assert bytes(held.buffer.view[:5]) == b"later"
     assert held.buffer.mode == "readonly"
     with pytest.raises(TypeError, match="read-only"):
         held.buffer.view[0] = 1
-    assert one.statistics.now().used == 2 * PAGE
+    assert one.statistics.now().used == PAGE, "there is no copy to be charged"
+    with pytest.raises(HasReaders, match="takes no further writer"):
+        three.open.now(writable)
+    assert three.mine.now() == []
+    assert one.map.now(region.number).buffer.mode == "writable", "who wrote before writes on"
     sealed = two.map.now(one.seal.now(region.number).number)
     assert (sealed.buffer.mode, bytes(sealed.buffer.view[:5])) == ("immutable", b"later")
-    assert one.statistics.now().used == PAGE
+    assert three.open.now(writable).buffer.mode == "immutable"
     assert bytes(held.buffer.view[:5]) == bytes(5)
 
 
