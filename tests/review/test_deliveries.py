@@ -24,7 +24,7 @@ def sealed(text: bytes) -> int:
 
 
 def given() -> Deliveries:
-    deliveries = Deliveries({}, lambda: None)
+    deliveries = Deliveries({}, lambda: None, heard=True)
     port = Port(channel=9, slot=5, generation=1, interface="Door", rights=("open",))
     deliveries.deliver(Deliver(token=1, port=port, channel=VICTIM))
     told = DeliverBuffer(token=2, size=6, mode="immutable", channel=VICTIM)
@@ -51,7 +51,7 @@ def test_a_guess_takes_nothing_from_whom_it_was_meant_for() -> None:
 
 
 def test_what_a_process_was_given_for_itself_no_message_names() -> None:
-    deliveries = Deliveries({}, lambda: None)
+    deliveries = Deliveries({}, lambda: None, heard=True)
     deliveries.deliver_buffer(DeliverBuffer(token=2, size=6, mode="immutable"), sealed(b"secret"))
     assert Translation(deliveries, lambda: THIEF).receive_buffer(2) is None
     assert deliveries.buffer(2) is not None
