@@ -15,6 +15,7 @@ from atoll.ipc.proxy import bind
 from atoll.ipc.system.control import AddSegment, CloseChannel, Port, Shape
 from atoll.ipc.system.state import State
 
+from .accounts import CHANNEL
 from .capabilities import Capability, Ended
 from .channels import Channel
 from .parties import KERNEL, Party, Serving
@@ -67,11 +68,12 @@ class Authority:
         if channel is not None:
             return channel
         node = self._node
-        node.ledger.charge(party.account, "channels")
+        node.ledger.charge_all(party.account, CHANNEL)
         try:
-            channel = node.channels.make(party, server, SMALL if server == KERNEL else USUAL)
+            pending = 0 if party is node.kernel else node.ledger.limit(party.account, "pending")
+            channel = node.channels.make(party, server, SMALL if server == KERNEL else USUAL, pending)
         except BaseException:
-            node.ledger.release(party.account, "channels")
+            node.ledger.release_all(party.account, CHANNEL)
             raise
         self._give_to_server(channel)
         self._give_to_client(channel)
@@ -110,7 +112,7 @@ class Authority:
             channel.client.send(told)
         node.grants.closed(channel.number)
         node.channels.forget(channel)
-        node.ledger.release(channel.client.account, "channels")
+        node.ledger.release_all(channel.client.account, CHANNEL)
 
     def state_proxy(self, capability: Capability) -> State:
         """The store's interface through a capability of the kernel's own."""

@@ -295,9 +295,7 @@ class KernelObserver:
         self._node = node
 
     def refused(self, channel: int, slot: int, method: int, why: str) -> None:
-        found = self._node.channels.get(channel)
-        who = found.client.holder if found is not None else f"channel {channel}"
-        self._node.events.refuse(who, "capability", f"{KERNEL}, method {method:#010x}: {why}")
+        self._node.events.refused(KERNEL, channel, method, why, 1)
 
     def misbehaved(self, channel: int, check: str) -> None:
         self._node.events.misbehaved(KERNEL, channel, check)

@@ -28,13 +28,17 @@ PER_LOOP = 4096
 class Channel:
     """One channel; owns its memory and both ends of its doorbell."""
 
-    def __init__(self, number: int, client: Party, server: str, shape: Shape, base: int) -> None:
+    def __init__(
+        self, number: int, client: Party, server: str, shape: Shape, base: int, pending: int
+    ) -> None:
         self.number = number
         self.client = client
         self.server = server
         self.shape = shape
         self.epoch = 1
         self.base = base
+        self.pending = pending
+        """Calls that the client's account may have in hand at this server; 0: no bound."""
         self.line = client.notice.take()
         try:
             size = int(lib.atoll_channel_size(shape.lanes, shape.ring_bits, shape.bulk_bits))
@@ -66,6 +70,8 @@ class Channel:
             base=self.base,
             notice=self.line,
             positions=positions,
+            account="" if as_client else self.client.account,
+            pending=0 if as_client else self.pending,
         )
         bell = self._client_bell if as_client else self._server_bell
         return opened, (self.memory.descriptor, bell.fileno())
@@ -146,14 +152,14 @@ class Channels:
         """Channels that a server serves, oldest first."""
         return [channel for channel in self._all.values() if channel.server == server]
 
-    def make(self, client: Party, server: str, shape: Shape) -> Channel:
+    def make(self, client: Party, server: str, shape: Shape, pending: int = 0) -> Channel:
         """A channel with a number that no other one of this boot has had. `OSError` if memory or descriptors lack."""
         taken = {number % PER_LOOP for number in self._all}
         if len(taken) == PER_LOOP:
             raise OSError(f"a node has {PER_LOOP} channels at most")
         while self._next % PER_LOOP in taken:
             self._next += 1
-        channel = Channel(self._next, client, server, shape, self.new_base())
+        channel = Channel(self._next, client, server, shape, self.new_base(), pending)
         self._next += 1
         self._all[channel.number] = channel
         client.calls[server] = channel

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from atoll.ipc.system import control
 from atoll.ipc.system.kernel import Refusal
 
 from .capabilities import Capability, Ended
@@ -62,16 +61,15 @@ class Events:
         self._refusals[who, what] = row
         self._node.store.later(self._node.store.batch("refusals").put(row))
 
-    def refused(self, server: str, told: control.Refused) -> None:
-        """A serving process turned messages away: whoever sent them was refused."""
-        node = self._node
-        channel = node.channels.get(told.channel)
-        who = (
-            channel.client.holder
-            if channel is not None and channel.server == server
-            else f"channel {told.channel}"
-        )
-        self.refuse(who, "capability", f"{server}, method {told.method:#010x}: {told.why}", told.count)
+    def refused(self, server: str, channel: int, method: int, why: str, count: int) -> None:
+        """A receive loop turned messages away: whoever sent them was refused."""
+        found = self._node.channels.get(channel)
+        known = found is not None and found.server == server
+        who = found.client.holder if found is not None and known else f"channel {channel}"
+        if why == "quota":
+            self.refuse(who, "quota", f"{server}: more calls pending than its account may have", count)
+        else:
+            self.refuse(who, "capability", f"{server}, method {method:#010x}: {why}", count)
 
     def refused_call(self, report: RefusedCall | Flooded) -> None:
         """The watcher says that a filter refused a system call."""

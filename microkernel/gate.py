@@ -21,6 +21,7 @@ import trio
 from atoll.ipc.errors import AtollError, PeerMisbehaved
 from atoll.ipc.system import control
 
+from .accounts import ATTACHMENT
 from .capabilities import Capability, badge_number
 from .connections import Connection
 from .image import Attach
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 HELLO_WITHIN = 5.0
 """Seconds for each packet up to `Welcome`."""
 BACKLOG = 64
+OPERATORS = "operators"
+"""The account of those who attach as operators without an entry of the image; the image may set its limits."""
 GREETED_MOST = 32
 """Programs of one user that may be on their way in at once: each holds descriptors of the kernel's before it is known."""
 NO_DESCRIPTORS_PAUSE = 0.5
@@ -189,8 +192,14 @@ class Gate:
         self, peer: Peer, entry: Attach | None, connection: Connection, hello: control.Hello
     ) -> Attached:
         node = self._node
-        account = KERNEL if entry is None else entry.account or node.image.node.account
-        party = Attached(node.number(), account, peer)
+        account = OPERATORS if entry is None else entry.account or node.image.node.account
+        node.ledger.charge_all(account, ATTACHMENT)
+        try:
+            party = Attached(node.number(), account, peer)
+        except BaseException:
+            node.ledger.release_all(account, ATTACHMENT)
+            raise
+        party.cost = ATTACHMENT
         party.operator = entry is None or entry.operator
         party.since = node.now()
         party.program = party.program or hello.name
@@ -282,6 +291,7 @@ class Gate:
         ended = node.authority.leave(party, session)
         node.grants.leave(party)
         node.parties.pop(party.number, None)
+        node.ledger.release_all(party.account, party.cost)
         node.events.capabilities((), ended)
         if party.connection is not None:
             node.store.later(node.store.batch("detach").put(self._row(party, node.now())))

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from atoll.ipc.errors import BadRequest, NotFound, Overloaded, QuotaExceeded
+from atoll.ipc.errors import BadRequest, NotFound, Overloaded
 from atoll.ipc.system.control import DeliverBuffer, WithdrawBuffer
 from atoll.ipc.system.kernel import BufferMade, BufferMode, BufferRow
 
+from . import accounts
 from .buffers import Buffer
 from .channels import Channel
 from .parties import KERNEL, Party, Serving
@@ -101,7 +102,7 @@ class Grants:
         try:
             await self._pages(size, buffer.make)
         except BaseException as error:
-            self._node.ledger.release(owner.account, "buffers", size)
+            self._node.ledger.release_all(owner.account, accounts.buffer(size))
             if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
                 raise Overloaded("this machine's memory") from None
             raise
@@ -125,14 +126,10 @@ class Grants:
 
     async def _charge(self, account: str, size: int) -> None:
         """Charge, if need be after what is on its way out was credited. Raises `QuotaExceeded`."""
-        while True:
-            try:
-                self._node.ledger.charge(account, "buffers", size)
-            except QuotaExceeded:
-                if not await self._reclaim(account):
-                    raise
-            else:
-                return
+        ledger, cost = self._node.ledger, accounts.buffer(size)
+        while not ledger.has_room(account, cost) and await self._reclaim(account):
+            pass
+        ledger.charge_all(account, cost)
 
     async def _reclaim(self, account: str) -> bool:
         """Wait for what of an account is ending. Whether there was any."""
@@ -375,7 +372,7 @@ class Grants:
 
     async def _close(self, buffer: Buffer) -> None:
         await self._pages(buffer.size, buffer.close)
-        self._node.ledger.release(buffer.owner.account, "buffers", buffer.size)
+        self._node.ledger.release_all(buffer.owner.account, accounts.buffer(buffer.size))
 
     async def watch(self) -> None:
         """Credits what lingers when the last one has unmapped it. Runs as long as the node."""

@@ -253,13 +253,16 @@ class SliceSpec(Table, frozen=True, kw_only=True):
 
 
 class Account(Table, frozen=True, kw_only=True):
-    """`[account.NAME]`: what its servers may hold of the kernel's, together."""
+    """`[account.NAME]`: what its servers, and programs that attach under it, may hold of the kernel's, together.
+    `operators` is the account of those who attach without an entry."""
 
     channels: Annotated[int, Key("Channels.", ge=1, le=65536)] = 256
     capabilities: Annotated[int, Key("Capabilities.", ge=1, le=1 << 24)] = 65536
     buffers: Annotated[Size, Key("Bytes of granted buffers.", ge=0, le=1 << 50)] = Size(256 << 20)
-    descriptors: Annotated[int, Key("File descriptors in transit and kept.", ge=8, le=1 << 20)] = 1024
-    pending: Annotated[int, Key("System calls that have not been answered.", ge=1, le=65536)] = 1024
+    descriptors: Annotated[int, Key("File descriptors that the kernel keeps for them.", ge=8, le=1 << 20)] = (
+        1024
+    )
+    pending: Annotated[int, Key("Calls in hand at one server, the kernel or another.", ge=1, le=65536)] = 4096
 
 
 class May(Table, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from atoll.ipc.system import control
 
 from . import intents, needs, versions
+from .accounts import PROCESS
 from .capabilities import Capability
 from .connections import Connection
 from .image_check import STORE
@@ -28,7 +29,6 @@ UNFIT_FOR_STORE = {
     "processes": "the store's processes share the host's numbers: by them its database counts who reads, and takes two "
     "of one number for one process"
 }
-STATE_OOM_SCORE, USUAL_OOM_SCORE = -500, 0
 
 
 def protection(
@@ -77,17 +77,25 @@ async def launch(
     `CannotConfine`, `ZygoteDied`, `QuotaExceeded`, `OSError`.
     """
     confinement = plan.require()
-    serving = Serving(node.number(), server.name, server.spec.account, reader=reader)
+    node.ledger.charge_all(server.spec.account, PROCESS)
+    try:
+        serving = Serving(node.number(), server.name, server.spec.account, reader=reader)
+    except BaseException:
+        node.ledger.release_all(server.spec.account, PROCESS)
+        raise
+    serving.cost = PROCESS
     serving.started = node.now()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
     mark = f"{node.boot}-{serving.number}"
     undo = intents.EndProcess(server=server.name, process=serving.number, mark=mark)
     intent = intents.intend(node.boot, serving.number, undo, node.now())
-    await node.store.commit_or_keep(node.store.batch(f"intent to start {server.name}").put(intent).changes())
-    group = server.group(node)
-    procs = group.open_procs()
+    procs: list[int] = []
     try:
+        intended = node.store.batch(f"intent to start {server.name}").put(intent)
+        await node.store.commit_or_keep(intended.changes())
+        group = server.group(node)
+        procs = group.open_procs()
         descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
         if server.name == STORE and not reader:
             descriptors[LOCK_DESCRIPTOR] = node.lock
@@ -101,6 +109,7 @@ async def launch(
     except BaseException:
         ours.close()
         serving.close()
+        node.ledger.release_all(serving.account, serving.cost)
         for output, _ in outputs:
             os.close(output)
         node.store.later(intents.settle(node.store.batch("not started"), intent, intents.FAILED))

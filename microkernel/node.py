@@ -123,7 +123,7 @@ class Node:
         self.lock = lock
         self.clock = HostClock()
         self.chance = HostChance()
-        self.ledger = Ledger(checked.image.account)
+        self.ledger = self.new_ledger()
         self.tree = Tree(self.boot, self.ledger)
         self.channels = Channels(self.chance)
         self.authority = Authority(self)
@@ -150,6 +150,17 @@ class Node:
         self.failure = ""
         """Why it ends, if it was not asked to."""
         self._numbers = itertools.count(1)
+
+    def new_ledger(self) -> Ledger:
+        """The accounts of the image, of which nothing is used."""
+        return Ledger(self.image.account, self._over_quota)
+
+    def _over_quota(self, account: str, resource: str, limit: int) -> None:
+        """Somebody asked for more than their account has: recorded under who made the system call, if one is in hand."""
+        call = context.current_or_none()
+        channel = None if call is None else self.channels.get(call.client)
+        who = f"account {account}" if channel is None else channel.client.holder
+        self.events.refuse(who, "quota", f"more {resource} than the {limit} of account {account!r}")
 
     def now(self) -> int:
         """Nanoseconds since the epoch."""

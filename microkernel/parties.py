@@ -7,6 +7,7 @@ import trio
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
+from .accounts import Cost
 from .channels import Channel
 from .connections import Connection
 from .mechanisms import Process
@@ -32,6 +33,8 @@ class Party:
         """Channels of which it is the client, by server."""
         self.session: set[int] = set()
         """Capabilities that end with it."""
+        self.cost: Cost = {}
+        """What its account is charged for as long as it is there."""
         self.gone = False
         self.retired = False
         """It has handed over to the process that takes its place, and what is the server's is out of its hands."""

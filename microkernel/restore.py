@@ -13,7 +13,7 @@ import trio
 from atoll.ipc.system.state import Retention
 
 from . import intents, launching, needs, plan
-from .accounts import Ledger
+from .accounts import CHANNEL
 from .capabilities import Tree
 from .capability_rows import capability_of, write_ended, write_made
 from .changes import Batch, load
@@ -155,9 +155,11 @@ class Restore:
         """The tree of the last boot, and then what this image wants of it."""
         node = self._node
         store = node.store
-        node.ledger = Ledger(self._checked.image.account)
+        node.ledger = node.new_ledger()
         for channel in node.channels:
-            node.ledger.charge(channel.client.account, "channels", past_limit=True)
+            node.ledger.charge_all(channel.client.account, CHANNEL, past_limit=True)
+        for party in node.parties.values():
+            node.ledger.charge_all(party.account, party.cost, past_limit=True)
         known = {
             offer.name: node.tree.rights_map(STORE, offer.name)
             for offer in node.servers[STORE].description.interfaces

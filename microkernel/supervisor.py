@@ -150,8 +150,8 @@ class Supervisor:
                 node.logs.line(serving.holder, self._pid(serving), "error", f"{message.step}: {message.sentence}",
                                {"traceback": message.traceback} if message.traceback else {})  # fmt: skip
                 serving.ready.set()
-            case control.Refused():
-                node.events.refused(serving.serves, message)
+            case control.Refused(channel=channel, method=method, why=why, count=count):
+                node.events.refused(serving.serves, channel, method, why, count)
             case control.Misbehaved(channel=channel, check=check):
                 node.events.misbehaved(serving.serves, channel, check)
             case control.Drained(pending=pending):
@@ -205,6 +205,7 @@ class Supervisor:
         ended = node.authority.leave(serving, serving.session)
         node.grants.leave(serving)
         node.parties.pop(serving.number, None)
+        node.ledger.release_all(serving.account, serving.cost)
         node.events.capabilities((), ended)
         serving.close()
         self._record_end(serving, exit, server)

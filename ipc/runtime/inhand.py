@@ -10,6 +10,8 @@ from atoll.ipc.client.stream import WINDOW
 from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import AtollError
 
+from .shares import Client
+
 
 class Origin:
     """Where a call came from: what its reply needs, and what a second check of its capability needs."""
@@ -49,11 +51,12 @@ class Origin:
 class InHand:
     """One call in hand. `scope` cancels its task; `items` and `credit` are those of an upload or a stream."""
 
-    __slots__ = ("cancelled", "credit", "deferred", "items", "moved", "origin", "scope", "spec")
+    __slots__ = ("cancelled", "client", "credit", "deferred", "items", "moved", "origin", "scope", "spec")
 
-    def __init__(self, spec: MethodSpec, origin: Origin) -> None:
+    def __init__(self, spec: MethodSpec, origin: Origin, client: Client) -> None:
         self.spec = spec
         self.origin = origin
+        self.client = client
         self.scope: trio.CancelScope | None = None
         self.items: Items | None = None
         self.credit: Credit | None = None

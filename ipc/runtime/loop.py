@@ -28,8 +28,8 @@ from atoll.ipc.errors import (
     BadRequest,
     DeadlineExceeded,
     NotAllowed,
-    Overloaded,
     PeerMisbehaved,
+    QuotaExceeded,
     Revoked,
     TooLarge,
 )
@@ -145,6 +145,7 @@ class ServeLoop:
                 problem, f"channel {opened.channel} from {opened.peer} could not be added to the loop"
             )
         self._channels[opened.channel] = channel
+        self._tasks.shares.admit(opened.channel, opened.account, opened.pending)
 
     def add_client(self, channel: ClientChannel) -> None:
         """Receive replies for a channel of which this process is the client."""
@@ -179,6 +180,7 @@ class ServeLoop:
         lib.atoll_loop_remove(self.c, number)
         lib.atoll_channel_close(channel)
         self._replies.kept.pop(number, None)
+        self._tasks.shares.forget(number)
         for inhand in self._tasks.of_channel(number):
             self._tasks.cancel(inhand)
         gone = getattr(self.endpoint.server, "client_gone", None)
@@ -287,7 +289,7 @@ class ServeLoop:
     async def _serve(self, runnable: trio_inside.Runnable, parks: bool) -> None:
         receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
         notice, status, inline = self._notice_words, self._status_words, INLINE
-        full = self._tasks.full
+        full = self._tasks.shares.full
         replied, cast = Kind.REPLY << 32, int(Op.CAST)
         fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
@@ -306,11 +308,11 @@ class ServeLoop:
                         reply, packed = self._refuse(refusal)
                         continue
                 status[0] = 0
-                if full and self._message.channel in full:
-                    reply, packed = self._fault(
-                        Overloaded(self.endpoint.table[received >> 32 & 0xFFFFFF].spec.label)
-                    )
-                    continue
+                if full:
+                    answer = self._overloaded(received >> 32 & 0xFFFFFF)
+                    if answer is not None:
+                        reply, packed = answer
+                        continue
                 try:
                     result = runs[(received >> 32) & 0xFFFFFF](
                         views[length] if length < VIEWS else self._buffer[:length]
@@ -466,6 +468,16 @@ class ServeLoop:
     def _fault(self, error: AtollError) -> tuple[bytes, int]:
         reply = errors.encode(error)
         return reply, Kind.FAULT << 32 | len(reply)
+
+    def _overloaded(self, index: int) -> tuple[bytes, int] | None:
+        """The answer to a client that has in hand what it may have; None: another one has."""
+        message, spec = self._message, self.endpoint.table[index].spec
+        error = self._tasks.shares.refusal(message.channel, spec.label)
+        if error is None:
+            return None
+        if isinstance(error, QuotaExceeded):
+            self.observer.refused(message.channel, message.slot, spec.number, "quota")
+        return self._fault(error)
 
     # refusals and streams ---------------------------------------------------------------------------------------------
 

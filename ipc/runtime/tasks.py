@@ -11,15 +11,14 @@ from atoll.ipc.client.stream import WINDOW
 from atoll.ipc.codec import MethodSpec
 from atoll.ipc.context import Call
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import AtollError, DeadlineExceeded, Overloaded
+from atoll.ipc.errors import AtollError, DeadlineExceeded, Overloaded, QuotaExceeded
 from atoll.native import Kind
 
 from .inhand import Credit, InHand, Items, Origin
 from .replies import Replies
+from .shares import Shares
 
 NANOSECONDS = 1_000_000_000
-IN_HAND_MOST = 1024
-"""Calls in hand of one channel at most; more are `Overloaded`. A client can so fill its own share and no other's."""
 RECORD_BYTES = 8192
 RECORD_ITEMS = 64
 STREAM_TURN = 200_000
@@ -34,21 +33,15 @@ class Tasks:
         self.nursery: trio.Nursery | None = None
         self._replies = replies
         self._check = check
-        self._count: dict[int, int] = {}
-        self.full: set[int] = set()
-        """Channels that have as many calls in hand as one may: the loop refuses their next ones before a handler runs, since
-        what a handler has begun and answers later cannot be refused any more."""
+        self.shares = Shares()
 
     def take(self, spec: MethodSpec, origin: Origin) -> InHand:
-        """Put a call in hand. `Overloaded` if its client has too many there, or this very request."""
+        """Put a call in hand. `Overloaded` or `QuotaExceeded` if its client has too many there, or this very request."""
         key = origin.channel, origin.request
-        if self._count.get(origin.channel, 0) >= IN_HAND_MOST or key in self.in_hand:
+        if key in self.in_hand:
             raise Overloaded(spec.label)
-        inhand = InHand(spec, origin)
+        inhand = InHand(spec, origin, self.shares.take(origin.channel, spec.label))
         self.in_hand[key] = inhand
-        count = self._count[origin.channel] = self._count.get(origin.channel, 0) + 1
-        if count >= IN_HAND_MOST:
-            self.full.add(origin.channel)
         return inhand
 
     def done(self, inhand: InHand) -> bool:
@@ -57,12 +50,7 @@ class Tasks:
         if self.in_hand.get(key) is not inhand:
             return False
         del self.in_hand[key]
-        self.full.discard(inhand.origin.channel)
-        left = self._count[inhand.origin.channel] - 1
-        if left:
-            self._count[inhand.origin.channel] = left
-        else:
-            del self._count[inhand.origin.channel]
+        self.shares.give_back(inhand.client)
         return True
 
     def finish(self, inhand: InHand, kind: int, payload: bytes) -> None:
@@ -83,7 +71,7 @@ class Tasks:
         """A handler returned something to wait for."""
         try:
             inhand = self.take(spec, origin)
-        except Overloaded as error:
+        except (Overloaded, QuotaExceeded) as error:
             if hasattr(result, "close"):
                 result.close()
             self._replies.put(origin, Kind.FAULT, errors.encode(error))
@@ -190,4 +178,4 @@ def _told(inhand: InHand, error: Exception) -> AtollError:
     return errors.InternalFault(inhand.spec.label, type(error).__name__)
 
 
-__all__ = ["IN_HAND_MOST", "WINDOW", "Tasks"]
+__all__ = ["WINDOW", "Tasks"]

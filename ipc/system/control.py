@@ -150,6 +150,10 @@ class OpenChannel(Message, frozen=True, kw_only=True):
     notice: int
     """Index of this channel's entry in the process's notice segment."""
     positions: tuple[int, ...] = ()
+    account: str = ""
+    """Who pays for what the client has in hand here."""
+    pending: int = 0
+    """Calls that the account may have in hand at this server, over all its channels; 0: as many as each channel may."""
 
 
 class CloseChannel(Message, frozen=True, kw_only=True):
@@ -287,7 +291,7 @@ class Refused(Message, frozen=True, kw_only=True):
     channel: int
     slot: int
     method: int
-    why: Literal["slot", "channel", "generation", "rights", "expired", "method"]
+    why: Literal["slot", "channel", "generation", "rights", "expired", "method", "quota"]
     count: int
 
 

@@ -13,7 +13,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-from atoll.ipc.runtime import launch, tasks
+from atoll.ipc.runtime import launch, shares
 from atoll.ipc.serve import Serves
 
 from .forked import die_with_parent
@@ -37,7 +37,7 @@ class Nest:
             try:
                 die_with_parent(parent)
                 if in_hand is not None:
-                    tasks.IN_HAND_MOST = in_hand
+                    shares.IN_HAND_MOST = in_hand
                 _hatch(child, versions)
                 code = 0
             except BaseException:

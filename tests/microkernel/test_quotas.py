@@ -1,0 +1,138 @@
+"""Accounts in a running node: what is charged, who is refused when it is spent, and that what is gone is given back."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.attach import Node as Attached
+from atoll.ipc.attach import Unwelcome
+from atoll.ipc.errors import QuotaExceeded
+
+from .nodes import RealNode, booted, interface
+
+Counter = interface("counter", "Counter")
+Teller = interface("teller", "Teller")
+
+ACCOUNT = """
+[account.operators]
+channels = 6
+capabilities = 40
+buffers = "1MiB"
+descriptors = 28
+pending = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    """A node whose operators may have little."""
+    with booted(tmp_path_factory.mktemp("narrow"), more=ACCOUNT) as node:
+        yield node
+
+
+def recorded(attached: Attached, resource: str) -> bool:
+    """Whether the refusal is listed, under who was refused."""
+    who = f"@{attached.welcome.attachment}"
+    return any(row.by == "quota" and resource in row.what for row in attached.kernel.refused.now(who))
+
+
+def until_refused(action: Callable[[], object]) -> QuotaExceeded:
+    """Do something until the account has nothing left for it."""
+    while True:
+        try:
+            action()
+        except QuotaExceeded as spent:
+            return spent
+
+
+def until_taken(action: Callable[[], object]) -> None:
+    """Do something that is refused until what others had has been given back."""
+    while True:
+        try:
+            action()
+        except QuotaExceeded:
+            continue
+        return
+
+
+def test_channels_are_charged_over_all_programs_of_an_account(narrow: RealNode) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(narrow.attach()) for _ in range(2))
+        for attached in (first, second):
+            attached.open("counter", Counter)
+        first.open("teller", Teller)
+        second.open("teller", Teller)
+        with pytest.raises(QuotaExceeded) as spent:
+            second.keyspace("counter")
+        assert (spent.value.account, spent.value.resource, spent.value.limit) == ("operators", "channels", 6)
+        assert recorded(second, "channels")
+        with pytest.raises(Unwelcome, match="'operators' has used its 6 of channels"):
+            narrow.attach()
+        first.close()
+        second.keyspace("counter")
+
+
+def test_capabilities_are_charged_and_come_back_when_they_are_revoked(narrow: RealNode) -> None:
+    with narrow.attach() as attached:
+        opened = attached.kernel.open.now("counter")
+        spent = until_refused(lambda: attached.kernel.derive.now(opened.number))
+        assert (spent.resource, spent.limit) == ("capabilities", 40)
+        assert recorded(attached, "capabilities")
+        attached.kernel.revoke.now(opened.number)
+        attached.kernel.open.now("counter")
+
+
+def test_descriptors_are_charged_for_buffers_too(narrow: RealNode) -> None:
+    with narrow.attach() as attached:
+        made = [attached.kernel.buffer.now(4096)]
+        spent = until_refused(lambda: made.append(attached.kernel.buffer.now(4096)))
+        assert (spent.resource, spent.limit) == ("descriptors", 28)
+        assert recorded(attached, "descriptors")
+        attached.kernel.buffer_release.now(made[0].number)
+        attached.kernel.buffer.now(4096)
+
+
+def test_what_a_program_held_is_given_back_when_it_goes(narrow: RealNode) -> None:
+    for _ in range(30):
+        with narrow.attach() as attached:
+            attached.open("counter", Counter)
+            attached.kernel.buffer.now(1 << 19)
+
+
+def test_calls_in_hand_are_bounded_by_account_at_each_server(narrow: RealNode) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(narrow.attach()) for _ in range(2))
+        one, other = (attached.open("counter", Counter) for attached in (first, second))
+        for counter in (one, one, other, other):
+            counter.slow.start(600.0)
+        spent = until_refused(lambda: other.get.now("x"))  # they need not have been taken yet
+        assert (spent.account, spent.resource, spent.limit) == ("operators", "pending", 4)
+        first.close()  # its calls are given up
+        until_taken(lambda: other.get.now("x"))
+        while not recorded(second, "pending"):
+            pass
+
+
+def test_system_calls_in_hand_are_bounded_by_account(narrow: RealNode) -> None:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(narrow.attach()) for _ in range(2))
+        first.open("counter", Counter).say.now("something to follow")
+        followed = [iter(attached.kernel.logs.now()) for attached in (first, first, second, second)]
+        for lines in followed:
+            next(lines)
+        with pytest.raises(QuotaExceeded, match="'operators' has used its 4 of pending"):
+            first.kernel.ps.now()
+        second.close()
+        until_taken(first.kernel.ps.now)
+
+
+def test_a_server_that_cannot_be_paid_for_is_not_started(tmp_path: Path) -> None:
+    """Its account has too little for a process: a sentence, and nothing of it is left."""
+    poor = 'account = "poor"'
+    with (
+        pytest.raises(AssertionError, match="account 'poor' has used its 8 of descriptors"),
+        booted(tmp_path, counter=poor, more="[account.poor]\ndescriptors = 8"),
+    ):
+        pass
