@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from atoll.ipc.errors import BadRequest, NotFound, Overloaded
+from atoll.ipc.errors import BadRequest, NotFound, Overloaded, QuotaExceeded
 from atoll.ipc.system.control import DeliverBuffer, WithdrawBuffer
 from atoll.ipc.system.kernel import BufferMade, BufferMode, BufferRow
 
