@@ -17,10 +17,8 @@ from typing import NamedTuple
 import trio
 
 from atoll.ipc.errors import AtollError, PeerFault
-from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.runtime.loop import ServeLoop
 from atoll.ipc.serve import Endpoint
-from atoll.ipc.system.kernel import Kernel
 
 from . import graph, journal, needs, plan, weakenings
 from .capability_rows import write_ended
@@ -139,7 +137,7 @@ class Boot:
             endpoint,
             node.kernel.notice.memory.map,
             node.status,
-            {"Kernel": rights_of(Kernel)},
+            {"Kernel": RIGHTS},
             KernelObserver(node),
         )
         try:

@@ -74,6 +74,10 @@ class Batch:
         self._writes[table.key_of(*parts)] = None
         return self
 
+    def delete_row(self, row: Row) -> "Batch":
+        self._writes[row.key()] = None
+        return self
+
     def expect(self, key: bytes, revision: int) -> "Batch":
         if self._expects.setdefault(key, revision) != revision:
             raise ValueError(f"key {key!r} is expected at two revisions")

@@ -247,6 +247,12 @@ class SliceSpec(Table, frozen=True, kw_only=True):
         Literal["real-time", "best-effort", "idle"], Key("I/O scheduling class.")
     ] = "best-effort"  # fmt: skip
     io_weight: Annotated[int, Key("Share of the disk within the class; 100 is usual.", ge=1, le=10000)] = 100
+    device_memory: Annotated[
+        Size | None, Key("Bytes of accelerators' memory leased at once, at most; unset: the devices'.", ge=0, le=1 << 50)
+    ] = None  # fmt: skip
+    device_time: Annotated[
+        float | None, Key("Share of an accelerator's time; written into leases.", ge=0, le=1)
+    ] = None  # fmt: skip
     priority: Annotated[
         int, Key("Who goes first when not all can; waiting on a lower one is a weakening.", ge=0, le=9)
     ] = 5  # fmt: skip

@@ -17,6 +17,7 @@ from .needs import LOCK_DESCRIPTOR
 from .parties import KERNEL, Party, Serving
 from .protection import Bind, Plan, Subject
 from .protection import plan as plan_protection
+from .slices import Limits, io, io_priority
 
 if TYPE_CHECKING:
     from .node import Node
@@ -47,7 +48,7 @@ def protection(
     if reached is None:
         reached = tuple(Bind(source=str(folder), writable=True) for folder in needs.folders(node, server))
     binds += reached
-    spec = server.spec
+    spec, limits = server.spec, node.bounds.of(server)
     subject = Subject(
         name=server.name,
         uid=node.uids.of(server.name),
@@ -55,6 +56,7 @@ def protection(
         grants=spec.grants,
         refusal="kill" if spec.refusal == "kill" else "notify",
         start="exec" if spec.start == "exec" else "zygote",
+        io_priority=None if limits == Limits() or io.refused(limits) else io_priority(limits),
     )
     return plan_protection(
         level,

@@ -22,8 +22,7 @@ from .image_check import STORE
 from .parties import KERNEL
 from .protection import Plan
 from .protection.plan import Unprotected
-from .records import KeyspaceRow, ServerRow, SliceRow, VersionRow
-from .slices import Limits
+from .records import KeyspaceRow, ServerRow, VersionRow
 from .specs import from_load
 from .supervisor import Server
 from .versions import Version
@@ -259,36 +258,3 @@ class Life:
         if serving is not None and server.serving is serving:
             serving.notice.gate(False)
             server.state, server.reason = "serving", ""
-
-    # slices -------------------------------------------------------------------------------------------------
-
-    def slice(self, server: Server) -> calls.Slice:
-        """What a server may use."""
-        limits = server.limits
-        return calls.Slice(
-            cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory, io_class=limits.io_class,
-            io_weight=limits.io_weight, processes=limits.pids,
-        )  # fmt: skip
-
-    async def set_slice(self, server: Server, wanted: calls.Slice) -> calls.Slice:
-        """Change what a server may use, beneath its slice; the row and the effect, or neither."""
-        node = self._node
-        before = server.limits
-        limits = Limits(
-            cpu_weight=wanted.cpu_weight, cpu_quota=wanted.cpu_quota, memory=wanted.memory, pids=wanted.processes,
-            io_class=wanted.io_class, io_weight=wanted.io_weight,
-        )  # fmt: skip
-        group = server.group(node)
-        unenforced = tuple(group.limit(limits))
-        row = SliceRow(
-            slice=f"server {server.name}", limits=msgspec.structs.asdict(limits), unenforced=unenforced
-        )
-        try:
-            await node.store.commit(node.store.batch(f"set_slice {server.name}").put(row).changes())
-        except BaseException:
-            group.limit(before)
-            raise
-        server.limits, server.unenforced = limits, unenforced
-        for sentence in unenforced:
-            node.events.event("slice", server.name, sentence)
-        return self.slice(server)

@@ -26,6 +26,7 @@ from atoll.ipc.runtime.loop import ServeLoop
 
 from .accounts import Ledger
 from .authority import Authority
+from .bounds import Bounds
 from .capabilities import Tree
 from .channels import Channels
 from .image_check import Checked
@@ -127,6 +128,7 @@ class Node:
         self.tree = Tree(self.boot, self.ledger)
         self.channels = Channels(self.chance)
         self.authority = Authority(self)
+        self.bounds = Bounds(self)
         self.versions = Versions(place.folder / "versions")
         self.uids = Uids(place.folder / "uids", checked.image.node.uids, abilities.root)
         self.kernel = Party(0, KERNEL, KERNEL)

@@ -1,11 +1,12 @@
 """What a boot will change: the difference between an image and the rows of the last boot (`boot --plan`).
 
-The rule, for every row a boot finds: - What the image names is as the image says: package content, level,
-mechanisms, slice, account, limits. The image is what a person can read, so it wins over what was changed by
-hand while the node ran; each such change is shown as undone. - A server that a person loaded, and the image
-does not name, starts as its row says. - A server that a person stopped stays stopped, whoever named it. - A
-server that an earlier image named and this one does not is retired: it does not start, its capabilities end.
-Its keyspaces stay, with all that is in them: no boot deletes data.
+The rule, for every row a boot finds:
+- What the image names is as the image says: package content, level, mechanisms, slice, account, limits. The image is
+  what a person can read, so it wins over what was changed by hand while the node ran; each such change is shown as undone.
+- A server that a person loaded, and the image does not name, starts as its row says, with what a person set for it to use.
+- A server that a person stopped stays stopped, whoever named it.
+- A server that an earlier image named and this one does not is retired: it does not start, its capabilities end. Its
+  keyspaces stay, with all that is in them: no boot deletes data.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,6 +51,15 @@ class BootPlan(NamedTuple):
     """
     retired: list[str]
     """Servers whose capabilities end."""
+    own: dict[str, SliceRow]
+    """By server what a person set for it to use, where that stays."""
+    over: list[Row]
+    """Rows of slices and accounts that say nothing any more."""
+
+
+def own_slice(server: str) -> str:
+    """The row's name of what a person set for one server to use."""
+    return f"server {server}"
 
 
 def wanted_servers(image: Image, image_hash: str, versions: Mapping[str, str]) -> list[ServerRow]:
@@ -93,12 +103,33 @@ def plan(image: Image, image_hash: str, versions: Mapping[str, str], known: Know
         else:
             servers.append(old)
             steps.append(Step("keep", f"server {name}", ("loaded by a person",)))
-    steps += _limits("slice", known.slices, {name: limits_of(spec) for name, spec in image.slice.items()})
+    by_hand = {own_slice(row.server): row.server for row in (*servers, *known.servers)}
+    named = [row for row in known.slices if row.slice not in by_hand]
+    steps += _limits("slice", named, {name: limits_of(spec) for name, spec in image.slice.items()})
     steps += _limits(
         "account", known.accounts, {name: limits_of(spec) for name, spec in image.account.items()}
     )
+    own: dict[str, SliceRow] = {}
+    over: list[Row] = [row for row in named if row.slice not in image.slice]
+    over += [row for row in known.accounts if row.account not in image.account]
+    for held in known.slices:
+        server = by_hand.get(held.slice, "")
+        if not server:
+            continue
+        stays = server not in image.server and server not in retired
+        steps.append(
+            Step("keep" if stays else "retire", f"slice of server {server}", (f"set by hand: {_set(held)}",))
+        )
+        if stays:
+            own[server] = held
+        else:
+            over.append(held)
     steps += _keyspaces(image, known.keyspaces)
-    return BootPlan(steps, servers, retired)
+    return BootPlan(steps, servers, retired, own, over)
+
+
+def _set(row: SliceRow) -> str:
+    return ", ".join(f"{name} {_show(value)}" for name, value in row.limits.items() if value is not None)
 
 
 def text(plan: BootPlan) -> str:

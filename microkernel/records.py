@@ -214,6 +214,8 @@ class SliceRow(Row, frozen=True, kw_only=True):
     limits: dict[str, int | float | str | None]
     unenforced: tuple[str, ...] = ()
     """Limits this host cannot hold anyone to, as sentences."""
+    by: str = ""
+    """Who set it, where it was not the image."""
 
 
 class ProtectionRow(Row, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from atoll.ipc.system.state import Retention
 
 from . import intents, launching, needs, plan
 from .accounts import CHANNEL
+from .bounds import of_row
 from .capabilities import Tree
 from .capability_rows import capability_of, write_ended, write_made
 from .changes import Batch, load
@@ -31,7 +32,6 @@ from .records import (
     SliceRow,
     VersionRow,
 )
-from .slices import Limits
 from .specs import Spec, from_image, from_row
 from .supervisor import Server
 from .versions import Version
@@ -56,6 +56,8 @@ class Restore:
         self._checked = node.checked
         self._versions = versions
         self._say = say
+        self._own: dict[str, SliceRow] = {}
+        """By server what a person set for it to use, as the plan keeps it."""
 
     def row(self, name: str) -> ServerRow:
         """The image's row of a server."""
@@ -69,17 +71,8 @@ class Restore:
         version = node.versions.get(spec.package, spec.version)
         server = node.servers[spec.name] = Server(spec, description, version)
         node.authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
-        limits = self._checked.image.slice.get(spec.slice)
-        if limits is not None:
-            server.limits = Limits(
-                cpu_weight=limits.cpu_weight,
-                cpu_quota=limits.cpu_quota,
-                memory=limits.memory,
-                pids=limits.pids,
-                io_class=limits.io_class,
-                io_weight=limits.io_weight,
-            )
-            server.unenforced = tuple(node.slices.group(spec.slice or "servers").limit(server.limits))
+        row = self._own.get(spec.name)
+        node.bounds.restore(server, None if row is None else of_row(row))
         return server
 
     def offer(self, server: Server) -> None:
@@ -106,6 +99,7 @@ class Restore:
         known, made = await self.planned()
         for step in made.steps:
             self._say(f"  {step}")
+        self._own = made.own
         loaded = [row for row in made.servers if row.server not in self._checked.image.server]
         await self._describe_loaded(loaded)
         for row in made.servers:
@@ -121,6 +115,8 @@ class Restore:
             batch.put(row)
         for name in made.retired:
             batch.delete(ServerRow, name)
+        for over in made.over:
+            batch.delete_row(over)
         self._put_boot(batch)
 
     async def _describe_loaded(self, rows: list[ServerRow]) -> None:

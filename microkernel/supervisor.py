@@ -58,7 +58,8 @@ class Server:
         """One change of its life at a time."""
         self.up = trio.Event()
         """Set while it serves."""
-        self.limits = Limits()
+        self.own: Limits | None = None
+        """What a person set for it to use, beneath its slice."""
         self.unenforced: tuple[str, ...] = ()
 
     @property

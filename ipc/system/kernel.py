@@ -283,10 +283,30 @@ class Slice(Struct, frozen=True, kw_only=True):
     io_class: Literal["idle", "best-effort", "real-time"] = "best-effort"
     io_weight: int = 100
     device_memory: int | None = None
+    """Bytes of accelerators' memory leased at once."""
     device_time: float | None = None
-    """Share of a device's time, 0 to 1."""
+    """Share of a device's time, 0 to 1: written into leases, and nothing holds anybody to it yet."""
     processes: int | None = None
-    priority: int = 0
+    priority: int = 5
+    """0 to 9: whose requests for a device go first."""
+    unenforced: list[str] = []
+    """In an answer: what this host holds nobody to, as sentences."""
+
+
+class DeviceBound(Struct, frozen=True, kw_only=True):
+    """What all who are named by `name` may have of devices together. None: no bound."""
+
+    name: str
+    """`server NAME`, or `slice NAME`."""
+    memory: int | None
+    time: float | None
+
+
+class DeviceShare(Struct, frozen=True, kw_only=True):
+    """What one client may have of devices: all bounds hold at once."""
+
+    bounds: list[DeviceBound] = []
+    priority: int = 5
 
 
 class LogRow(Struct, frozen=True, kw_only=True):
@@ -375,6 +395,10 @@ class Kernel(Interface):
     def slice(self, server: str) -> Slice:
         """What a server may use."""
 
+    @call("serve", idempotent=True)
+    def device_share(self, channel: int) -> DeviceShare:
+        """What the client of a channel that the calling server serves may have of devices, by its slice as it is now."""
+
     @call("observe", idempotent=True)
     def attachments(self) -> list[AttachmentRow]:
         """Programs outside the node that are attached to it."""
@@ -423,7 +447,10 @@ class Kernel(Interface):
 
     @call("operate", once=True)
     def set_slice(self, server: str, slice: Slice) -> Slice:
-        """Change what a server may use, as one transaction; the answer is what the host really enforces."""
+        """Change what a server may use beneath its slice, as one transaction whose rows' history tells who had what when.
+
+        The answer says in `unenforced` what the host holds nobody to. For a server of the image it holds until the node
+        ends, since the image wins at a boot; for one that a person loaded it lasts."""
 
     @call("operate", once=True)
     def shutdown(self, deadline: float = 5.0) -> None:

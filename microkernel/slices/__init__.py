@@ -9,14 +9,14 @@ import os
 import tempfile
 from pathlib import Path
 
-from . import hierarchy, v1, v2
+from . import hierarchy, io, v1, v2
 from .group import Group, Slices, kill_members
 from .limits import IoClass, Limits, io_priority
 from .none import GroupOfProcesses
 from .v1 import GroupV1
 from .v2 import GroupV2
 
-__all__ = ["Group", "GroupOfProcesses", "IoClass", "Limits", "Slices", "choose", "io_priority"]
+__all__ = ["Group", "GroupOfProcesses", "IoClass", "Limits", "Slices", "choose", "io", "io_priority"]
 
 NO_IO_WEIGHTS = (
     "I/O weights are not enforced (they need the bfq scheduler or version 2's io controller): I/O classes are"

@@ -20,6 +20,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Threads and processes at most."""
     io_class: IoClass = "best-effort"
     io_weight: int = 100
+    device_memory: int | None = None
+    """Bytes of accelerators' memory that it may lease at once. The gpu server holds it to that, no group."""
+    device_time: float | None = None
+    """Share of an accelerator's time, 0 to 1. Written into leases; no mechanism holds anybody to it yet."""
+    priority: int = 5
+    """0 to 9: whose requests for a device go first."""
 
 
 def io_priority(limits: Limits) -> int:

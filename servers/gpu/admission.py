@@ -1,11 +1,11 @@
 """Who gets which device memory, and who must give way: pure logic, time handed in.
 
-Requests wait in order of priority, then arrival. A waiting request keeps those behind it from the devices
-it could use, so a large request is not starved by small ones; requests for other devices pass. If leases
-of lower priority hold what the first in line needs, the fewest bytes of them that suffice are told to
-give way, lowest priority and youngest first, and are taken back when their grace is over. Equal priority
-never preempts. What a method changed is appended to `changes`, in order; the server makes it durable and
-then tells whom it concerns.
+Requests wait in order of their slices' priority (`standing`), then of their own, then arrival. A waiting request
+keeps those behind it from the devices it could use, so a large request is not starved by small ones; requests for
+other devices pass. If leases of lower priority hold what the first in line needs, the fewest bytes of them that
+suffice are told to give way, lowest priority and youngest first, and are taken back when their grace is over. Equal
+priority never preempts. What a slice may not have is refused at once: waiting would only hold up others. What a
+method changed is appended to `changes`, in order; the server makes it durable and then tells whom it concerns.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,15 @@ from msgspec import structs
 
 from atoll.ipc.errors import Overloaded
 
-from .interface import Device, Ending, Event, Kind, Lease, NeverFits, NoSuchLease, Notice
+from .interface import BeyondSlice, Device, Ending, Event, Kind, Lease, NeverFits, NoSuchLease, Notice
+
+
+class Bound(NamedTuple):
+    """What all leases of one slice may take together. None: no bound."""
+
+    name: str
+    memory: int | None
+    time: float | None
 
 
 class Request(NamedTuple):
@@ -27,11 +35,13 @@ class Request(NamedTuple):
     priority: int
     ttl: float
     purpose: str
+    standing: int = 5
+    bounds: tuple[Bound, ...] = ()
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int, int]:
         """The smaller goes first."""
-        return (-self.priority, self.number)
+        return (-self.standing, -self.priority, self.number)
 
 
 class Granted(NamedTuple):
@@ -80,7 +90,7 @@ class Admission:
         more, end.
         """
         self._next = last_id + 1
-        for lease in sorted(leases, key=lambda lease: (-lease.priority, lease.id)):
+        for lease in sorted(leases, key=lambda lease: (-lease.standing, -lease.priority, lease.id)):
             self._next = max(self._next, lease.id + 1)
             if self._free.get(lease.device, 0) >= lease.memory:
                 self._free[lease.device] -= lease.memory
@@ -90,13 +100,14 @@ class Admission:
                 self.changes.append(Ended(Event(lease=lease, ended=now, how="device gone")))
 
     def ask(self, request: Request, now: float, may_wait: bool) -> None:
-        """Queue a request and grant what can be granted. Raises NeverFits, Overloaded; then nothing has
-        changed.
+        """Queue a request and grant what can be granted. Raises NeverFits, BeyondSlice, Overloaded; then nothing
+        has changed.
         """
         eligible = self._eligible(request.kind)
         largest = max((self.devices[each].leasable for each in eligible), default=0)
         if request.memory > largest:
             raise NeverFits(kind=request.kind, memory=request.memory, largest=largest)
+        self._within(request.bounds, request.memory)
         if len(self.waiting) >= self.queue:
             raise Overloaded("the gpu server's queue")
         if not may_wait and not self._fits_now(request):
@@ -124,13 +135,20 @@ class Admission:
         self._admit(now)
         return True
 
-    def renew(self, id: int, client: int, ttl: float, now: float) -> Lease:
-        """Raises NoSuchLease. A lease that must give way keeps its end."""
+    def renew(
+        self, id: int, client: int, ttl: float, now: float,
+        standing: int = 5, bounds: tuple[Bound, ...] = (),
+    ) -> Lease:  # fmt: skip
+        """Raises NoSuchLease, BeyondSlice. A lease that must give way keeps its end. `standing`, `bounds`: those
+        of the holder's slice now."""
         lease = self.leases.get(id)
         if lease is None or lease.client != client:
             raise NoSuchLease(lease=id)
+        self._within(bounds, 0)
         if not lease.leaving:
-            lease = structs.replace(lease, expires=now + ttl)
+            lease = structs.replace(
+                lease, expires=now + ttl, standing=standing, within=_names(bounds), time=_time(bounds)
+            )
             self.leases[id] = lease
             self.changes.append(Renewed(lease))
         return lease
@@ -159,6 +177,16 @@ class Admission:
         return self.devices[device].leasable - self._free[device]
 
     # how it is decided ------------------------------------------------------------------------------------
+
+    def _within(self, bounds: tuple[Bound, ...], memory: int) -> None:
+        """Raises BeyondSlice if a slice may not have so much more than it leases and waits for."""
+        for bound in bounds:
+            if bound.memory is None:
+                continue
+            taken = sum(lease.memory for lease in self.leases.values() if bound.name in lease.within)
+            taken += sum(each.memory for each in self.waiting if bound.name in _names(each.bounds))
+            if taken + memory > bound.memory:
+                raise BeyondSlice(slice=bound.name, memory=memory, leased=taken, limit=bound.memory)
 
     def _eligible(self, kind: Kind) -> list[str]:
         """Devices that serve a kind, those with most free memory first."""
@@ -207,6 +235,9 @@ class Admission:
             purpose=request.purpose,
             granted=now,
             expires=now + request.ttl,
+            standing=request.standing,
+            within=_names(request.bounds),
+            time=_time(request.bounds),
         )
         self._next += 1
         self._free[device] -= request.memory
@@ -232,9 +263,10 @@ class Admission:
         """
         held = [lease for lease in self.leases.values() if lease.device == device]
         missing = request.memory - self._free[device] - sum(lease.memory for lease in held if lease.leaving)
-        weaker = [lease for lease in held if not lease.leaving and lease.priority < request.priority]
+        strength = (request.standing, request.priority)
+        weaker = [lease for lease in held if not lease.leaving and _strength(lease) < strength]
         chosen: list[Lease] = []
-        for lease in sorted(weaker, key=lambda lease: (lease.priority, -lease.id)):
+        for lease in sorted(weaker, key=lambda lease: (_strength(lease), -lease.id)):
             if missing <= 0:
                 break
             chosen.append(lease)
@@ -288,3 +320,15 @@ class Admission:
             if lease.leaving > lease.expires
         ]
         return wrong
+
+
+def _strength(lease: Lease) -> tuple[int, int]:
+    return (lease.standing, lease.priority)
+
+
+def _names(bounds: tuple[Bound, ...]) -> tuple[str, ...]:
+    return tuple(bound.name for bound in bounds)
+
+
+def _time(bounds: tuple[Bound, ...]) -> float | None:
+    return min((bound.time for bound in bounds if bound.time is not None), default=None)

@@ -47,6 +47,12 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease"):
     expires: float
     leaving: float = 0.0
     """Not 0: preempted, and taken back then at the latest."""
+    standing: int = 5
+    """The priority of its holder's slice, 0 to 9: goes before `priority`, which the holder chose."""
+    within: tuple[str, ...] = ()
+    """The slices of which it is a part."""
+    time: float | None = None
+    """The share of the device's time that the holder's slice gives it; None: no bound. Nothing enforces it yet."""
 
 
 class Notice(Struct, frozen=True, kw_only=True):
@@ -102,10 +108,26 @@ class NeverFits(Failure, frozen=True, kw_only=True):
         )
 
 
+class BeyondSlice(Failure):
+    """The holder's slice gives it less device memory than this would take, whatever is free."""
+
+    slice: str
+    memory: int
+    leased: int
+    limit: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.slice} may lease {self.limit} bytes of device memory, has {self.leased}, and {self.memory} were"
+            " asked for: release some, or give it a larger slice"
+        )
+
+
 class Gpu(Interface):
     """Devices and leases. Rights: `read`, `lease`."""
 
-    errors = (NoSuchLease, NeverFits, StoreFull)
+    errors = (NoSuchLease, NeverFits, BeyondSlice, StoreFull)
 
     @call("read", idempotent=True)
     def devices(self) -> list[Device]: ...
@@ -120,15 +142,16 @@ class Gpu(Interface):
         wait: float = 0.0,
         purpose: str = "",
     ) -> Lease:
-        """A lease of `memory` bytes for `ttl` seconds, renewable; waits up to `wait` seconds for its turn.
+        """A lease of `memory` bytes for `ttl` seconds, renewable; waits up to `wait` seconds for its turn: by the priority
+        of its slice, then by `priority`, then in order.
 
-        Raises NeverFits, Overloaded (the queue is full, or `wait` is over), BadRequest.
+        Raises NeverFits, BeyondSlice, Overloaded (the queue is full, or `wait` is over), BadRequest.
         """
 
     @call("lease", idempotent=True)
     def renew(self, lease: int, ttl: float) -> Lease:
-        """Let the lease run for `ttl` seconds from now; one that must give way is not prolonged. Raises
-        NoSuchLease.
+        """Let the lease run for `ttl` seconds from now; one that must give way is not prolonged. Raises NoSuchLease, and
+        BeyondSlice where the slice has become smaller than what is leased: it ends at its time then.
         """
 
     @call("lease", idempotent=True)

@@ -16,11 +16,12 @@ from msgspec import structs
 from atoll.ipc.context import SystemClock, current
 from atoll.ipc.errors import AtollError, BadRequest, Overloaded
 from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.runtime import own_kernel
 from atoll.ipc.serve import Config, Serves
 
-from .admission import Admission, Change, Ended, Granted, Renewed, Request, Told
+from .admission import Admission, Bound, Change, Ended, Granted, Renewed, Request, Told
 from .devices import discover
-from .interface import Device, Event, Gpu, Kind, Lease, Notice, Statistics
+from .interface import BeyondSlice, Device, Event, Gpu, Kind, Lease, Notice, Statistics
 
 _LONGEST = 7 * 24 * 3600.0
 """Seconds of a lease or a wait at most."""
@@ -81,6 +82,11 @@ class Server(Serves[Gpu]):
     def discover(self) -> tuple[list[Device], str]:
         """The devices of this machine, and why there is no CUDA device among them."""
         return discover()
+
+    async def share(self, client: int) -> tuple[int, tuple[Bound, ...]]:
+        """The standing of a client, and what its slice gives it of devices, as the kernel says it now."""
+        share = await own_kernel.kernel().device_share(client)
+        return share.priority, tuple(Bound(each.name, each.memory, each.time) for each in share.bounds)
 
     async def start(self) -> None:
         self.rows.keep_remote()
@@ -205,10 +211,13 @@ class Server(Serves[Gpu]):
         _check("ttl", ttl, 0.001, _LONGEST)
         _check("wait", wait, 0.0, _LONGEST)
         call = current()
+        standing, bounds = await self.share(call.client)
         self._requests += 1
         number = self._requests
         waiter = self._waiters[number] = _Waiter()
-        request = Request(number, call.client, call.badge, kind, memory, priority, ttl, purpose)
+        request = Request(
+            number, call.client, call.badge, kind, memory, priority, ttl, purpose, standing, bounds
+        )
         try:
             self._admission.ask(request, self._now(), may_wait=wait > 0)
             self._work.set()
@@ -217,7 +226,7 @@ class Server(Serves[Gpu]):
             if self._admission.withdraw(number, self._now()):
                 raise Overloaded(f"every device of kind {kind!r}, for the {wait:g} s that were waited,")
             await waiter.done.wait()
-        except Overloaded:
+        except (Overloaded, BeyondSlice):
             self._refused += 1
             raise
         except trio.Cancelled:
@@ -236,7 +245,9 @@ class Server(Serves[Gpu]):
     @Gpu.renew.serve
     async def renew(self, lease: int, ttl: float) -> Lease:
         _check("ttl", ttl, 0.001, _LONGEST)
-        renewed = self._admission.renew(lease, current().client, ttl, self._now())
+        client = current().client
+        standing, bounds = await self.share(client)
+        renewed = self._admission.renew(lease, client, ttl, self._now(), standing, bounds)
         await self._committed()
         return renewed
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from atoll.ipc.errors import Overloaded
-from atoll.servers.gpu.admission import Admission, Ended, Granted, Request, Told
-from atoll.servers.gpu.interface import Device, Kind, Lease, NeverFits, NoSuchLease
+from atoll.servers.gpu.admission import Admission, Bound, Ended, Granted, Request, Told
+from atoll.servers.gpu.interface import BeyondSlice, Device, Kind, Lease, NeverFits, NoSuchLease
 
 GRACE = 5.0
 
@@ -228,3 +228,34 @@ class Leasing(RuleBasedStateMachine):
 
 TestLeasing = Leasing.TestCase
 TestLeasing.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_the_slice_goes_before_the_wish() -> None:
+    """A request of a slice of higher priority takes the memory of one that asked with a higher priority of its own."""
+    admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
+                          grace=5.0, queue=4)  # fmt: skip
+    admission.ask(Request(1, 1, 0, "cuda", 100, 100, 60.0, "", standing=3), 0.0, may_wait=False)
+    admission.ask(Request(2, 2, 0, "cuda", 100, 0, 60.0, "", standing=4), 0.0, may_wait=True)
+    assert admission.leases[1].leaving == 5.0
+    admission.pass_time(5.0)
+    (lease,) = admission.leases.values()
+    assert (lease.client, lease.standing) == (2, 4)
+    assert admission.broken() == []
+
+
+def test_a_slice_leases_no_more_than_it_has_and_holds_nobody_up() -> None:
+    admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
+                          grace=5.0, queue=4)  # fmt: skip
+    bounds = (Bound("slice training", 60, None), Bound("server trainer", None, 0.5))
+    admission.ask(Request(1, 1, 0, "cuda", 50, 50, 60.0, "", bounds=bounds), 0.0, may_wait=False)
+    with pytest.raises(
+        BeyondSlice, match="slice training may lease 60 bytes of device memory, has 50, and 20"
+    ):
+        admission.ask(Request(2, 2, 0, "cuda", 20, 50, 60.0, "", bounds=bounds[:1]), 0.0, may_wait=True)
+    admission.ask(Request(3, 3, 0, "cuda", 50, 0, 60.0, ""), 0.0, may_wait=False)
+    assert [lease.time for lease in admission.leases.values()] == [0.5, None]
+    smaller = (Bound("slice training", 40, None),)
+    with pytest.raises(BeyondSlice):
+        admission.renew(1, 1, 60.0, 30.0, 5, smaller)
+    assert admission.leases[1].expires == 60.0, "what it has it keeps until its time is over"
+    assert admission.broken() == []

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from atoll.ipc.errors import BadRequest, Overloaded
+from atoll.servers.gpu.admission import Bound
 from atoll.servers.gpu.interface import Device, Gpu, NeverFits, NoSuchLease
 from atoll.servers.gpu.server import Server, Settings
 
@@ -19,6 +20,14 @@ class TwoDevices(Server):
         cuda = Device(id="cuda:0", kind="cuda", name="A", uuid="GPU-1", memory=200, stand_in=False)
         return [cuda, Device(id="cpu", kind="cpu", name="C", uuid="cpu", memory=80, stand_in=False)], ""
 
+    async def share(self, client: int) -> tuple[int, tuple[Bound, ...]]:
+        return 5, ()  # there is no kernel here; tests/microkernel/test_bounds.py has one
+
+
+class ThisMachine(Server):
+    async def share(self, client: int) -> tuple[int, tuple[Bound, ...]]:
+        return 5, ()
+
 
 @pytest.fixture
 def start(serve: Callable[..., Any]) -> Callable[[], Any]:
@@ -26,7 +35,7 @@ def start(serve: Callable[..., Any]) -> Callable[[], Any]:
 
 
 def test_this_machine_leases_what_its_share_allows(serve: Callable[..., Any]) -> None:
-    gpu: Gpu = serve(Server, config=CONFIG).client()
+    gpu: Gpu = serve(ThisMachine, config=CONFIG).client()
     devices = gpu.devices.now()
     assert all(device.leasable == device.memory // 2 for device in devices)
     lease = gpu.acquire.now("accelerator", 4096, purpose="test")

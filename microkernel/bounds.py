@@ -1,0 +1,145 @@
+"""What servers may use: the image's slices, and what a person set for one server beneath its slice.
+
+Control groups, I/O classes and the gpu server's leases hold them to it. Each is a row (`slice NAME`, `server NAME`),
+whose history is the record of who had what when. The rule of `plan` is that of all rows: what a person set for a server
+of the image ends with the boot, and what they set for a server that a person loaded stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.system import kernel as calls
+
+from . import image
+from .parties import Party, Serving
+from .plan import limits_of, own_slice
+from .records import SliceRow
+from .slices import Limits, io
+
+if TYPE_CHECKING:
+    from .node import Node
+    from .supervisor import Server
+
+RANGES = {
+    "cpu_weight": (1, 10_000),
+    "cpu_quota": (0.01, 4096),
+    "memory": (4 << 20, 1 << 50),
+    "io_weight": (1, 10_000),
+    "device_memory": (0, 1 << 50),
+    "device_time": (0, 1),
+    "processes": (1, 1 << 22),
+    "priority": (0, 9),
+}
+"""Of what `set_slice` takes, as an image's slice has them."""
+
+
+def of_image(spec: image.SliceSpec) -> Limits:
+    return msgspec.convert(limits_of(spec), Limits)
+
+
+def of_row(row: SliceRow) -> Limits:
+    return msgspec.convert(row.limits, Limits)
+
+
+class Bounds:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def of_slice(self, server: Server) -> Limits | None:
+        """The limits of the slice that a server is in; None: it is in none."""
+        spec = self._node.image.slice.get(server.spec.slice)
+        return None if spec is None else of_image(spec)
+
+    def of(self, server: Server) -> Limits:
+        """What holds for a server: what a person set, else its slice."""
+        return server.own or self.of_slice(server) or Limits()
+
+    def restore(self, server: Server, own: Limits | None) -> None:
+        """At boot, before it starts: its slice's group, and what its row keeps of its own."""
+        limits = self.of_slice(server)
+        said = [] if limits is None else self._node.slices.group(server.spec.slice).limit(limits)
+        server.own = own
+        if own is not None:
+            said += server.group(self._node).limit(own)
+        server.unenforced = tuple(said) + _not_here(self.of(server))
+
+    def show(self, server: Server) -> calls.Slice:
+        """What a server may use."""
+        limits = self.of(server)
+        return calls.Slice(
+            cpu_weight=limits.cpu_weight, cpu_quota=limits.cpu_quota, memory=limits.memory,
+            io_class=limits.io_class, io_weight=limits.io_weight, device_memory=limits.device_memory,
+            device_time=limits.device_time, processes=limits.pids, priority=limits.priority,
+            unenforced=list(server.unenforced),
+        )  # fmt: skip
+
+    async def set(self, server: Server, wanted: calls.Slice, by: Party) -> calls.Slice:
+        """Change what a server may use, beneath its slice; the row and the effect, or neither."""
+        node = self._node
+        _check(wanted)
+        limits = Limits(
+            cpu_weight=wanted.cpu_weight, cpu_quota=wanted.cpu_quota, memory=wanted.memory, pids=wanted.processes,
+            io_class=wanted.io_class, io_weight=wanted.io_weight, device_memory=wanted.device_memory,
+            device_time=wanted.device_time, priority=wanted.priority,
+        )  # fmt: skip
+        async with server.changing:
+            before, said = (server.own, server.unenforced), self._apply(server, limits)
+            server.own, server.unenforced = limits, said
+            row = SliceRow(
+                slice=own_slice(server.name),
+                limits=msgspec.structs.asdict(limits),
+                unenforced=said,
+                by=by.holder,
+            )
+            try:
+                await node.store.commit(node.store.batch(f"set_slice {server.name}").put(row).changes())
+            except BaseException:
+                server.own, server.unenforced = before
+                self._apply(server, before[0] or Limits())
+                raise
+        for sentence in said:
+            node.events.event("slice", server.name, sentence)
+        return self.show(server)
+
+    def _apply(self, server: Server, limits: Limits) -> tuple[str, ...]:
+        group = server.group(self._node)
+        said = tuple(group.limit(limits))
+        io.apply(group.members(), limits)
+        return said + _not_here(limits)
+
+    def device_share(self, party: Party, channel: int) -> calls.DeviceShare:
+        """What the client of a channel that `party` serves may have of devices. Raises `NotFound`."""
+        found = self._node.channels.get(channel)
+        if found is None or found.server != party.holder:
+            raise NotFound(what="channel that you serve", name=str(channel))
+        if not isinstance(found.client, Serving):
+            return calls.DeviceShare()
+        server = self._node.server(found.client.holder)
+        held = [(f"slice {server.spec.slice}", self.of_slice(server)), (own_slice(server.name), server.own)]
+        return calls.DeviceShare(
+            bounds=[
+                calls.DeviceBound(name=name, memory=limits.device_memory, time=limits.device_time)
+                for name, limits in held
+                if limits is not None
+            ],
+            priority=self.of(server).priority,
+        )
+
+
+def _not_here(limits: Limits) -> tuple[str, ...]:
+    """What no host holds anybody to, and what this one does not, beside control groups."""
+    said = [refused] if (refused := io.refused(limits)) else []
+    if limits.device_time is not None:
+        said.append("device_time is written into leases, and nothing here holds a program to it")
+    return tuple(said)
+
+
+def _check(wanted: calls.Slice) -> None:
+    for name, (least, most) in RANGES.items():
+        value = getattr(wanted, name)
+        if value is not None and not least <= value <= most:
+            raise BadRequest(where=f"set_slice: {name}", expected=f"{least:g} to {most:g}", got=f"{value:g}")
