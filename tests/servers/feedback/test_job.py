@@ -1,15 +1,18 @@
 """The main job's parts over real servers, and the whole of it on a node that boots."""
 
+import hashlib
 import itertools
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -20,7 +23,7 @@ from atoll.servers.feedback.job import progress, read_set, read_task, time_calls
 from atoll.servers.feedback.job_load import Load
 from atoll.servers.feedback.job_submission import IN_FLIGHT, submit_all
 from atoll.servers.feedback.records import Rating
-from atoll.servers.feedback.reviews import COUNT, MissingReviews, Submission, locate
+from atoll.servers.feedback.reviews import COUNT, MissingReviews, Submission, locate, read
 from atoll.servers.feedback.server import Server, Settings
 from atoll.servers.storage.interface import BlobRef, Storage
 from atoll.servers.storage.server import Server as StorageServer
@@ -201,6 +204,38 @@ def run_job(folder: Path | str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def export(folder: Path, *arguments: str) -> tuple[str, int]:
+    """What it said, and the most bytes that it had resident."""
+    command = [sys.executable, "-P", "-m", "atoll.servers.feedback.export", *arguments]
+    environment = os.environ | {"ATOLL_NODE": str(folder)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    return said, used.ru_maxrss * 1024
+
+
+def check_export(folder: Path, revision: int, work: Path) -> None:
+    """The reviews come out as they are in the package, as of before any was taken back, in a share of their size."""
+    at, (small, large) = f"--as-of={revision}", (work / "small.jsonl", work / "large.jsonl")
+    _, floor = export(folder, "film-review.imdb", at, "--kind=pairs", "--count=10", f"--output={small}")
+    said, peak = export(folder, "film-review.imdb", at, "--kind=unpaired", f"--output={large}")
+    content = large.read_bytes()
+    hash = hashlib.blake2b(content, digest_size=32).hexdigest()
+    assert said == f"25000 rows of film-review.imdb as of revision {revision}: {hash}\n"
+    assert len(content) > 30_000_000
+    assert peak - floor < len(content) / 4
+    rows = [msgspec.json.decode(line) for line in content.splitlines()]
+    told = Counter((row["completion"], row["label"]) for row in rows)
+    assert told == Counter(
+        (each.text, each.good) for each in read(locate()) if each.source.task.endswith("imdb")
+    )
+    assert len(small.read_bytes().splitlines()) == 10
+
+
+@pytest.mark.timeout(600)  # a loaded machine takes its time over 100,000 texts
 def test_the_whole_job_runs_on_a_node_twice(tmp_path: Path) -> None:
     try:
         locate()
@@ -219,6 +254,8 @@ def test_the_whole_job_runs_on_a_node_twice(tmp_path: Path) -> None:
             told = feedback.statistics.now()
             assert told.rolled_back == 2
             assert told.records == COUNT - feedback.batch.now("reviews.00000").records
+            before = feedback.batch.now("reviews.00000.2").revision - 1
+        check_export(folder, before, tmp_path)
     assert "earlier run" not in first.stdout
     batches = told.batches - 1
     assert f"{batches - 1} of the {batches} batches were in the store from an earlier run" in second.stdout

@@ -18,6 +18,9 @@ from tests.microkernel.nodes import RealNode, wait_for_end
 
 from .test_job import IMAGE
 
+pytestmark = pytest.mark.timeout(600)
+"""Each is three runs of the job, and a loaded machine takes its time."""
+
 VICTIMS = ["kernel", "state", "storage", "feedback"]
 MOMENTS = [
     "of 33,530 reviews are in",
