@@ -1,7 +1,8 @@
 """The storage server: uploads, downloads, references and collection over a folder of blobs."""
 
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from .interface import (
     WrongSize,
 )
 from .leases import Leases
+from .openings import Openings
 from .pack import LARGEST
 from .priority import Priorities
 from .quotas import Quotas
@@ -82,6 +84,7 @@ class Server(Serves[Storage]):
         self._leases = Leases(trio.current_time, self.config.grace)
         self._leases.take_over(self._inherited)
         self._groups = Groups(self._write_pack)
+        self._openings = Openings()
         self._rows = References(self.references)
         self._quotas = Quotas(self.config.quota, self.config.grace, trio.current_time, self._rows.size)
 
@@ -120,13 +123,15 @@ class Server(Serves[Storage]):
             raise BadRequest("Storage.put, $.expected", told, f"{len(expected)} bytes")
         badge = current().badge
         await self._quotas.load(badge)
-        held, growing = bytearray(), object()
+        held, growing, opened = bytearray(), object(), ExitStack()
         writer: Writer | None = None
         try:
             async for item in items:
                 held += item
                 if len(held) > (LARGEST if writer is None else _SPILL):
-                    writer = writer or self._blobs.writer()
+                    if writer is None:
+                        opened.enter_context(self._openings.one(current().client))
+                        writer = self._blobs.writer()
                     self._quotas.check(badge, len(held))
                     self._quotas.hold(badge, growing, writer.size + len(held))
                     await self._io.run(service, writer.write, held)
@@ -141,6 +146,7 @@ class Server(Serves[Storage]):
             self._quotas.drop(badge, growing)
             if writer is not None:
                 writer.discard()
+            opened.close()
 
     async def _put_small(self, content: bytes, expected: bytes) -> BlobRef:
         found = BlobRef.of(content)
@@ -217,21 +223,22 @@ class Server(Serves[Storage]):
                 self._read += end - after
                 yield Piece(end, small[after:end])
             return
-        descriptor = self._blobs.open_file(hash)
-        try:
-            footer = await self._io.run(service, read_footer, descriptor, hash)
-            end = footer.size if until < 0 else min(until, footer.size)
-            while after < end:
-                to = min(end, (after // CHUNK) * CHUNK + _READ)
-                for chunk in await self._io.run(service, read_slice, descriptor, footer, after, to):
-                    after += len(chunk)
-                    self._read += len(chunk)
-                    yield Piece(after, chunk)
-        except Corrupt as damage:
-            self._blobs.damaged.add(damage.hash)
-            raise
-        finally:
-            os.close(descriptor)
+        with self._openings.one(current().client):
+            descriptor = self._blobs.open_file(hash)
+            try:
+                footer = await self._io.run(service, read_footer, descriptor, hash)
+                end = footer.size if until < 0 else min(until, footer.size)
+                while after < end:
+                    to = min(end, (after // CHUNK) * CHUNK + _READ)
+                    for chunk in await self._io.run(service, read_slice, descriptor, footer, after, to):
+                        after += len(chunk)
+                        self._read += len(chunk)
+                        yield Piece(after, chunk)
+            except Corrupt as damage:
+                self._blobs.damaged.add(damage.hash)
+                raise
+            finally:
+                os.close(descriptor)
 
     @Storage.get_many.serve
     def get_many(self, hashes: list[bytes]) -> list[bytes]:
@@ -272,7 +279,7 @@ class Server(Serves[Storage]):
             raise BadRequest(
                 "Storage.refer, $.sizes", f"one for each of {len(hashes)} hashes", str(len(sizes))
             )
-        found = dict(self._found(hashes, sizes or []))
+        found = self._found(hashes, sizes or [])
         badge, size = current().badge, sum(found.values())
         await self._quotas.load(badge)
         with self._leases.pinned(found):
@@ -288,15 +295,17 @@ class Server(Serves[Storage]):
         self._quotas.hold(badge, (owner, name), dropped.size - size)
         return revision
 
-    def _found(self, hashes: list[bytes], sizes: list[int]) -> Iterator[tuple[bytes, int]]:
-        """Each address with its blob's size. Raises NoSuchBlob, WrongSize, Corrupt."""
+    def _found(self, hashes: list[bytes], sizes: list[int]) -> dict[bytes, int]:
+        """Each address, once, with its blob's size. Raises NoSuchBlob, WrongSize, Corrupt."""
+        found: dict[bytes, int] = {}
         for index, hash in enumerate(hashes):
-            if not self._blobs.has(hash):
-                raise NoSuchBlob(hash=hash, index=index)
-            size = self._blobs.size(hash)
-            if sizes and sizes[index] != size:
-                raise WrongSize(hash=hash, index=index, expected=sizes[index], got=size)
-            yield hash, size
+            if hash not in found:
+                if not self._blobs.has(hash):
+                    raise NoSuchBlob(hash=hash, index=index)
+                found[hash] = self._blobs.size(hash)
+            if sizes and sizes[index] != found[hash]:
+                raise WrongSize(hash=hash, index=index, expected=sizes[index], got=found[hash])
+        return found
 
     @Storage.release.serve
     async def release(self, owner: str, name: str) -> bool:

@@ -14,6 +14,7 @@ from atoll.ipc.errors import NodeDown
 from atoll.servers.feedback.interface import Feedback
 from atoll.servers.feedback.job import read_set
 from atoll.servers.feedback.reviews import COUNT, SOURCES, MissingReviews, locate
+from atoll.servers.storage.interface import Storage
 from tests.microkernel.nodes import RealNode, wait_for_end
 
 from .test_job import IMAGE
@@ -70,6 +71,8 @@ def sets(node: RealNode) -> list[tuple[int, str]]:
         feedback = attached.open("feedback", Feedback)
         told = feedback.check.now()
         assert (told.problems, told.stray) == ([], [])
+        scrubbed = attached.open("storage", Storage).verify.now()
+        assert (scrubbed.damaged, scrubbed.missing, scrubbed.strangers) == ([], [], [])
         found = [read_set(feedback, source.task, told.revision) for source in SOURCES.values()]
     return [(each.records, each.content) for each in found]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from atoll.ipc.errors import BadRequest
+from atoll.ipc.errors import BadRequest, QuotaExceeded, TooLarge
+from atoll.servers.storage import openings
 from atoll.servers.storage.blobs import DESCRIPTORS
 from atoll.servers.storage.interface import BlobRef, NoSuchBlob, Storage
 from atoll.servers.storage.pack import LARGEST
@@ -214,3 +215,52 @@ def test_storage_outlives_a_store_that_does_not_answer_its_collection(
     serve.state.kill()
     served.advance(601.0)
     assert storage.get_many.now([ref.hash]) == [b"kept"]
+
+
+def test_downloads_that_nobody_takes_leave_files_for_others(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 3
+    monkeypatch.setattr(openings, "MOST", most)
+    served = start()
+    storage: Storage = served.client()
+    content = os.urandom(40_000_000)
+    ref = storage.put.now(pieces(content))
+    begun = []
+    for _ in range(most):
+        stream = storage.get.now(ref.hash)
+        assert next(iter(stream)).end > 0
+        begun.append(stream)
+    with pytest.raises(QuotaExceeded, match=f"has used its {most} of open blobs"):
+        read(storage, ref.hash)
+    with pytest.raises(QuotaExceeded, match=f"has used its {most} of open blobs"):
+        storage.put.now(pieces(bytes(100_000)))
+    assert storage.put.now([b"small"]) == BlobRef.of(b"small")
+    assert read(served.client(), ref.hash) == content
+    begun.pop().cancel()
+    served.settle()
+    assert read(storage, ref.hash) == content
+
+
+def test_a_reference_to_many_times_the_same_is_one(start: Callable[..., Any]) -> None:
+    storage: Storage = start().client()
+    ref = storage.put.now(pieces(os.urandom(100_000)))
+    before = storage.statistics.now()
+    storage.refer.now([ref.hash] * 100_000, "o", "n", [ref.size] * 100_000)
+    assert storage.references.now("o") == ["n"]
+    assert storage.statistics.now() == before
+
+
+@pytest.mark.parametrize(("owner", "name"), [("", "n"), ("a/b", "n"), ("o", "")])
+def test_a_reference_has_an_owner_and_a_name(start: Callable[..., Any], owner: str, name: str) -> None:
+    with pytest.raises(BadRequest, match="expected an owner without `/`, and a name"):
+        start().client().refer.now([], owner, name)
+
+
+def test_a_name_that_no_key_holds_is_refused(start: Callable[..., Any]) -> None:
+    storage: Storage = start().client()
+    with pytest.raises(TooLarge):
+        storage.refer.now([], "o", "n" * 1000)
+    storage.refer.now([], "o", "\0\xff\U0010ffff")
+    assert storage.references.now("o") == ["\0\xff\U0010ffff"]
+    assert storage.release.now("o", "\0\xff\U0010ffff") is False, "it held nothing"

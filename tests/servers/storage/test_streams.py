@@ -1,6 +1,9 @@
 """A blob far larger than the memory that its way in and out may take, on a node that runs."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,36 @@ def test_a_stream_takes_a_share_of_its_size(carry: Callable[[int], None]) -> Non
 @pytest.mark.soak
 def test_a_long_stream_takes_a_small_share_of_its_size(carry: Callable[[int], None]) -> None:
     carry(1024 * MIB)
+
+
+UPLOAD = """
+import sys
+from itertools import repeat
+from atoll.ipc import connect
+from atoll.servers.storage.interface import Storage
+with connect(sys.argv[1]) as node:
+    node.open("storage", Storage).put.now(repeat(bytes(65536)))
+"""
+
+
+def test_an_upload_whose_client_dies_leaves_nothing(tmp_path: Path) -> None:
+    image = tmp_path / "streams.toml"
+    image.write_text(IMAGE)
+    with booted(image, tmp_path / "n") as folder, connect(str(folder)) as node:
+        storage = node.open("storage", Storage)
+
+        def written() -> int:
+            """Bytes half written, once storage has answered what it was asked before."""
+            storage.statistics.now()
+            for path in folder.rglob("tmp/*/*"):
+                with suppress(FileNotFoundError):
+                    return path.stat().st_size
+            return 0
+
+        with subprocess.Popen([sys.executable, "-c", UPLOAD, str(folder)]) as client:
+            while written() < 10 * MIB:
+                assert client.poll() is None
+            client.kill()
+        while written():
+            pass
+        assert storage.verify.now().blobs == 0
