@@ -83,7 +83,7 @@ class LoopHost:
     async def wait(self, subscribe: Any) -> None:
         await wait_for(subscribe)
 
-    def alive(self) -> bool:
+    def alive(self, wait: float = 0.0) -> bool:
         return True
 
     def sent(self) -> None:

@@ -1,14 +1,17 @@
 /*
  * The ordered accesses of Atoll. No other file touches atomics, and every use names its partner.
  *
- * Memory shared with a peer is only ever read through `load_relaxed`, `load_acquire` (each one single load,
- * so a word is never read twice behind our back) and `copy_words`; bulk bytes are copied out once by
- * `memcpy`.
+ * Memory shared with a peer is only ever read through `load_relaxed` and `load_acquire` (each one single
+ * load, so a word is never read twice behind our back), `copy_words`, and `copy_bytes`.
  */
 #ifndef ATOLL_ATOMICS_H
 #define ATOLL_ATOMICS_H
 
 #include <stdint.h>
+#include <string.h>
+
+/* A word of any struct: headers, entries and notices are copied word by word whatever their fields are. */
+typedef uint64_t __attribute__((may_alias)) any_word;
 
 #define load_relaxed(address)         __atomic_load_n((address), __ATOMIC_RELAXED)
 #define load_acquire(address)         __atomic_load_n((address), __ATOMIC_ACQUIRE)
@@ -31,9 +34,18 @@ static inline void fence_stores(void) {
 }
 
 /* Copies `count` 64-bit words out of hostile memory, each read exactly once. */
-static inline void copy_words(uint64_t *to, const uint64_t *from, unsigned count) {
+static inline void copy_words(void *to, const void *from, unsigned count) {
+    any_word *out = to;
+    const any_word *in = from;
     for (unsigned i = 0; i < count; i++)
-        to[i] = load_relaxed(&from[i]);
+        out[i] = load_relaxed(&in[i]);
+}
+
+/* Copies bytes out of hostile memory. What follows uses the copy: without the barrier a compiler that sees
+ * both could read the source a second time in its place. */
+static inline void copy_bytes(void *to, const void *from, uint64_t length) {
+    memcpy(to, from, length);
+    __asm__ __volatile__("" ::: "memory");
 }
 
 static inline void cpu_relax(void) {

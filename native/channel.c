@@ -15,6 +15,7 @@
 #include "channel.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -74,6 +75,15 @@ static struct atoll_channel *map_channel(int memory, int doorbell, int server, u
     struct stat found;
     if (!bytes) {
         errno = EINVAL;
+        return NULL;
+    }
+    /* What can be made shorter would end us with SIGBUS. A seal stays, so it is enough to look once, before.
+     */
+    int seals = fcntl(memory, F_GET_SEALS);
+    if (seals < 0)
+        return NULL;
+    if (!(seals & F_SEAL_SHRINK)) {
+        errno = EPERM;
         return NULL;
     }
     if (fstat(memory, &found) < 0)
@@ -192,10 +202,11 @@ void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_
 /* A consistent copy of this channel's notice: only the kernel writes it, under a sequence lock. */
 static int notice_read(const struct channel_notice *notice, struct channel_notice *out) {
     for (int i = 0; i < 1000; i++) {
-        /* Pairs with store_release in atoll_notice_channel. */
+        /* Pairs with store_release in atoll_notice_channel: fields no older than their sequence. */
         uint64_t before = load_acquire(&notice->sequence);
         if (!(before & 1)) {
-            copy_words((uint64_t *)out, (const uint64_t *)notice, sizeof *out / sizeof(uint64_t));
+            copy_words(out, notice, sizeof *out / sizeof(uint64_t));
+            /* Pairs with fence_stores in atoll_notice_channel: without it a torn copy could pass. */
             fence_loads();
             if (load_relaxed(&notice->sequence) == before)
                 return 1;
@@ -218,6 +229,11 @@ int channel_noticed(const struct atoll_channel *channel) {
 }
 
 int channel_news(struct atoll_channel *channel, int take) {
+    if (channel->deaf == DEAF_UNTOLD) {
+        if (take)
+            channel->deaf = DEAF_TOLD;
+        return 1;
+    }
     if (!channel_noticed(channel))
         return 0;
     uint32_t epoch = load_relaxed(&channel->notice->epoch), state = load_relaxed(&channel->notice->state);
@@ -238,8 +254,7 @@ int atoll_channel_renew(atoll_channel *channel, uint64_t *taken) {
         return R_CLOSED;
     if (notice.epoch == channel->epoch)
         return 0;
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
+    sending_begin(channel);
     for (uint32_t lane = 0; lane < LANES_MOST; lane++)
         taken[lane] = notice.taken[lane];
     /* An epoch that was skipped leaves nothing known of what its server took: all counts as taken. */
@@ -248,7 +263,7 @@ int atoll_channel_renew(atoll_channel *channel, uint64_t *taken) {
             taken[lane] = channel->out[lane].position;
     channel->epoch = notice.epoch;
     begin(channel, notice.base);
-    store_release(&channel->sending, 0);
+    sending_end(channel);
     return 1;
 }
 
@@ -361,7 +376,7 @@ void channel_take(struct atoll_channel *channel, uint32_t lane, const struct hea
         body += LINE;
     }
     if (header->flags & FLAG_BULK)
-        memcpy(payload, channel->bulk_in + header->bulk, header->length);
+        copy_bytes(payload, channel->bulk_in + header->bulk, header->length);
     else
         ring_copy(ring, body, payload, header->length);
     ring_finish(ring, ring_record(header->flags, header->flags & FLAG_BULK ? 0 : header->length));
@@ -378,7 +393,7 @@ int channel_pending(const struct atoll_channel *channel) {
 
 int channel_wake(struct atoll_channel *channel) {
     int woke = wake(channel->peer, channel->doorbell);
-    channel->counters.wakes += (uint64_t)woke;
+    store_relaxed(&channel->counters.wakes, load_relaxed(&channel->counters.wakes) + (uint64_t)woke);
     channel->bell_due = 0;
     return woke;
 }
@@ -397,5 +412,5 @@ int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken) {
 }
 
 void atoll_memory_wake(void *memory, int client, int doorbell) {
-    wake((struct side *)memory + (client ? 1 : 0), doorbell);
+    wake_surely((struct side *)memory + (client ? 1 : 0), doorbell);
 }

@@ -2,6 +2,9 @@
 #ifndef ATOLL_CHANNEL_H
 #define ATOLL_CHANNEL_H
 
+#include <sched.h>
+
+#include "atomics.h"
 #include "bulk.h"
 #include "interface/ring.h"
 #include "layout.h"
@@ -19,6 +22,8 @@ enum result {
     R_OTHER = -7,      /* a message for another request is in hand */
     R_DEADLINE = -8,
 };
+
+enum { DEAF_UNTOLD = 1, DEAF_TOLD = 2 };
 
 struct atoll_channel {
     int server, doorbell;
@@ -48,6 +53,7 @@ struct atoll_channel {
     uint32_t vain;  /* spins in a row of the event loop that found nothing */
     int just_woke;  /* the last send had to wake the peer: it needs longer than usual */
     int bell_due;   /* records were written whose wake-up is put off to the end of the batch */
+    int deaf;       /* DEAF_*, not 0: the doorbell's other end was shut, and will not ring again */
     /* Only the receive loop touches these. */
     uint32_t number, turn;
     int client_role, active, held;
@@ -55,6 +61,23 @@ struct atoll_channel {
     uint32_t quiet;                  /* polls in a row that found nothing */
     uint64_t seen_in;                /* load window in which a message was last taken */
 };
+
+/* The producing side is one thread's at a time. Never held across a system call, so a few turns are enough
+ * unless its holder was preempted. */
+static inline void sending_begin(struct atoll_channel *channel) {
+    /* Pairs with store_release in sending_end: what the last holder wrote to the private half is seen. */
+    for (unsigned turn = 1; exchange(&channel->sending, 1); turn++) {
+        if (turn % 64)
+            cpu_relax();
+        else
+            sched_yield();
+    }
+}
+
+static inline void sending_end(struct atoll_channel *channel) {
+    /* Pairs with exchange in sending_begin. */
+    store_release(&channel->sending, 0);
+}
 
 /* Sends one record; `from` names the bytes' owner: the caller. R_* or 0. Does not wake. */
 int channel_produce(struct atoll_channel *channel, struct header *header, const void *context,
@@ -76,7 +99,8 @@ int channel_pending(const struct atoll_channel *channel);
 /* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
 int channel_noticed(const struct atoll_channel *channel);
 
-/* Has the kernel said of this channel what the loop has not handed out yet? `take`: it is handed out now. */
+/* Is there what the loop has not handed out yet: something the kernel said of this channel, or that its bell
+ * is deaf? `take`: it is handed out now. */
 int channel_news(struct atoll_channel *channel, int take);
 int channel_wake(struct atoll_channel *channel);
 int64_t channel_fail(struct atoll_channel *channel, const char *check);

@@ -31,11 +31,10 @@ enum {
 
 /* The first of `count` numbers that no other request of this channel has. */
 uint64_t atoll_reserve_requests(atoll_channel *channel, uint32_t count) {
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
+    sending_begin(channel);
     uint64_t first = channel->requests + 1;
     channel->requests += count;
-    store_release(&channel->sending, 0);
+    sending_end(channel);
     return first;
 }
 
@@ -70,11 +69,10 @@ static int send_locked(struct atoll_channel *channel, const atoll_site *site, ui
 int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
                    uint32_t length, uint64_t deadline, uint64_t trace, const char *context) {
     uint64_t end = 0;
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
+    sending_begin(channel);
     int result = send_locked(channel, site, &request, payload, length, deadline, trace, context, &end);
     channel->bell_due = 1;
-    store_release(&channel->sending, 0);
+    sending_end(channel);
     return result ? result : (int64_t)end;
 }
 
@@ -124,7 +122,12 @@ int atoll_arm(atoll_channel *channel) {
 
 void atoll_disarm(atoll_channel *channel) {
     park_over(channel->own);
-    doorbell_drain(channel->doorbell);
+    if (doorbell_drain(channel->doorbell))
+        channel->deaf = DEAF_UNTOLD;
+}
+
+int atoll_channel_deaf(atoll_channel *channel) {
+    return channel->deaf;
 }
 
 /*
@@ -251,10 +254,9 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
 int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length) {
     uint64_t request = 0, end = 0;
     channel->call_end = 0;
-    while (exchange(&channel->sending, 1))
-        cpu_relax();
+    sending_begin(channel);
     int result = send_locked(channel, site, &request, payload, length, 0, 0, NULL, &end);
-    store_release(&channel->sending, 0);
+    sending_end(channel);
     if (result)
         return result;
     channel->call_request = request;

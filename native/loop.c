@@ -6,10 +6,7 @@
  * loop parks by arming every active channel, looking once more, and sleeping in one epoll that also holds the
  * event loop's own descriptor.
  *
- * Between the capability check and the handler's first step the message is in the *window*: an odd number in
- * the status segment. The kernel's `revoke` writes the table, fences, and waits while the number it saw
- * stays: so either our check saw the revocation, or the kernel sees us in the window and waits until the
- * handler has begun. Python closes the window (writes an even number) as the first step of the handler.
+ * What happens between the capability check and the handler's first step is told in window.c.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,7 +47,6 @@ atoll_loop *atoll_loop_new(const void *notice, void *status, uint64_t buffer) {
     loop->notice = notice;
     loop->status = status;
     loop->buffer_size = buffer;
-    loop->budget = 100000;
     loop->window = 1;
     return loop;
 }
@@ -61,9 +57,6 @@ void atoll_loop_free(atoll_loop *loop) {
     free(loop);
 }
 
-int atoll_loop_descriptor(atoll_loop *loop) {
-    return loop->epoll;
-}
 void *atoll_loop_buffer(atoll_loop *loop) {
     return loop->buffer;
 }
@@ -76,9 +69,6 @@ void atoll_loop_until(atoll_loop *loop, uint64_t until) {
 }
 void atoll_loop_idle_wanted(atoll_loop *loop, int wanted) {
     loop->idle_wanted = wanted;
-}
-void atoll_loop_budget(atoll_loop *loop, uint64_t nanoseconds) {
-    loop->budget = nanoseconds;
 }
 uint64_t atoll_loop_parks(atoll_loop *loop) {
     return loop->parks;
@@ -151,6 +141,8 @@ void atoll_loop_remove(atoll_loop *loop, uint32_t number) {
     if (!channel)
         return;
     epoll_ctl(loop->epoll, EPOLL_CTL_DEL, channel->doorbell, NULL);
+    if (channel->bell_due)
+        channel_wake(channel); /* whoever serves it next knows nothing of what was put off here */
     loop->channels[number % CHANNELS_MOST] = NULL;
     for (uint32_t i = 0; i < loop->active_count; i++)
         if (loop->active[i] == channel)
@@ -220,64 +212,6 @@ void atoll_loop_hold(atoll_loop *loop, uint32_t number, int held) {
  * ---------------------------------------------------------------------------------------------------------
  */
 
-static void window_open(struct atoll_loop *loop) {
-    loop->window += 2;
-    store_relaxed(&loop->status->window, loop->window);
-    /* Pairs with the fence in atoll_notice_revoked: our window before our look at the table. Without it
-     * `revoke` could see a closed window while we still see the old entry. */
-    fence_store_load();
-}
-
-static void window_close(struct atoll_loop *loop) {
-    store_release(&loop->status->window, 0);
-}
-
-void atoll_loop_dispatched(atoll_loop *loop) {
-    window_close(loop);
-}
-
-/* Capability, right, service of a call. Leaves the window open on REFUSED_NOT. `method` is set if it was
- * found. */
-static enum refusal check(struct atoll_loop *loop, const struct header *header, uint32_t number,
-                          const struct method **method) {
-    struct entry entry;
-    atoll_message *message = &loop->message;
-    *method = NULL;
-    window_open(loop);
-    enum refusal refusal = table_check(&loop->table, header->slot, header->generation, number, &entry);
-    message->rights = entry.rights;
-    message->badge = entry.badge;
-    message->capability = entry.capability;
-    message->interface = entry.interface;
-    message->needed = 0;
-    if (refusal == REFUSED_NOT) {
-        *method = loop_method(loop, entry.interface, header->method);
-        if (!*method)
-            refusal = REFUSED_METHOD;
-        else if (((*method)->right & entry.rights) != (*method)->right)
-            refusal = REFUSED_RIGHTS;
-        else if (header->lane < entry.service)
-            refusal = REFUSED_SERVICE;
-        if (*method)
-            message->needed = (*method)->index;
-    }
-    if (refusal != REFUSED_NOT)
-        window_close(loop);
-    return refusal;
-}
-
-int atoll_loop_recheck(atoll_loop *loop, const atoll_message *message) {
-    struct entry entry;
-    window_open(loop);
-    enum refusal refusal =
-        table_check(&loop->table, message->slot, message->generation, message->channel, &entry);
-    if (refusal == REFUSED_NOT && (message->rights & entry.rights) != message->rights)
-        refusal = REFUSED_RIGHTS;
-    if (refusal != REFUSED_NOT)
-        window_close(loop);
-    return (int)refusal;
-}
-
 /* Which lane of a channel is next: in order of class, but every eighth turn from the other end, so none
  * starves. */
 static int next_lane(struct atoll_channel *channel) {
@@ -321,6 +255,10 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         return op(OP_MISBEHAVED, channel->number, 0);
     if (!found)
         return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
+    if (header.kind <= KIND_CAST && !loop_window_open(loop)) {
+        atoll_loop_flush(loop);
+        return op(OP_GATED, 0, 0); /* nothing was taken */
+    }
     atoll_message *message = &loop->message;
     message->request = header.request;
     message->deadline = header.deadline;
@@ -342,7 +280,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         loop->current = NULL;
         return op(OP_STREAM, 0, header.length);
     }
-    enum refusal refusal = check(loop, &header, channel->number, &method);
+    enum refusal refusal = loop_check(loop, &header, channel->number, &method);
     channel_take(channel, lane, &header, loop->buffer, message->context);
     loop->current = header.kind == KIND_CALL ? channel : NULL;
     loop->current_request = header.request;
@@ -350,7 +288,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     if (refusal != REFUSED_NOT)
         return op(OP_REFUSED, refusal, header.length);
     if (header.deadline && clock_now() >= header.deadline) {
-        window_close(loop);
+        loop_window_close(loop);
         return op(OP_LATE, method->index, header.length);
     }
     store_relaxed(&loop->status->in_handler, (uint64_t)method->index + 1);
@@ -424,7 +362,8 @@ static int gather(struct atoll_loop *loop, uint64_t until) {
         struct atoll_channel *channel = find(loop, (uint32_t)events[i].data.u64);
         if (!channel)
             continue;
-        doorbell_drain(channel->doorbell);
+        if (doorbell_drain(channel->doorbell))
+            channel->deaf = DEAF_UNTOLD;
         activate(loop, channel);
     }
     return external;
@@ -511,7 +450,7 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
              * slow handler. */
             uint64_t now = clock_now();
             if (now >= loop->turn_over) {
-                loop->turn_over = now + loop->budget;
+                loop->turn_over = now + TURN_EVERY;
                 if (gather(loop, 1) || (loop->until && now >= loop->until)) {
                     atoll_loop_flush(loop);
                     return op(OP_EXTERNAL, 0, 0);

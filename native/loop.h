@@ -10,6 +10,7 @@ enum {
     METHODS_MOST = 4096, /* slots of the open-addressed table: at most half are used */
     BURST = 16,          /* messages taken from one channel before the next one's turn */
     EVENTS = 64,
+    TURN_EVERY = 100000, /* ns between two looks at the event loop while there is traffic */
     SLOW_CALL = 5000000, /* ns over the event loop's turn after which it is looked at whatever the count */
     SPIN_BATCH = 32,
     SPIN_USUAL = 20000,
@@ -38,6 +39,9 @@ enum op {
     OP_LARGE,      /* the reply is larger than a channel carries */
 };
 
+/* What atoll_loop_recheck says beside a refusal; mirrored in ipc/runtime/loop.py. */
+enum { RECHECK_GATED = -1 };
+
 struct method {
     uint32_t interface, number, index, used;
     uint64_t right;
@@ -47,7 +51,7 @@ struct atoll_loop {
     const struct notice *notice;
     struct status *status;
     int epoll;
-    uint64_t until, budget, turn_over; /* turn_over: when the event loop must be looked at next */
+    uint64_t until, turn_over; /* turn_over: when the event loop must be looked at next */
     struct table table;
     struct method methods[METHODS_MOST];
     uint32_t method_count;
@@ -73,6 +77,15 @@ struct atoll_loop {
     uint32_t load_seen, load;
     uint64_t parks;
 };
+
+/* The window between check and dispatch (window.c). Opening it fails (0) while the gate is closed. */
+int loop_window_open(struct atoll_loop *loop);
+void loop_window_close(struct atoll_loop *loop);
+
+/* Capability, right, service of a call, in an open window. Leaves it open on REFUSED_NOT. `method` is set if
+ * it was found. */
+enum refusal loop_check(struct atoll_loop *loop, const struct header *header, uint32_t number,
+                        const struct method **method);
 
 /* The method of an interface with that number, or NULL. */
 const struct method *loop_method(const struct atoll_loop *loop, uint32_t interface, uint32_t number);

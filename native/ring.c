@@ -95,8 +95,11 @@ enum ring_result ring_produce(struct producer *ring, const struct header *header
 enum ring_result ring_peek(const struct consumer *ring, struct header *header) {
     if (!ring_ready(ring))
         return RING_NOTHING;
-    copy_words((uint64_t *)header, (const uint64_t *)(ring->data + (ring->position & (ring->size - 1))),
-               LINE / sizeof(uint64_t));
+    /* The word that made it ready is known, and is not read a second time. */
+    header->commit = ring->position + 1;
+    copy_words((unsigned char *)header + sizeof header->commit,
+               ring->data + (ring->position & (ring->size - 1)) + sizeof header->commit,
+               LINE / sizeof(uint64_t) - 1);
     return RING_DONE;
 }
 
@@ -104,9 +107,9 @@ void ring_copy(const struct consumer *ring, uint64_t offset, void *to, uint64_t 
     uint64_t at = (ring->position + offset) & (ring->size - 1), first = ring->size - at;
     if (first > length)
         first = length;
-    memcpy(to, ring->data + at, first);
+    copy_bytes(to, ring->data + at, first);
     if (length > first)
-        memcpy((unsigned char *)to + first, ring->data, length - first);
+        copy_bytes((unsigned char *)to + first, ring->data, length - first);
 }
 
 void ring_finish(struct consumer *ring, uint64_t bytes) {

@@ -39,7 +39,8 @@ enum ring_result ring_produce(struct producer *ring, const struct header *header
 
 static inline int ring_ready(const struct consumer *ring);
 
-/* Copies the next record's header into private memory; the caller checks it before it uses a field. */
+/* Copies the next record's header into private memory; the caller checks it before it uses a field. On
+ * RING_NOTHING `header` is left as it was. */
 enum ring_result ring_peek(const struct consumer *ring, struct header *header);
 
 /* Bytes a record of these properties takes on the ring. */

@@ -1,18 +1,42 @@
 /*
  * Waiting without losing a wake-up, and without a system call while the other end is awake.
  *
- * The word `parked` belongs to the end that sleeps. That end stores it, fences, looks at its rings once more
- * and only then sleeps. A producer commits its record, fences, and reads the word. Both sides store, fence,
- * load: of the two loads at least one sees the other's store (Dekker), so either the sleeper finds the record
- * or the producer finds it parked. The producer exchanges the word for 0 before it rings, so one sleep costs
- * one ring; the sleeper's futex call compares the word, so a ring between its last look and the call is not
- * lost; a doorbell keeps its byte.
+ * Claim. After an *event* (a record was committed, or the kernel has written a notice) the end it concerns
+ * looks at its rings and its notice within finite steps of its own, of who made the event, and, if that one
+ * dies, of the kernel. Whatever else is written into the shared words can break that only for whoever wrote
+ * it.
  *
- * What a hostile peer can do with the word: set it (we make a system call a message, which changes nothing
- * else) or clear it (it loses its own ring; ours we look for in the kernel's notice and in slices). A
- * doorbell is one end of a stream socketpair, written with MSG_DONTWAIT: unlike an eventfd it can neither be
- * drained by who rings it nor made to block by who holds it (O_NONBLOCK of an eventfd lies in the shared file
- * description; a peer may clear it).
+ * The sleeper, one at a time a side (a receive loop, an event loop, or the one thread that holds
+ * `receiving`): A  parked := how;   F  fence;   L  look at every ring and at the notice;   S  sleep, or not
+ * if L found any Whoever makes an event: E  the event;   F' fence;   P  if parked != 0, then exchange it for
+ * 0, and whoever got a value != 0 rings
+ *
+ * 1. A before L, E before P, a full fence in between on both sides (Dekker). If P does not read what A
+ * stored, F' comes before F, and L sees E. Otherwise P reads it, or a 0 that another exchange put there after
+ * A: so of all who made events that L missed, exactly one exchanged the value of A, and that one rings.
+ * 2. A ring is not lost between L and S. The futex call sleeps only while the word still holds PARK_FUTEX,
+ * which the exchange has taken away, and compares it under the lock that the wake-up takes. A doorbell keeps
+ * its byte.
+ * 3. A ring is not lost in a doorbell. It is emptied before the look, never after. Its epoll reports edges,
+ * so what is left in it would ring no more: all that lay there is taken (FIONREAD says how much), and what
+ * comes meanwhile is a new edge. A doorbell that is full has bytes which no look came after: their edge is
+ * still due.
+ * 4. A ring too many costs a look: a producer may be late and exchange the word of a later sleep. `park_over`
+ * may wipe a word that somebody would have exchanged: its owner is awake, and looks again after every A.
+ * 5. Rings that are put off (loop.c's `bells`: one wake-up a batch) are made up for before the loop turns to
+ *    another channel, to the event loop, to sleep, or away from the channel for good.
+ * 6. Who exchanged the word may die before it rings (kill -9 strikes between any two instructions), or may
+ * have put off its ring. Then the word is 0 and nobody else would ring. The kernel sees the death, writes the
+ * notice and rings without asking the word (`wake_surely`); so it does whenever it has something to say.
+ *
+ * The peer is hostile. It may set the word: we make a system call a message, which changes nothing else. It
+ * may clear it, or move a futex sleeper to another word (FUTEX_REQUEUE), or wait there itself with a lock
+ * that our wake-up trips over: then its own rings are lost, which it could as well have not made; ours to it
+ * are its own affair; and the kernel's are found in the notice, since a thread sleeps for a second at most
+ * and a doorbell is no futex. It may flood the doorbell: see 3. It may not drain it, nor block who rings: a
+ * doorbell is one end of a stream socketpair, written with MSG_DONTWAIT (O_NONBLOCK of an eventfd lies in the
+ * shared file description; a peer may clear it). It may shut its end down, after which the kernel could not
+ * ring either: `doorbell_drain` says so, and the channel is closed for it.
  */
 #define _GNU_SOURCE
 #include "wait.h"
@@ -20,6 +44,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -39,20 +64,35 @@ uint64_t clock_coarse(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+static void ring(struct side *sleeper, int doorbell, uint32_t how) {
+    if (how & PARK_FUTEX)
+        syscall(SYS_futex, &sleeper->parked, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    if (how & PARK_DOORBELL) {
+        ssize_t sent = send(doorbell, "!", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+        (void)sent; /* a full doorbell rings already; a closed one is the kernel's to notice */
+    }
+}
+
 int wake(struct side *peer, int doorbell) {
     /* Pairs with the fence in park_announce: our record before our look at `parked`. Without it both could
      * sleep. */
     fence_store_load();
     if (!load_relaxed(&peer->parked))
         return 0;
+    /* Pairs with park_announce's store: taken once, however many see it. Without it every record would ring.
+     */
     uint32_t how = exchange(&peer->parked, 0);
-    if (how & PARK_FUTEX)
-        syscall(SYS_futex, &peer->parked, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-    if (how & PARK_DOORBELL) {
-        ssize_t sent = send(doorbell, "!", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-        (void)sent; /* a full doorbell rings already; a closed one is the kernel's to notice */
-    }
+    ring(peer, doorbell, how);
     return how != 0;
+}
+
+void wake_surely(struct side *sleeper, int doorbell) {
+    /* Pairs with the fence in park_announce: the notice before the ring. Who announces itself later sees it.
+     */
+    fence_store_load();
+    /* Pairs with park_announce's store: a futex call that has not begun must find the word changed. */
+    exchange(&sleeper->parked, 0);
+    ring(sleeper, doorbell, PARK_FUTEX | PARK_DOORBELL);
 }
 
 int park_futex(struct side *own, uint64_t until) {
@@ -75,10 +115,16 @@ void park_over(struct side *own) {
     store_relaxed(&own->parked, 0);
 }
 
-void doorbell_drain(int doorbell) {
-    char bytes[256];
-    /* Bounded: a flood is taken in slices, and the edge-triggered epoll reports what arrives afterwards. */
-    for (int i = 0; i < 64 && recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT) == (ssize_t)sizeof bytes;
-         i++) {
-    }
+int doorbell_drain(int doorbell) {
+    char bytes[4096];
+    int left = 0;
+    ssize_t got;
+    /* Not until it is empty: a peer that rings without pause would keep us here. */
+    if (ioctl(doorbell, FIONREAD, &left))
+        left = 0;
+    do {
+        got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT);
+        left -= (int)got;
+    } while (got > 0 && left > 0);
+    return got == 0 ? -1 : 0;
 }

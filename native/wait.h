@@ -11,6 +11,9 @@ uint64_t clock_coarse(void); /* the same to a few ms, at a fifth of the price */
  * was made. */
 int wake(struct side *peer, int doorbell);
 
+/* The same whatever the word says: for the kernel, which rings in place of an end that died or lies. */
+void wake_surely(struct side *sleeper, int doorbell);
+
 /* Sleeps on the own word while it holds PARK_FUTEX, `until` at most. Returns 0 or the errno of futex(2). */
 int park_futex(struct side *own, uint64_t until);
 
@@ -19,7 +22,8 @@ int park_futex(struct side *own, uint64_t until);
 void park_announce(struct side *own, uint32_t how);
 void park_over(struct side *own);
 
-/* Takes all bytes off a doorbell. */
-void doorbell_drain(int doorbell);
+/* Takes the bytes off a doorbell that lie in it now; to be followed by a look at the rings. -1: its other end
+ * was shut, and it will never ring again. */
+int doorbell_drain(int doorbell);
 
 #endif

@@ -23,6 +23,7 @@ import msgspec
 from atoll.ipc import errors
 from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import (
+    BadRequest,
     DeadlineExceeded,
     NodeDown,
     Overloaded,
@@ -34,6 +35,7 @@ from atoll.ipc.proxy import ChannelStatistics
 from atoll.ipc.system.control import OpenChannel
 from atoll.native import Kind, Result, ffi, lib
 
+from . import forking
 from .host import Host
 from .pending import NANOSECONDS, Pending, Site
 from .stream import ChannelStream
@@ -48,6 +50,8 @@ SEND_PATIENCE = 5.0
 """Seconds a call waits for room in a full ring before it is `Overloaded`."""
 LOOP_PATIENCE = 0.02
 """The same in a server, whose loop stands meanwhile: a server that is frozen must not halt those that call it."""
+DYING = 0.1
+"""Seconds within which a kernel that has closed its descriptors is seen to have ended."""
 REPLY = int(Kind.REPLY)
 LENGTH = 0xFFFFFFFF
 
@@ -104,6 +108,14 @@ class ClientChannel:
         self._turns: list[threading.Event] = []
         self.owed: deque[tuple[Pending, Any]] = deque()
         """What must be sent again and has had no room yet, in order, each with its site. Whoever holds `receiving` pays."""
+        forking.watch(self)
+
+    def forked(self) -> None:
+        """In a child of the process whose channel this is: two writers of one ring would look like a peer that misbehaves."""
+        self._stopped = False
+        self.failed = BadRequest(
+            f"a call to {self.peer}", "a proxy opened in this process", "one that a fork inherited: connect anew"
+        )
 
     # sending ----------------------------------------------------------------------------------------------------------
 
@@ -294,6 +306,8 @@ class ClientChannel:
             count = self._drain()
             if self.failed is None and count < DRAIN_MOST:
                 self._renew()
+            if self.failed is None and lib.atoll_channel_deaf(self.c):
+                self._deaf()
             return count
         finally:
             self.leave()
@@ -446,6 +460,13 @@ class ClientChannel:
             return
         raise errors.InternalFault(f"channel {self.number}", f"the C core answered {result}")
 
+    def _deaf(self) -> None:
+        """The doorbell's other end was shut, so that not even the kernel could ring. The kernel's own end does that, too."""
+        if self.host.alive(DYING):
+            self.misbehaved("doorbell")
+        else:
+            self.down()
+
     def _look_at_kernel(self) -> None:
         if not self.host.alive():
             self.down()
@@ -458,13 +479,20 @@ class ClientChannel:
             self._stopped = True
         elif result == 1:
             self._recover(list(self._taken))
+        elif result == Result.AGAIN:
+            self._look_at_kernel()  # it is writing the notice, or it died over it
 
     def _opened_again(self) -> bool:
         """Whether a server that was stopped, or had crashed for good, was started again by a person."""
-        if not self._stopped or lib.atoll_channel_renew(self.c, self._taken) == Result.CLOSED:
+        if not self._stopped or not self.receiving.acquire(blocking=False):
             return False
-        self.failed, self._stopped = None, False
-        return True
+        try:  # nobody else may be reading the rings that begin anew
+            opened = lib.atoll_channel_renew(self.c, self._taken) in (0, 1)
+            if opened:
+                self.failed, self._stopped = None, False
+            return opened
+        finally:
+            self.leave()
 
     def _recover(self, taken: list[int]) -> None:
         """A new server has the channel: send again what may be sent again, in the order in which it was sent."""

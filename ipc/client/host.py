@@ -15,8 +15,8 @@ class Host(Protocol):
         """Suspend the task until the callback handed to `subscribe` is called, receiving meanwhile."""
         ...
 
-    def alive(self) -> bool:
-        """Whether the node's kernel still runs."""
+    def alive(self, wait: float = 0.0) -> bool:
+        """Whether the node's kernel still runs, also after so many seconds."""
         ...
 
     def sent(self) -> None:

@@ -43,6 +43,7 @@ class Outside:
         self._epoll = select.epoll()
         self._epoll.register(self._kick, select.EPOLLIN)
         self._epoll.register(kernel, select.EPOLLIN)
+        self._process = os.getpid()
         self._down = False
         self._orders: WeakKeyDictionary[trio.lowlevel.TrioToken, _Order] = WeakKeyDictionary()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,7 +58,7 @@ class Outside:
 
     def remove(self, number: int) -> None:
         channel = self.channels.pop(number, None)
-        if channel is not None:
+        if channel is not None and self._process == os.getpid():  # a fork shares the epoll with its parent
             self._epoll.unregister(channel.doorbell)
 
     def close(self) -> None:
@@ -73,9 +74,11 @@ class Outside:
     def may_block(self, method: str) -> None:
         forbid_blocking(method)
 
-    def alive(self) -> bool:
+    def alive(self, wait: float = 0.0) -> bool:
         if not self._down:
-            self._down = bool(select.select([self._kernel], [], [], 0)[0])
+            look = select.poll()  # not `select`, which knows no descriptor from 1024 on
+            look.register(self._kernel, select.POLLIN)
+            self._down = bool(look.poll(wait * 1000))
         return not self._down
 
     def kick(self, channel: int) -> None:

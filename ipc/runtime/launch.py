@@ -64,6 +64,7 @@ class Process:
         self._doorbells: dict[int, int] = {}
         self._segments: dict[int, mmap.mmap] = {}
         self._home = threading.get_ident()
+        self._trio: trio.lowlevel.TrioToken | None = None
         self._cpu: dict[int, tuple[int, int]] = {}
         self._refusals: dict[tuple[int, int, int, str], int] = {}
 
@@ -78,10 +79,18 @@ class Process:
     def sent(self) -> None:
         """The loop looks at every channel."""
 
-    def alive(self) -> bool:
+    def alive(self, wait: float = 0.0) -> bool:
         return True  # the control socket says so, to the task that reads it
 
     def kick(self, channel: int) -> None:
+        """The receive loop is its own thread's; and asleep, it looks at nothing: another thread has trio wake it."""
+        if threading.get_ident() == self._home:
+            self._revive(channel)
+        elif self._trio is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._trio.run_sync_soon(self._revive, channel)
+
+    def _revive(self, channel: int) -> None:
         if self.loop is not None:
             self.loop.revive(channel)
 
@@ -118,6 +127,7 @@ class Process:
     async def run(self) -> None:
         """Start up, serve, end."""
         step = "start"
+        self._trio = trio.lowlevel.current_trio_token()
         try:
             start, sockets = await self._receive_start()
             step = "import"

@@ -44,6 +44,10 @@ from .tasks import Tasks
 
 NANOSECONDS = 1_000_000_000
 VIEWS = 2049
+GATED = -1
+"""RECHECK_GATED of loop.h: the kernel is about to freeze this process, or has just thawed it."""
+GATE_AGAIN = 0.001
+"""Seconds until a closed gate is looked at again."""
 
 _SERVICES: dict[int, Service] = {0: "control", 1: "normal", 2: "bulk"}
 _WHY = {
@@ -398,7 +402,7 @@ class ServeLoop:
     async def _gated(self) -> None:
         """The kernel is about to freeze us, or has just thawed us: nothing is taken meanwhile."""
         INLINE.read = None
-        await trio.sleep(0.001)
+        await trio.sleep(GATE_AGAIN)
         INLINE.read = self._fields
 
     def _run_idle(self) -> None:
@@ -503,12 +507,17 @@ class ServeLoop:
             error = Revoked(label)
         return self._fault(error)
 
-    def _recheck(self, inhand: InHand) -> AtollError | None:
+    async def _recheck(self, inhand: InHand) -> AtollError | None:
         """The second look at a call's capability, after the time in trio's queue: what `revoke` did meanwhile holds."""
         origin, message = inhand.origin, self._again
-        message.channel, message.slot = origin.channel, origin.slot
-        message.generation, message.rights = origin.generation, origin.rights
-        refusal = lib.atoll_loop_recheck(self.c, message)
+        while True:
+            message.channel, message.slot = origin.channel, origin.slot
+            message.generation, message.rights = origin.generation, origin.rights
+            refusal = lib.atoll_loop_recheck(self.c, message)
+            if refusal != GATED:
+                break
+            with trio.CancelScope(shield=True):  # the work in hand has not begun: its own scope ends it there
+                await trio.sleep(GATE_AGAIN)
         self._status_words[0] = 0
         if not refusal:
             return None

@@ -62,7 +62,7 @@ void *atoll_channel_buffer(atoll_channel *channel);
 atoll_message *atoll_channel_message(atoll_channel *channel);
 atoll_counters *atoll_channel_counters(atoll_channel *channel);
 
-/* Client side. Results: see enum in channel.c, mirrored in native/__init__.py. */
+/* Client side. Results: see enum in channel.h, mirrored in native/__init__.py. */
 int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length);
 int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until);
 int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
@@ -78,11 +78,11 @@ int64_t atoll_receive(atoll_channel *channel);
 int atoll_spin(atoll_channel *channel);
 int atoll_arm(atoll_channel *channel);
 void atoll_disarm(atoll_channel *channel);
+int atoll_channel_deaf(atoll_channel *channel);
 
 /* Server side: the receive loop. */
 atoll_loop *atoll_loop_new(const void *notice, void *status, uint64_t buffer);
 void atoll_loop_free(atoll_loop *loop);
-int atoll_loop_descriptor(atoll_loop *loop);
 int atoll_loop_watch(atoll_loop *loop, int descriptor);
 int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, int client);
 void atoll_loop_remove(atoll_loop *loop, uint32_t number);
@@ -92,7 +92,6 @@ void *atoll_loop_buffer(atoll_loop *loop);
 atoll_message *atoll_loop_message(atoll_loop *loop);
 void atoll_loop_until(atoll_loop *loop, uint64_t until);
 void atoll_loop_idle_wanted(atoll_loop *loop, int wanted);
-void atoll_loop_budget(atoll_loop *loop, uint64_t nanoseconds);
 uint64_t atoll_loop_next(atoll_loop *loop, const char *reply, uint64_t kind_length);
 int64_t atoll_loop_reply(atoll_loop *loop, uint32_t channel, uint64_t request, uint32_t lane, uint32_t kind,
                          const char *payload, uint32_t length);
@@ -100,7 +99,6 @@ void atoll_loop_flush(atoll_loop *loop);
 void atoll_loop_hold(atoll_loop *loop, uint32_t channel, int held);
 void atoll_loop_drain(atoll_loop *loop, int draining);
 int atoll_loop_recheck(atoll_loop *loop, const atoll_message *message);
-void atoll_loop_dispatched(atoll_loop *loop);
 uint64_t atoll_loop_parks(atoll_loop *loop);
 
 /* The kernel's side: tables, notices, wake-ups. `segment`, `notice` and `memory` are its own writable
