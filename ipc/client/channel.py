@@ -111,10 +111,12 @@ class ClientChannel:
         forking.watch(self)
 
     def forked(self) -> None:
-        """In a child of the process whose channel this is: two writers of one ring would look like a peer that misbehaves."""
+        """This process is a fork of the one that opened it: see forking.py."""
         self._stopped = False
         self.failed = BadRequest(
-            f"a call to {self.peer}", "a proxy opened in this process", "one that a fork inherited: connect anew"
+            f"a call to {self.peer}",
+            "a proxy opened in this process",
+            "one that a fork inherited: connect anew",
         )
 
     # sending ----------------------------------------------------------------------------------------------------------

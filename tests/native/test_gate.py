@@ -56,10 +56,14 @@ def test_nothing_begins_behind_a_closed_gate(method: str, times: int) -> None:
                 seen = [time.monotonic_ns() for _ in range(LOOKS) if window(status) & 1]
                 if seen:
                     opened.append((seen[0], time.monotonic_ns()))
-                assert served.status.words[SERVED] == served_then, "a call was handed out behind a closed gate"
+                assert served.status.words[SERVED] == served_then, (
+                    "a call was handed out behind a closed gate"
+                )
                 lib.atoll_notice_gate(notice, 0)
         assert served.proxies[0].double.now(1) == 2
     starts = sorted(begun[1 : begun[0] + 1])
     assert starts
-    late = [at for since, until in opened if (at := bisect_right(starts, since)) != bisect_right(starts, until)]
+    late = [
+        at for since, until in opened if (at := bisect_right(starts, since)) != bisect_right(starts, until)
+    ]
     assert not late, f"{len(late)} handlers began behind a closed gate"

@@ -9,7 +9,8 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -85,10 +86,12 @@ def flood_with_descriptors(bell: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("flood", [flood_with_bytes, flood_with_descriptors])
-def test_a_flooded_doorbell_still_rings_for_the_kernel(sleeper: Sleeper, flood: object) -> None:
+def test_a_flooded_doorbell_still_rings_for_the_kernel(
+    sleeper: Sleeper, flood: Callable[[socket.socket], None]
+) -> None:
     with contextlib.suppress(BlockingIOError, OSError):  # full, or too many descriptors under way
         while True:
-            flood(sleeper.memory.server_bell)  # type: ignore[operator]
+            flood(sleeper.memory.server_bell)
     assert sleeper.rang()
     sleeper.sleeps()
     sleeper.memory.wake_client()
@@ -96,7 +99,7 @@ def test_a_flooded_doorbell_still_rings_for_the_kernel(sleeper: Sleeper, flood: 
 
 
 @contextlib.contextmanager
-def receive_loop(memory: Memory) -> Iterator[object]:
+def receive_loop(memory: Memory) -> Iterator[tuple[Any, Any]]:
     """A server's loop with one channel, in this process."""
     notice, status = Segment("notice", 65536), Segment("status", 4096, "writable")
     loop = lib.atoll_loop_new(notice.c, status.c, 1 << 20)
@@ -132,8 +135,12 @@ def test_a_ring_that_was_put_off_is_made_up_for_when_the_channel_leaves_the_loop
 # a doorbell that was shut ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [asyncio.run, trio.run], ids=["asyncio", "trio"])
-def test_a_server_that_shuts_its_doorbell_has_misbehaved(run: object) -> None:
+def in_asyncio(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("run", [in_asyncio, trio.run])
+def test_a_server_that_shuts_its_doorbell_has_misbehaved(run: Callable[..., None]) -> None:
     """Whoever shut it can keep the kernel from ringing: an event loop would never learn that the server was closed."""
     with serving(Server) as served:
         served.drain()
@@ -146,10 +153,7 @@ def test_a_server_that_shuts_its_doorbell_has_misbehaved(run: object) -> None:
             with pytest.raises(PeerMisbehaved, match="doorbell"):
                 await future
 
-        if run is trio.run:
-            trio.run(caller)
-        else:
-            asyncio.run(caller())
+        run(caller)
         assert served.accused == [(memory.number, "doorbell")]
 
 

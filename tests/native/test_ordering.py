@@ -1,6 +1,7 @@
 """Every ordered access of the C core names its partner, and no file but atomics.h reaches for the compiler's own."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +13,11 @@ ABOVE = 6
 """Lines of code and comment above an access within which its comment stands."""
 
 
-@pytest.mark.parametrize("path", [s for s in SOURCES if s.name not in ("atomics.h", "_core.c")], ids=lambda p: p.name)
-def test_each_ordered_access_names_its_partner(path: object) -> None:
-    lines = path.read_text().splitlines()  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    "path", [s for s in SOURCES if s.name not in ("atomics.h", "_core.c")], ids=lambda p: p.name
+)
+def test_each_ordered_access_names_its_partner(path: Path) -> None:
+    lines = path.read_text().splitlines()
     silent = [
         f"{number + 1}: {line.strip()}"
         for number, line in enumerate(lines)
@@ -23,9 +26,11 @@ def test_each_ordered_access_names_its_partner(path: object) -> None:
     assert not silent
 
 
-@pytest.mark.parametrize("path", [s for s in SOURCES if s.name not in ("atomics.h", "_core.c")], ids=lambda p: p.name)
-def test_atomics_are_in_one_header(path: object) -> None:
-    text = path.read_text()  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    "path", [s for s in SOURCES if s.name not in ("atomics.h", "_core.c")], ids=lambda p: p.name
+)
+def test_atomics_are_in_one_header(path: Path) -> None:
+    text = path.read_text()
     assert not re.search(r"__atomic_|__sync_|\bvolatile\b|stdatomic", text)
 
 
