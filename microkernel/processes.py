@@ -209,11 +209,16 @@ class Forge:
             raise CannotConfine(
                 spawn.confinement.name, "handing over descriptors", "", f"{len(handed)} are too many"
             )
+        asked = encode(spawn)
+        if len(asked) > PACKET_LIMIT:
+            raise CannotConfine(
+                spawn.confinement.name, "asking the zygote", "", f"its plan of {len(asked)} bytes is too long"
+            )
         async with self._turn:
             with trio.CancelScope(shield=True):
                 peer = self._socket
                 try:
-                    await _send(peer, encode(spawn), handed)
+                    await _send(peer, asked, handed)
                     packet, received = await _receive(peer)
                 except (BrokenPipeError, ConnectionResetError) as error:
                     raise ZygoteDied(str(error)) from error
@@ -234,6 +239,19 @@ class Forge:
             self.process.close()
 
 
+HANDED_DOWN = ("PATH", "LANG", "TZ", "TMPDIR")
+"""Variables that a process of the kernel's own gets, beside those of Python, the loader and the locale. Its children have
+what it was started with in their memory, so secrets of the session that booted the node must not be among it."""
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in HANDED_DOWN or name.startswith(("PYTHON", "LD_", "LC_"))
+    }
+
+
 def execute(module: str, arguments: Sequence[str], descriptors: Mapping[int, int]) -> Process:
     """Run a module of the kernel's in an interpreter and a session of its own; `descriptors` as in
     `Forge.spawn`.
@@ -248,7 +266,7 @@ def execute(module: str, arguments: Sequence[str], descriptors: Mapping[int, int
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", "-m", f"{__package__}.{module}", *arguments],
-            os.environ,
+            _environment(),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 *((os.POSIX_SPAWN_DUP2, given, target) for target, given in moved.items()),

@@ -8,16 +8,19 @@
  * memory the child inherits.
  *
  * The order of the steps is forced by what each takes away:
- *   cgroups          first, so that all that follows is charged to the server;
- *   maps of ids      before anything that asks for a capability in the new user namespace;
- *   mounts           need capabilities, and the host's paths for their sources: all sources are opened first,
- * as detached trees, and only then is the new root put over a folder of the old one; bounding set     needs
- * CAP_SETPCAP, so before the identity changes; identity         takes the capabilities; it also clears
- * dumpable and the parent-death signal, parent           so that signal is set after it, and then the parent
- * is looked at, once: it may have died before. The look is at a pidfd, since getppid is 0 in a pid namespace;
- *   no new rights    before Landlock and seccomp, which ask for it;
- *   Landlock         after the new root is in place: its rules name what is there now;
- *   seccomp          last. After it only sendmsg and close run here.
+ *
+ * - cgroups come first, so that all that follows is charged to the server;
+ * - maps of ids before anything that asks for a capability in the new user namespace;
+ * - mounts need capabilities, and the host's paths for their sources: all sources are opened first, as
+ * detached trees, and only then is the new root put over a folder of the old one;
+ * - the bounding set and the secure bits need CAP_SETPCAP, so before the identity changes;
+ * - the identity takes the capabilities along; it also clears dumpable and the parent-death signal;
+ * - the session keyring is left after it, so that the new one is the server's own;
+ * - the parent-death signal is set here, and then the parent is looked at, once: it may have died before. The
+ *   look is at a pidfd, since getppid is 0 in a pid namespace;
+ * - no new rights before Landlock and seccomp, which ask for it;
+ * - Landlock after the new root is in place: its rules name what is there now;
+ * - seccomp last. After it only sendmsg, close and the exit run here.
  *
  * Every failure names its step and its row on `status`, and ends the child: nothing runs half confined.
  *
@@ -30,6 +33,7 @@
 #include <limits.h>
 #include <linux/capability.h>
 #include <linux/sched.h>
+#include <linux/securebits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
@@ -44,45 +48,27 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "interface/sandbox.h"
+#include "sandbox.h"
 
 /* The newer system calls, which have one number on all architectures. */
 enum {
-    CALL_OPEN_TREE = 428,
-    CALL_MOVE_MOUNT = 429,
     CALL_CLONE3 = 435,
     CALL_CLOSE_RANGE = 436,
-    CALL_MOUNT_SETATTR = 442,
     CALL_LANDLOCK_CREATE = 444,
     CALL_LANDLOCK_ADD = 445,
     CALL_LANDLOCK_RESTRICT = 446,
 };
 
 enum {
-    OPEN_TREE_CLONE_ = 1,
-    OPEN_TREE_CLOEXEC_ = O_CLOEXEC,
-    RECURSIVE_ = 0x8000,
-    EMPTY_PATH_ = 0x1000,
-    MOVE_MOUNT_F_EMPTY_PATH_ = 4,
-    MOUNT_READ_ONLY = 0x1,
-    MOUNT_NOSUID = 0x2,
-    MOUNT_NODEV = 0x4,
-    MOUNT_NOEXEC = 0x8,
-    MOUNT_RECURSIVE = 0x4000,
-    MOUNT_PRIVATE = 0x40000,
-    UMOUNT_DETACH = 2,
+    JOIN_SESSION_KEYRING = 1,
     FILTER_MODE = 1,         /* SECCOMP_SET_MODE_FILTER */
     FILTER_NEW_LISTENER = 8, /* SECCOMP_FILTER_FLAG_NEW_LISTENER */
     FILTER_WAIT_KILLABLE = 32,
-    BINDS_MOST = 96,
+    FILTER_MOST = 4096, /* instructions, BPF_MAXINSNS */
     DESCRIPTORS_MOST = 64,
     NO_OOM_SCORE = -1001,
     NO_NICE = 100,
     EXIT_UNCONFINED = 125,
-};
-
-struct mount_attributes {
-    uint64_t set, clear, propagation, userns;
 };
 
 struct landlock_attributes {
@@ -104,7 +90,8 @@ _Static_assert(sizeof(struct landlock_attributes) == 24,
                "the kernel's landlock_ruleset_attr of ABI 6 and later");
 _Static_assert(sizeof(struct atoll_status) == 16, "the kernel side of Atoll unpacks four 32-bit words");
 
-static void say(int status, int step, int error, int detail, int listener) {
+/* 0, or -1 with errno: nobody has learnt it. */
+static int say(int status, int step, int error, int detail, int listener) {
     struct atoll_status word = {.step = step, .error = error, .detail = detail};
     struct iovec part = {&word, sizeof word};
     union {
@@ -120,13 +107,15 @@ static void say(int status, int step, int error, int detail, int listener) {
         control.head.cmsg_len = CMSG_LEN(sizeof(int));
         memcpy(CMSG_DATA(&control.head), &listener, sizeof(int));
     }
-    if (status >= 0)
-        while (sendmsg(status, &message, MSG_NOSIGNAL) < 0 && errno == EINTR)
-            ;
+    if (status < 0)
+        return 0;
+    ssize_t sent;
+    while ((sent = sendmsg(status, &message, MSG_NOSIGNAL)) < 0 && errno == EINTR)
+        ;
+    return sent == (ssize_t)sizeof word ? 0 : -1;
 }
 
-/* Whoever reads `status` learns the step and the row; the child has no other way on. */
-static __attribute__((noreturn)) void give_up(int status, int step, int detail) {
+void give_up(int status, int step, int detail) {
     say(status, step, errno, detail, -1);
     _exit(EXIT_UNCONFINED);
 }
@@ -155,8 +144,9 @@ static const char *decimal(int value, char room[16], size_t *length) {
     return at;
 }
 
-static int close_range_(unsigned first, unsigned last) {
-    return first > last ? 0 : (int)syscall(CALL_CLOSE_RANGE, first, last, 0);
+static void close_between(unsigned first, unsigned last, int status) {
+    if (first <= last && syscall(CALL_CLOSE_RANGE, first, last, 0))
+        give_up(status, ATOLL_STEP_DESCRIPTORS, -1);
 }
 
 /*
@@ -194,16 +184,14 @@ static int hand_over(const struct atoll_plan *plan) {
             errno = EINVAL; /* targets ascend */
             give_up(status, ATOLL_STEP_DESCRIPTORS, i);
         }
-        if (next < target)
-            close_range_((unsigned)next, (unsigned)target - 1);
+        close_between((unsigned)next, (unsigned)target - 1, status);
         next = target + 1;
     }
     if (status >= 0) {
-        if (next < status)
-            close_range_((unsigned)next, (unsigned)status - 1);
+        close_between((unsigned)next, (unsigned)status - 1, status);
         next = status + 1;
     }
-    close_range_((unsigned)next, ~0U);
+    close_between((unsigned)next, ~0U, status);
     return status;
 }
 
@@ -236,121 +224,24 @@ static void set_priority(const struct atoll_plan *plan) {
         give_up(plan->status, ATOLL_STEP_PRIORITY, 2);
 }
 
-/* `prefix` + `path` in `room`; folders on the way are made. Returns -1 with errno. */
-static int make_way(char room[PATH_MAX], const char *prefix, const char *path, int folder) {
-    size_t first = strlen(prefix), second = strlen(path);
-    if (first + second + 1 > PATH_MAX) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
-    memcpy(room, prefix, first);
-    memcpy(room + first, path, second + 1);
-    for (char *at = room + first + 1; *at; at++) {
-        if (*at != '/')
-            continue;
-        *at = 0;
-        int failed = mkdir(room, 0755) && errno != EEXIST;
-        *at = '/';
-        if (failed)
-            return -1;
-    }
-    if (folder)
-        return mkdir(room, 0755) && errno != EEXIST ? -1 : 0;
-    int file = open(room, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0444);
-    if (file < 0)
-        return -1;
-    close(file);
-    return 0;
-}
-
-static long mount_(const char *source, const char *target, const char *type, unsigned long flags,
-                   const char *options) {
-    return syscall(SYS_mount, source, target, type, flags, options);
-}
-
-static int set_attributes(int tree, const char *path, unsigned flags, uint64_t set) {
-    struct mount_attributes attributes = {.set = set};
-    return (int)syscall(CALL_MOUNT_SETATTR, tree, path, flags, &attributes, sizeof attributes);
-}
-
-/* Each source as a detached tree with its attributes set: from here on the host's paths are no longer needed.
- */
-static void open_sources(const struct atoll_plan *plan, int trees[BINDS_MOST]) {
-    if (plan->bind_count > BINDS_MOST) {
-        errno = E2BIG;
-        give_up(plan->status, ATOLL_STEP_BINDS, -1);
-    }
-    for (int i = 0; i < plan->bind_count; i++) {
-        const struct atoll_bind *bind = &plan->binds[i];
-        trees[i] = (int)syscall(CALL_OPEN_TREE, AT_FDCWD, bind->source,
-                                OPEN_TREE_CLONE_ | OPEN_TREE_CLOEXEC_ | RECURSIVE_);
-        if (trees[i] < 0 || set_attributes(trees[i], "", EMPTY_PATH_ | RECURSIVE_, bind->attributes))
-            give_up(plan->status, ATOLL_STEP_BINDS, i);
-    }
-}
-
-static void place_trees(const struct atoll_plan *plan, const char *prefix, const int trees[BINDS_MOST]) {
-    char path[PATH_MAX];
-    for (int i = 0; i < plan->bind_count; i++) {
-        struct stat is;
-        if (fstat(trees[i], &is) || make_way(path, prefix, plan->binds[i].target, S_ISDIR(is.st_mode)) ||
-            syscall(CALL_MOVE_MOUNT, trees[i], "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH_))
-            give_up(plan->status, ATOLL_STEP_BINDS, i);
-        close(trees[i]);
-    }
-}
-
-static void mount_scratch_and_proc(const struct atoll_plan *plan) {
-    char path[PATH_MAX];
-    unsigned long flags = MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC;
-    if (plan->scratch_options && (make_way(path, plan->staging, "/tmp", 1) ||
-                                  mount_("tmpfs", path, "tmpfs", flags, plan->scratch_options)))
-        give_up(plan->status, ATOLL_STEP_SCRATCH, -1);
-    if (plan->proc_options && (make_way(path, plan->staging, "/proc", 1) ||
-                               mount_("proc", path, "proc", flags, plan->proc_options)))
-        give_up(plan->status, ATOLL_STEP_PROC, -1);
-}
-
-static void change_root(const struct atoll_plan *plan) {
-    int trees[BINDS_MOST];
-    if (mount_("", "/", NULL, MOUNT_PRIVATE | MOUNT_RECURSIVE, NULL))
-        give_up(plan->status, ATOLL_STEP_PRIVATE, -1);
-    open_sources(plan, trees);
-    if (mount_("tmpfs", plan->staging, "tmpfs", MOUNT_NOSUID | MOUNT_NODEV, plan->root_options))
-        give_up(plan->status, ATOLL_STEP_ROOT, -1);
-    mount_scratch_and_proc(plan); /* before the binds: one of them may lie in /tmp */
-    place_trees(plan, plan->staging, trees);
-    /* The second pivot argument: the old root ends up stacked under the new one's "/", and is detached from
-     * there. */
-    if (chdir(plan->staging) || syscall(SYS_pivot_root, ".", ".") ||
-        syscall(SYS_umount2, ".", UMOUNT_DETACH) || chdir("/") ||
-        set_attributes(AT_FDCWD, "/", 0, MOUNT_READ_ONLY))
-        give_up(plan->status, ATOLL_STEP_PIVOT, -1);
-}
-
-/* Keep the host's root, hide `covers`, and let the binds stand in them. */
-static void cover(const struct atoll_plan *plan) {
-    int trees[BINDS_MOST];
-    if (mount_("", "/", NULL, MOUNT_PRIVATE | MOUNT_RECURSIVE, NULL))
-        give_up(plan->status, ATOLL_STEP_PRIVATE, -1);
-    open_sources(plan, trees);
-    for (int i = 0; i < plan->cover_count; i++)
-        if (mount_("tmpfs", plan->covers[i], "tmpfs", MOUNT_NOSUID | MOUNT_NODEV, plan->root_options))
-            give_up(plan->status, ATOLL_STEP_ROOT, i);
-    place_trees(plan, "", trees);
-    for (int i = 0; i < plan->cover_count; i++)
-        if (set_attributes(AT_FDCWD, plan->covers[i], 0, MOUNT_READ_ONLY))
-            give_up(plan->status, ATOLL_STEP_ROOT, i);
-}
-
-/* The bounding set cannot be dropped without CAP_SETPCAP; who lacks it has nothing that no_new_privs leaves
+/* Neither set nor bits can be changed without CAP_SETPCAP; who lacks it has nothing that no_new_privs leaves
  * to gain. */
+static int too_poor(const struct atoll_plan *plan) {
+    return errno == EPERM && plan->no_new_privileges;
+}
+
 static void drop_bounding(const struct atoll_plan *plan) {
     if (!plan->drop_capabilities)
         return;
     for (int i = 0; i < 64; i++)
-        if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) && errno != EINVAL && errno != EPERM)
+        if (prctl(PR_CAPBSET_DROP, i, 0, 0, 0) && errno != EINVAL && !too_poor(plan))
             give_up(plan->status, ATOLL_STEP_BOUNDING, i);
+    /* uid 0 means nothing, and a change of uid takes the capabilities along: for good. */
+    unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP_LOCKED |
+                         SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |
+                         SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+    if (prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) && !too_poor(plan))
+        give_up(plan->status, ATOLL_STEP_BOUNDING, -1);
 }
 
 static void take_identity(const struct atoll_plan *plan) {
@@ -364,11 +255,21 @@ static void take_identity(const struct atoll_plan *plan) {
 static void drop_capabilities(const struct atoll_plan *plan) {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct none[2] = {0};
-    if (!plan->drop_capabilities)
+    /* Whoever was given a uid has none, also where inherited secure bits would have let them pass. */
+    if (!plan->drop_capabilities && plan->uid < 0)
         return;
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+        give_up(plan->status, ATOLL_STEP_CAPABILITIES, -1);
     if (syscall(SYS_capset, &head, none))
         give_up(plan->status, ATOLL_STEP_CAPABILITIES, -1);
+}
+
+/* A session keyring's keys belong to whoever possesses it, whatever their uid: the one of the session that
+ * booted the node is left behind. A host without keyrings, or one that denies them to us, denies them to the
+ * child. */
+static void leave_keyring(const struct atoll_plan *plan) {
+    if (syscall(SYS_keyctl, JOIN_SESSION_KEYRING, NULL) < 0 && errno != ENOSYS && errno != EPERM)
+        give_up(plan->status, ATOLL_STEP_KEYRING, -1);
 }
 
 static void landlock(const struct atoll_plan *plan) {
@@ -397,6 +298,10 @@ static int load_filter(const struct atoll_plan *plan, int status) {
     struct filter_program program = {(unsigned short)plan->filter_length, plan->filter};
     if (!plan->filter_length)
         return -1;
+    if (plan->filter_length < 0 || plan->filter_length > FILTER_MOST) {
+        errno = E2BIG; /* cut to 16 bits, it would be another filter */
+        give_up(status, ATOLL_STEP_FILTER, -1);
+    }
     unsigned flags = plan->filter_notify ? FILTER_NEW_LISTENER | FILTER_WAIT_KILLABLE : 0;
     long listener = syscall(SYS_seccomp, FILTER_MODE, flags, &program);
     if (listener < 0)
@@ -405,6 +310,7 @@ static int load_filter(const struct atoll_plan *plan, int status) {
 }
 
 static void confine(const struct atoll_plan *plan) {
+    umask(0); /* what is made on the way has the modes that are written there */
     if (plan->name) {
         prctl(PR_SET_NAME, plan->name, 0, 0, 0);
         if ((plan->namespaces & CLONE_NEWUTS) && syscall(SYS_sethostname, plan->name, strlen(plan->name)))
@@ -412,12 +318,14 @@ static void confine(const struct atoll_plan *plan) {
     }
     set_priority(plan);
     if (plan->staging)
-        change_root(plan);
+        root_enter(plan);
     else if (plan->cover_count)
-        cover(plan);
+        root_cover(plan);
     drop_bounding(plan);
     take_identity(plan);
     drop_capabilities(plan);
+    leave_keyring(plan);
+    umask(077); /* what it writes is its own, whatever the session that booted the node had set */
     if (plan->undumpable && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
         give_up(plan->status, ATOLL_STEP_UNDUMPABLE, -1);
     if (plan->guardian >= 0 && atoll_die_with_parent(plan->guardian)) {
@@ -434,7 +342,9 @@ static void confine(const struct atoll_plan *plan) {
             give_up(status, ATOLL_STEP_LIMITS, i);
     }
     int listener = load_filter(plan, status);
-    say(status, ATOLL_STEP_DONE, 0, -1, listener);
+    /* A child of which nobody knows that it is confined, or whose listener nobody has, does not run. */
+    if (say(status, ATOLL_STEP_DONE, 0, -1, listener))
+        give_up(status, ATOLL_STEP_LISTENER, -1);
     if (listener >= 0)
         close(listener);
     if (status >= 0)

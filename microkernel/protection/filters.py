@@ -22,6 +22,9 @@ from atoll.ipc.errors import CallerFault
 
 AF_UNIX = 1
 SOCK_STREAM, SOCK_SEQPACKET, SOCK_TYPE_MASK = 1, 5, 0xF
+F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS = 1030, 1031, 1032, 1033, 1034
+OPEN_FILE_LOCKS = (36, 37, 38)
+SIGKILL = 9
 CLONE_THREAD = 0x10000
 CLONE_NAMESPACES = 0x7E020080
 """CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}: a thread or a worker never gets new ones."""
@@ -57,6 +60,11 @@ def _rows(reason: str, names: str) -> tuple[Row, ...]:
     return tuple(Row(name, reason) for name in names.split())
 
 
+def _descriptor_rows(reason: str, commands: Iterable[int]) -> tuple[Row, ...]:
+    """fcntl by command: F_SETOWN and F_SETSIG would have the kernel send any signal to any process of the same user."""
+    return tuple(Row("fcntl", reason, (Test(1, command, 0xFFFF_FFFF),)) for command in commands)
+
+
 BASE: tuple[Row, ...] = (
     *_rows(
         "read and write what is open: channels, logs, files",
@@ -71,7 +79,11 @@ BASE: tuple[Row, ...] = (
     *_rows("look at a file system: free space of the store", "statfs fstatfs"),
     *_rows("read links and folders: imports, blobs", "readlink readlinkat getdents64 getcwd"),
     *_rows("change the folder relative paths start at: tools of the standard library", "chdir fchdir umask"),
-    *_rows("descriptor flags, record locks, memfd seals", "fcntl"),
+    *_descriptor_rows(
+        "duplicates, flags and record locks of descriptors", (*range(8), F_DUPFD_CLOEXEC, *OPEN_FILE_LOCKS)
+    ),
+    *_descriptor_rows("sizes of pipes: the standard library asks", (F_SETPIPE_SZ, F_GETPIPE_SZ)),
+    *_descriptor_rows("seals of memfds", (F_ADD_SEALS, F_GET_SEALS)),
     *_rows("whole-file locks: one owner of a folder", "flock"),
     *_rows("give files their size before they are written", "ftruncate truncate fallocate"),
     *_rows("make writes durable before they are acknowledged", "fsync fdatasync sync_file_range msync"),
@@ -165,7 +177,7 @@ SPAWN = (
     Row("clone", "worker processes, without new namespaces", (Test(0, 0, CLONE_NAMESPACES),)),
     *_rows("worker processes", "fork vfork execve execveat wait4 waitid setsid setpgid arch_prctl pipe"),
     *_rows("end and watch worker processes", "kill tgkill pidfd_open pidfd_send_signal"),
-    Row("prctl", "workers die with their parent", (Test(0, 1),)),
+    Row("prctl", "workers die with their parent, for good", (Test(0, 1), Test(1, SIGKILL))),
 )
 
 NETWORK = (

@@ -31,6 +31,7 @@ STEPS = {
     lib.ATOLL_STEP_BOUNDING: "dropping the bounding set",
     lib.ATOLL_STEP_IDENTITY: "taking its user and group",
     lib.ATOLL_STEP_CAPABILITIES: "dropping capabilities",
+    lib.ATOLL_STEP_KEYRING: "leaving the session keyring",
     lib.ATOLL_STEP_UNDUMPABLE: "becoming undumpable",
     lib.ATOLL_STEP_PARENT: "binding its life to the kernel's",
     lib.ATOLL_STEP_PRIVILEGES: "giving up new privileges",

@@ -51,9 +51,12 @@ def _why(sentence: str) -> Absence | None:
 
 
 def _with(confinement: Confinement, host: Host, flag: int) -> Confinement:
-    """One more namespace; not being root, inside a user namespace."""
+    """One more namespace; not being root, inside a user namespace, whose maker has every capability there: none is
+    kept."""
     flags = confinement.namespaces | host.base | flag
-    return msgspec.structs.replace(confinement, namespaces=flags, ids=None if host.root else own_ids())
+    if host.root:
+        return msgspec.structs.replace(confinement, namespaces=flags)
+    return msgspec.structs.replace(confinement, namespaces=flags, ids=own_ids(), drop_capabilities=True)
 
 
 def _no_users(host: Host) -> Absence | None:
@@ -67,7 +70,7 @@ def _no_users(host: Host) -> Absence | None:
 
 
 def _users(confinement: Confinement, subject: Subject, host: Host) -> Confinement:
-    return msgspec.structs.replace(_with(confinement, host, NEW_USERS), drop_capabilities=True)
+    return _with(confinement, host, NEW_USERS)
 
 
 def _mounts(confinement: Confinement, subject: Subject, host: Host) -> Confinement:
