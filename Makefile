@@ -3,23 +3,27 @@
 #   ARGS="--detach"           passed on to `atoll boot` by `make boot`
 #   ONLY=ipc,state            which benchmarks `make bench` runs
 #   TESTS="tests/ipc -x"      what `make test` runs
+#   SECONDS=600               how long `make fuzz` runs each target
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 ONLY ?=
 TESTS ?= tests
+SECONDS ?= 60
 CORE := $(wildcard native/*.c native/*.h native/interface/*.h) native/build.py setup.py pyproject.toml
-C_FILES := $(wildcard native/*.c native/*.h native/interface/*.h)
+C_FILES := $(wildcard native/*.c native/*.h native/interface/*.h tests/fuzz/*.c tests/fuzz/*.h tests/native/*.c)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help boot test soak lint format bench wheel lock clean
+.PHONY: help boot test soak fuzz sanitize lint format bench wheel lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
 	@echo "make test    what a change must pass, under 10 minutes"
 	@echo "make soak    the same tests at full length"
+	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
+	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
 	@echo "make bench   benchmarks beside their peers (ONLY=ipc,state)"
 	@echo "make wheel   dist/*.whl"
@@ -52,6 +56,12 @@ test: $(VENV)/.dev $(VENV)/.core
 
 soak: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m pytest -m soak --timeout 0 $(TESTS)
+
+fuzz: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m tests.fuzz $(SECONDS)
+
+sanitize: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m tests.fuzz.sanitized tests/native tests/ipc tests/review
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/ruff check

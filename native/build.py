@@ -11,7 +11,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 FLAGS = [
-    "-std=gnu11",
+    "-std=c11",
     "-O2",
     "-g",
     "-Wall",

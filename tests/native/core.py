@@ -112,7 +112,7 @@ def core() -> ctypes.CDLL:
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     folder = tempfile.mkdtemp(prefix="atoll-core-")
     library = Path(folder) / "core.so"
-    flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     flags += os.environ.get("ATOLL_CFLAGS", "").split()
     sources = [str(NATIVE / source) for source in SOURCES]
     subprocess.run([compiler, *flags, f"-I{NATIVE}", *sources, "-o", str(library)], check=True)
