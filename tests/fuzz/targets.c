@@ -148,13 +148,15 @@ void fuzz_table(struct input *input) {
     uint32_t which = (uint32_t)take(input, 1) % SEGMENTS_MOST;
     table.segments[which] = segment;
     memset(segment, 0, sizeof segment);
+    for (uint32_t entry = 0; entry < 4; entry++)
+        atoll_entry_write(segment, entry, NUMBER, 1, entry, entry, 0, 0, 0, 9);
     while (input->left) {
         uint32_t at = (uint32_t)take(input, 1) % 4, generation, channel;
         unsigned char *bytes = (unsigned char *)&segment[at];
         uint64_t word = take(input, 1) % 8, value = take(input, 1) & 1 ? take(input, 8) : take(input, 1);
         memcpy(bytes + word * 8, &value, 8);
         uint32_t slot = take(input, 1) & 1 ? (uint32_t)take(input, 4) : which * TABLE_ENTRIES + at;
-        generation = (uint32_t)take(input, 1), channel = (uint32_t)take(input, 1);
+        generation = (uint32_t)take(input, 1) % 3, channel = NUMBER + (uint32_t)take(input, 1) % 2;
         struct entry found;
         enum refusal refusal = table_check(&table, slot, generation, channel, &found);
         const struct entry *own = slot / TABLE_ENTRIES == which ? &segment[slot % TABLE_ENTRIES] : NULL;
