@@ -6,7 +6,10 @@
  * loop parks by arming every active channel, looking once more, and sleeping in one epoll that also holds the
  * event loop's own descriptor.
  *
- * What happens between the capability check and the handler's first step is told in window.c.
+ * Between the capability check and the handler's first step the message is in the *window*: an odd number in
+ * the status segment. The kernel's `revoke` writes the table, fences, and waits while the number it saw
+ * stays: so either our check saw the revocation, or the kernel sees us in the window and waits until the
+ * handler has begun. Python closes the window (writes an even number) as the first step of the handler.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -212,6 +215,60 @@ void atoll_loop_hold(atoll_loop *loop, uint32_t number, int held) {
  * ---------------------------------------------------------------------------------------------------------
  */
 
+static void window_open(struct atoll_loop *loop) {
+    loop->window += 2;
+    store_relaxed(&loop->status->window, loop->window);
+    /* Pairs with the fence in atoll_notice_revoked: our window before our look at the table. Without it
+     * `revoke` could see a closed window while we still see the old entry. */
+    fence_store_load();
+}
+
+static void window_close(struct atoll_loop *loop) {
+    store_release(&loop->status->window, 0);
+}
+
+/* Capability, right, service of a call. Leaves the window open on REFUSED_NOT. `method` is set if it was
+ * found. */
+static enum refusal check(struct atoll_loop *loop, const struct header *header, uint32_t number,
+                          const struct method **method) {
+    struct entry entry;
+    atoll_message *message = &loop->message;
+    *method = NULL;
+    window_open(loop);
+    enum refusal refusal = table_check(&loop->table, header->slot, header->generation, number, &entry);
+    message->rights = entry.rights;
+    message->badge = entry.badge;
+    message->capability = entry.capability;
+    message->interface = entry.interface;
+    message->needed = 0;
+    if (refusal == REFUSED_NOT) {
+        *method = loop_method(loop, entry.interface, header->method);
+        if (!*method)
+            refusal = REFUSED_METHOD;
+        else if (((*method)->right & entry.rights) != (*method)->right)
+            refusal = REFUSED_RIGHTS;
+        else if (header->lane < entry.service)
+            refusal = REFUSED_SERVICE;
+        if (*method)
+            message->needed = (*method)->index;
+    }
+    if (refusal != REFUSED_NOT)
+        window_close(loop);
+    return refusal;
+}
+
+int atoll_loop_recheck(atoll_loop *loop, const atoll_message *message) {
+    struct entry entry;
+    window_open(loop);
+    enum refusal refusal =
+        table_check(&loop->table, message->slot, message->generation, message->channel, &entry);
+    if (refusal == REFUSED_NOT && (message->rights & entry.rights) != message->rights)
+        refusal = REFUSED_RIGHTS;
+    if (refusal != REFUSED_NOT)
+        window_close(loop);
+    return (int)refusal;
+}
+
 /* Which lane of a channel is next: in order of class, but every eighth turn from the other end, so none
  * starves. */
 static int next_lane(struct atoll_channel *channel) {
@@ -255,10 +312,6 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         return op(OP_MISBEHAVED, channel->number, 0);
     if (!found)
         return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
-    if (header.kind <= KIND_CAST && !loop_window_open(loop)) {
-        atoll_loop_flush(loop);
-        return op(OP_GATED, 0, 0); /* nothing was taken */
-    }
     atoll_message *message = &loop->message;
     message->request = header.request;
     message->deadline = header.deadline;
@@ -280,7 +333,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         loop->current = NULL;
         return op(OP_STREAM, 0, header.length);
     }
-    enum refusal refusal = loop_check(loop, &header, channel->number, &method);
+    enum refusal refusal = check(loop, &header, channel->number, &method);
     channel_take(channel, lane, &header, loop->buffer, message->context);
     loop->current = header.kind == KIND_CALL ? channel : NULL;
     loop->current_request = header.request;
@@ -288,7 +341,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     if (refusal != REFUSED_NOT)
         return op(OP_REFUSED, refusal, header.length);
     if (header.deadline && clock_now() >= header.deadline) {
-        loop_window_close(loop);
+        window_close(loop);
         return op(OP_LATE, method->index, header.length);
     }
     store_relaxed(&loop->status->in_handler, (uint64_t)method->index + 1);

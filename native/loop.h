@@ -39,9 +39,6 @@ enum op {
     OP_LARGE,      /* the reply is larger than a channel carries */
 };
 
-/* What atoll_loop_recheck says beside a refusal; mirrored in ipc/runtime/loop.py. */
-enum { RECHECK_GATED = -1 };
-
 struct method {
     uint32_t interface, number, index, used;
     uint64_t right;
@@ -77,15 +74,6 @@ struct atoll_loop {
     uint32_t load_seen, load;
     uint64_t parks;
 };
-
-/* The window between check and dispatch (window.c). Opening it fails (0) while the gate is closed. */
-int loop_window_open(struct atoll_loop *loop);
-void loop_window_close(struct atoll_loop *loop);
-
-/* Capability, right, service of a call, in an open window. Leaves it open on REFUSED_NOT. `method` is set if
- * it was found. */
-enum refusal loop_check(struct atoll_loop *loop, const struct header *header, uint32_t number,
-                        const struct method **method);
 
 /* The method of an interface with that number, or NULL. */
 const struct method *loop_method(const struct atoll_loop *loop, uint32_t interface, uint32_t number);

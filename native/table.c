@@ -15,16 +15,14 @@ enum { READ_TRIES = 1000 };
 
 static int entry_read(const struct entry *entry, struct entry *out) {
     for (int i = 0; i < READ_TRIES; i++) {
-        /* Pairs with store_release in entry_publish: without it fields could be older than their sequence. */
+        /* Pairs with the stores of `sequence` in entry_publish. */
         uint64_t before = load_acquire(&entry->sequence);
         if (before & 1) {
             cpu_relax();
             continue;
         }
         copy_words(out, entry, sizeof *out / sizeof(uint64_t));
-        /* Pairs with fence_stores in entry_publish: the copy before the second look. Without it a torn copy
-         * could pass. */
-        fence_loads();
+        fence_loads(); /* the copy before the second look; without it a torn copy could pass */
         if (load_relaxed(&entry->sequence) == before)
             return 1;
     }
@@ -54,9 +52,7 @@ enum refusal table_check(const struct table *table, uint32_t slot, uint32_t gene
 static void entry_publish(struct entry *entry, const struct entry *value) {
     uint64_t sequence = load_relaxed(&entry->sequence) | 1;
     store_relaxed(&entry->sequence, sequence);
-    /* Pairs with fence_loads in entry_read: odd before any field, or the second look could miss the change.
-     */
-    fence_stores();
+    fence_stores(); /* odd before any field; pairs with the reader's second look */
     const any_word *from = (const any_word *)value;
     any_word *to = (any_word *)entry;
     for (unsigned i = 1; i < sizeof *entry / sizeof(uint64_t); i++)
@@ -111,7 +107,6 @@ void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t
     struct channel_notice *line = &((struct channel_notice *)notice)[index + 1];
     uint64_t sequence = load_relaxed(&line->sequence) | 1;
     store_relaxed(&line->sequence, sequence);
-    /* Pairs with fence_loads in channel.c's notice_read: odd before any field. */
     fence_stores();
     store_relaxed(&line->epoch, epoch);
     store_relaxed(&line->state, state);
@@ -123,7 +118,6 @@ void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t
 }
 
 uint64_t atoll_status_window(const void *status) {
-    /* Pairs with store_release in loop.c's window_close: a closed window means that the check is done. */
     return load_acquire(&((const struct status *)status)->window);
 }
 

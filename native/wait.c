@@ -90,8 +90,8 @@ void wake_surely(struct side *sleeper, int doorbell) {
     /* Pairs with the fence in park_announce: the notice before the ring. Who announces itself later sees it.
      */
     fence_store_load();
-    /* Pairs with park_announce's store: a futex call that has not begun must find the word changed. */
-    exchange(&sleeper->parked, 0);
+    /* A futex call that has not begun must find the word changed. */
+    store_relaxed(&sleeper->parked, 0);
     ring(sleeper, doorbell, PARK_FUTEX | PARK_DOORBELL);
 }
 

@@ -44,10 +44,6 @@ from .tasks import Tasks
 
 NANOSECONDS = 1_000_000_000
 VIEWS = 2049
-GATED = -1
-"""RECHECK_GATED of loop.h: the kernel is about to freeze this process, or has just thawed it."""
-GATE_AGAIN = 0.001
-"""Seconds until a closed gate is looked at again."""
 
 _SERVICES: dict[int, Service] = {0: "control", 1: "normal", 2: "bulk"}
 _WHY = {
@@ -402,7 +398,7 @@ class ServeLoop:
     async def _gated(self) -> None:
         """The kernel is about to freeze us, or has just thawed us: nothing is taken meanwhile."""
         INLINE.read = None
-        await trio.sleep(GATE_AGAIN)
+        await trio.sleep(0.001)
         INLINE.read = self._fields
 
     def _run_idle(self) -> None:
@@ -507,17 +503,12 @@ class ServeLoop:
             error = Revoked(label)
         return self._fault(error)
 
-    async def _recheck(self, inhand: InHand) -> AtollError | None:
+    def _recheck(self, inhand: InHand) -> AtollError | None:
         """The second look at a call's capability, after the time in trio's queue: what `revoke` did meanwhile holds."""
         origin, message = inhand.origin, self._again
-        while True:
-            message.channel, message.slot = origin.channel, origin.slot
-            message.generation, message.rights = origin.generation, origin.rights
-            refusal = lib.atoll_loop_recheck(self.c, message)
-            if refusal != GATED:
-                break
-            with trio.CancelScope(shield=True):  # the work in hand has not begun: its own scope ends it there
-                await trio.sleep(GATE_AGAIN)
+        message.channel, message.slot = origin.channel, origin.slot
+        message.generation, message.rights = origin.generation, origin.rights
+        refusal = lib.atoll_loop_recheck(self.c, message)
         self._status_words[0] = 0
         if not refusal:
             return None

@@ -1,7 +1,7 @@
 """Calls that are not answered at once: Deferreds, async handlers, streams and uploads, each known as in hand."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -28,7 +28,7 @@ STREAM_TURN = 200_000
 class Tasks:
     """`check` looks at a call's capability again: None, or why it is refused. `nursery` owns every handler's task."""
 
-    def __init__(self, replies: Replies, check: Callable[[InHand], Awaitable[AtollError | None]]) -> None:
+    def __init__(self, replies: Replies, check: Callable[[InHand], AtollError | None]) -> None:
         self.in_hand: dict[tuple[int, int], InHand] = {}
         self.nursery: trio.Nursery | None = None
         self._replies = replies
@@ -110,7 +110,7 @@ class Tasks:
                 scope.deadline = trio.current_time() + max(0.0, left)
             if inhand.cancelled:
                 scope.cancel()
-            error = await self._check(inhand)
+            error = self._check(inhand)
             if error is not None:
                 if hasattr(work, "close"):
                     work.close()

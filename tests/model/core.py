@@ -100,6 +100,25 @@ class Core:
             Label(over),
         ]
 
+    def wake_surely(self, parked: str = "parked", bell: str = "bell") -> Steps:
+        return [
+            *self.fence("wait.c wake_surely", "store_load"),
+            *([Store(parked, 0)] if self.has("wait.c wake_surely the word cleared") else []),
+            Wake(parked),
+            Ring(bell),
+        ]
+
+    def dies_before_it_rings(self, parked: str = "parked") -> Steps:
+        """`wake` of a process that is killed once it has taken the word."""
+        seen, over = self.fresh("seen"), self.fresh("over")
+        return [
+            *self.fence("wait.c wake", "store_load"),
+            Load(seen, parked),
+            Jump(over, (seen,), lambda seen: seen == 0),
+            Exchange(self.fresh("how"), parked, 0),
+            Label(over),
+        ]
+
     def park_announce(self, how: int) -> Steps:
         return [Store("parked", how), *self.fence("wait.c park_announce", "store_load")]
 
@@ -131,16 +150,15 @@ class Core:
             Jump(again, (before, after), lambda before, after: before != after),
         ]
 
-    def locked(self, function: str, inside: Steps) -> Steps:
+    def locked(self, inside: Steps) -> Steps:
         """What a client's thread does while it has `sending`."""
-        file = "channel.c" if function == "atoll_channel_renew" else "client.c"
         again, held = self.fresh("again"), self.fresh("held")
         return [
             Label(again),
-            Exchange(held, "sending", 1, acquire=self.has(f"{file} {function} exchange"), release=False),
+            Exchange(held, "sending", 1, acquire=self.has("channel.h sending_begin exchange"), release=False),
             Jump(again, (held,), lambda held: held == 1),
             *inside,
-            self.store_release(f"{file} {function}", "sending", 0),
+            self.store_release("channel.h sending_end", "sending", 0),
         ]
 
     # client.c ---------------------------------------------------------------------------------------------------------

@@ -71,11 +71,15 @@ def requests_reach_a_loop_that_sleeps(core: Core) -> tuple[Programs, dict[str, i
     return {"client": client, "server": server}, {}
 
 
-def ended(core: Core, epoch: int, state: int, answered: bool) -> tuple[Programs, dict[str, int]]:
+def ended(
+    core: Core, epoch: int, state: int, answered: bool, rings: bool = True
+) -> tuple[Programs, dict[str, int]]:
     """A server dies, having replied or not; the kernel sees its end, and tells the client that sleeps or not."""
     replied = core.ring_produce(0, {"payload": 7}, lines=4) if answered else []
+    if not rings:
+        replied += core.dies_before_it_rings()
     server = [*replied, Wake("its end"), Store("ended", 1)]
-    kernel = [Await("ended", 1), *core.atoll_notice_channel(epoch, state, 10), *core.wake()]
+    kernel = [Await("ended", 1), *core.atoll_notice_channel(epoch, state, 10), *core.wake_surely()]
     end = never("a reply that was committed is taken") if answered else same("told", "zero", 0)
     client = [
         *core.atoll_wait(0, 4, 1, "here", "told"),
@@ -107,6 +111,12 @@ def what_was_committed_before_a_death_is_taken(core: Core) -> tuple[Programs, di
 @model
 def what_was_committed_before_the_channel_closed_is_taken(core: Core) -> tuple[Programs, dict[str, int]]:
     return ended(core, 1, CLOSED, answered=True)
+
+
+@model
+def a_ring_that_a_dead_server_owed_is_made_up_for(core: Core) -> tuple[Programs, dict[str, int]]:
+    """It took the word and was killed before it rang: the word says that nobody sleeps."""
+    return ended(core, 2, OPEN, answered=True, rings=False)
 
 
 @model
@@ -174,15 +184,6 @@ def a_payload_is_not_taken_for_a_record(core: Core) -> tuple[Programs, dict[str,
 
 @model
 def threads_of_a_client_send_in_turn(core: Core) -> tuple[Programs, dict[str, int]]:
-    return _in_turn(core, "atoll_send", "atoll_call")
-
-
-@model
-def a_renewal_waits_its_turn(core: Core) -> tuple[Programs, dict[str, int]]:
-    return _in_turn(core, "atoll_reserve_requests", "atoll_channel_renew")
-
-
-def _in_turn(core: Core, *functions: str) -> tuple[Programs, dict[str, int]]:
     """Whoever has the lock finds two private words as its last owner left them: equal."""
 
     def inside(value: int) -> Steps:
@@ -195,7 +196,7 @@ def _in_turn(core: Core, *functions: str) -> tuple[Programs, dict[str, int]]:
             Store("requests", value),
         ]
 
-    return {name: core.locked(name, inside(number + 1)) for number, name in enumerate(functions)}, {}
+    return {name: core.locked(inside(number)) for number, name in enumerate(("sends", "renews"), 1)}, {}
 
 
 # capabilities ---------------------------------------------------------------------------------------------------------
