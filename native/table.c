@@ -22,7 +22,9 @@ static int entry_read(const struct entry *entry, struct entry *out) {
             continue;
         }
         copy_words(out, entry, sizeof *out / sizeof(uint64_t));
-        fence_loads(); /* the copy before the second look; without it a torn copy could pass */
+        /* Pairs with fence_stores in entry_publish: the copy before the second look. Without it a torn copy
+         * could pass. */
+        fence_loads();
         if (load_relaxed(&entry->sequence) == before)
             return 1;
     }
@@ -99,7 +101,8 @@ void atoll_notice_revoked(void *notice) {
 
 void atoll_notice_withdrew(void *notice) {
     struct notice *page = notice;
-    store_release(&page->withdrawals, load_relaxed(&page->withdrawals) + 1);
+    /* Ordered by nothing: the packet that it tells of went before it, by a system call. */
+    store_relaxed(&page->withdrawals, load_relaxed(&page->withdrawals) + 1);
 }
 
 void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t state, uint64_t base,
@@ -107,6 +110,7 @@ void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t
     struct channel_notice *line = &((struct channel_notice *)notice)[index + 1];
     uint64_t sequence = load_relaxed(&line->sequence) | 1;
     store_relaxed(&line->sequence, sequence);
+    /* Pairs with fence_loads in channel.c's notice_read: odd before any field. */
     fence_stores();
     store_relaxed(&line->epoch, epoch);
     store_relaxed(&line->state, state);
