@@ -21,7 +21,6 @@ SOURCES = (
     "methods.c",
     "table.c",
     "wait.c",
-    "window.c",
 )
 
 
