@@ -182,7 +182,7 @@ def _what_was_learned(report: Report, console: Console) -> None:
         f"AS OF {report.after}",
         f"HASH AS OF {report.after}",
         f"{report.before} AGAIN",
-        "PAIRS",
+        "SET AND PAIRS",
     )
     for task in report.sets:
         same = "the same again" if task.same_set and task.same_pairs else "NOT the same again"
@@ -209,6 +209,10 @@ def _next(report: Report, console: Console) -> None:
         ("atoll protection show feedback", "what keeps feedback in"),
         ("atoll log feedback", "what it wrote"),
         (f"atoll history feedback {head_key(batch)}", "the batch, before and after"),
+        (
+            f"python -P -m atoll.servers.feedback.export {report.sets[0].task} --kind pairs",
+            "a training set, as JSON lines",
+        ),
         (f"atoll call feedback batch '[\"{batch}\"]'", "the same, through the server"),
     ):
         table.add_row(command, what)
