@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,9 +21,14 @@ from .image_check import Checked, load
 from .image_read import ImageRefused
 from .journal import JournalDamaged
 from .node import Node, Place
+from .ownership import BootRefused, own
 
 OK, FAULT, REFUSED = 0, 1, 6
 """As docs/manual.md has them; 2 is argparse's, for a wrong command line."""
+
+
+class Ended(Exception):
+    """A node ended, or did not come to serve, and nobody asked it to."""
 
 
 def place_of(arguments: argparse.Namespace, checked: Checked) -> Place:
@@ -38,15 +45,18 @@ def place_of(arguments: argparse.Namespace, checked: Checked) -> Place:
 def command_boot(arguments: argparse.Namespace) -> int:
     if arguments.detach:
         return detached(lambda say, owned, up: run_boot(arguments, say, owned, up))
-    return run_boot(arguments, print, lambda folder: None, lambda node: None)
+    return run_boot(arguments, partial(print, flush=True), lambda folder: None, lambda node: None)
 
 
 def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path], None], up: boot.Up) -> int:
-    """Check, own, boot, serve. Returns the exit status."""
+    """Check, own, boot, serve. Returns the exit status. Raises `Ended`."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # as the other two: until the node listens to them, an end is an end
     checked = load(Path(arguments.image))
     place = place_of(arguments, checked)
     say(graph.text(graph.graph(checked)).rstrip())
-    lock = boot.own(place.folder)
+    lock = own(place, say)
     owned(place.folder)
     before = boot.prepare(place, checked, lock)
 
@@ -55,13 +65,11 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path
             f"{place.name} serves: boot {node.boot}, {len(node.servers)} servers, folder {place.folder}, "
             f"attach at {place.socket}"
         )
-        sys.stdout.flush()
         up(node)
 
     failure = trio.run(boot.Boot(place, checked, before, say, plan_only=arguments.plan).run, serving)
     if failure:
-        print(f"{place.name} ended: {failure}", file=sys.stderr)
-        return FAULT
+        raise Ended(f"{place.name} ended: {failure}")
     return OK
 
 
@@ -146,15 +154,15 @@ def main(words: list[str]) -> int:
     except ImageRefused as refused:
         print(refused, file=sys.stderr)
         return REFUSED
-    except (boot.BootRefused, JournalDamaged, AtollError, OSError) as error:
+    except (BootRefused, Ended, JournalDamaged, AtollError, OSError) as error:
         print(f"atoll: {error}", file=sys.stderr)
-        return REFUSED if isinstance(error, boot.BootRefused) else FAULT
+        return REFUSED if isinstance(error, BootRefused) else FAULT
     except BaseExceptionGroup as group:
         told = _innermost(group)
         if told is None:
             raise
         print(f"atoll: {told}", file=sys.stderr)
-        return REFUSED if isinstance(told, boot.BootRefused) else FAULT
+        return REFUSED if isinstance(told, BootRefused) else FAULT
 
 
 def _innermost(group: BaseExceptionGroup) -> BaseException | None:
@@ -162,7 +170,7 @@ def _innermost(group: BaseExceptionGroup) -> BaseException | None:
     found: BaseException = group
     while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
         found = found.exceptions[0]
-    return found if isinstance(found, boot.BootRefused | AtollError | OSError) else None
+    return found if isinstance(found, BootRefused | AtollError | OSError) else None
 
 
 if __name__ == "__main__":

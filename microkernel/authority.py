@@ -86,7 +86,20 @@ class Authority:
             return
         serving = self._node.serving(channel.server)
         if serving is not None:
-            serving.send(*channel.opening(as_client=False))
+            self.give(channel, serving)
+
+    def give(self, channel: Channel, serving: Serving, positions: tuple[int, ...] = ()) -> None:
+        """Give a channel to a process to serve, from `positions` (per lane consumed, then produced) or a fresh epoch."""
+        half = len(positions) // 2
+        at = (*positions[:half][:3], *positions[half:][:3])
+        serving.send(*channel.opening(as_client=False, positions=at))
+        serving.served.add(channel.number)
+
+    def give_rest(self, server: str, serving: Serving) -> None:
+        """Give a process the channels that were made while it was about to be replaced, and was not."""
+        for channel in self._node.channels.of_server(server):
+            if channel.number not in serving.served:
+                self.give(channel, serving)
 
     def _give_to_client(self, channel: Channel) -> None:
         node, party = self._node, channel.client
@@ -105,9 +118,10 @@ class Authority:
         if channel.server == KERNEL:
             node.loop.remove(channel.number)
         else:
-            serving = node.serving(channel.server)
-            if serving is not None:
-                serving.send(told)
+            for serving in node.parties.values():
+                if isinstance(serving, Serving) and channel.number in serving.served:
+                    serving.send(told)
+                    serving.served.discard(channel.number)
         if not channel.client.gone:
             channel.client.send(told)
         node.grants.closed(channel.number)

@@ -6,12 +6,10 @@ them everything else. Nothing is changed before the image is known to be good.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import trio
@@ -25,18 +23,21 @@ from .capability_rows import write_ended
 from .events import Events
 from .gate import Gate
 from .grants import Grants
+from .image import ServerBinding
 from .image_check import STORE, Checked
 from .journal import Journal, StateServer
 from .logs import Logs
 from .node import Node, Place
+from .ownership import BootRefused
 from .parties import KERNEL, Serving
-from .processes import Forge, end_survivors
+from .processes import Forge
 from .protection import probe
 from .readers import Readers
 from .records import (
     KEYSPACE,
     BootRow,
 )
+from .remains import END_WITHIN
 from .restore import RIGHTS, Restore
 from .slices import choose
 from .specs import from_image
@@ -47,12 +48,10 @@ from .versions import Version, Versions
 from .watchdog import Watchdog
 from .watching import Watching
 
+LAST_ROWS_WITHIN = 2.0
+"""Seconds for the rows of a shutdown: without them the next boot takes it for a crash, and no more."""
 Say = Callable[[str], None]
 Up = Callable[[Node], None]
-
-
-class BootRefused(Exception):
-    """The node cannot be booted; the message is one sentence with the remedy."""
 
 
 class Before(NamedTuple):
@@ -62,30 +61,6 @@ class Before(NamedTuple):
     lock: int
     epoch: int
     versions: dict[str, Version]
-
-
-def own(folder: Path) -> int:
-    """The lock on a node's folder: its open description. Raises `BootRefused` where another node holds it, or where no
-    folder can be."""
-    try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise BootRefused(
-            f"this user cannot have a node in {folder} ({error.strerror}): boot with another --folder"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode(errors="replace").strip()
-        os.close(lock)
-        raise BootRefused(
-            f"a node runs in {folder} already (its kernel is process {pid or 'unknown'}): "
-            "stop it with `atoll shutdown`, or boot with another --folder"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
 
 
 def prepare(place: Place, checked: Checked, lock: int) -> Before:
@@ -115,19 +90,16 @@ class Boot:
     async def run(self, up: Callable[[Node], None]) -> str:
         """Bring the node up, call `up`, serve until it is to end, take it down. Returns why it ended; empty: it was
         asked to. Raises `BootRefused`."""
-        ended = await end_survivors(self.place.marker)
         slices = choose(self.place.group)
-        lefts = await slices.clean()
-        for sentence in lefts:
-            self.say(f"left over: {sentence}")
-        if ended:
-            self.say(f"ended {len(ended)} processes that the last boot left")
-        forge, watching = Forge(self.place.marker), Watching(self.place.marker)
+        forge, watching = Forge(self.place.marker, slices.folders), Watching(self.place.marker)
         forge.start()
         watching.start()
         store = Store(self.before.journal, self.before.epoch)
         node = Node(self.place, self.checked, store, forge, watching, slices, probe(), self.before.lock)
         node.events, node.logs, node.grants = Events(node), Logs(node), Grants(node)
+        forge.renewed = lambda how: node.events.event(
+            "fork server ended", KERNEL, f"the fork server {how}, and there is another"
+        )
         node.supervisor, node.readers = Supervisor(node), Readers(node)
         node.authority.interfaces[KERNEL] = ["Kernel"]
         gate = Gate(node)
@@ -143,11 +115,14 @@ class Boot:
         try:
             async with trio.open_nursery() as nursery:
                 node.nursery = nursery
+                await nursery.start(watch_signals, node)
                 await nursery.start(node.loop.serve)
-                nursery.start_soon(watch_signals, node)
+                nursery.start_soon(forge.keep)
                 try:
                     if await self._up_unless_ended(node, gate):
                         up(node)
+                    elif not self.plan_only:
+                        node.failure = node.failure or "it was told to end before it served"
                     await node.down.wait()
                 finally:
                     with trio.CancelScope(shield=True):
@@ -157,7 +132,8 @@ class Boot:
             with trio.CancelScope(shield=True):
                 await forge.close()
                 await watching.close()
-                await slices.clean()
+                with trio.move_on_after(END_WITHIN):  # what does not end is for the next boot to name
+                    await slices.clean()
             node.logs.close()
             self.before.journal.close()
         return node.failure
@@ -221,10 +197,7 @@ class Boot:
     async def _state_up(self, node: Node, restore: Restore) -> None:
         """`state` first, from the journal and the image alone."""
         row = restore.row(STORE)
-        record = StateServer(
-            package=row.package, version=row.version, level=row.level, start=row.start, image=row.image,
-            add=row.add, drop=row.drop,
-        )  # fmt: skip
+        record = StateServer.of(row)
         if node.store.journal.state != record:
             node.store.journal.set_state(record)
         server = restore.server(from_image(self.checked.image, row, self.place.degrade))
@@ -247,7 +220,12 @@ class Boot:
                 async with server.changing:
                     await node.supervisor.start(server)
             except AtollError as error:
-                failures.append(error)
+                if server.spec.load:
+                    # A person loaded it and the image does not name it: the node is whole without it.
+                    node.supervisor.give_up(server, str(error))
+                    self.say(f"server {server.name} stays down: {error}")
+                else:
+                    failures.append(error)
 
         async with trio.open_nursery() as nursery:
             for name in order(node):
@@ -308,10 +286,9 @@ def order(node: Node) -> list[str]:
         if name in visiting or name not in node.servers:
             return
         visiting.add(name)
-        for need in node.servers[name].spec.needs:
-            wanted = needs.wanted(node, node.servers[name], need)
-            if wanted is not None:
-                visit(wanted.server)
+        for bound in node.servers[name].spec.needs.values():
+            if isinstance(bound, ServerBinding):
+                visit(bound.server)
         found.append(name)
 
     visit(STORE)
@@ -320,40 +297,50 @@ def order(node: Node) -> list[str]:
     return found
 
 
-async def watch_signals(node: Node) -> None:
-    """SIGTERM and SIGINT end the node in order; a second one does so at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def watch_signals(node: Node, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """SIGTERM, SIGINT and SIGHUP end the node in order; a second one does so at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
         async for _ in signals:
             if node.down.is_set():
                 node.down_deadline = 0.0
+                kill_all(node)
             node.down.set()
 
 
 async def take_down(node: Node, gate: Gate) -> None:
-    """End every server, callers before those they call, `state` last."""
+    """End every server, callers before those they call, `state` last; whoever is being started or swapped meanwhile, too."""
     gate.close()
     node.down.set()
-    if node.nursery.cancel_scope.cancel_called:
-        await end_at_once(node)
-        return
-    await node.readers.close()
-    for name in reversed(order(node) if node.servers else []):
-        server = node.servers[name]
-        if name == STORE:
-            node.logs.write_rows()
-            with trio.move_on_after(2.0):
-                await node.store.flush()
-                if node.store.serves and not node.failure:
-                    await node.store.commit(node.store.batch("shutdown").put(ended_boot(node)).changes())
-        await node.supervisor.end(server, node.down_deadline, "the node was shut down")
+    if not node.nursery.cancel_scope.cancel_called:
+        await node.readers.close()
+        for name in reversed(order(node) if node.servers else []):
+            await end_in_order(node, node.servers[name])
+    node.store.end()
+    node.authority.closed(STORE)
+    kill_all(node)
 
 
-async def end_at_once(node: Node) -> None:
-    """A task of the kernel's has failed, and with it all that would tidy up: end every process and no more."""
+async def end_in_order(node: Node, server: Server) -> None:
+    """End one server. A change of its life that is under way is waited for no longer than the server itself is."""
+    with trio.move_on_after(node.down_deadline):
+        async with server.changing:
+            pass
+    if server.name == STORE:
+        node.logs.write_rows()
+        if not node.failure:
+            node.store.later(node.store.batch("shutdown").put(ended_boot(node)))
+        with trio.move_on_after(LAST_ROWS_WITHIN):
+            await node.store.flush()
+    await node.supervisor.end(server, node.down_deadline, "the node was shut down")
+
+
+def kill_all(node: Node) -> None:
+    """Kill every process of a server: each is attended to its end."""
     for party in node.parties.values():
         if isinstance(party, Serving) and party.process is not None:
+            party.expected_end = party.expected_end or "the node was shut down"
             party.process.kill()
-            await party.process.wait()
 
 
 def ended_boot(node: Node) -> BootRow:

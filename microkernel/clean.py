@@ -1,13 +1,12 @@
 """`clean`: what dead nodes left, removed. Sockets, control groups, processes; never what a node knows."""
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from . import journal
 from .node import Place
-from .processes import end_survivors
-from .slices import choose
+from .ownership import become_kernel, end_left
 from .versions import Versions
 
 
@@ -28,27 +27,17 @@ async def clean(folder: Path) -> list[str]:
     """Clean one node's folder; one that runs is left alone. Raises `FileNotFoundError` where there is no node."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # A survivor of a dead kernel may hold it, too: `state` shares the lock.
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            if holder.isdigit() and os.access(f"/proc/{holder}", os.F_OK):
-                return [f"{folder.name}: it runs (process {holder}); nothing was touched"]
+        kernel = become_kernel(lock)
+        if kernel:
+            return [f"{folder.name}: it runs (process {kernel}); nothing was touched"]
         return await _clean(folder)
     finally:
         os.close(lock)
 
 
 async def _clean(folder: Path) -> list[str]:
-    done = []
     place = Place(name=_name(folder), folder=folder, image_path="", degrade=False)
-    ended = await end_survivors(place.marker)
-    if ended:
-        done.append(f"{folder.name}: ended {len(ended)} processes")
-    slices = choose(place.group)
-    left = await slices.clean()
-    done += [f"{folder.name}: {sentence}" for sentence in left]
+    done = [f"{folder.name}: {sentence}" for sentence in await end_left(place)]
     with suppress(FileNotFoundError):
         place.socket.unlink()
         done.append(f"{folder.name}: removed {place.socket.name}")
@@ -57,8 +46,6 @@ async def _clean(folder: Path) -> list[str]:
 
 
 def _name(folder: Path) -> str:
-    from . import journal
-
     book = journal.open_(folder / "journal")
     try:
         return book.identity.node

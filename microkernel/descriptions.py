@@ -66,7 +66,9 @@ def describe_apart(packages: Mapping[str, Path], configs: Configs) -> Descriptio
     need not be able to read the packages' files."""
 
     async def run(copies: Mapping[str, Path]) -> Descriptions:
-        forge = Forge(f"atoll-describe={os.getpid()}", ("atoll.ipc.runtime.describe", "atoll.ipc.keyspace"))
+        forge = Forge(
+            f"atoll-describe={os.getpid()}", preload=("atoll.ipc.runtime.describe", "atoll.ipc.keyspace")
+        )
         forge.start()
         try:
             return await describe_all(forge, copies, configs)

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
+import trio
 
 from atoll.ipc.system.kernel import Refusal
 
 from .capabilities import Capability, Ended
 from .capability_rows import session_row
+from .processes import RENEW_PAUSE
 from .protection import filters
 from .protection.watcher import Flooded
 from .protection.watcher import Refusal as RefusedCall
@@ -82,12 +84,18 @@ class Events:
         )
 
     async def watch(self) -> None:
-        """Hear the watcher. Runs as long as the kernel."""
-        while (report := await self._node.watching.report()) is not None:
-            self.refused_call(report)
-        self.event(
-            "watcher ended", "kernel", "the watcher of refused system calls ended: they fail unseen now"
-        )
+        """Hear the watcher, and the next one if it ends. Runs as long as the kernel."""
+        watching = self._node.watching
+        while (watcher := watching.process) is not None:
+            while (report := await watching.report()) is not None:
+                self.refused_call(report)
+            await watching.renew(watcher)
+            self.event(
+                "watcher ended", "kernel",
+                "the watcher of refused system calls ended, and there is another: what processes are refused that "
+                "run already fails unseen until they are started again",
+            )  # fmt: skip
+            await trio.sleep(RENEW_PAUSE)
 
     def misbehaved(self, server: str, channel: int, check: str) -> None:
         """A process says that the peer of a channel wrote what cannot be."""

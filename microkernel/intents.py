@@ -17,11 +17,7 @@ from .changes import Batch, Records, load
 from .records import IntentRow
 
 
-class Undo(Struct, frozen=True, tag=True):
-    """How to undo an effect; what it needs, and nothing that may have changed meanwhile."""
-
-
-class EndProcess(Undo, frozen=True):
+class EndProcess(Struct, frozen=True, tag=True):
     """A process was to be started for a server. Its pid is not known beforehand: whatever carries the mark is
     it.
     """
@@ -29,32 +25,13 @@ class EndProcess(Undo, frozen=True):
     server: str
     process: int
     mark: str
-    """The value of `ATOLL_PROCESS` in its environment, and the name of its cgroup."""
+    """The value of `ATOLL_PROCESS` in its environment."""
 
 
-class RemoveCgroup(Undo, frozen=True):
-    path: str
-
-
-class RemoveFolder(Undo, frozen=True):
-    """A folder of the node's was to be made: an unfinished version, a server's root."""
-
-    path: str
-
-
-class Unmount(Undo, frozen=True):
-    path: str
-
-
-class ResumeServer(Undo, frozen=True):
-    """A server was to be drained for a swap, and runs on if the swap's row is not there."""
-
-    server: str
-    version: str
-    level: str
-
-
-AnyUndo = EndProcess | RemoveCgroup | RemoveFolder | Unmount | ResumeServer
+AnyUndo = EndProcess
+"""How to undo an effect: what it needs, and nothing that may have changed meanwhile. A process is the one thing that
+the kernel makes and the database cannot undo: control groups, mounts and memory go with those they were made for, and an
+unfinished copy of a package is told by its name."""
 _decoder = msgspec.msgpack.Decoder(AnyUndo)
 
 DONE = "done"

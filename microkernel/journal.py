@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from .changes import Changes
+from .records import ServerRow
 
 MAGIC = b"atoll journal 1\n"
 _FRAME = 8
@@ -61,6 +62,11 @@ class StateServer(Struct, frozen=True, tag="state", array_like=True):
     image: str
     add: tuple[str, ...] = ()
     drop: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, row: ServerRow) -> "StateServer":
+        """What its row says."""
+        return cls(row.package, row.version, row.level, row.start, row.image, row.add, row.drop)
 
 
 class Waiting(Struct, frozen=True, tag="waiting", array_like=True):

@@ -12,6 +12,7 @@ from . import intents, needs, versions
 from .accounts import PROCESS
 from .capabilities import Capability
 from .connections import Connection
+from .failpoints import reach
 from .image_check import STORE
 from .needs import LOCK_DESCRIPTOR
 from .parties import KERNEL, Party, Serving
@@ -96,6 +97,7 @@ async def launch(
     try:
         intended = node.store.batch(f"intent to start {server.name}").put(intent)
         await node.store.commit_or_keep(intended.changes())
+        reach("start: intended")
         group = server.group(node)
         procs = group.open_procs()
         descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
@@ -125,14 +127,22 @@ async def launch(
     if hasattr(group, "add"):
         group.add(process.pid)
     node.parties[serving.number] = serving
-    await node.watching.watch(serving.number, process)
-    _introduce(node, server, serving, Connection(ours), version, beside)
+    reach("start: spawned")
     for level, (output, _) in zip(("info", "error"), outputs, strict=True):
         node.soon(node.logs.read_output, server.name, process.pid, level, output)
+    node.soon(node.readers.attend if reader else node.supervisor.attend, server, serving)
+    connection = Connection(ours)
+    try:
+        await node.watching.watch(serving.number, process)
+        _introduce(node, server, serving, connection, version, beside)
+    except BaseException as error:
+        connection.close()
+        serving.silent.set()  # it was told nothing, so it says nothing
+        await node.supervisor.end_now(serving, f"it was not started: {error}")
+        raise
+    node.soon(node.supervisor.converse, serving)
     started = node.supervisor.process_row(server, serving)
     node.store.later(intents.settle(node.store.batch("started"), intent).put(started))
-    node.soon(node.supervisor.converse, serving)
-    node.soon(node.readers.attend if reader else node.supervisor.attend, server, serving)
     return serving
 
 
@@ -169,7 +179,7 @@ def _introduce(
     for channel in serving.calls.values():
         connection.send(*channel.opening(as_client=True))
     for channel in served:
-        connection.send(*channel.opening(as_client=False))
+        node.authority.give(channel, serving)
     for index, segment in enumerate(table.segments):
         connection.send(control.AddSegment(index=index), (segment.descriptor,))
     node.grants.hand_over(serving, served)

@@ -17,6 +17,7 @@ from atoll.ipc.system.state import Retention
 from . import launching, needs
 from .capability_rows import write_ended, write_made
 from .descriptions import describe_all
+from .failpoints import reach
 from .image import ConfigBinding
 from .image_check import STORE
 from .parties import KERNEL
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 FREEZE_WITHIN = 5.0
+UNDO_WITHIN = 5.0
+"""Seconds for which a failed load waits until the store has forgotten it."""
 
 
 class Life:
@@ -70,11 +73,13 @@ class Life:
                 if name not in node.keyspaces:
                     badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, Retention())
                     batch.put(KeyspaceRow(keyspace=name, badge=badge))
-            needs.bind(node, server, batch)
+            needs.drop(node, needs.bind(node, server, batch), batch)
             batch.put(server.spec.row(), self.version_row(version, what.package, description))
             await node.store.commit(batch.changes())
+            reach("load: committed")
             async with server.changing:
                 await node.supervisor.start(server)
+            reach("load: started")
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._unload(server)
@@ -100,9 +105,13 @@ class Life:
         table = node.authority.tables.pop(server.name, None)
         if table is not None:
             table.close()
+        for end in server.sockets.values():
+            end.close()
         batch.delete(ServerRow, server.name)
-        with trio.move_on_after(FREEZE_WITHIN):
+        with trio.move_on_after(UNDO_WITHIN) as waited:
             await node.store.commit(batch.changes())
+        if waited.cancelled_caught:
+            node.store.later(batch)  # the store is down: as soon as it serves
 
     async def version_of(self, package: Path) -> Version:
         """The package's version, copied into the node's folder. Raises `NotFound`, `BadRequest`."""
@@ -158,9 +167,13 @@ class Life:
                 where="stop", expected="a server other than the store", got="state: every call needs it"
             )
         async with server.changing:
-            await self._stop(server, deadline, "a person stopped it")
-            self._node.authority.closed(server.name)
-            await self._remember(server, stopped=True)
+            # Half a stop would leave callers that wait for nobody: once begun, no deadline of the caller's ends it.
+            with trio.CancelScope(shield=True):
+                await self._stop(server, deadline, "a person stopped it")
+                self._node.authority.closed(server.name)
+                reach("stop: ended")
+                await self._remember(server, stopped=True)
+                reach("stop: committed")
 
     async def _stop(self, server: Server, deadline: float, reason: str) -> None:
         node = self._node
@@ -178,22 +191,26 @@ class Life:
 
     async def restart(self, server: Server, deadline: float) -> None:
         """Stop a server, if it runs, and start its version anew."""
-        node = self._node
         async with server.changing:
-            if server.serving is not None:
-                await self._stop(server, deadline, "restarted by a person")
-            server.crashes.clear()
-            server.restarts += 1
-            try:
-                await node.supervisor.start(server)
-            except AtollError as error:
-                node.supervisor.give_up(server, str(error))
-                raise
-            if server.name == STORE:
-                await node.store.settle()
-            if server.spec.stopped:
-                await self._remember(server, stopped=False)
+            with trio.CancelScope(shield=True):
+                await self._restart(server, deadline)
         self._record_start(server)
+
+    async def _restart(self, server: Server, deadline: float) -> None:
+        node = self._node
+        if server.serving is not None:
+            await self._stop(server, deadline, "restarted by a person")
+        server.crashes.clear()
+        server.restarts += 1
+        try:
+            await node.supervisor.start(server)
+        except AtollError as error:
+            node.supervisor.give_up(server, str(error))
+            raise
+        if server.name == STORE:
+            node.soon(node.store.settle)
+        if server.spec.stopped:
+            await self._remember(server, stopped=False)
 
     # freeze and thaw ----------------------------------------------------------------------------------------
 
@@ -214,7 +231,9 @@ class Life:
                 if server.serving is not serving:
                     raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
                 server.state, server.reason = "frozen", reason or "frozen by a person"
+                reach("freeze: frozen")
                 await self._record("freeze", server, server.reason)
+                reach("freeze: committed")
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await self._unfreeze(server)

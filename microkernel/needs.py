@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -125,8 +125,10 @@ def complete(server: Server) -> None:
     server.spec = msgspec.structs.replace(server.spec, needs=needs)
 
 
-def bind(node: Node, server: Server, batch: Batch) -> None:
-    """Find or make the lasting capability of each need; the rows go into the batch."""
+def bind(node: Node, server: Server, batch: Batch) -> list[int]:
+    """Find or make the lasting capability of each need; the rows go into the batch. Returns those that stand for no need
+    any more, for `drop`: a process may still use them."""
+    replaced = []
     for need in server.spec.needs:
         what = wanted(node, server, need)
         if what is None:
@@ -138,14 +140,21 @@ def bind(node: Node, server: Server, batch: Batch) -> None:
             if same:
                 node.authority.services[held.id] = what.service
                 continue
-            ended = node.tree.revoke(held.id, by=None)
-            node.authority.clear(ended)
-            write_ended(batch, ended)
+            replaced.append(held.id)
         made = _make(node, server, what)
         node.authority.services[made.id] = what.service
         node.bound[server.name, need] = made.id
         write_made(batch, made)
         batch.put(NeedRow(server=server.name, need=need, capability=made.id))
+    return replaced
+
+
+def drop(node: Node, capabilities: Iterable[int], batch: Batch) -> None:
+    """End capabilities that stand for no need any more."""
+    for id in capabilities:
+        ended = node.tree.revoke(id, by=None)
+        node.authority.clear(ended)
+        write_ended(batch, ended)
 
 
 def _make(node: Node, server: Server, what: Wanted) -> Capability:

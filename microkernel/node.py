@@ -188,9 +188,11 @@ class Node:
         return found
 
     def serving(self, server: str) -> Serving | None:
-        """The process that the channels of a server, or of a reader, go to now."""
+        """The process that the channels of a server, or of a reader, go to now: none while one hands over to the next."""
         found = self.servers.get(server)
-        return self.readers.serving(server) if found is None else found.serving
+        if found is None:
+            return self.readers.serving(server)
+        return None if found.state == "draining" else found.serving
 
     def processes_of(self, server: str) -> Iterator[Serving]:
         """Every live process of a server: in a swap there are two, and the store has readers."""

@@ -80,6 +80,8 @@ class Serving(Party):
         """The process is gone and what it held was let go."""
         self.expected_end = ""
         """Why it is to end; empty: nobody asked for it."""
+        self.served: set[int] = set()
+        """Numbers of the channels that it was given to serve."""
         self.started = 0
         """Nanoseconds since the epoch."""
         self.pong = 0

@@ -19,6 +19,7 @@ from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
 from . import launching
 from .capabilities import NEVER, Capability
 from .capability_rows import write_ended, write_made
+from .failpoints import reach
 from .image import DELEGATE, KEYSPACE_RIGHTS
 from .image_check import STORE
 from .needs import STORE_INTERFACE
@@ -154,6 +155,7 @@ class Powers:
                 lasting=lasting, account=account,
             )  # fmt: skip
         await self._record(made)
+        reach("grant: committed")
         for serving in node.processes_of(to):
             if not lasting:
                 serving.session.add(made.id)
@@ -222,9 +224,11 @@ class Powers:
         await self.windows(serving for server in servers for serving in node.processes_of(server))
         if cancel:
             self._cancel(ended.gone)
+        reach("revoke: cleared")
         batch = write_ended(node.store.batch(f"revoke {id}"), ended)
         if batch:
             await node.store.commit(batch.changes())
+        reach("revoke: committed")
         node.events.capabilities((), ended)
         return len(ended.gone)
 

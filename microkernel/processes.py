@@ -1,7 +1,7 @@
 """Processes as the kernel holds them: by pidfd, which no other process can come to bear the number of.
 
 `Forge` is the kernel's end of the zygote: it starts it, asks it for confined children and turns their
-reports into a `Process` or a sentence. `survivors` finds what an older boot of a node left.
+reports into a `Process` or a sentence.
 """
 
 import array
@@ -11,8 +11,9 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 from msgspec import Struct
@@ -21,8 +22,11 @@ from atoll.ipc.errors import PeerFault
 
 from .protection.confinement import Confinement
 from .protection.layout import STEPS
+from .remains import survivors
 from .zygote import (
     DESCRIPTORS_MOST,
+    END_OF_GROUPS,
+    FAREWELL,
     GUARDIAN,
     PACKET_LIMIT,
     SOCKET,
@@ -35,6 +39,9 @@ from .zygote import (
 STATUS = struct.Struct("=iiii")
 CLD_EXITED = 1
 DEFAULT_ENTRY = "atoll.ipc.runtime.launch:main"
+ZYGOTE = f"{__package__}.zygote"
+RENEW_PAUSE = 0.2
+"""Seconds between two zygotes, so that one that cannot live does not keep the kernel busy."""
 NAMES = {int(number): number.name for number in signal.Signals}
 MEANINGS: dict[int, str] = {
     signal.SIGSYS: "it made a system call that its filter refuses",
@@ -47,7 +54,7 @@ MEANINGS: dict[int, str] = {
 
 
 class ZygoteDied(PeerFault):
-    template = "the fork server ended ({how}): the node cannot start processes until it is started again"
+    template = "the fork server ended twice in one start ({how}): try again"
     how: str
 
 
@@ -127,19 +134,29 @@ class Process:
 
 
 class Forge:
-    """The kernel's end of a zygote. One a boot; used from the kernel's main thread.
+    """The kernel's end of a zygote; a zygote that ended is started again. Used from the kernel's main thread.
 
     Children die with the thread that started the zygote, so that has to be the main thread.
     """
 
-    def __init__(self, marker: str, preload: Sequence[str] = ("atoll.ipc.runtime.launch",)) -> None:
-        """`marker` stands on the command lines of zygote and children, and is how survivors are known."""
+    def __init__(
+        self,
+        marker: str,
+        groups: Sequence[Path] = (),
+        preload: Sequence[str] = ("atoll.ipc.runtime.launch",),
+    ) -> None:
+        """`marker` stands on the command lines of zygote and children, and is how survivors are known. `groups` are
+        the node's control groups, which the zygote empties if the kernel dies."""
         self._marker = marker
+        self._groups = tuple(map(str, groups))
         self._preload = tuple(preload)
         self._turn = trio.Lock()
         self._numbers = 0
+        self._children: list[Process] = []
         self._socket: trio.socket.SocketType | None = None
         self.process: Process | None = None
+        self.renewed: Callable[[str], None] = lambda how: None
+        """Told how a zygote ended in whose place there is another now."""
 
     def start(self) -> Process:
         """Execute the zygote. It answers once its imports are done; `spawn` waits for that."""
@@ -149,7 +166,8 @@ class Forge:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
         try:
             handed = {SOCKET: theirs.fileno(), GUARDIAN: guardian}
-            self.process = execute("zygote", (self._marker, *self._preload), handed)
+            arguments = (self._marker, *self._groups, END_OF_GROUPS, *self._preload)
+            self.process = execute("zygote", arguments, handed)
         finally:
             theirs.close()
             os.close(guardian)
@@ -216,24 +234,59 @@ class Forge:
             )
         async with self._turn:
             with trio.CancelScope(shield=True):
-                peer = self._socket
-                try:
-                    await _send(peer, asked, handed)
-                    packet, received = await _receive(peer)
-                except (BrokenPipeError, ConnectionResetError) as error:
-                    raise ZygoteDied(str(error)) from error
-                if not packet:
-                    raise ZygoteDied(str(await self.process.wait()))
+                packet, received = await self._ask(asked, handed)
         reply = from_zygote.decode(packet)
         if isinstance(reply, NotSpawned):
             raise CannotConfine(spawn.confinement.name, "making the process", "", os.strerror(reply.error))
-        return Process(spawn.confinement.name, reply.pid, received[0])
+        made = Process(spawn.confinement.name, reply.pid, received[0])
+        self._children = [child for child in self._children if child.exit is None] + [made]
+        return made
+
+    async def _ask(self, asked: bytes, handed: list[int]) -> tuple[bytes, list[int]]:
+        """The zygote's answer; of the next zygote, if this one ends over it. Raises ZygoteDied if that ends, too."""
+        how = ""
+        for _ in range(2):
+            zygote, peer = self.process, self._socket
+            if zygote is None or peer is None:
+                raise ZygoteDied("it is not running")
+            with suppress(BrokenPipeError, ConnectionResetError):
+                await _send(peer, asked, handed)
+                packet, received = await _receive(peer)
+                if packet:
+                    return packet, received
+            how = str(await zygote.wait())
+            self._renew(zygote)
+        raise ZygoteDied(how)
+
+    async def keep(self) -> None:
+        """Start the zygote again whenever it has ended. Runs as long as the kernel."""
+        while (zygote := self.process) is not None and self._socket is not None:
+            await zygote.wait()
+            self._renew(zygote)
+            await trio.sleep(RENEW_PAUSE)
+
+    def _renew(self, ended: Process) -> None:
+        """Another zygote in the place of one that ended, if that was not done or the forge closed meanwhile. A child
+        whose making it did not live to report is nobody's: it is ended."""
+        if self.process is not ended or self._socket is None:
+            return
+        self._socket.close()
+        ended.close()
+        known = {child.pid for child in self._children} | {ended.pid}
+        for left in survivors(self._marker):
+            if left.parent == os.getpid() and left.pid not in known and ZYGOTE in left.command:
+                os.kill(left.pid, signal.SIGKILL)
+                os.waitpid(left.pid, 0)
+        self.start()
+        self.renewed(str(ended.exit))
 
     async def close(self) -> None:
         """End the zygote. Its children go on: they are the kernel's."""
         if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            peer, self._socket = self._socket, None
+            with suppress(BrokenPipeError, ConnectionResetError):
+                await peer.send(FAREWELL)
+            peer.close()
         if self.process is not None:
             await self.process.wait()
             self.process.close()
@@ -307,56 +360,3 @@ async def _confined(process: Process, status: trio.socket.SocketType) -> int | N
         row = f" at row {detail}" if detail >= 0 else ""
         raise CannotConfine(process.name, STEPS.get(step, f"step {step}"), row, os.strerror(error))
     return received[0] if received else None
-
-
-class Survivor(Struct, frozen=True):
-    """A process that bears a node's marker: its number, when it started (clock ticks since boot), its
-    command line."""
-
-    pid: int
-    started: int
-    command: tuple[str, ...]
-
-
-def survivors(marker: str) -> list[Survivor]:
-    """All processes but this one whose command line has `marker` as one argument."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            survivor = _look(int(entry.name))
-            if survivor and marker in survivor.command:
-                found.append(survivor)
-    return found
-
-
-def _look(pid: int) -> Survivor | None:
-    """None for one that is gone, is a zombie, or is a kernel thread: these have no command line."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = tuple(part.decode(errors="replace") for part in file.read().split(b"\0")[:-1])
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            started = int(file.read().rpartition(b")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return Survivor(pid, started, command) if command else None
-
-
-async def end_survivors(marker: str) -> list[Survivor]:
-    """Kill all that bear `marker` and wait until none is left. Returns whom it killed.
-
-    The number alone could by now be another process's: the pidfd is opened first, then the process looked
-    at again.
-    """
-    ended: list[Survivor] = []
-    while found := survivors(marker):
-        for survivor in found:
-            with suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(survivor.pid)
-                try:
-                    if _look(survivor.pid) == survivor:
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                        await trio.lowlevel.wait_readable(pidfd)
-                        ended.append(survivor)
-                finally:
-                    os.close(pidfd)
-    return ended

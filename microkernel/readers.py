@@ -233,9 +233,10 @@ class Readers:
         """Wait for a reader's end, whatever brought it, and tidy up after it."""
         assert serving.process is not None
         node = self._node
-        exit = await serving.process.wait()
-        with trio.move_on_after(LAST_WORDS_WITHIN):
-            await serving.silent.wait()
+        with trio.CancelScope(shield=True):
+            exit = await serving.process.wait()
+            with trio.move_on_after(LAST_WORDS_WITHIN):
+                await serving.silent.wait()
         reader = self._all.get(serving.reader)
         if reader is not None:
             if reader in self._running:

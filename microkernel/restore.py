@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import trio
-
+from atoll.ipc.errors import AtollError, NotFound
 from atoll.ipc.system.state import Retention
 
 from . import intents, launching, needs, plan
@@ -121,15 +119,23 @@ class Restore:
 
     async def _describe_loaded(self, rows: list[ServerRow]) -> None:
         node = self._node
-        packages = {
-            row.server: node.versions.get(row.package, row.version).folder / row.package for row in rows
-        }
+        packages = {}
+        for row in rows:
+            try:
+                packages[row.server] = node.versions.get(row.package, row.version).folder / row.package
+            except NotFound as error:
+                self._left_out(row.server, str(error))
         found = await describe_all(node.forge, packages, {})
         for name, described in found.items():
             if isinstance(described, str):
-                self._say(f"server {name} is left out: {described}")
+                self._left_out(name, described)
             else:
                 node.described[name] = described
+
+    def _left_out(self, name: str, why: str) -> None:
+        """A server that a person loaded cannot be there on this boot; its row stays, for one on which it can."""
+        self._node.servers.pop(name, None)
+        self._say(f"server {name} is left out: {why}")
 
     async def _keyspaces(self, batch: Batch, known: plan.Known) -> None:
         node = self._node
@@ -175,8 +181,13 @@ class Restore:
             write_ended(batch, tree.withdraw(name))
             write_ended(batch, tree.forget(name))
         self._rejoin()
-        for server in node.servers.values():
-            needs.bind(node, server, batch)
+        for server in list(node.servers.values()):
+            try:
+                needs.drop(node, needs.bind(node, server, batch), batch)
+            except AtollError as error:
+                if not server.spec.load:
+                    raise
+                self._left_out(server.name, str(error))
 
     def _rejoin(self) -> None:
         """Those who run already, `state` and the kernel, get their capabilities of the real tree."""
@@ -227,7 +238,5 @@ class Restore:
             )
 
 
-async def undo(effect: intents.AnyUndo) -> None:
-    """Undo what a dead kernel had begun. Its processes and control groups were ended before anything else."""
-    if isinstance(effect, intents.RemoveFolder):
-        await trio.to_thread.run_sync(lambda: shutil.rmtree(effect.path, ignore_errors=True))
+async def undo(effect: intents.EndProcess) -> None:
+    """Undo what a dead kernel had begun: its processes, and their control groups, were ended before anything else."""

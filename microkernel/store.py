@@ -1,8 +1,9 @@
 """The kernel's rows in the store: how a commit gets there, and what happens while the store does not serve.
 
 Before `state` serves for the first time in a boot, and for what is about `state` itself, changes go to the boot
-journal and become rows as soon as it does. Everything else waits in the channel, which survives a restart of
-`state`; a commit is repeated there under its id.
+journal and become rows as soon as it does. Every other system call waits until it serves, up to its deadline. What it
+has sent it sees through, whatever its deadline: a commit whose outcome nobody waits for could be neither told nor
+undone. If `state` dies over it, the channel repeats it under its id.
 """
 
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import trio
 
-from atoll.ipc.errors import AtollError, PeerFault
+from atoll.ipc.errors import AtollError, NodeDown, PeerFault
 from atoll.ipc.system.state import Expect, Item, State, Write, absolute, relative
 
 from .changes import Batch, Changes, Found
@@ -21,6 +22,8 @@ PAGE = 1000
 GATHER = 0.05
 """Seconds in which rows that nobody waits for are gathered into one commit."""
 BATCH_MOST = 500
+JOURNAL_RECORDS_MOST = 64
+"""Records beyond which the journal is written anew, with no more than what stands."""
 
 
 class Store:
@@ -32,6 +35,9 @@ class Store:
         self.keyspace = 0
         self._state: State | None = None
         self._serves = False
+        self._change = trio.Event()
+        """Set at the next change of whether `state` serves."""
+        self._ended = False
         self._later: dict[bytes, bytes | None] = {}
         self._some = trio.Event()
         self._numbers = 0
@@ -58,26 +64,47 @@ class Store:
         self._state = state
 
     async def settle(self) -> None:
-        """Commits what waits in the journal. Before `opened` nothing can: that will do it."""
+        """`state` serves: commits what waits in the journal. Before `opened` nothing can: that will do it."""
         if self._state is None:
             return
         self._serves = True
+        self._changed()
         for changes in list(self.journal.waiting.values()):
-            await self._commit(changes)
+            try:
+                await self._commit(changes)
+            except PeerFault:
+                return  # it stays in the journal
             self.journal.settle(changes.id)
-        if self.journal.records > 64:
+        if self.journal.records > JOURNAL_RECORDS_MOST:
             self.journal.compact()
 
     def lost(self) -> None:
-        """`state` is down: what is about it goes to the journal meanwhile."""
+        """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""
         self._serves = False
+        self._changed()
+
+    def end(self) -> None:
+        """`state` has ended for good: whoever waits for it is told."""
+        self._serves, self._ended = False, True
+        self._changed()
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = trio.Event()
 
     async def commit(self, changes: Changes) -> int:
-        """The revision, once durable; 0 while only the journal has it. Raises `Conflict`."""
+        """The revision, once durable; 0 while only the journal has it. Raises `Conflict`, or `NodeDown` where `state`
+        has ended with the node."""
         if self._state is None:
             self.journal.wait(changes)
             return 0
-        return await self._commit(changes)
+        while not self._serves:
+            if self._ended:
+                raise NodeDown()
+            await self._change.wait()
+        with trio.CancelScope(shield=True):
+            return await self._commit(changes)
+        raise AssertionError("a shielded scope is not cancelled")
 
     async def commit_or_keep(self, changes: Changes) -> None:
         """For what is about `state` itself: into the journal while the store is down."""

@@ -66,6 +66,11 @@ class Server:
     def name(self) -> str:
         return self.spec.name
 
+    def down(self) -> None:
+        """It does not serve now; whoever waits for `up` goes on waiting."""
+        if self.up.is_set():
+            self.up = trio.Event()
+
     def group(self, node: Node) -> Group:
         """Its control group."""
         return node.slices.group(self.spec.slice or "servers", self.name)
@@ -96,23 +101,26 @@ class Supervisor:
         server.offered = (await self.until_ready(server, serving)).interfaces
         self.serves(server, serving)
 
-    async def until_ready(self, server: Server, serving: Serving) -> control.Ready:
+    async def until_ready(
+        self, server: Server, serving: Serving, within: float = READY_WITHIN
+    ) -> control.Ready:
         """The process's next `Ready`. Raises `StartFailed` with its reason, after it has ended."""
-        with trio.move_on_after(READY_WITHIN):
-            await serving.ready.wait()
+        try:
+            with trio.move_on_after(within):
+                await serving.ready.wait()
+        except BaseException:
+            await self.end_now(serving, "nobody waits for it to start any more")
+            raise
         serving.ready = trio.Event()
         offered, serving.offered = serving.offered, None
         if offered is not None and serving.failed is None and not serving.gone:
             return offered
-        failed = serving.failed
-        serving.expected_end = "it could not start"
-        if serving.process is not None:
-            serving.process.kill()
-        await serving.ended.wait()
-        if failed is not None:
-            raise StartFailed(server=server.name, step=failed.step, reason=failed.sentence)
-        exit = serving.process.exit if serving.process is not None else None
-        reason = f"no answer in {READY_WITHIN:g} s" if exit is None else f"its process {exit}"
+        said, hung = serving.failed, not serving.gone
+        await self.end_now(serving, "it could not start")
+        if said is not None:
+            raise StartFailed(server=server.name, step=said.step, reason=said.sentence)
+        how = serving.process.exit if serving.process is not None else None
+        reason = f"no answer in {within:g} s" if hung else f"its process {how}"
         raise StartFailed(server=server.name, step="start", reason=reason)
 
     def serves(self, server: Server, serving: Serving) -> None:
@@ -179,26 +187,32 @@ class Supervisor:
     # down ---------------------------------------------------------------------------------------------------
 
     async def attend(self, server: Server, serving: Serving) -> None:
-        """Wait for a process's end and tidy up after it; restart the server if nobody asked for the end."""
+        """Wait for a process's end and tidy up after it, whatever else is given up; restart the server if nobody asked
+        for the end."""
         assert serving.process is not None
-        exit = await serving.process.wait()
-        with trio.move_on_after(LAST_WORDS_WITHIN):
-            await serving.silent.wait()
         node = self._node
+        with trio.CancelScope(shield=True):
+            exit = await serving.process.wait()
+            with trio.move_on_after(LAST_WORDS_WITHIN):
+                await serving.silent.wait()
         crashed = server.serving is serving and not serving.expected_end and server.state != "starting"
         if server.serving is serving:
-            server.serving = None
-            server.up = trio.Event()
-            if server.name == STORE:
-                node.store.lost()
-            node.authority.server_died(serving)
+            self.lost(server, serving)
         self.let_go(server, serving, exit)
         if not crashed or node.down.is_set():
             return
         if server.state == "frozen":
             await self._died_frozen(server, exit)
         else:
-            await self._after_crash(server, serving, exit)
+            await self.after_crash(server, serving, str(exit))
+
+    def lost(self, server: Server, serving: Serving) -> None:
+        """The process that served is gone: the channels wait for the next one."""
+        server.serving = None
+        server.down()
+        if server.name == STORE:
+            self._node.store.lost()
+        self._node.authority.server_died(serving)
 
     def let_go(self, server: Server, serving: Serving, exit: Exit) -> None:
         """What an ended process held is given up, its row says how it ended, and whoever waits for it goes on."""
@@ -241,8 +255,8 @@ class Supervisor:
             weakenings=tuple((w.mechanism, w.reason) for w in plan.weakenings),
         )  # fmt: skip
 
-    async def _after_crash(self, server: Server, serving: Serving, exit: Exit) -> None:
-        """Restart with a growing wait, or give up where crashes are a loop."""
+    async def after_crash(self, server: Server, serving: Serving, how: str) -> None:
+        """Restart with a growing wait, or give up where crashes are a loop. `how` it crashed, or why it did not start."""
         node, restart = self._node, server.spec.restart
         now = trio.current_time()
         server.crashes.append(now)
@@ -253,19 +267,19 @@ class Supervisor:
             1 + node.chance.jitter() / 4
         )
         last = node.logs.last(server.name)
-        how = f"{exit}" + (f"; last line: {last}" if last else "")
+        told = how + (f"; last line: {last}" if last else "")
         row = CrashRow(
             server=server.name, boot=node.boot, process=serving.number, version=server.version.hash,
-            time=node.now(), how=how, again=0 if loop else int(wait * 1e9),
+            time=node.now(), how=told, again=0 if loop else int(wait * 1e9),
         )  # fmt: skip
-        node.events.crashed(server.name, how, row)
+        node.events.crashed(server.name, told, row)
         if loop:
-            self.give_up(server, f"crashed {len(server.crashes)} times within {restart.within:g} s: {exit}")
+            self.give_up(server, f"crashed {len(server.crashes)} times within {restart.within:g} s: {how}")
             return
-        server.state, server.reason = "restarting", f"its process {exit}"
+        server.state, server.reason = "restarting", f"its process {how}"
         await node.clock.sleep(wait)
         async with server.changing:
-            if server.state == "restarting" and server.serving is None:
+            if server.state == "restarting" and server.serving is None and not node.down.is_set():
                 await self.try_again(server, serving)
 
     async def _died_frozen(self, server: Server, exit: Exit) -> None:
@@ -278,13 +292,13 @@ class Supervisor:
         server.restarts += 1
         try:
             await self.start(server)
-        except (StartFailed, AtollError) as error:
+        except AtollError as error:
             server.state = "restarting"
             self._node.events.event("restart failed", server.name, str(error))
-            self._node.soon(self._after_crash, server, before, Exit(1))
+            self._node.soon(self.after_crash, server, before, f"could not be started again: {error}")
             return
         if server.name == STORE:
-            await self._node.store.settle()
+            self._node.soon(self._node.store.settle)  # not under the lock that its next restart waits for
 
     def give_up(self, server: Server, reason: str) -> None:
         """Leave a server down. Its callers are told; without the store the node ends."""
@@ -300,7 +314,7 @@ class Supervisor:
         if serving is None or serving.process is None:
             return
         serving.expected_end = reason
-        server.up = trio.Event()
+        server.down()
         if server.state == "frozen":
             await server.group(self._node).thaw()
             serving.notice.gate(False)
@@ -308,6 +322,12 @@ class Supervisor:
         serving.send(control.Stop(deadline=until))
         with trio.move_on_after(deadline + KILL_AFTER):
             await serving.ended.wait()
-        if not serving.ended.is_set():
+        await self.end_now(serving, reason)
+
+    async def end_now(self, serving: Serving, reason: str) -> None:
+        """End a process that is given no time, and wait until what it held was let go."""
+        serving.expected_end = reason
+        if serving.process is not None:
             serving.process.kill()
+        with trio.CancelScope(shield=True):
             await serving.ended.wait()

@@ -1,8 +1,11 @@
 """Swap: a new version, or another level, in a running server's place, with the same channels.
 
 The new process starts beside the old one and says what it offers. The old one drains and hands over; the new one takes
-over and starts up; then the row is committed, and only then may the new one take a call. Until that moment any failure
-resumes the old process as if nothing had been; from then on a failure is a crash of the new version.
+over and starts up; then the row is committed, and only then may the new one take a call. Until it has taken one, or
+sleeps because none is there to take, any failure resumes the old process as if nothing had been; from then on a failure
+is a crash of the new version. From the hand-over until then nobody serves: channels that are opened meanwhile wait.
+
+Nothing goes back where force ended calls, or where the old process died: then the new one is the server from the commit.
 """
 
 from __future__ import annotations
@@ -23,13 +26,15 @@ from atoll.ipc.system.kernel import StartFailed, Swapped, WrongState
 
 from . import launching, needs
 from .capability_rows import write_made
+from .changes import Batch
+from .failpoints import reach
 from .image import ConfigBinding
 from .image_check import STORE
 from .journal import StateServer
 from .parties import Serving
 from .processes import CannotConfine, ZygoteDied
 from .protection import Plan
-from .records import SwapRow
+from .records import NeedRow, SwapRow
 from .supervisor import Server
 from .versions import Version
 
@@ -37,8 +42,13 @@ if TYPE_CHECKING:
     from .node import Node
 
 HAND_OVER_WITHIN = 30.0
-"""Seconds for the old process to give its state, once it has drained."""
+"""Seconds for the old process to give its state, once it has drained, and for the new one to take it."""
 OLD_ENDS_WITHIN = 5.0
+FIRST_TURN_WITHIN = 10.0
+"""Seconds for the new process to take its first call, or to find that there is none."""
+FIRST_PING = 1 << 32
+"""A number that no round of the watchdog comes to."""
+LOOK_AGAIN = 0.001
 
 
 class Swaps:
@@ -71,38 +81,54 @@ class _Swap:
         assert server.serving is not None
         self.old: Serving = server.serving
         self.began = node.now()
+        self.sequence = swaps.number()
+        self.offered: tuple[control.Described, ...] = ()
+        self.pause = 0.0
+        self.on_trial = False
+        """The old process serves no more, and it is not known yet whether the new one does."""
         self.paused = 0
+        self.positions: dict[int, tuple[int, ...]] = {}
+        """By channel where the old process stopped; empty: a new epoch has begun."""
         self.ended: tuple[str, ...] = ()
+        """Calls that force left unanswered."""
+        self.bound = {need: id for (name, need), id in node.bound.items() if name == server.name}
+        """The capabilities of its needs, as the old process has them."""
+        self.replaced: list[int] = []
+        """Those of them that the new version's needs do not stand for."""
 
     async def run(self) -> Swapped:
         node, server = self.node, self.server
         version = await self._version()
         level = self.what.level or server.spec.level
         description = await self._describe(version)
-        spec = msgspec.structs.replace(
+        before = server.spec, server.description
+        server.spec = msgspec.structs.replace(
             server.spec, version=version.hash, package=version.package, level=level
         )
-        before = server.spec, server.description
-        server.spec, server.description = spec, description
+        server.description = description
+        batch = node.store.batch(f"swap {server.name}")
+        new: Serving | None = None
+        committed = False
         try:
             plan = node.syscalls.life.check_level(server, level, version)
             needs.complete(server)
             self._offer(description)
+            self.replaced = needs.bind(node, server, batch)
             new = await self._start(version, plan)
-        except BaseException as error:
-            server.spec, server.description = before
-            self._record(version, level, done=False, sentence=str(error))
-            raise
-        try:
+            reach("swap: started")
             handed_over = await self._hand_over(new)
-            await self._commit(version, level)
+            reach("swap: handed over")
+            await self._commit(batch, version, level)
+            committed = True
+            reach("swap: committed")
+            with trio.CancelScope(shield=True):
+                died = await self._first_turn(new)
         except BaseException as error:
             server.spec, server.description = before
             with trio.CancelScope(shield=True):
-                await self._roll_back(new, str(error))
-            self._record(version, level, done=False, sentence=str(error))
+                await self._roll_back(new, version, level, committed, str(error) or "it was given up")
             raise
-        return await self._switch(new, version, plan, handed_over)
+        return await self._settle(new, version, plan, handed_over, died)
 
     # before the old one is touched --------------------------------------------------------------------------
 
@@ -134,7 +160,8 @@ class _Swap:
         return described
 
     def _offer(self, description: Description) -> None:
-        """Rights that the new version adds get bits of their own; none is ever moved or taken away."""
+        """Rights that the new version adds get bits of their own; none is ever moved or taken away, also if the swap
+        comes to nothing."""
         node, server = self.node, self.server
         batch = node.store.batch(f"rights of {server.name}")
         node.authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
@@ -142,7 +169,6 @@ class _Swap:
             now, before = node.tree.offer(server.name, offer.name, offer.rights)
             if now != before:
                 write_made(batch, now)
-        needs.bind(node, server, batch)
         if batch:
             node.store.later(batch)
 
@@ -157,7 +183,7 @@ class _Swap:
         try:
             self._check(offered)
         except BaseException:
-            await self._end(new, "it is not compatible")
+            await node.supervisor.end_now(new, "it is not compatible")
             raise
         return new
 
@@ -176,8 +202,11 @@ class _Swap:
     async def _hand_over(self, new: Serving) -> int:
         """The old process lets go, the new one takes over. Returns the bytes of state."""
         node, old, what = self.node, self.old, self.what
+        if old.gone:
+            raise StartFailed(server=self.server.name, step="drain", reason="the old version ended meanwhile")
         old.drained = trio.Event()
         self.server.state = "draining"
+        self.server.down()
         old.send(control.Drain(deadline=node.clock.monotonic() + int(what.deadline * 1e9)))
         self.paused = node.clock.monotonic()
         with trio.move_on_after(what.deadline + OLD_ENDS_WITHIN):
@@ -188,12 +217,15 @@ class _Swap:
             )
         if old.pending and not what.force:
             raise DrainTimedOut(old.pending)
+        reach("swap: drained")
         self.ended = old.pending
         old.handed = trio.Event()
+        if self.server.name == STORE:
+            node.store.lost()  # what is committed from now on waits for the new one
         old.send(control.HandOver())
         with trio.move_on_after(HAND_OVER_WITHIN):
             await old.handed.wait()
-        if old.handed_over is None:
+        if old.handed_over is None or old.gone:
             reason = old.failed.sentence if old.failed is not None else "the old version gave no state"
             raise StartFailed(server=self.server.name, step="hand over", reason=reason)
         told, state = old.handed_over
@@ -203,111 +235,173 @@ class _Swap:
         finally:
             os.close(state)
         self.positions = told.positions
-        offered = await node.supervisor.until_ready(self.server, new)
-        self.server.offered = offered.interfaces
+        offered = await node.supervisor.until_ready(self.server, new, HAND_OVER_WITHIN)
+        self.offered = offered.interfaces
         return told.size
 
-    async def _commit(self, version: Version, level: str) -> None:
+    async def _commit(self, batch: Batch, version: Version, level: str) -> None:
         """What is to run from now on, as a row; for the store itself, in the journal."""
         node, server = self.node, self.server
-        batch = node.store.batch(f"swap {server.name}")
         batch.put(server.spec.row(), self._row(version, level, done=True, sentence=""))
         if server.name == STORE:
-            spec = server.spec
-            node.store.journal.set_state(
-                StateServer(
-                    package=spec.package,
-                    version=spec.version,
-                    level=spec.level,
-                    start=spec.start,
-                    image=spec.image,
-                    add=spec.add,
-                    drop=tuple(spec.drop.items()),
-                )
-            )
+            node.store.journal.set_state(StateServer.of(server.spec.row()))
             node.store.journal.wait(batch.changes())
-            return
-        await node.store.commit(batch.changes())
+        else:
+            await node.store.commit(batch.changes())
+
+    # the first call -----------------------------------------------------------------------------------------
+
+    async def _first_turn(self, new: Serving) -> bool:
+        """Give the new process the channels and let it serve. Whether it died over its first call; raises `StartFailed`
+        if it ended, or hung, before that and there is an old one to go back to."""
+        node, server, old = self.node, self.server, self.old
+        returns = not self.ended and server.serving is old and not old.gone
+        if self.ended and server.serving is old:
+            # What force leaves unanswered ends as after a crash: outcome unknown, and repeated where that is allowed.
+            node.authority.server_died(old)
+        if not returns:
+            self.positions = {}
+        self.on_trial, server.serving = True, None
+        for channel in node.channels.of_server(server.name):
+            node.authority.give(channel, new, self.positions.get(channel.number, ()))
+        node.grants.hand_over(new, node.channels.of_server(server.name))
+        taken = {channel.number: channel.taken() for channel in node.channels.of_server(server.name)}
+        new.send(control.Resume())
+        self.pause = (node.clock.monotonic() - self.paused) / 1e9
+        if not returns or await self._turned(new):
+            return False
+        hung = not new.gone
+        await node.supervisor.end_now(new, "it did not serve")
+        channels = node.channels.of_server(server.name)
+        if old.gone or any(
+            channel.taken() != taken.get(channel.number, channel.taken()) for channel in channels
+        ):
+            return True
+        how = f"no turn of its loop in {FIRST_TURN_WITHIN:g} s" if hung else f"its process {_exit(new)}"
+        raise StartFailed(server=server.name, step="its first turn", reason=how)
+
+    async def _turned(self, new: Serving) -> bool:
+        """Whether the process takes calls: it has begun one, or has looked at all rings and sleeps. What its status says
+        is a claim, and of itself only."""
+        new.pong = 0
+        new.send(control.Ping(number=FIRST_PING))
+        turned = False
+        with trio.move_on_after(FIRST_TURN_WITHIN):
+            while not new.gone and not turned:
+                signs = new.status.signs()
+                # It answers after `Resume`; if it sleeps then, it has found nothing to take.
+                turned = bool(signs.served or (new.pong == FIRST_PING and signs.parked))
+                await trio.sleep(LOOK_AGAIN)
+        new.pong = 0  # the watchdog's count begins
+        return turned
 
     # the two outcomes ---------------------------------------------------------------------------------------
 
-    async def _switch(self, new: Serving, version: Version, plan: Plan, handed_over: int) -> Swapped:
-        """The channels are the new process's; the old one ends. Up to `Resume` nothing is awaited: no deadline of the
-        caller's can leave the channels with nobody."""
+    async def _settle(
+        self, new: Serving, version: Version, plan: Plan, handed_over: int, died: bool
+    ) -> Swapped:
+        """The channels are the new process's; the old one ends."""
         node, server, old = self.node, self.server, self.old
         level_before, version_before = server.plan.level if server.plan else plan.level, server.version
         old.expected_end = f"swapped for {version.hash[:10]}"
-        if self.ended:
-            # What force leaves unanswered ends as after a crash: outcome unknown, and repeated where that is allowed.
-            node.authority.server_died(old)
-            self.positions = {}
-        server.version, server.plan = version, plan
-        for channel in node.channels.of_server(server.name):
-            positions = self.positions.get(channel.number, ())
-            lanes = channel.shape.lanes
-            half = len(positions) // 2
-            new.send(
-                *channel.opening(as_client=False, positions=(*positions[:half][:3], *positions[half:][:3]))
-            )
-            assert lanes <= 3
-        node.grants.hand_over(new, node.channels.of_server(server.name))
+        server.version, server.plan, server.offered = version, plan, self.offered
         node.supervisor.serves(server, new)
-        new.send(control.Resume())
-        pause = (node.clock.monotonic() - self.paused) / 1e9
-        if server.name == STORE:
-            await node.store.settle()
+        reach("swap: served")
+        if died or new.gone:
+            node.supervisor.lost(server, new)
+            node.soon(node.supervisor.after_crash, server, new, str(_exit(new)))
+        elif server.name == STORE:
+            node.soon(node.store.settle)
         within = 0.0 if self.ended else OLD_ENDS_WITHIN
         old.send(control.Stop(deadline=node.clock.monotonic() + int(within * 1e9)))
-        with trio.move_on_after(within):
+        with trio.move_on_after(within, shield=True):
             await old.ended.wait()
-        await self._end(old, old.expected_end)
-        self._rebind(new)
-        node.store.later(
-            node.store.batch("swapped").put(
-                node.supervisor.process_row(server, new), node.supervisor.protection_row(server)
-            )
-        )
+        await node.supervisor.end_now(old, old.expected_end)
+        batch = node.store.batch("swapped")
+        needs.drop(node, self.replaced, batch)
+        if not new.gone:
+            self._rebind(new)
+            batch.put(node.supervisor.process_row(server, new), node.supervisor.protection_row(server))
+        node.store.later(batch)
         node.events.event("swap", server.name, f"{version_before.hash[:10]} ({level_before}) gave way to "
                           f"{version.hash[:10]} ({plan.level})")  # fmt: skip
         return Swapped(
             server=server.name, old=version_before.hash, new=version.hash, level=plan.level,  # type: ignore[arg-type]
-            pause=pause, handed_over=handed_over, ended=list(self.ended),
+            pause=self.pause, handed_over=handed_over, ended=list(self.ended),
         )  # fmt: skip
 
     def _rebind(self, new: Serving) -> None:
-        """The lasting capabilities stand on the new process's channels from now on."""
-        for held in self.node.tree.held_by(self.server.name):
-            if held.lasting and held.parent:
-                self.node.authority.enter(held, self.node.authority.connect(new, held.server))
+        """The lasting capabilities stand on the new process's channels from now on; those that no need names, and that
+        the old process was given, are delivered to it."""
+        node, server = self.node, self.server
+        bound = {node.bound.get((server.name, need)) for need in server.spec.needs}
+        for held in node.tree.held_by(server.name):
+            if held.lasting and held.parent and held.id in bound:
+                node.authority.enter(held, node.authority.connect(new, held.server))
+            elif held.lasting and held.parent:
+                launching.deliver(node, held, new)
 
-    async def _roll_back(self, new: Serving, why: str) -> None:
+    async def _roll_back(
+        self, new: Serving | None, version: Version, level: str, committed: bool, why: str
+    ) -> None:
         """The new process ends, the old one goes on as if nothing had been."""
-        server, old = self.server, self.old
-        await self._end(new, f"swap refused: {why}")
-        if old.gone or server.serving is not old:
-            return
-        old.retired = False
-        old.send(control.Resume())
-        server.state = "serving"
+        node, server, old = self.node, self.server, self.old
+        if new is not None:
+            await node.supervisor.end_now(new, f"swap refused: {why}")
+        if self.on_trial and old.gone:
+            # Neither is there any more: what is left is a crash of the old one.
+            node.supervisor.lost(server, old)
+            node.soon(node.supervisor.after_crash, server, old, str(_exit(old)))
+        elif not old.gone and server.state == "draining":
+            server.serving, old.retired = old, False
+            node.authority.give_rest(server.name, old)
+            old.send(control.Resume())
+            server.state = "serving"
+            server.up.set()
+            if server.name == STORE:
+                self._store_back(committed)
+        batch = node.store.batch("swap refused")
+        self._unbind(batch)
+        batch.put(server.spec.row(), self._row(version, level, done=False, sentence=why))
+        node.events.event("swap refused", server.name, why)
+        if committed:
+            await node.store.commit(batch.changes())
+        else:
+            node.store.later(batch)
 
-    async def _end(self, serving: Serving, why: str) -> None:
-        serving.expected_end = why
-        if serving.process is not None and not serving.ended.is_set():
-            serving.process.kill()
-        await serving.ended.wait()
+    def _unbind(self, batch: Batch) -> None:
+        """The needs stand for what they stood for before."""
+        node, name = self.node, self.server.name
+        now = {need: id for (server, need), id in node.bound.items() if server == name}
+        for need, id in now.items():
+            before = self.bound.get(need)
+            if id == before:
+                continue
+            needs.drop(node, [id], batch)
+            if before is None:
+                del node.bound[name, need]
+                batch.delete(NeedRow, name, need)
+            else:
+                node.bound[name, need] = before
+                batch.put(NeedRow(server=name, need=need, capability=before))
+
+    def _store_back(self, committed: bool) -> None:
+        """The old store goes on, and the journal says so again."""
+        node = self.node
+        if committed:
+            node.store.journal.set_state(StateServer.of(self.server.spec.row()))
+        node.soon(node.store.settle)
 
     # rows ---------------------------------------------------------------------------------------------------
 
     def _row(self, version: Version, level: str, *, done: bool, sentence: str) -> SwapRow:
         node, server = self.node, self.server
         return SwapRow(
-            boot=node.boot, sequence=self.swaps.number(), server=server.name, old=server.version.hash,
+            boot=node.boot, sequence=self.sequence, server=server.name, old=server.version.hash,
             new=version.hash, old_level=server.plan.level if server.plan else "", new_level=level, began=self.began,
             ended=node.now(), done=done, sentence=sentence,
         )  # fmt: skip
 
-    def _record(self, version: Version, level: str, *, done: bool, sentence: str) -> None:
-        node = self.node
-        row = self._row(version, level, done=done, sentence=sentence)
-        node.store.later(node.store.batch("swap refused").put(row))
-        node.events.event("swap refused", self.server.name, sentence)
+
+def _exit(serving: Serving) -> str:
+    return str(serving.process.exit) if serving.process is not None else "never was"

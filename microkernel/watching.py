@@ -35,17 +35,33 @@ class Watching:
             return
         told = encode(Watch(server=process.name, process=number))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [process.listener, process.pidfd]))]
-        await self._socket.sendmsg([told], rights)
+        try:
+            await self._socket.sendmsg([told], rights)
+        except (BrokenPipeError, ConnectionResetError):
+            assert self.process is not None
+            await self.renew(self.process)
+            await self._socket.sendmsg([told], rights)
         os.close(process.listener)
         process.listener = None
 
     async def report(self) -> Refusal | Flooded | None:
-        """The next report. None once the watcher has ended: then refused calls fail with ENOSYS, unseen,
-        and a new one is wanted."""
+        """The next report. None once the watcher has ended: what the processes it watched are refused fails with
+        ENOSYS, unseen; `renew` starts another one for those to come."""
         if self._socket is None:
             return None
-        packet = await self._socket.recv(PACKET_LIMIT)
+        try:
+            packet = await self._socket.recv(PACKET_LIMIT)
+        except ConnectionResetError:
+            packet = b""
         return from_watcher.decode(packet) if packet else None
+
+    async def renew(self, ended: Process) -> None:
+        """Another watcher in the place of one that ended, if that was not done meanwhile."""
+        await ended.wait()
+        if self.process is ended and self._socket is not None:
+            self._socket.close()
+            ended.close()
+            self.start()
 
     async def close(self) -> None:
         if self._socket is not None:

@@ -10,6 +10,10 @@ namespace cannot be entered later. What happens in the child until Python runs a
 reports on a socket of its own, straight to the kernel: a child that hangs on a dead file system holds up
 nobody.
 
+It is also what outlives a killed kernel, by a moment: children die with the kernel by the parent-death signal, which a
+child can switch off and its own children never have. So when the kernel's end of the socket closes without a farewell,
+the zygote kills what is left in the node's control groups and what bears the node's marker, and then ends.
+
 `start = "exec"`: the clone executes the interpreter afresh (`--exec`), which confines itself by the same
 plan before it imports the server. It costs an interpreter's start and gives an address layout and a hash
 seed of its own.
@@ -20,10 +24,12 @@ import ctypes
 import gc
 import importlib
 import os
+import select
 import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import msgspec
@@ -31,11 +37,16 @@ from msgspec import Struct
 
 from atoll.microkernel.protection.confinement import Confinement
 from atoll.microkernel.protection.layout import Layout, ffi, lib
+from atoll.microkernel.remains import sweep
 
 PACKET_LIMIT = 192 * 1024
 DESCRIPTORS_MOST = 60
 SOCKET, GUARDIAN = 3, 4
 """The numbers under which the kernel's socket and the pidfd of the kernel are handed to the zygote."""
+FAREWELL = b"farewell"
+"""The kernel's last packet of a node that ends in order: it has ended every server itself."""
+END_OF_GROUPS = "--"
+""""Between the folders of the node's control groups and the modules on the zygote's command line."""
 
 
 class Spawn(Struct, frozen=True, kw_only=True, tag=True):
@@ -131,12 +142,15 @@ class Zygote:
         self.kernel = kernel
         self.guardian = guardian
 
-    def serve(self) -> None:
-        """Make children until the kernel closes its end."""
+    def serve(self) -> bool:
+        """Make children until the kernel closes its end. Whether it said farewell."""
         while True:
-            packet, descriptors = receive(self.kernel)
-            if not packet:
-                return
+            try:
+                packet, descriptors = receive(self.kernel)
+            except ConnectionResetError:
+                packet = b""
+            if not packet or packet == FAREWELL:
+                return bool(packet)
             spawn = to_zygote.decode(packet)
             pidfd = -1
             try:
@@ -147,7 +161,10 @@ class Zygote:
                     if pid > 0
                     else NotSpawned(number=spawn.number, error=-pid)
                 )
-                send(self.kernel, encode(reply), [pidfd] if pid > 0 else [])
+                with suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # it ended meanwhile: the next receive says so
+                    send(self.kernel, encode(reply), [pidfd] if pid > 0 else [])
             finally:
                 for descriptor in (*descriptors, pidfd):
                     if descriptor >= 0:
@@ -238,20 +255,22 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`--exec MEMFD MARKER`, or `MARKER MODULE...` with the kernel's socket and pidfd as descriptors 3 and
+    """`--exec MEMFD MARKER`, or `MARKER GROUP... -- MODULE...` with the kernel's socket and pidfd as descriptors 3 and
     4."""
     if arguments[0] == "--exec":
         launch(int(arguments[1]))
-    failed = lib.atoll_die_with_parent(GUARDIAN)
-    if failed:
+    if select.select([GUARDIAN], [], [], 0)[0]:
         sys.exit("the zygote was started without a kernel: it is the kernel that starts it")
     os.set_inheritable(SOCKET, False)
     os.set_inheritable(GUARDIAN, False)
-    preload(arguments[1:])
+    end = arguments.index(END_OF_GROUPS)
+    groups, modules = arguments[1:end], arguments[end + 1 :]
+    preload(modules)
     gc.collect()
     gc.freeze()
     gc.disable()
-    Zygote(socket.socket(fileno=SOCKET), GUARDIAN).serve()
+    if not Zygote(socket.socket(fileno=SOCKET), GUARDIAN).serve():
+        sweep(groups, arguments[0])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ class Chosen:
         """The node's folder in each hierarchy, by controller; `unified` is version 2's."""
         self._groups: dict[tuple[str, ...], Group] = {}
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(self._folders.values()))
+
     def group(self, *names: str) -> Group:
         if names not in self._groups:
             self._groups[names] = self._make(names)

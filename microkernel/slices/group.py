@@ -53,6 +53,10 @@ class Slices(Protocol):
     lacks: tuple[str, ...]
     """One sentence for each thing that is not enforced on this host."""
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The node's folder in each hierarchy: all its groups lie in them."""
+
     def group(self, *names: str) -> Group:
         """The group at `atoll/NODE/NAMES...`, made if it is not there: a slice, or a server inside one."""
 

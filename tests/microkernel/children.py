@@ -8,8 +8,9 @@ from pathlib import Path
 
 import trio
 
-from atoll.microkernel.processes import Exit, Forge, Process, end_survivors
+from atoll.microkernel.processes import Exit, Forge, Process
 from atoll.microkernel.protection import Bind, Confinement, Plan, Subject, plan, probe
+from atoll.microkernel.remains import end_survivors
 
 VICTIMS = str(Path(__file__).parent.parent / "escape")
 OUT = 5

@@ -66,10 +66,12 @@ class RealNode:
             *more,
         ]
 
-    def boot(self, *more: str) -> None:
-        """Boot, and wait until it serves. AssertionError with what it said, if it does not."""
+    def boot(self, *more: str, fail_at: str = "") -> None:
+        """Boot, and wait until it serves. AssertionError with what it said, if it does not. `fail_at`: the step at which
+        this kernel is to be killed."""
         self.kernel = subprocess.Popen(
             self.command(*more),
+            env=os.environ | {"ATOLL_FAIL_AT": fail_at},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -105,6 +107,12 @@ class RealNode:
         status = self.kernel.returncode
         self.kernel = None
         return status
+
+    def died(self) -> None:
+        """Wait for a kernel that is about to be killed."""
+        assert self.kernel is not None
+        assert self.kernel.wait() == -signal.SIGKILL
+        self._drop()
 
     def _drop(self) -> None:
         assert self.kernel is not None and self.kernel.stdout is not None

@@ -14,7 +14,6 @@ from atoll.microkernel.intents import (
     UNDONE,
     AnyUndo,
     EndProcess,
-    RemoveCgroup,
     intend,
     settle,
     undo_all,
@@ -126,12 +125,16 @@ def test_an_older_row_reads_with_the_default_of_a_newer_field() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=EventRow).fields == {}
 
 
+def ending(server: str) -> EndProcess:
+    return EndProcess(server, 1, "m")
+
+
 async def test_what_has_no_outcome_is_undone_latest_first() -> None:
     store = ModelStore()
     intents = [
-        intend(1, 1, RemoveCgroup("/a"), 5),
+        intend(1, 1, ending("a"), 5),
         intend(1, 2, EndProcess("counter", 3, "m"), 6),
-        intend(2, 1, RemoveCgroup("/b"), 7),
+        intend(2, 1, ending("b"), 7),
     ]
     await store.commit(Batch(b"1").put(*intents).changes())
     await store.commit(settle(Batch(b"2"), intents[0], DONE).changes())
@@ -141,20 +144,20 @@ async def test_what_has_no_outcome_is_undone_latest_first() -> None:
     async def undo(what: AnyUndo) -> None:
         undone.append(what)
 
-    waiting = intend(2, 2, RemoveCgroup("/c"), 8)
+    waiting = intend(2, 2, ending("c"), 8)
     assert await undo_all(store, undo, [waiting]) == 3
-    assert undone == [RemoveCgroup("/c"), RemoveCgroup("/b"), EndProcess("counter", 3, "m")]
+    assert undone == [ending("c"), ending("b"), EndProcess("counter", 3, "m")]
     assert await unfinished(store) == []
     assert [row.outcome for row in await load(store, IntentRow)] == [DONE, UNDONE, UNDONE, UNDONE]
 
 
 async def test_an_undo_that_fails_leaves_the_rest_for_the_next_boot() -> None:
     store = ModelStore()
-    rows = [intend(1, number, RemoveCgroup(f"/{number}"), number) for number in (1, 2, 3)]
+    rows = [intend(1, number, ending(str(number)), number) for number in (1, 2, 3)]
     await store.commit(Batch(b"1").put(*rows).changes())
 
     async def undo(what: AnyUndo) -> None:
-        if what == RemoveCgroup("/2"):
+        if what == ending("2"):
             raise OSError("the host is in the way")
 
     with pytest.raises(OSError, match="in the way"):
@@ -163,7 +166,7 @@ async def test_an_undo_that_fails_leaves_the_rest_for_the_next_boot() -> None:
 
 
 def test_an_intent_of_a_newer_release_is_not_guessed_at() -> None:
-    row = intend(1, 1, RemoveCgroup("/a"), 5)
+    row = intend(1, 1, ending("a"), 5)
     newer = msgspec.structs.replace(row, undo=msgspec.msgpack.encode({"type": "Levitate"}))
     with pytest.raises(msgspec.ValidationError, match="Invalid value 'Levitate'"):
         undo_of(newer)

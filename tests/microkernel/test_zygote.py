@@ -11,8 +11,9 @@ import lmdb
 import pytest
 import trio
 
-from atoll.microkernel.processes import CannotConfine, Exit, ZygoteDied, end_survivors, survivors
+from atoll.microkernel.processes import CannotConfine, Exit
 from atoll.microkernel.protection import Bind, Confinement, probe
+from atoll.microkernel.remains import end_survivors, survivors
 
 from .children import FIRST_UID, VICTIMS, forge, heard, planned, start, told, unwatch
 
@@ -155,13 +156,37 @@ async def test_a_child_that_cannot_be_confined_runs_nothing_and_says_at_which_st
     )
 
 
-async def test_a_dead_zygote_is_said():
+async def test_a_dead_zygote_is_replaced_and_its_children_go_on():
+    async with forge() as made:
+        said = []
+        made.renewed = said.append
+        process, read = await start(made, possible("process"), "wait")
+        os.read(read, 100)
+        first = made.process
+        first.kill()
+        await first.wait()
+        assert await told(made, possible("process"), "leave", 7) == ("", Exit(7))
+        assert made.process is not first
+        assert len(said) == 1 and "SIGKILL" in said[0]
+        assert process.poll() is None
+        process.kill()
+        await process.wait()
+        process.close()
+        os.close(read)
+
+
+async def test_a_child_whose_zygote_did_not_live_to_report_it_is_ended():
     async with forge() as made:
         await told(made, possible("process"), "leave", 0)
+        process, read = await start(made, possible("process"), "wait")
+        os.read(read, 100)
+        made._children.clear()  # as if the report had been lost
         made.process.kill()
-        await made.process.wait()
-        with pytest.raises(ZygoteDied, match="fork server ended"):
-            await told(made, possible("process"), "leave", 0)
+        await told(made, possible("process"), "leave", 0)
+        with pytest.raises(ChildProcessError):
+            process.poll()
+        os.close(process.pidfd)
+        os.close(read)
 
 
 async def test_clones_share_their_layout_and_fresh_starts_do_not():
@@ -217,8 +242,8 @@ async def test_survivors_of_a_boot_are_found_by_its_marker_and_ended():
         marker = made._marker
         assert {survivor.pid for survivor in survivors(marker)} == {process.pid, made.process.pid}
         assert survivors(marker + "x") == []
-        ended = await end_survivors(marker)
-        assert {survivor.pid for survivor in ended} >= {process.pid, made.process.pid}
+        assert await end_survivors(marker) == []
+        assert survivors(marker) == []
         assert (await process.wait()).signal == signal.SIGKILL
         process.close()
         os.close(read)

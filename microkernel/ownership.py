@@ -1,0 +1,108 @@
+"""Whose a node's folder is: one kernel's, and before it does anything, nobody else's.
+
+Two locks on one file. The first belongs to an open description, which the kernel passes to `state`: a survivor of a dead
+boot still holds it, so nobody can write the store beside it. The second ends with the kernel's process and cannot be
+handed on: it tells a node that runs from one whose kernel is dead. (Closing any descriptor of the file gives the second
+one up, so the kernel opens it once.)
+"""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from .node import Place
+from .remains import END_WITHIN, end_survivors, survivors
+from .slices import choose, hierarchy
+
+_LOCK = struct.Struct("@hhqqi4x")
+"""`struct flock` of fcntl(2): kind, origin, start, length, process."""
+
+
+class BootRefused(Exception):
+    """The node cannot be booted; the message is one sentence with the remedy."""
+
+
+def own(place: Place, say: Callable[[str], None]) -> int:
+    """The lock on a node's folder: its open description. Raises `BootRefused` where another node holds it, or where no
+    folder can be.
+
+    What a dead kernel left is ended first: its `state` shares the lock."""
+    folder = place.folder
+    try:
+        make_folder(folder)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BootRefused(
+            f"this user cannot have a node in {folder} ({error.strerror}): boot with another --folder"
+        ) from None
+    kernel = become_kernel(lock)
+    if kernel:
+        os.close(lock)
+        raise BootRefused(
+            f"a node runs in {folder} already (its kernel is process {kernel}): "
+            "stop it with `atoll shutdown`, or boot with another --folder"
+        )
+    for sentence in trio.run(end_left, place):
+        say(f"left over: {sentence}")
+    if not _shared_lock(lock):
+        raise BootRefused(f"another program holds the lock of {folder}: boot with another --folder")
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and have the ones above it remember that it is there, whatever happens to the host."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for each in missing:
+        descriptor = os.open(each.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+async def end_left(place: Place) -> list[str]:
+    """End the processes of a node whose kernel is dead, and remove its control groups. Returns a sentence for what was
+    done, and for what could not be. Raises `BootRefused`."""
+    left = survivors(place.marker)
+    said: list[str] = []
+    # The groups first: what one of them keeps frozen hears no signal.
+    with trio.move_on_after(END_WITHIN) as groups:
+        said = await choose(place.group).clean()
+    stuck = {survivor.pid for survivor in await end_survivors(place.marker)}
+    if groups.cancelled_caught:
+        stuck |= {pid for folder in hierarchy.left_by(place.group) for pid in hierarchy.members(folder)}
+    if stuck:
+        raise BootRefused(
+            f"processes of the last boot cannot be ended ({', '.join(map(str, sorted(stuck)))}): a control group keeps "
+            "them frozen, or they wait for a device; thaw or end them, then try again"
+        )
+    if left:
+        said.insert(0, f"ended {len(left)} processes that the last boot left")
+    return said
+
+
+def become_kernel(lock: int) -> int:
+    """Say that this process is the kernel of the node with this lock, until it ends or closes the file: 0. Else the
+    process that is."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        asked = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        return int(_LOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))[4])
+    return 0
+
+
+def _shared_lock(lock: int) -> bool:
+    """Take the lock of this description and of whoever it is passed to. False: a survivor of a dead boot has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
