@@ -77,6 +77,8 @@ class Scrubbed(Struct, frozen=True):
     """Addresses that reference rows name and no file holds (any more)."""
     strangers: list[str] = []
     """Files in the folder that are none of ours, the first hundred: they are left alone."""
+    further: int = 0
+    """Damaged and missing ones that the lists, of a thousand each at most, leave out."""
 
 
 class Collected(Struct, frozen=True):

@@ -2,8 +2,9 @@
 
 A badge is charged for what its reference rows hold, each row by itself, and for what it has put or let go
 and collection may not take yet. A blob that two badges keep is charged to both: who else has the same content
-is nobody's business. The unbadged capability (the operator's, and what an image binds) has no bound. What nobody
-refers to is kept in memory only, so a restart forgives it: at most one quota more a restart, for one grace.
+is nobody's business. The unbadged capability, the operator's, has no bound; what an image binds bears its
+server's badge and has one like any other. What nobody refers to is kept in memory only, so a restart forgives
+it: at most one quota more a restart, for one grace.
 """
 
 from collections.abc import Awaitable, Callable, Iterable

@@ -58,7 +58,20 @@ class Settings(Config, frozen=True, kw_only=True):
     collect_every: float = 600.0
     """Seconds between collections; 0: only when `collect` is called."""
     quota: int = 0
-    """Bytes that each badge may keep; 0: without bound. The unbadged capability has none."""
+    """Bytes that each badge may keep, a server's of the image included; 0: without bound. The unbadged
+    capability has none.
+    """
+
+    def check(self) -> None:
+        """Raises BadRequest, naming the setting."""
+        for name, value, least in (
+            ("collect_every", self.collect_every, "0 or more seconds"),
+            ("quota", self.quota, "0 or more bytes"),
+        ):
+            if not value >= 0:
+                raise BadRequest(f"storage, config.{name}", least, f"{value:g}")
+        if not self.grace > 0:
+            raise BadRequest("storage, config.grace", "more than 0 seconds", f"{self.grace:g}")
 
 
 class Server(Serves[Storage]):
@@ -76,8 +89,7 @@ class Server(Serves[Storage]):
         self._puts = self._duplicates = self._written = self._read = self._syncs = 0
 
     async def start(self) -> None:
-        if not self.config.grace > 0:
-            raise BadRequest("storage, config.grace", "more than 0 seconds", f"{self.config.grace:g}")
+        self.config.check()
         self._io = Priorities()
         self._blobs = Blobs(self.folder)
         self._blobs.open()
@@ -396,12 +408,14 @@ class Server(Serves[Storage]):
                 blobs += 1
                 size += len(small)
         self._blobs.damaged.update(each.hash for each in damaged)
+        missing = sorted(hash for hash in await self._rows.all_hashes() if not self._blobs.has(hash))
         return Scrubbed(
             blobs=blobs,
             bytes=size,
-            damaged=damaged,
-            missing=sorted(hash for hash in await self._rows.all_hashes() if not self._blobs.has(hash)),
+            damaged=damaged[:_MOST_LISTED],
+            missing=missing[:_MOST_LISTED],
             strangers=list(islice(self._blobs.strangers(), _MOST_STRANGERS)),
+            further=len(damaged[_MOST_LISTED:]) + len(missing[_MOST_LISTED:]),
         )
 
     @Storage.statistics.serve

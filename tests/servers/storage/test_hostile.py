@@ -264,3 +264,21 @@ def test_a_name_that_no_key_holds_is_refused(start: Callable[..., Any]) -> None:
     storage.refer.now([], "o", "\0\xff\U0010ffff")
     assert storage.references.now("o") == ["\0\xff\U0010ffff"]
     assert storage.release.now("o", "\0\xff\U0010ffff") is False, "it held nothing"
+
+
+def test_a_lost_disk_is_told_in_a_reply_that_fits(start: Callable[..., Any], tmp_path: Path) -> None:
+    served = start()
+    storage: Storage = served.client()
+    refs = storage.put_many.now([f"text {number}".encode() for number in range(3000)])
+    storage.refer.now([ref.hash for ref in refs], "o", "n")
+    (pack,) = (tmp_path / "packs").iterdir()
+    served.stop()
+    os.truncate(pack, pack.stat().st_size // 2)
+    storage = start().client()
+    told = storage.verify.now()
+    assert len(told.damaged) == 1000
+    assert (told.blobs, told.missing) == (3000, []) and 0 < told.further < 2000
+    served.stop()
+    pack.unlink()
+    told = start().client().verify.now()
+    assert (told.blobs, len(told.missing), told.further) == (0, 1000, 2000)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atoll.ipc.errors import QuotaExceeded
+from atoll.ipc.errors import BadRequest, QuotaExceeded
 from atoll.servers.storage.interface import BlobRef, Storage, WrongSize
 from atoll.servers.storage.server import Server, Settings
 
@@ -108,3 +108,19 @@ def test_uploads_side_by_side_share_the_quota(start: Callable[..., Any]) -> None
         storage.put.now(other())
     assert len(done) == 1
     put(storage, 400_000)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (Settings(quota=-1), "storage, config.quota: expected 0 or more bytes, got -1"),
+        (Settings(collect_every=-1), "storage, config.collect_every: expected 0 or more seconds, got -1"),
+        (Settings(grace=0), "storage, config.grace: expected more than 0 seconds, got 0"),
+        (Settings(grace=float("nan")), "storage, config.grace: expected more than 0 seconds, got nan"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(
+    serve: Callable[..., Any], tmp_path: Path, config: Settings, told: str
+) -> None:
+    with pytest.raises(BadRequest, match=told):
+        serve(Server, folder=tmp_path, config=config)
