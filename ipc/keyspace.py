@@ -98,6 +98,11 @@ class Keyspace(Generic[T]):
     # in memory
 
     @property
+    def boot(self) -> int:
+        """The boot of the node; channels and requests are numbered anew in each."""
+        return self._boot
+
+    @property
     def local(self) -> LocalView[T]:
         """The keyspace in memory, complete up to `local.revision`. RuntimeError if it is not followed."""
         if not self._loaded:

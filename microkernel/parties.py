@@ -71,6 +71,8 @@ class Serving(Party):
         self.failed: control.Failed | None = None
         self.drained: trio.Event = trio.Event()
         self.pending: tuple[str, ...] = ()
+        self.lost: tuple[str, ...] = ()
+        """Of those in hand after a drain, the ones that nobody may send again."""
         self.handed: trio.Event = trio.Event()
         self.handed_over: tuple[control.HandedOver, int] | None = None
         """With the descriptor of the state, this object's until it is taken."""

@@ -163,8 +163,8 @@ class Supervisor:
                 node.events.refused(serving.serves, channel, method, why, count)
             case control.Misbehaved(channel=channel, check=check):
                 node.events.misbehaved(serving.serves, channel, check)
-            case control.Drained(pending=pending):
-                serving.pending = pending
+            case control.Drained(pending=pending, lost=lost):
+                serving.pending, serving.lost = pending, lost
                 serving.drained.set()
             case control.HandedOver() if descriptors and serving.handed_over is None:
                 serving.handed_over = message, descriptors.pop(0)

@@ -215,8 +215,10 @@ class _Swap:
             raise StartFailed(
                 server=self.server.name, step="drain", reason="the old version ended or did not answer"
             )
-        if old.pending and not what.force:
-            raise DrainTimedOut(old.pending)
+        # Calls that their clients may send again are sent to the new version; the store's may be half committed.
+        kept = old.pending if self.server.name == STORE else old.lost
+        if kept and not what.force:
+            raise DrainTimedOut(kept)
         reach("swap: drained")
         self.ended = old.pending
         old.handed = trio.Event()

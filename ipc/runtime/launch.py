@@ -362,7 +362,8 @@ class Process:
         """In a task of its own: revocations and pings are heard meanwhile."""
         assert self.loop is not None
         await self._drain(deadline)
-        self.control.send(control.Drained(pending=tuple(self.loop.pending())))
+        pending, lost = self.loop.pending(), self.loop.pending(lost=True)
+        self.control.send(control.Drained(pending=tuple(pending), lost=tuple(lost)))
 
     def _hand_over(self, loop: ServeLoop) -> None:
         state = loop.endpoint.server.hand_over()

@@ -255,14 +255,16 @@ class ServeLoop:
         while self._tasks.in_hand or self._replies.kept:
             await trio.sleep(RETRY)
 
-    def pending(self) -> list[str]:
-        """What keeps a drain from ending: the methods of the calls in hand, one a call, and replies without room."""
+    def pending(self, *, lost: bool = False) -> list[str]:
+        """What keeps a drain from ending: the methods of the calls in hand, one a call, and replies without room. `lost`:
+        without the calls that their clients send again."""
         kept = [
             f"a reply that channel {n} has no room for"
             for n, queue in self._replies.kept.items()
             for _ in queue
         ]
-        return [inhand.spec.label for inhand in self._tasks.in_hand.values()] + kept
+        held = [inhand.spec for inhand in self._tasks.in_hand.values()]
+        return [spec.label for spec in held if not lost or not (spec.idempotent or spec.once)] + kept
 
     def busy(self) -> str:
         """The method whose plain handler runs now; empty if none does."""

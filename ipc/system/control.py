@@ -302,9 +302,11 @@ class Misbehaved(Message, frozen=True, kw_only=True):
 
 
 class Drained(Message, frozen=True, kw_only=True):
-    """Nothing is in hand any more, or `pending` names what the deadline left (method names, one a call)."""
+    """Nothing is in hand any more, or `pending` names what the deadline left (method names, one a call). `lost` are those
+    of them that nobody may send again."""
 
     pending: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class HandedOver(Message, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Who gets which device memory, and who must give way: pure logic, time handed in.
 
-Requests wait in order of their slices' priority (`standing`), then of their own, then arrival. A waiting request
+Requests wait in order of their slices' priority (`standing`), then of their own, then arrival; a client may have so
+many waiting, so that none fills the queue by itself. A waiting request
 keeps those behind it from the devices it could use, so a large request is not starved by small ones; requests for
 other devices pass. If leases of lower priority hold what the first in line needs, the fewest bytes of them that
 suffice are told to give way, lowest priority and youngest first, and are taken back when their grace is over. Equal
@@ -37,6 +38,9 @@ class Request(NamedTuple):
     purpose: str
     standing: int = 5
     bounds: tuple[Bound, ...] = ()
+    boot: int = 0
+    call: int = 0
+    """The call's own number, the same when it comes again; 0: it has none."""
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -46,6 +50,12 @@ class Request(NamedTuple):
 
 class Granted(NamedTuple):
     request: int
+    lease: Lease
+
+
+class Undone(NamedTuple):
+    """A lease was granted, could not be made durable, and nobody has it."""
+
     lease: Lease
 
 
@@ -64,17 +74,18 @@ class Told(NamedTuple):
     notice: Notice
 
 
-Change = Granted | Renewed | Ended | Told
+Change = Granted | Undone | Renewed | Ended | Told
 
 
 class Admission:
     """One task at a time; invariants in `broken`."""
 
-    def __init__(self, devices: list[Device], grace: float, queue: int) -> None:
+    def __init__(self, devices: list[Device], grace: float, queue: int, queue_per_client: int) -> None:
         """`devices` with what may be leased of each; `grace` in seconds; `queue`: requests that may wait."""
         self.devices = {device.id: device for device in devices}
         self.grace = grace
         self.queue = queue
+        self.queue_per_client = queue_per_client
         self.leases: dict[int, Lease] = {}
         self.waiting: list[Request] = []
         self.changes: list[Change] = []
@@ -85,14 +96,16 @@ class Admission:
 
     # what is asked ----------------------------------------------------------------------------------------
 
-    def restore(self, leases: list[Lease], last_id: int, now: float) -> None:
-        """Take over leases that stood before a restart; those of devices that are gone, or do not fit any
-        more, end.
+    def restore(self, leases: list[Lease], last_id: int, now: float, boot: int = 0) -> None:
+        """Take over leases that stood before a restart. Those of an earlier boot end, since their holders ended with it;
+        so do those of devices that are gone, or that do not fit any more.
         """
         self._next = last_id + 1
         for lease in sorted(leases, key=lambda lease: (-lease.standing, -lease.priority, lease.id)):
             self._next = max(self._next, lease.id + 1)
-            if self._free.get(lease.device, 0) >= lease.memory:
+            if lease.boot != boot:
+                self.changes.append(Ended(Event(lease=lease, ended=now, how="node ended")))
+            elif self._free.get(lease.device, 0) >= lease.memory:
                 self._free[lease.device] -= lease.memory
                 self.leases[lease.id] = lease
             else:
@@ -110,10 +123,26 @@ class Admission:
         self._within(request.bounds, request.memory)
         if len(self.waiting) >= self.queue:
             raise Overloaded("the gpu server's queue")
+        if sum(each.client == request.client for each in self.waiting) >= self.queue_per_client:
+            raise Overloaded(f"client {request.client}'s part of the gpu server's queue")
         if not may_wait and not self._fits_now(request):
             raise Overloaded(f"every device of kind {request.kind!r} (pass `wait` to queue for it)")
         self.waiting.append(request)
         self.waiting.sort(key=lambda each: each.order)
+        self._admit(now)
+
+    def held_for(self, client: int, call: int) -> Lease | None:
+        """The lease that a call got before it came again."""
+        return next(
+            (each for each in self.leases.values() if call and (each.client, each.request) == (client, call)),
+            None,
+        )
+
+    def undo(self, lease: Lease, now: float) -> None:
+        """Take back a lease that nobody was told of; there is nothing in it for the history."""
+        if self.leases.pop(lease.id, None) is not None:
+            self._free[lease.device] += lease.memory
+            self.changes.append(Undone(lease))
         self._admit(now)
 
     def withdraw(self, number: int, now: float) -> bool:
@@ -139,8 +168,9 @@ class Admission:
         self, id: int, client: int, ttl: float, now: float,
         standing: int = 5, bounds: tuple[Bound, ...] = (),
     ) -> Lease:  # fmt: skip
-        """Raises NoSuchLease, BeyondSlice. A lease that must give way keeps its end. `standing`, `bounds`: those
-        of the holder's slice now."""
+        """Raises NoSuchLease, also for one whose time is over, and BeyondSlice. A lease that must give way keeps its end.
+        `standing`, `bounds`: those of the holder's slice now."""
+        self.pass_time(now)
         lease = self.leases.get(id)
         if lease is None or lease.client != client:
             raise NoSuchLease(lease=id)
@@ -238,6 +268,8 @@ class Admission:
             standing=request.standing,
             within=_names(request.bounds),
             time=_time(request.bounds),
+            boot=request.boot,
+            request=request.call,
         )
         self._next += 1
         self._free[device] -= request.memory

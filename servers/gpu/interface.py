@@ -16,7 +16,7 @@ from atoll.ipc.system.state import StoreFull
 Kind = Literal["cuda", "cpu", "accelerator"]
 """`accelerator`: a CUDA device, or what stands in for one."""
 
-Ending = Literal["released", "holder died", "expired", "preempted", "device gone"]
+Ending = Literal["released", "holder died", "expired", "preempted", "device gone", "node ended"]
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -53,6 +53,10 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease"):
     """The slices of which it is a part."""
     time: float | None = None
     """The share of the device's time that the holder's slice gives it; None: no bound. Nothing enforces it yet."""
+    boot: int = 0
+    """Of the node: channels are numbered anew in each."""
+    request: int = 0
+    """The call that asked for it. When that comes again, after a crash of the server, it is answered with this lease."""
 
 
 class Notice(Struct, frozen=True, kw_only=True):
@@ -132,7 +136,7 @@ class Gpu(Interface):
     @call("read", idempotent=True)
     def devices(self) -> list[Device]: ...
 
-    @call("lease")
+    @call("lease", once=True)
     def acquire(
         self,
         kind: Kind,
@@ -145,7 +149,11 @@ class Gpu(Interface):
         """A lease of `memory` bytes for `ttl` seconds, renewable; waits up to `wait` seconds for its turn: by the priority
         of its slice, then by `priority`, then in order.
 
-        Raises NeverFits, BeyondSlice, Overloaded (the queue is full, or `wait` is over), BadRequest.
+        If the server's process ends meanwhile the request is asked again and gets one lease; it then waits anew, behind
+        those that came before it.
+
+        Raises NeverFits, BeyondSlice, Overloaded (the queue, or this client's part of it, is full, or `wait` is over),
+        BadRequest.
         """
 
     @call("lease", idempotent=True)

@@ -2,24 +2,28 @@
 
 One task commits, in `run`: what admission decided since the last commit goes into one transaction, in
 order, and only then is a lease handed to who waits for it. A lease that a client holds is therefore a
-row, and a crash of the server loses none: `start` takes the rows over, channels survive, and a holder
-that died meanwhile loses its lease when its time is over.
+row, and neither a crash nor a swap of the server loses any: `start` takes the rows over, channels survive, calls
+that were in hand come again, and whoever died meanwhile is named by `clients_present`.
+
+Each process of the server claims the rows with a row of its own, and commits only while that stands: what an older
+one decides in its last moments is refused by the store.
 """
 
 import math
+import os
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 
 import trio
-from msgspec import structs
+from msgspec import Struct, structs
 
 from atoll.ipc.context import SystemClock, current
-from atoll.ipc.errors import AtollError, BadRequest, Overloaded
-from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.errors import Aborted, AtollError, BadRequest, Overloaded
+from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.runtime import own_kernel
 from atoll.ipc.serve import Config, Serves
 
-from .admission import Admission, Bound, Change, Ended, Granted, Renewed, Request, Told
+from .admission import Admission, Bound, Change, Ended, Granted, Renewed, Request, Told, Undone
 from .devices import discover
 from .interface import BeyondSlice, Device, Event, Gpu, Kind, Lease, Notice, Statistics
 
@@ -27,6 +31,8 @@ _LONGEST = 7 * 24 * 3600.0
 """Seconds of a lease or a wait at most."""
 _NOTICES = 100
 """Notices kept for a client that does not read them."""
+_HISTORY = 10_000
+"""Ended leases that are kept."""
 _PAUSE = 0.25
 """Seconds before a commit that the store refused is tried again."""
 
@@ -40,6 +46,14 @@ class Settings(Config, frozen=True, kw_only=True):
     """Seconds that a preempted holder has to give way."""
     queue: int = 64
     """Requests that may wait."""
+    queue_per_client: int = 16
+    """Of them, those of one client."""
+
+
+class Claim(Struct, frozen=True, tag="claim"):
+    """Which process of the server commits."""
+
+    process: bytes
 
 
 class _Waiter:
@@ -67,7 +81,7 @@ class _Mailbox:
 
 
 class Server(Serves[Gpu]):
-    rows: Keyspace[Lease | Event]
+    rows: Keyspace[Lease | Event | Claim]
     config: Settings
 
     def __init__(self) -> None:
@@ -76,6 +90,10 @@ class Server(Serves[Gpu]):
         self._work = trio.Event()
         self._durable = trio.Event()
         """Set when what was decided up to now is committed; each commit has its own."""
+        self._present: set[int] = set()
+        """Clients that may be told something."""
+        self._claim = Claim(os.urandom(16))
+        self._claimed = False
         self._requests = 0
         self._granted = self._preempted = self._refused = 0
 
@@ -94,11 +112,19 @@ class Server(Serves[Gpu]):
         found, self._note = self.discover()
         share = self.config.share
         devices = [structs.replace(device, leasable=int(device.memory * share)) for device in found]
-        self._admission = Admission(devices, self.config.grace, self.config.queue)
+        config = self.config
+        self._admission = Admission(devices, config.grace, config.queue, config.queue_per_client)
+        await self._claim_rows()
         leases = [row.value async for row in self.rows.range("lease/", "lease0")]
         last = [row.value async for row in self.rows.range("event/", "event0", limit=1, reverse=True)]
         last_id = max((each.lease.id for each in last if isinstance(each, Event)), default=0)
-        self._admission.restore([each for each in leases if isinstance(each, Lease)], last_id, self._now())
+        self._admission.restore(
+            [each for each in leases if isinstance(each, Lease)], last_id, self._now(), self.rows.boot
+        )
+
+    async def _claim_rows(self) -> None:
+        await settled(self.rows.put("claim", self._claim))
+        self._claimed = True
 
     def _now(self) -> float:
         """Seconds since the epoch by a clock that does not jump: a lease's time is a duration."""
@@ -106,8 +132,18 @@ class Server(Serves[Gpu]):
 
     def client_gone(self, client: int) -> None:
         """A client's channel closed: its leases end."""
+        self._present.discard(client)
         self._admission.client_gone(client, self._now())
         self._mail.pop(client, None)
+        self._work.set()
+
+    def clients_present(self, present: frozenset[int]) -> None:
+        """This process serves from now on; whoever else holds leases has gone while none did."""
+        self._present = set(present)
+        self._claimed = False  # a swap that was refused has let another process claim the rows
+        held = {lease.client for lease in self._admission.leases.values()}
+        for client in (held | {request.client for request in self._admission.waiting}) - present:
+            self.client_gone(client)
         self._work.set()
 
     # committing -------------------------------------------------------------------------------------------
@@ -124,6 +160,8 @@ class Server(Serves[Gpu]):
             promised.append(self._durable)
             self._durable = trio.Event()
             try:
+                if not self._claimed:
+                    await self._claim_rows()
                 await self._write(backlog)
             except AtollError as error:
                 backlog = self._refuse(backlog, error)
@@ -154,12 +192,18 @@ class Server(Serves[Gpu]):
             match change:
                 case Granted(lease=lease) | Renewed(lease=lease):
                     rows[f"lease/{lease.id:016d}"] = lease
+                case Undone(lease=lease):
+                    rows[f"lease/{lease.id:016d}"] = None
                 case Ended(event=event):
                     rows[f"lease/{event.lease.id:016d}"] = None
                     rows[f"event/{event.lease.id:016d}"] = event
+                    if event.lease.id > _HISTORY:
+                        rows[f"event/{event.lease.id - _HISTORY:016d}"] = None
         if not rows:
             return
         async with self.rows.transaction() as tx:
+            if await tx.get("claim") != self._claim:
+                raise Aborted("a commit of leases", "another process serves them now")
             for key, row in rows.items():
                 if row is None:
                     tx.delete(key)
@@ -176,7 +220,7 @@ class Server(Serves[Gpu]):
                 if waiter is not None:
                     waiter.error = error
                     waiter.done.set()
-                self._admission.release(change.lease.id, change.lease.client, self._now())
+                self._admission.undo(change.lease, self._now())
         return [change for change in changes if not isinstance(change, Granted)]
 
     def _tell(self, change: Change) -> None:
@@ -191,7 +235,7 @@ class Server(Serves[Gpu]):
                     waiter.done.set()
             case Ended(event=event):
                 self._preempted += event.how == "preempted"
-            case Told(client=client, notice=notice):
+            case Told(client=client, notice=notice) if client in self._present:
                 self._mail[client].put(notice)
 
     # leases -----------------------------------------------------------------------------------------------
@@ -211,12 +255,27 @@ class Server(Serves[Gpu]):
         _check("ttl", ttl, 0.001, _LONGEST)
         _check("wait", wait, 0.0, _LONGEST)
         call = current()
+        self._present.add(call.client)
+        known = self._admission.held_for(call.client, call.request)
+        if known is not None:
+            return known
         standing, bounds = await self.share(call.client)
         self._requests += 1
         number = self._requests
         waiter = self._waiters[number] = _Waiter()
         request = Request(
-            number, call.client, call.badge, kind, memory, priority, ttl, purpose, standing, bounds
+            number,
+            call.client,
+            call.badge,
+            kind,
+            memory,
+            priority,
+            ttl,
+            purpose,
+            standing,
+            bounds,
+            self.rows.boot,
+            call.request,
         )
         try:
             self._admission.ask(request, self._now(), may_wait=wait > 0)
@@ -259,6 +318,7 @@ class Server(Serves[Gpu]):
 
     @Gpu.notices.serve
     async def notices(self, after: int = 0) -> AsyncIterator[Notice]:
+        self._present.add(current().client)
         mailbox = self._mail[current().client]
         while True:
             arrived = mailbox.arrived

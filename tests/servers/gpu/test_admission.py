@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from atoll.ipc.errors import Overloaded
-from atoll.servers.gpu.admission import Admission, Bound, Ended, Granted, Request, Told
+from atoll.servers.gpu.admission import Admission, Bound, Ended, Granted, Request, Told, Undone
 from atoll.servers.gpu.interface import BeyondSlice, Device, Kind, Lease, NeverFits, NoSuchLease
 
 GRACE = 5.0
@@ -37,7 +37,7 @@ def request(
 
 
 def admission(*devices: Device, queue: int = 8) -> Admission:
-    return Admission(list(devices) or [device("cuda:0", 100)], GRACE, queue)
+    return Admission(list(devices) or [device("cuda:0", 100)], GRACE, queue, 8)
 
 
 def leases(of: Admission) -> list[Lease]:
@@ -144,13 +144,50 @@ def test_after_a_restart_leases_stand_and_those_of_lost_devices_end() -> None:
     assert leases(again)[0].id == 8, "an id is never used again"
 
 
+def test_leases_of_an_earlier_boot_end_with_it() -> None:
+    """Channels are numbered anew in each boot: the number of a holder may be another client's now."""
+    one = admission()
+    one.ask(request(1, 10)._replace(boot=6), 0.0, may_wait=False)
+    again = admission()
+    again.restore(leases(one), 0, 1.0, boot=7)
+    assert leases(again) == []
+    assert [change.event.how for change in again.changes if isinstance(change, Ended)] == ["node ended"]
+
+
+def test_no_client_fills_the_queue_by_itself() -> None:
+    one = Admission([device("cuda:0", 100)], GRACE, queue=8, queue_per_client=2)
+    one.ask(request(1, 100, client=1), 0.0, may_wait=False)
+    for number in (2, 3):
+        one.ask(request(number, 1, client=2), 0.0, may_wait=True)
+    with pytest.raises(Overloaded, match="client 2's part"):
+        one.ask(request(4, 1, client=2), 0.0, may_wait=True)
+    one.ask(request(5, 1, client=3), 0.0, may_wait=True)
+
+
+def test_a_lease_whose_time_is_over_cannot_be_renewed() -> None:
+    one = admission()
+    one.ask(request(1, 100, ttl=10.0, client=1), 0.0, may_wait=False)
+    one.ask(request(2, 100, client=2), 0.0, may_wait=True)
+    with pytest.raises(NoSuchLease):
+        one.renew(1, 1, 10.0, 10.0)
+    assert [lease.client for lease in leases(one)] == [2]
+
+
+def test_a_lease_that_nobody_was_told_of_leaves_no_history() -> None:
+    one = admission()
+    one.ask(request(1, 100), 0.0, may_wait=False)
+    one.changes.clear()
+    one.undo(leases(one)[0], 1.0)
+    assert (leases(one), [type(change) for change in one.changes]) == ([], [Undone])
+
+
 class Leasing(RuleBasedStateMachine):
     """Random clients over three devices, with restarts."""
 
     @initialize()
     def begin(self) -> None:
         self.devices = [device("cuda:0", 100), device("cuda:1", 60), device("cpu", 40)]
-        self.admission = Admission(self.devices, GRACE, 5)
+        self.admission = Admission(self.devices, GRACE, 5, 3)
         self.now = 1000.0
         self.number = 0
         self.ids: set[int] = set()
@@ -187,6 +224,13 @@ class Leasing(RuleBasedStateMachine):
         lease = self.admission.leases[data.draw(st.sampled_from(sorted(self.admission.leases)))]
         self.admission.renew(lease.id, lease.client, ttl, self.now)
 
+    @precondition(lambda self: self.admission.leases)
+    @rule(data=st.data())
+    def undo(self, data: st.DataObject) -> None:
+        lease = self.admission.leases[data.draw(st.sampled_from(sorted(self.admission.leases)))]
+        self.admission.undo(lease, self.now)
+        assert lease.id not in self.admission.leases
+
     @precondition(lambda self: self.admission.waiting)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
@@ -209,7 +253,7 @@ class Leasing(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         held = list(self.admission.leases.values())
-        self.admission = Admission(self.devices, GRACE, 5)
+        self.admission = Admission(self.devices, GRACE, 5, 3)
         self.admission.restore(held, max(self.ids, default=0), self.now)
         assert sorted(self.admission.leases) == sorted(lease.id for lease in held)
 
@@ -233,7 +277,7 @@ TestLeasing.settings = settings(max_examples=80, stateful_step_count=40, deadlin
 def test_the_slice_goes_before_the_wish() -> None:
     """A request of a slice of higher priority takes the memory of one that asked with a higher priority of its own."""
     admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
-                          grace=5.0, queue=4)  # fmt: skip
+                          grace=5.0, queue=4, queue_per_client=4)  # fmt: skip
     admission.ask(Request(1, 1, 0, "cuda", 100, 100, 60.0, "", standing=3), 0.0, may_wait=False)
     admission.ask(Request(2, 2, 0, "cuda", 100, 0, 60.0, "", standing=4), 0.0, may_wait=True)
     assert admission.leases[1].leaving == 5.0
@@ -245,7 +289,7 @@ def test_the_slice_goes_before_the_wish() -> None:
 
 def test_a_slice_leases_no_more_than_it_has_and_holds_nobody_up() -> None:
     admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
-                          grace=5.0, queue=4)  # fmt: skip
+                          grace=5.0, queue=4, queue_per_client=4)  # fmt: skip
     bounds = (Bound("slice training", 60, None), Bound("server trainer", None, 0.5))
     admission.ask(Request(1, 1, 0, "cuda", 50, 50, 60.0, "", bounds=bounds), 0.0, may_wait=False)
     with pytest.raises(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from atoll.ipc.errors import BadRequest, Overloaded
+from atoll.ipc.errors import Aborted, BadRequest, Overloaded
+from atoll.ipc.proxy import transport_of
 from atoll.servers.gpu.admission import Bound
 from atoll.servers.gpu.interface import Device, Gpu, NeverFits, NoSuchLease
 from atoll.servers.gpu.server import Server, Settings
@@ -119,6 +120,23 @@ def test_leases_survive_a_crash_of_the_server(start: Callable[[], Any]) -> None:
     assert gpu.acquire.now("cuda", 30).id > lease.id
     again.host.submit(lambda: again.server.client_gone(lease.client))
     assert gpu.acquire.now("cuda", 70, wait=10.0).device == "cuda:0"
+
+
+def test_a_process_that_another_one_has_replaced_commits_nothing(start: Callable[[], Any]) -> None:
+    old, new = start(), start()
+    with pytest.raises(Aborted, match="another process serves them now"):
+        old.client().acquire.now("cuda", 10)
+    lease = new.client().acquire.now("cuda", 100)
+    assert start().client().leases.now() == [lease]
+
+
+def test_a_swap_that_was_refused_leaves_the_rows_to_the_old_process(start: Callable[[], Any]) -> None:
+    old = start()
+    gpu: Gpu = old.client()
+    start().kill()
+    old.host.submit(lambda: old.server.clients_present(frozenset([transport_of(gpu).number])))
+    lease = gpu.acquire.now("cuda", 100)
+    assert gpu.leases.now() == [lease]
 
 
 def test_a_caller_that_goes_away_leaves_no_lease(start: Callable[[], Any]) -> None:
