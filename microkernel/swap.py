@@ -357,6 +357,7 @@ class _Swap:
         elif not old.gone and server.state == "draining":
             server.serving, old.retired = old, False
             node.authority.give_rest(server.name, old)
+            node.grants.hand_over(old, node.channels.of_server(server.name))
             old.send(control.Resume())
             server.state = "serving"
             server.up.set()
