@@ -5,6 +5,7 @@ does not read is kept, up to a limit; a peer past that has stopped listening and
 """
 
 import array
+import errno
 import os
 import socket
 import struct
@@ -22,6 +23,19 @@ _RIDERS = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_LEN(DESCRIPTORS_MOS
 BUFFER = 1 << 20
 """Bytes asked for in each direction, so that a burst of packets need not wait for the peer."""
 UNREAD_MOST = 65536
+TRY_AGAIN = 0.001
+"""Seconds until descriptors are tried again: there may be room for bytes, and none for them."""
+
+
+class _Kept:
+    """A packet that the peer has no room for, and what rides along. `opens`: the channel that it opens, or 0."""
+
+    __slots__ = ("data", "descriptors", "opens")
+
+    def __init__(self, data: bytes, descriptors: list[int], opens: int) -> None:
+        self.data = data
+        self.descriptors = descriptors
+        self.opens = opens
 
 
 class Connection:
@@ -32,7 +46,9 @@ class Connection:
         for side in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, side, BUFFER)
         self._end = end
-        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._unsent: deque[_Kept] = deque()
+        self._opening: dict[int, _Kept] = {}
+        """By channel what is kept to open it."""
         self._more = trio.Event()
         self.closed = False
         self.sender = 0
@@ -42,16 +58,48 @@ class Connection:
         """Have the host say which process sends each packet from now on: `sender`."""
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
+    @property
+    def unsent(self) -> int:
+        """Packets that are kept until the peer reads."""
+        return len(self._unsent)
+
     def send(self, message: control.Message, descriptors: tuple[int, ...] = ()) -> None:
-        """Send, or keep until there is room. Descriptors stay the caller's. A peer that is gone hears nothing."""
-        data = control.encode(message)
+        """Send, or keep until there is room. Descriptors stay the caller's. A peer that is gone hears nothing. Raises
+        `PeerMisbehaved` for one that has not read for so long that no more can be kept."""
         if self.closed:
             return
+        if isinstance(message, control.CloseChannel) and self._never_opened(message.channel):
+            return
+        data = control.encode(message)
         if self._unsent or not self._try(data, list(descriptors)):
-            if len(self._unsent) >= UNREAD_MOST:
-                raise PeerMisbehaved("the control socket", f"{UNREAD_MOST} packets are unread")
-            self._unsent.append((data, [os.dup(descriptor) for descriptor in descriptors]))
-            self._more.set()
+            self._keep(message, data, descriptors)
+
+    def _never_opened(self, channel: int) -> bool:
+        """A channel that came and went while the peer did not read: it need not hear of it."""
+        kept = self._opening.pop(channel, None)
+        if kept is None:
+            return False
+        self._unsent.remove(kept)
+        _close_all(kept.descriptors)
+        return True
+
+    def _keep(self, message: control.Message, data: bytes, descriptors: tuple[int, ...]) -> None:
+        if len(self._unsent) >= UNREAD_MOST:
+            raise PeerMisbehaved("the control socket", f"{UNREAD_MOST} packets are unread")
+        copies: list[int] = []
+        try:
+            for descriptor in descriptors:
+                copies.append(os.dup(descriptor))
+        except OSError as error:
+            _close_all(copies)
+            raise PeerMisbehaved(
+                "the control socket", f"{len(self._unsent)} packets are unread: {error}"
+            ) from None
+        kept = _Kept(data, copies, message.channel if isinstance(message, control.OpenChannel) else 0)
+        self._unsent.append(kept)
+        if kept.opens:
+            self._opening[kept.opens] = kept
+        self._more.set()
 
     def _try(self, data: bytes, descriptors: list[int]) -> bool:
         try:
@@ -60,6 +108,10 @@ class Connection:
             return False
         except (BrokenPipeError, ConnectionResetError):
             return True  # its end is noticed where its packets are received
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:  # so many descriptors of this user's are on their way
+                raise
+            return False
         return True
 
     async def pump(self) -> None:
@@ -67,13 +119,14 @@ class Connection:
         while True:
             await self._more.wait()
             while self._unsent:
-                data, descriptors = self._unsent[0]
-                if not self._try(data, descriptors):
+                kept = self._unsent[0]
+                if not self._try(kept.data, kept.descriptors):
                     await trio.lowlevel.wait_writable(self._end)
+                    await trio.sleep(TRY_AGAIN)
                     continue
                 self._unsent.popleft()
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                self._opening.pop(kept.opens, None)
+                _close_all(kept.descriptors)
             self._more = trio.Event()
 
     async def flushed(self) -> None:
@@ -128,9 +181,10 @@ class Connection:
             self.closed = True
             trio.lowlevel.notify_closing(self._end)
             self._end.close()
-            for _, descriptors in self._unsent:
-                _close_all(descriptors)
+            for kept in self._unsent:
+                _close_all(kept.descriptors)
             self._unsent.clear()
+            self._opening.clear()
 
 
 def _close_all(descriptors: list[int]) -> None:
