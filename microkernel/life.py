@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from .failpoints import reach
 from .image import ConfigBinding
 from .image_check import STORE
 from .parties import KERNEL
-from .protection import Plan
+from .protection import Plan, levels
 from .protection.plan import Unprotected
 from .records import KeyspaceRow, ServerRow, VersionRow
 from .specs import from_load
@@ -131,7 +132,12 @@ class Life:
         return described
 
     def check_level(self, server: Server, level: str, version: Version) -> Plan:
-        """The protection plan. Raises `MechanismMissing` where this host cannot keep it."""
+        """The protection plan. Raises `BadRequest` for a level that there is not, `MechanismMissing` where this host cannot
+        keep it."""
+        if level not in levels():
+            near = difflib.get_close_matches(level, levels(), 1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise BadRequest(where="level", expected=f"one of {', '.join(levels())}", got=f"{level!r}{hint}")
         plan = launching.protection(self._node, server, level, version)
         try:
             plan.require()

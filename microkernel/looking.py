@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
@@ -57,7 +57,7 @@ class Looking:
         served = serving.status.signs().served if serving is not None else 0
         level = server.plan.level if server.plan is not None else server.spec.level
         return calls.ProcessRow(
-            server=name, state=server.state if main else "serving", pid=pid, level=cast(calls.Level, level),
+            server=name, state=server.state if main else "serving", pid=pid, level=level,
             version=server.version.hash, start="exec" if server.spec.start == "exec" else "zygote",
             uid=server.uid(node) or os.geteuid(),
             started=serving.started if serving is not None else 0, restarts=server.restarts if main else 0,
@@ -85,7 +85,7 @@ class Looking:
             for mechanism in ladder(plan.wanted)
         ]
         return calls.Protection(
-            server=server.name, wanted=cast(calls.Level, plan.wanted), level=cast(calls.Level, plan.level),
+            server=server.name, wanted=plan.wanted, level=plan.level,
             mechanisms=mechanisms,
             weakenings=[
                 calls.Weakening(server=server.name, mechanism=weak.mechanism, reason=weak.reason)

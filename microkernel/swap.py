@@ -328,7 +328,7 @@ class _Swap:
         node.events.event("swap", server.name, f"{version_before.hash[:10]} ({level_before}) gave way to "
                           f"{version.hash[:10]} ({plan.level})")  # fmt: skip
         return Swapped(
-            server=server.name, old=version_before.hash, new=version.hash, level=plan.level,  # type: ignore[arg-type]
+            server=server.name, old=version_before.hash, new=version.hash, level=plan.level,
             pause=self.pause, handed_over=handed_over, ended=list(self.ended),
         )  # fmt: skip
 

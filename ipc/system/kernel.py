@@ -24,7 +24,8 @@ from atoll.ipc.interface import Interface, call, stream
 
 from .control import Described
 
-Level = Literal["process", "seccomp", "sandbox", "gvisor", "microvm"]
+Level = str
+"""The name of a protection level: `process`, `seccomp`, `sandbox`, or another that this release has a module of."""
 State = Literal["starting", "serving", "draining", "frozen", "restarting", "stopped", "failed"]
 BufferMode = Literal["writable", "readonly", "immutable"]
 

@@ -1,7 +1,7 @@
 """Commands that change a server's life: load, swap, stop, restart, freeze, thaw; and the node's end."""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 import typer
@@ -12,7 +12,6 @@ from atoll.ipc.system.kernel import (
     Binding,
     ConfigBinding,
     KeyspaceBinding,
-    Level,
     Load,
     ProcessRow,
     ServerBinding,
@@ -22,8 +21,6 @@ from atoll.ipc.system.kernel import (
 
 from . import jobs, options, printing
 from .options import Deadline, Json, Node, Server
-
-LEVELS = ("process", "seccomp", "sandbox", "gvisor", "microvm")
 
 
 def load(
@@ -56,7 +53,7 @@ def load(
     what = Load(
         server=server,
         package=str(folder(package)),
-        level=known_level(level) or "sandbox",
+        level=level,
         start="exec" if fresh else "zygote",
         needs=dict(binding(text) for text in need or ()),
         degrade=degrade,
@@ -90,7 +87,7 @@ def swap(
         server=server,
         package=str(folder(package)) if package else "",
         version=version,
-        level=known_level(level),
+        level=level or None,
         deadline=deadline,
         force=force,
     )
@@ -154,12 +151,6 @@ def folder(package: Path) -> Path:
             where="PACKAGE", expected="a folder with server.py and interface.py", got=str(package)
         )
     return package.resolve()
-
-
-def known_level(text: str) -> Level | None:
-    if text and text not in LEVELS:
-        raise BadRequest(where="--level", expected=f"one of {', '.join(LEVELS)}", got=repr(text))
-    return cast(Level, text) if text else None
 
 
 def binding(text: str) -> tuple[str, Binding]:

@@ -72,7 +72,7 @@ async def test_who_never_reads_is_given_up() -> None:
     with unread() as (connection, _):
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 20, hard))
         try:
-            with pytest.raises(PeerMisbehaved, match="unread: .*Too many open files"):
+            with pytest.raises(PeerMisbehaved, match=r"unread: .*Too many open files"):
                 pile_up(connection, opening(1), (0, 1))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -36,7 +36,6 @@ WRONG = [
         exits.WRONG_INPUT,
         "PACKAGE: expected a folder with server.py and interface.py, got /nowhere",
     ),
-    ("swap x --level top", exits.WRONG_INPUT, "--level: expected one of process, seccomp, sandbox"),
     (
         "call a b [1",
         exits.WRONG_INPUT,

@@ -248,7 +248,7 @@ WRONG = [
     (exits.NOT_FOUND, "load t2 tally --need rows=keyspace:tally.rowz", "did you mean 'tally.rows'?"),
     (exits.WRONG_INPUT, "load t2 tally --need rows=server:storage", "expected a keyspace, got a server"),
     (exits.WRONG_INPUT, "load t2 tally --need nope=server:storage", "(rows), got one of 'nope'"),
-    (exits.DECLARED, "load t2 tally --level gvisor", "no protection level is called 'gvisor'"),
+    (exits.WRONG_INPUT, "load t2 tally --level sandbx", "did you mean 'sandbox'?"),
     (exits.NOT_FOUND, "get tally.rowz rain", "there is no keyspace 'tally.rowz': did you mean 'tally.rows'?"),
     (exits.NOT_FOUND, "get tally.rows snow", "of key 'snow'"),
     (exits.NOT_FOUND, "log taly", "did you mean 'tally'?"),
