@@ -61,7 +61,9 @@ def test_a_new_level_is_a_module_and_nothing_else(tmp_path: Path) -> None:
             assert modest.in_force
             assert attached.open("counter", Counter).add.now("x") == 1
             assert attached.kernel.swap.now(Swap(server="teller", level="toy")).level == "toy"
-            with pytest.raises(BadRequest, match=r"one of process, toy, seccomp, sandbox.*did you mean 'toy'"):
+            with pytest.raises(
+                BadRequest, match=r"one of process, toy, seccomp, sandbox.*did you mean 'toy'"
+            ):
                 attached.kernel.swap.now(Swap(server="teller", level="toyy"))
     finally:
         assert node.stop() == 0
