@@ -1,7 +1,8 @@
 """What servers say: lines of their log, their standard output and error. A bounded ring in memory, then rows.
 
-A server that writes faster than rows can be made loses its oldest lines and is told so in the log; nothing a
-server writes can hold up the kernel. Until the store serves, lines go to a file in the node's folder as well.
+A server that writes faster than rows can be made loses lines, which the log says with their number, and is read
+slowly: nothing a server writes can hold up the kernel, or push out what others said. Until the store serves, lines go
+to a file in the node's folder as well.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
 
 KEPT = 10_000
 """Lines in memory, of all servers together."""
-UNWRITTEN_MOST = 5_000
-"""Lines of one server that wait to become rows; more are dropped."""
+UNWRITTEN_MOST = 2_000
+"""Lines of one server that wait to become rows; more are counted and dropped."""
+ROWS_EVERY = 0.5
+"""Seconds between two hand-overs of lines to the store."""
 LINE_MOST = 8192
-"""Bytes of one line; longer ones are cut."""
+"""Bytes of one line, and of all its fields; longer ones are cut."""
+READ_AT_ONCE = 65536
+FLOODED_PAUSE = 0.05
+"""Seconds until a server's output is read again that has used its lines up. A pipe that is full makes it wait."""
+TURN = 100
+"""Lines that are taken before others have their turn."""
 LAST_KEPT = 5
 
 
@@ -47,11 +55,14 @@ class Logs:
         self, server: str, pid: int, level: str, text: str, fields: dict[str, str] | None = None
     ) -> None:
         """Take one line."""
+        if self._unwritten.get(server, 0) >= UNWRITTEN_MOST:
+            self._dropped[server] = self._dropped.get(server, 0) + 1
+            return
         text = text[:LINE_MOST]
         self._position += 1
         row = LogRow(
             position=self._position, time=self._node.now(), server=server, pid=pid, level=level, text=text,
-            fields=fields or {},
+            fields=_cut(fields or {}),
         )  # fmt: skip
         self._lines.append(row)
         if pid:
@@ -63,11 +74,7 @@ class Logs:
     def _write(self, row: LogRow) -> None:
         if not self._node.store.serves:
             os.write(self._file, f"{row.server} {row.level}: {row.text}\n".encode(errors="replace"))
-        waiting = self._unwritten.get(row.server, 0)
-        if waiting >= UNWRITTEN_MOST:
-            self._dropped[row.server] = self._dropped.get(row.server, 0) + 1
-            return
-        self._unwritten[row.server] = waiting + 1
+        self._unwritten[row.server] = self._unwritten.get(row.server, 0) + 1
         self._pending.append(
             records.LogRow(
                 server=row.server,
@@ -81,21 +88,23 @@ class Logs:
         )
 
     async def keep(self) -> None:
-        """Make rows of the lines, twice a second. Runs as long as the kernel."""
+        """Make rows of the lines. Runs as long as the kernel."""
         while True:
-            await trio.sleep(0.5)
+            await trio.sleep(ROWS_EVERY)
             self.write_rows()
 
     def write_rows(self) -> None:
         """Hand what is there to the store."""
+        if not self._node.store.serves:
+            return
+        self._unwritten.clear()
         dropped, self._dropped = self._dropped, {}
         for server, count in dropped.items():
             self.line(
                 server, 0, "warning", f"{count} lines were dropped: it wrote faster than they could be kept"
             )
-        if self._pending and self._node.store.serves:
+        if self._pending:
             rows, self._pending = self._pending, []
-            self._unwritten.clear()
             self._node.store.later(self._node.store.batch("log lines").put(*rows))
 
     def last(self, server: str) -> str:
@@ -110,12 +119,19 @@ class Logs:
         try:
             while True:
                 await trio.lowlevel.wait_readable(output)
-                data = os.read(output, 65536)
+                data = os.read(output, READ_AT_ONCE)
+                if self._unwritten.get(server, 0) >= UNWRITTEN_MOST and data:
+                    self._dropped[server] = self._dropped.get(server, 0) + data.count(b"\n")
+                    rest = b""
+                    await trio.sleep(FLOODED_PAUSE)
+                    continue
                 *lines, rest = (rest + data).split(b"\n")
                 if len(rest) > LINE_MOST or (not data and rest):
                     lines, rest = [*lines, rest], b""
-                for line in lines:
+                for number, line in enumerate(lines):
                     self.line(server, pid, level, line.decode(errors="replace"))
+                    if number % TURN == TURN - 1:
+                        await trio.lowlevel.checkpoint()
                 if not data:
                     return
         finally:
@@ -135,3 +151,14 @@ class Logs:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _cut(fields: dict[str, str]) -> dict[str, str]:
+    """As many of a line's fields as a line may have bytes; the last one cut."""
+    left, kept = LINE_MOST, {}
+    for name, value in fields.items():
+        if left <= len(name):
+            break
+        kept[name] = value[: left - len(name)]
+        left -= len(name) + len(kept[name])
+    return kept

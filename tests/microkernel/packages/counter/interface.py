@@ -42,6 +42,10 @@ class Counter(Interface):
     def say(self, text: str) -> None:
         """Into the log, and to standard output."""
 
+    @call("write")
+    def flood(self, lines: int) -> None:
+        """So many short lines to standard output at once, and one with a field that is far too long to the log."""
+
     @call("read")
     def forbidden(self) -> str:
         """Does what a filter refuses; says what came of it."""

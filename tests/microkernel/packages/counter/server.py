@@ -57,6 +57,13 @@ class Server(Serves[Counter]):
         current().log.info(text, said="yes")
         print(f"printed {text}", flush=True)
 
+    @Counter.flood.serve
+    def flood(self, lines: int) -> None:
+        current().log.info("wordy", said="x" * 100_000, rest="y")
+        left = memoryview(b"x\n" * lines)
+        while left:
+            left = left[os.write(1, left) :]
+
     @Counter.forbidden.serve
     def forbidden(self) -> str:
         try:
