@@ -1,6 +1,7 @@
 """The watchdog: ends a server that stops answering, and tells that apart from a server that was kept from running.
 
-Every round it pings each process and looks at its status. A process shows life by answering, or by turns of its loop.
+Every round it pings each process and looks at its status; a Python thread that keeps the interpreter from the loop is
+named. A process shows life by answering, or by turns of its loop.
 Time that the kernel itself did not get (a suspended host, a loaded machine) counts for nobody; neither does the time of
 a frozen server, nor of one that wanted a CPU and had none.
 """
@@ -26,6 +27,8 @@ LATE = 0.5
 """Seconds by which a round may come late before it counts as stolen."""
 STARVED = 0.05
 """Share of a round's time on a CPU below which a process that is runnable was kept from running."""
+NAME_MOST, NAMED_MOST = 100, 16
+"""Characters of a busy thread's name, and threads of one process that are named."""
 
 
 class Watch:
@@ -37,6 +40,8 @@ class Watch:
         """Seconds without a sign of life, stolen time left out."""
         self.heartbeat = 0
         self.cpu = 0.0
+        self.named: set[str] = set()
+        """Threads that were named, each once."""
 
 
 class Watchdog:
@@ -77,6 +82,11 @@ class Watchdog:
         if watch.silent > server.spec.watchdog:
             self._end(server, serving, watch)
             return
+        busy = serving.busy[:NAME_MOST]  # what it says of itself
+        if busy and busy not in watch.named and len(watch.named) < NAMED_MOST:
+            watch.named.add(busy)
+            sentence = f"{busy} keeps its interpreter busy, and every call waits for it: use a worker process"
+            self._node.events.event("busy", server.name, sentence)
         if serving.pong == watch.asked:
             watch.asked += 1
             serving.send(control.Ping(number=watch.asked))

@@ -30,6 +30,10 @@ class Counter(Interface):
     def spin(self, seconds: float) -> None:
         """A plain handler that does not return for so long."""
 
+    @call("write")
+    def think(self, name: str) -> None:
+        """A thread of that name computes from now on."""
+
     @call("read", idempotent=True)
     def taken(self) -> int:
         """Bytes that this process took over."""

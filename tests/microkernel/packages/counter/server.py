@@ -1,6 +1,7 @@
 """Counts in rows of its own."""
 
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 
@@ -44,6 +45,10 @@ class Server(Serves[Counter]):
         while time.monotonic() < end:
             pass
 
+    @Counter.think.serve
+    def think(self, name: str) -> None:
+        threading.Thread(target=_compute, name=name, daemon=True).start()
+
     @Counter.taken.serve
     def taken(self) -> int:
         return self._taken
@@ -84,3 +89,8 @@ class Server(Serves[Counter]):
 
     def take_over(self, state: bytes) -> None:
         self._taken = len(state)
+
+
+def _compute() -> None:
+    while True:
+        pass

@@ -1,0 +1,66 @@
+"""The watchdog: what is frozen or was kept from running does not hang; what computes is named."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from atoll.ipc.attach import Node as Attached
+
+from .nodes import PACKAGES, booted, interface
+
+Counter = interface("counter", "Counter")
+SHORT = 'watchdog = "2s"'
+SECOND = f"""
+[keyspace.second]
+[server.second]
+package = "{PACKAGES}/counter"
+watchdog = "2s"
+needs = {{ rows = {{ keyspace = "second", rights = ["read", "write"] }} }}
+"""
+
+
+def pid_of(attached: Attached, server: str) -> int:
+    return next(row.pid for row in attached.kernel.ps.now() if row.server == server)
+
+
+def said_of(attached: Attached, server: str, wanted: str) -> str:
+    """The first line about a server with these words."""
+    for line in attached.kernel.logs.now(0, server):
+        if wanted in line.text:
+            return line.text
+    raise AssertionError("the log ended")
+
+
+def test_a_frozen_server_does_not_hang_while_another_one_does(tmp_path: Path) -> None:
+    """Both are silent for as long: one is ended for it."""
+    with booted(tmp_path, counter=SHORT, more=SECOND) as node, node.attach() as attached:
+        frozen = pid_of(attached, "counter")
+        attached.kernel.freeze.now("counter")
+        attached.open("second", Counter).spin.cast(600.0)
+        assert "the handler of Counter.spin has run" in said_of(attached, "second", "it answered nothing")
+        assert pid_of(attached, "counter") == frozen
+        attached.kernel.thaw.now("counter")
+        assert attached.open("counter", Counter).get.now("x") == 0
+        assert pid_of(attached, "counter") == frozen
+
+
+def test_time_that_the_kernel_did_not_get_is_nobodys_silence(tmp_path: Path) -> None:
+    """A host that was suspended: kernel and servers stood still together, longer than the watchdog waits."""
+    with booted(tmp_path, counter=SHORT) as node, node.attach() as attached:
+        server = pid_of(attached, "counter")
+        assert node.kernel is not None
+        both = (node.kernel.pid, server)
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        subprocess.run(["/bin/sleep", "4"], check=True)  # the time that passes is what this is about
+        for pid in both:
+            os.kill(pid, signal.SIGCONT)
+        assert attached.open("counter", Counter).get.now("x") == 0
+        assert pid_of(attached, "counter") == server
+
+
+def test_a_thread_that_computes_is_named(tmp_path: Path) -> None:
+    with booted(tmp_path) as node, node.attach() as attached:
+        attached.open("counter", Counter).think.now("ponderer")
+        assert "thread ponderer keeps its interpreter busy" in said_of(attached, "counter", "busy")
