@@ -4,22 +4,42 @@ Opens read-only, in one snapshot, so it may run beside a writer. Memory is const
 order, and what must agree with another is looked up there. A breach names its place as a path, for example
 `versions/counter/'x'/17`.
 
+What is proven: every row is of the form that `layout.py` gives; revisions are dense and their times rise; each
+write that the feed tells of has its version and each version its write; a key's versions are ordered; each
+large value is some version's, and there; each commit id and its revision name each other; every key lies in a
+keyspace that there is, and in one of those who took part. What a value holds is its owner's affair.
+
+The database trusts its own pages. So the walk is done by a child process, and a page that kills it is a breach.
+
 Exit code 0: the store is whole; 1: breaches were found; 2: there is no store that could be read.
 """
 
 import json
+import mmap
+import os
+import signal
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import lmdb
 import msgspec
 
 from . import layout
-from .engine import Broken, Engine, Snapshot, Table
+from .engine import Broken, Cursor, Engine, Row, Snapshot, Table
 from .keyspaces import Keyspaces
 from .lmdb_engine import FILE, LmdbEngine
 from .ownership import FormatRefused, settle_format
+
+MOST: Final = 1000
+"""Breaches that are told of; a store with more is not worth the memory."""
+UNREADABLE: Final = (msgspec.DecodeError, ValueError, struct.error)
+_META: Final = (layout.FORMAT_KEY, layout.OWNER_KEY)
+
+At = Callable[[str], None]
+"""Told of each part of the store before it is walked."""
 
 
 class Breach(msgspec.Struct, frozen=True):
@@ -38,31 +58,65 @@ class Report(msgspec.Struct, frozen=True):
     breaches: list[Breach]
 
 
-def check(engine: Engine) -> Report:
-    """Every breach of the store's invariants."""
-    keyspaces = Keyspaces(engine)
+class _Counts:
+    """What one table has that another must have as well."""
+
+    def __init__(self) -> None:
+        self.revisions = self.writes = self.versions = self.commit_ids = 0
+
+
+def check(engine: Engine, at: At = lambda place: None) -> Report:
+    """Breaches of the store's invariants, `MOST` at most."""
+    counts = _Counts()
+    breaches: list[Breach] = []
+    at("keyspaces")
+    try:
+        keyspaces = Keyspaces(engine)
+    except (*UNREADABLE, Broken, lmdb.Error) as error:
+        breaches.append(Breach("versions/store", f"the list of keyspaces cannot be read: {error}"))
+        return Report(0, 0, 0, 0, breaches)
     with engine.snapshot() as snapshot:
-        counts = {"revisions": 0, "writes": 0, "versions": 0, "commit_ids": 0, "apart": 0}
-        breaches = [
-            *_meta(snapshot),
-            *_feed(snapshot, keyspaces, counts),
-            *_versions(snapshot, keyspaces, counts),
-            *_values(snapshot, counts),
-            *_commits(snapshot, counts),
-        ]
-        if counts["versions"] != counts["writes"] and not breaches:
-            breaches.append(
-                Breach(
-                    "versions",
-                    f"{counts['versions']} versions, and the feed tells of {counts['writes']} writes",
-                )
-            )
-        return Report(
-            counts["revisions"], counts["versions"], len(keyspaces.by_name()), counts["commit_ids"], breaches
-        )
+        for place, walk in (
+            ("meta", _meta(snapshot)),
+            ("feed", _feed(snapshot, keyspaces, counts)),
+            ("versions", _versions(snapshot, keyspaces, counts)),
+            ("values", _values(snapshot)),
+            ("commits", _commits(snapshot, counts)),
+        ):
+            at(place)
+            try:
+                for breach in walk:
+                    breaches.append(breach)
+                    if len(breaches) >= MOST:
+                        return _report(keyspaces, counts, breaches)
+            except (lmdb.Error, Broken) as error:
+                breaches.append(Breach(place, f"cannot be read to its end: {error}"))
+    if counts.versions != counts.writes and not breaches:
+        what = f"{counts.versions} versions, and the feed tells of {counts.writes} writes"
+        breaches.append(Breach("versions", what))
+    return _report(keyspaces, counts, breaches)
+
+
+def _report(keyspaces: Keyspaces, counts: _Counts, breaches: list[Breach]) -> Report:
+    return Report(counts.revisions, counts.versions, len(keyspaces.by_name()), counts.commit_ids, breaches)
+
+
+def _rows(cursor: Cursor) -> Iterator[Row]:
+    """A table from its first row on. Rows that do not rise mean pages that lead back: `Broken`."""
+    row = cursor.seek(b"")
+    before: bytes | None = None
+    while row is not None:
+        if before is not None and row[0] <= before:
+            raise Broken(f"the row {row[0].hex()} comes after {before.hex()}")
+        yield row
+        before = row[0]
+        row = cursor.next()
 
 
 def _meta(snapshot: Snapshot) -> Iterator[Breach]:
+    for key, _ in _rows(snapshot.cursor(Table.META)):
+        if key not in _META:
+            yield Breach(f"meta/{key!r}", "is no row that a store of this format has")
     owner = snapshot.get(Table.META, layout.OWNER_KEY)
     if owner is None:
         if snapshot.bounds() != (0, 0):
@@ -71,36 +125,47 @@ def _meta(snapshot: Snapshot) -> Iterator[Breach]:
         yield Breach("meta/owner", f"has {len(owner)} bytes in place of 16")
 
 
-def _feed(snapshot: Snapshot, keyspaces: Keyspaces, counts: dict[str, int]) -> Iterator[Breach]:
+def _feed(snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts) -> Iterator[Breach]:
     """Revisions are dense, times rise, each write has its version, each id points back."""
-    expected, before = snapshot.bounds()[0], 0
+    first, _ = snapshot.bounds()
+    if first > 1:
+        yield Breach("feed", f"begins at revision {first}: {first - 1} before it are missing")
+    expected, before = first, 0
     for revision, raw in snapshot.feed(0):
         path = f"feed/{revision}"
+        if revision < expected:
+            raise Broken(f"revision {revision} comes after {expected - 1}")
         if revision != expected:
             yield Breach(path, f"revisions are not dense: {expected} should come here")
         expected = revision + 1
-        counts["revisions"] += 1
+        counts.revisions += 1
         try:
             time, entry = layout.time_of(raw), layout.entry_of(raw)
-        except (msgspec.DecodeError, ValueError) as error:
+        except UNREADABLE as error:
             yield Breach(path, f"cannot be decoded: {error}")
             continue
         if time <= before:
             yield Breach(path, f"its time {time} does not come after {before}, that of the revision before")
         before = time
-        counts["writes"] += len(entry.keys)
-        yield from _entry(snapshot, keyspaces, revision, entry)
+        counts.writes += len(entry.keys)
+        yield from _entry(snapshot, keyspaces, path, revision, entry)
 
 
-def _entry(snapshot: Snapshot, keyspaces: Keyspaces, revision: int, entry: layout.Entry) -> Iterator[Breach]:
-    path = f"feed/{revision}"
+def _entry(
+    snapshot: Snapshot, keyspaces: Keyspaces, path: str, revision: int, entry: layout.Entry
+) -> Iterator[Breach]:
     parties = {entry.badge, *entry.others}
+    for badge in parties:
+        if not keyspaces.exists(badge):
+            yield Breach(path, f"was written by keyspace {badge}, which does not exist")
     if len(set(entry.keys)) != len(entry.keys):
         yield Breach(path, "names a key twice")
     for key in entry.keys:
-        keyspace = layout.keyspace_of(key)
+        if len(key) < layout.KEYSPACE_SIZE:
+            yield Breach(path, f"wrote {key!r}, which is in no keyspace")
+            continue
         # Badge 0 is the kernel's unbadged capability, which may write anywhere.
-        if keyspace not in parties and 0 not in parties:
+        if layout.keyspace_of(key) not in parties and 0 not in parties:
             yield Breach(path, f"wrote {_name(keyspaces, key)}, outside the keyspaces of those who took part")
         if snapshot.get(Table.VERSIONS, layout.versioned(key, revision)) is None:
             yield Breach(path, f"wrote {_name(keyspaces, key)}, of which there is no such version")
@@ -110,86 +175,89 @@ def _entry(snapshot: Snapshot, keyspaces: Keyspaces, revision: int, entry: layou
             yield Breach(
                 path, f"its commit id {entry.id.hex()} points to {found.hex() if found else 'nothing'}"
             )
+        if entry.id[: layout.KEYSPACE_SIZE] != layout.prefix(entry.badge):
+            yield Breach(
+                path, f"its commit id {entry.id.hex()} is not of keyspace {entry.badge}, which wrote it"
+            )
 
 
-def _versions(snapshot: Snapshot, keyspaces: Keyspaces, counts: dict[str, int]) -> Iterator[Breach]:
-    """Each version is well formed, in a keyspace that exists, newest first, told of by the feed, and has its
-    value."""
+def _versions(snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts) -> Iterator[Breach]:
+    """Each version is well formed, in a keyspace that exists, of a revision that there is, and has its value. Rows rise,
+    and a row ends with the inverted revision: so a key's history is ordered, newest first."""
     last = snapshot.bounds()[1]
-    cursor = snapshot.cursor(Table.VERSIONS)
-    row = cursor.seek(b"")
-    key, older_than = b"", 0
-    while row is not None:
-        counts["versions"] += 1
-        raw, stored = row
-        if len(raw) < layout.KEYSPACE_SIZE + layout.OVERHEAD or raw[-layout.OVERHEAD : -8] != b"\0\0":
+    for raw, stored in _rows(snapshot.cursor(Table.VERSIONS)):
+        counts.versions += 1
+        if (
+            len(raw) < layout.KEYSPACE_SIZE + layout.OVERHEAD
+            or raw[-layout.OVERHEAD : -8] != b"\0\0"
+            or layout.escape(layout.key_of(raw)) != raw[: -layout.OVERHEAD]
+        ):
             yield Breach(f"versions/{raw.hex()}", "is no row of a key's version")
-        else:
-            here, revision = layout.key_of(raw), layout.revision_of(raw)
-            path = f"versions/{_name(keyspaces, here)}/{revision}"
-            if here == key and revision >= older_than:
-                yield Breach(
-                    path, f"lies after revision {older_than}: a key's history must be ordered, newest first"
-                )
-            key, older_than = here, revision
-            if not keyspaces.exists(layout.keyspace_of(here)):
-                yield Breach(path, f"lies in keyspace {layout.keyspace_of(here)}, which does not exist")
-            if not 1 <= revision <= last:
-                yield Breach(path, f"its revision is none of the store's, which end at {last}")
-            yield from _stored(snapshot, path, raw, stored, counts)
-        row = cursor.next()
+            continue
+        key, revision = layout.key_of(raw), layout.revision_of(raw)
+        path = f"versions/{_name(keyspaces, key)}/{revision}"
+        if not keyspaces.exists(layout.keyspace_of(key)):
+            yield Breach(path, f"lies in keyspace {layout.keyspace_of(key)}, which does not exist")
+        if not 1 <= revision <= last:
+            yield Breach(path, f"its revision is none of the store's, which end at {last}")
+        try:
+            place = layout.place_of(raw, stored)
+            layout.value_of(snapshot, raw, stored)
+        except Broken:
+            yield Breach(
+                path,
+                f"its value should lie at values/{place.hex()}, and nothing is there"
+                if place
+                else "has no value",
+            )
 
 
-def _stored(
-    snapshot: Snapshot, path: str, raw: bytes, stored: bytes, counts: dict[str, int]
-) -> Iterator[Breach]:
-    at = layout.place_of(raw, stored)
-    if at is not None:
-        counts["apart"] += 1
+def _values(snapshot: Snapshot) -> Iterator[Breach]:
+    """Each value is that of a version which points to it."""
+    for at, _ in _rows(snapshot.cursor(Table.VALUES)):
+        if not _is_pointed_to(snapshot, at):
+            yield Breach(f"values/{at.hex()}", "no version points to it")
+
+
+def _is_pointed_to(snapshot: Snapshot, at: bytes) -> bool:
+    if len(at) != 12:
+        return False
+    revision, index = int.from_bytes(at[:8], "big"), int.from_bytes(at[8:], "big")
+    event = snapshot.event(revision)
+    if event is None:
+        return False
     try:
-        layout.value_of(snapshot, raw, stored)
-    except Broken:
-        yield Breach(
-            path,
-            "has no value"
-            if at is None
-            else f"its value should lie at values/{at.hex()}, and nothing is there",
-        )
+        keys = layout.entry_of(event).keys
+        row = layout.versioned(keys[index], revision)
+    except (*UNREADABLE, IndexError):
+        return False
+    stored = snapshot.get(Table.VERSIONS, row)
+    return stored is not None and layout.place_of(row, stored) == at
 
 
-def _values(snapshot: Snapshot, counts: dict[str, int]) -> Iterator[Breach]:
-    """No value lies there that no version points to. Counting suffices: each version's own place was looked
-    up above."""
-    cursor = snapshot.cursor(Table.VALUES)
-    row = cursor.seek(b"")
-    found = 0
-    while row is not None:
-        found += 1
-        row = cursor.next()
-    if found != counts["apart"]:
-        yield Breach("values", f"{found} values lie here, and {counts['apart']} versions point to one")
-
-
-def _commits(snapshot: Snapshot, counts: dict[str, int]) -> Iterator[Breach]:
-    cursor = snapshot.cursor(Table.COMMITS)
-    row = cursor.seek(b"")
-    while row is not None:
-        counts["commit_ids"] += 1
-        id, raw = row
+def _commits(snapshot: Snapshot, counts: _Counts) -> Iterator[Breach]:
+    for id, raw in _rows(snapshot.cursor(Table.COMMITS)):
+        counts.commit_ids += 1
+        path = f"commits/{id.hex()}"
         revision = int.from_bytes(raw, "big")
         event = snapshot.event(revision)
         if event is None:
-            yield Breach(f"commits/{id.hex()}", f"points to revision {revision}, which is not there")
-        elif layout.entry_of(event).id != id:
-            yield Breach(f"commits/{id.hex()}", f"points to revision {revision}, which has another id")
-        row = cursor.next()
+            yield Breach(path, f"points to revision {revision}, which is not there")
+            continue
+        try:
+            found = layout.entry_of(event).id
+        except UNREADABLE:
+            yield Breach(path, f"points to revision {revision}, which cannot be decoded")
+            continue
+        if found != id:
+            yield Breach(path, f"points to revision {revision}, which has another id")
 
 
 def _name(keyspaces: Keyspaces, key: bytes) -> str:
     return f"{keyspaces.name(layout.keyspace_of(key))}/{key[layout.KEYSPACE_SIZE :]!r}"
 
 
-def check_folder(folder: str | Path) -> Report:
+def check_folder(folder: str | Path, at: At = lambda place: None) -> Report:
     """Opens the store in a folder read-only and checks it. Raises `FormatRefused`, or `OSError`/`lmdb.Error`
     if it cannot be opened."""
     if not (Path(folder) / FILE).is_file():
@@ -197,9 +265,45 @@ def check_folder(folder: str | Path) -> Report:
     engine = LmdbEngine(folder, read_only=True)
     try:
         settle_format(engine, read_only=True)
-        return check(engine)
+        return check(engine, at)
     finally:
         engine.close()
+
+
+def check_apart(folder: str) -> Report | str:
+    """`check_folder` in a child process; a sentence where there is no store to be read."""
+    place = mmap.mmap(-1, mmap.PAGESIZE)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        _tell(folder, write, place)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as told:
+        answer = told.read()
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        return msgspec.msgpack.decode(answer, type=Report | str)
+    where = place[:].rstrip(b"\0").decode()
+    how = signal.Signals(os.WTERMSIG(status)).name
+    return Report(0, 0, 0, 0, [Breach(where, f"pages are damaged: reading them ended with {how}")])
+
+
+def _tell(folder: str, write: int, place: mmap.mmap) -> None:
+    """In the child: walk, and send what came of it."""
+
+    def at(where: str) -> None:
+        place[:] = where.encode().ljust(len(place), b"\0")
+
+    at("opening")
+    answer: Report | str
+    try:
+        answer = check_folder(folder, at)
+    except (OSError, FormatRefused, Broken, lmdb.Error) as error:
+        answer = str(error)
+    with os.fdopen(write, "wb") as out:
+        out.write(msgspec.msgpack.encode(answer))
 
 
 def main(arguments: list[str]) -> int:
@@ -209,11 +313,10 @@ def main(arguments: list[str]) -> int:
     if len(folders) != 1 or any(argument.startswith("-") and argument != "--json" for argument in arguments):
         print("usage: python -m atoll.servers.state.check STORE_DIR [--json]", file=sys.stderr)
         return 2
-    try:
-        report = check_folder(folders[0])
-    except (OSError, FormatRefused, Broken, lmdb.Error) as error:
+    report = check_apart(folders[0])
+    if isinstance(report, str):
         print(
-            json.dumps({"error": str(error)}) if as_json else f"check: {error}",
+            json.dumps({"error": report}) if as_json else f"check: {report}",
             file=None if as_json else sys.stderr,
         )
         return 2
@@ -222,7 +325,8 @@ def main(arguments: list[str]) -> int:
     else:
         for breach in report.breaches:
             print(breach)
-        verdict = f"{len(report.breaches)} breaches" if report.breaches else "whole"
+        more = " or more" if len(report.breaches) >= MOST else ""
+        verdict = f"{len(report.breaches)}{more} breaches" if report.breaches else "whole"
         print(
             f"{report.revisions} revisions, {report.versions} versions, {report.keyspaces} keyspaces, "
             f"{report.commit_ids} commit ids: {verdict}"

@@ -61,7 +61,7 @@ def planted(what: str, kit: Kit) -> Batch:
     [
         ("a version is missing", "feed/", "no such version"),
         ("a value is missing", "versions/first/b'a'/", "nothing is there"),
-        ("a value too many", "values", "versions point to one"),
+        ("a value too many", "values", "no version points to it"),
         ("a version nobody wrote", "versions", "the feed tells of"),
         ("a revision of the future", "versions/first/b'a'/", "none of the store's"),
         ("a keyspace that is none", "versions/#77/b'a'/", "which does not exist"),
