@@ -28,7 +28,7 @@ from .image_check import STORE, Checked
 from .journal import Journal, StateServer
 from .logs import Logs
 from .node import Node, Place
-from .ownership import BootRefused
+from .ownership import BootRefused, needing_room
 from .parties import KERNEL, Serving
 from .processes import Forge
 from .protection import probe
@@ -67,11 +67,12 @@ def prepare(place: Place, checked: Checked, lock: int) -> Before:
     """Open the journal, begin an epoch, copy packages."""
     path = place.folder / "journal"
     now = time.time_ns()
-    book = journal.open_(path) if path.exists() else journal.create(path, place.name, now)
-    versions = Versions(place.folder / "versions")
-    versions.clean()
-    copied = {name: versions.add(package) for name, package in checked.packages.items()}
-    epoch = book.boot(now)
+    with needing_room(place.folder):
+        book = journal.open_(path) if path.exists() else journal.create(path, place.name, now)
+        versions = Versions(place.folder / "versions")
+        versions.clean()
+        copied = {name: versions.add(package) for name, package in checked.packages.items()}
+        epoch = book.boot(now)
     return Before(book, lock, epoch, copied)
 
 

@@ -6,10 +6,12 @@ handed on: it tells a node that runs from one whose kernel is dead. (Closing any
 one up, so the kernel opens it once.)
 """
 
+import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -24,6 +26,19 @@ _LOCK = struct.Struct("@hhqqi4x")
 
 class BootRefused(Exception):
     """The node cannot be booted; the message is one sentence with the remedy."""
+
+
+@contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """For what a boot itself writes: a few hundred KiB. Raises `BootRefused` on a disk that has not as much."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BootRefused(
+            f"the disk that holds {folder} is full: free a MiB or more there, then boot again; the store is as it was"
+        ) from None
 
 
 def own(place: Place, say: Callable[[str], None]) -> int:
@@ -50,8 +65,9 @@ def own(place: Place, say: Callable[[str], None]) -> int:
         say(f"left over: {sentence}")
     if not _shared_lock(lock):
         raise BootRefused(f"another program holds the lock of {folder}: boot with another --folder")
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    with needing_room(folder):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
 
 

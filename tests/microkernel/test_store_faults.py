@@ -1,0 +1,172 @@
+"""What the medium does to the store, in real nodes: syncs that fail, a disk that is full, a format of another version."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from atoll.ipc.errors import Revoked
+from atoll.ipc.system.state import State, StoreFull, Write
+from atoll.servers.state.check import check_folder
+
+from .nodes import IMAGE as COUNTER
+from .nodes import PACKAGES, RealNode, booted
+
+IMAGE = """
+[image]
+name = "test"
+
+[keyspace.rows]
+
+[server.state]
+level = "process"
+needs = {}
+restart = { first = 0.01, limit = 50 }
+"""
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the faults to come, the next one last; the library that makes them is loaded into every process."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("faults are made by a small C library, and there is no compiler")
+    # Servers have users of their own: they must reach it.
+    orders = Path(f"/dev/shm/atoll-faults-{os.getpid()}")
+    orders.touch()
+    orders.chmod(0o666)
+    library = tmp_path / "faults.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", f'-DFAULTS="{orders}"', "-o", str(library),
+         str(Path(__file__).with_name("failing_sync.c")), "-ldl"],
+        check=True,
+    )  # fmt: skip
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    yield lambda kinds: orders.write_text(kinds) and None
+    orders.unlink()
+
+
+@pytest.mark.parametrize("kinds", ["s", "m", "l", "lms"])
+def test_nothing_is_acknowledged_that_a_failed_sync_may_have_lost(
+    tmp_path: Path, faults: Callable[[str], None], kinds: str
+) -> None:
+    """The process ends with the group unanswered; the next one recovers, and each commit is there once, under its id."""
+    with booted(tmp_path, text=IMAGE) as node, node.attach() as me:
+        rows = me.keyspace("rows")
+        before = rows.commit.now([Write(b"before", b"1")]).revision
+        restarts = state_row(me).restarts
+        faults(kinds)
+        started = [
+            rows.commit.start([Write(b"k%d" % number, b"v")], id=b"id %d" % number, reply=b"r%d" % number)
+            for number in range(20)
+        ]
+        outcomes = [each.result() for each in started]
+        assert state_row(me).restarts > restarts
+        revisions = [outcome.revision for outcome in outcomes]
+        assert len(set(revisions)) == 20 and min(revisions) > before
+        for number, outcome in enumerate(outcomes):
+            (version,) = rows.history.now(b"k%d" % number)
+            assert version.revision == outcome.revision
+            if outcome.repeated:
+                assert outcome.reply == b"r%d" % number
+        assert any("a commit to" in line.text for line in me.kernel.logs.now(0, "state", False))
+        assert not check_folder(node.folder / "data" / "state").breaches
+
+
+def state_row(me):  # type: ignore[no-untyped-def]
+    return next(row for row in me.kernel.ps.now() if row.server == "state")
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_stops_neither_reads_nor_the_kernel(tmp_path: Path) -> None:
+    text = COUNTER.format(level="process", packages=PACKAGES, counter="", more="[keyspace.ballast]")
+    with small_disk(tmp_path / "node", "80m"):
+        with booted(tmp_path, text=text) as node, node.attach() as me, node.attach() as other:
+            rows, theirs = me.keyspace("ballast"), other.keyspace("ballast")
+            (node.folder / "spare").write_bytes(bytes(1 << 20))
+            count, told = filled(rows)
+            assert "nothing was written" in told
+            item = rows.get.now(b"%06d" % (count - 1))
+            assert item is not None and rows.get.now(b"%06d" % count) is None
+            fill(node)
+            held = [
+                row for row in me.kernel.caps.now("state") if row.holder == f"@{other.welcome.attachment}"
+            ]
+            me.kernel.revoke.now(held[0].number)
+            with pytest.raises(Revoked):
+                theirs.get.now(b"000000")
+            assert me.kernel.freeze.now("counter").state == "frozen"
+            assert me.kernel.thaw.now("counter").state == "serving"
+            assert me.kernel.stop.now("teller").state == "stopped"
+        with pytest.raises(AssertionError, match="is full: free a MiB or more there, then boot again"):
+            node.boot()
+        (node.folder / "spare").unlink()
+        with booted(tmp_path, text=text) as node, node.attach() as me:
+            assert next(row.state for row in me.kernel.ps.now() if row.server == "teller") == "stopped"
+            rows = me.keyspace("ballast")
+            assert rows.get.now(b"%06d" % (count - 1)) is not None
+            assert not check_folder(node.folder / "data" / "state").breaches
+
+
+def filled(rows: State) -> tuple[int, str]:
+    """How many rows of 100 kB there was room for, and what the store said to the next one."""
+    count = 0
+    while True:
+        try:
+            rows.commit.now([Write(b"%06d" % count, bytes(100_000))])
+        except StoreFull as full:
+            return count, str(full)
+        count += 1
+
+
+def fill(node: RealNode) -> None:
+    """What is left of the disk, to the last byte."""
+    with open(node.folder / "filler", "wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+
+
+@pytest.mark.parametrize(
+    ("format_", "told"),
+    [(99, "the store has format 99, this version reads up to 1"), (0, "no way leads from 0 to 1")],
+)
+def test_a_store_of_another_format_is_refused_at_boot_with_a_sentence(
+    tmp_path: Path, format_: int, told: str
+) -> None:
+    with booted(tmp_path, text=IMAGE.replace("limit = 50", "limit = 1")) as node:
+        pass
+    with (
+        lmdb.open(str(node.folder / "data" / "state"), map_size=1 << 30, max_dbs=8) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        meta = environment.open_db(b"meta", txn=transaction, create=False)
+        transaction.put(b"format", format_.to_bytes(4, "big"), db=meta)
+    with pytest.raises(AssertionError, match="it did not boot") as refused:
+        node.boot()
+    assert told in str(refused.value)
+    assert node.processes() == []
