@@ -395,7 +395,8 @@ class Keyspace(Generic[T]):
             )
 
     def transaction(self, *, deadline: float = 10.0) -> AbstractAsyncContextManager[Transaction[T]]:
-        """Reads and writes of one moment; committed at the end of the block, given up if it raises.
+        """Reads and writes of one moment; committed at the end of the block, given up if it raises. Under a
+        transaction (of the call in hand) a part of that: joined or undone at the end, committed by its owner.
 
         Raises `Conflict` at the end if something that was read has changed since; `retry` tries again by
         itself."""

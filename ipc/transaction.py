@@ -7,7 +7,7 @@ savepoint, at the end.
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ import trio
 
 from .capability import Translator
 from .codec import MethodSpec
+from .context import current_or_none
 from .errors import Aborted, BadRequest, Conflict
 from .future import Payload
 from .interface import Interface
@@ -93,12 +94,16 @@ class Transaction(Generic[T]):
 
     def share(self, proxy: I) -> I:
         """The proxy with calls that take part: each is a savepoint, which joins when its reply is in and is
-        undone if none comes.
+        undone if none comes; what the server writes after that is refused.
 
         Only awaited calls, one at a time: a call's writes could not be told from another's that runs beside
         it."""
-        shared = _Shared(self, transport_of(proxy))
-        return bind(type(proxy), shared, msgspec.structs.replace(options_of(proxy), transaction=self.id))
+        return bind(type(proxy), _Shared(self, transport_of(proxy)), options_of(proxy))
+
+    async def part(self) -> bytes:
+        """The right to take part for as long as one call lasts; `join` or `retract` at the store ends it."""
+        await self._tell()
+        return await self.state.share(self.id)
 
     async def _tell(self) -> None:
         if self._pending:
@@ -125,10 +130,33 @@ async def _opened(
     await transaction._finish()
 
 
+@asynccontextmanager
+async def _within(
+    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, whole: bytes
+) -> AsyncIterator[Transaction[T]]:
+    transaction = Transaction(state, await state.share(whole), encode, decode, prefix)
+    try:
+        yield transaction
+        await transaction._tell()
+    except BaseException:
+        await _retract(state, transaction.id)
+        raise
+    state.join.cast(transaction.id)
+
+
+async def _retract(state: State, part: bytes) -> None:
+    """Undo a part, also when cancelled. A transaction that has ended meanwhile has nothing to undo."""
+    with trio.CancelScope(shield=True), suppress(Aborted):
+        await state.retract(part)
+
+
 def open_transaction(
     state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, deadline: float
 ) -> AbstractAsyncContextManager[Transaction[T]]:
     """See `Keyspace.transaction`."""
+    call = current_or_none()
+    if call is not None and call.transaction is not None:
+        return _within(state, encode, decode, prefix, call.transaction)
     return _opened(state, encode, decode, prefix, deadline)
 
 
@@ -174,13 +202,16 @@ class _Shared:
             )
         self._in_hand = method.label
         try:
-            mark = await self._transaction.savepoint()
+            state, part = self._transaction.state, await self._transaction.part()
             try:
-                return await self._inner.call(method, payload, options)
+                reply = await self._inner.call(
+                    method, payload, msgspec.structs.replace(options, transaction=part)
+                )
             except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._transaction.state.undo(self._transaction.id, mark)
+                await _retract(state, part)
                 raise
+            state.join.cast(part)
+            return reply
         finally:
             self._in_hand = ""
 

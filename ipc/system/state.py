@@ -236,7 +236,21 @@ class State(Interface):
     @call("write", idempotent=True)
     def undo(self, transaction: bytes, savepoint: int) -> None:
         """Forgets what was written since the savepoint. What was read stays in the read set: a decision may
-        rest on it."""
+        rest on it. In a part, only what was written since it began."""
+
+    @call("write")
+    def share(self, transaction: bytes) -> bytes:
+        """A part of the transaction, for one call of another server: 16 random bytes, with which the callee reads
+        and writes in it until the part is ended by whoever made it. A part can be shared further."""
+
+    @call("write", idempotent=True)
+    def join(self, part: bytes) -> None:
+        """Ends a part: what was written in it stays with the transaction."""
+
+    @call("write", idempotent=True)
+    def retract(self, part: bytes) -> None:
+        """Ends a part and forgets what was written since it began. What is still sent with its id gets
+        `Aborted`."""
 
     @call("write", idempotent=True)
     def finish(self, transaction: bytes, reply: bytes = b"", note: str = "") -> Committed:

@@ -226,6 +226,21 @@ class Server(Serves[State]):
     def undo(self, transaction: bytes, savepoint: int) -> None:
         self._transactions.undo(transaction, savepoint)
 
+    @State.share.serve
+    def share(self, transaction: bytes) -> bytes:
+        call = current()
+        return self._transactions.share(transaction, call.badge, call.client)
+
+    @State.join.serve
+    def join(self, part: bytes) -> None:
+        call = current()
+        self._transactions.join(part, call.badge, call.client)
+
+    @State.retract.serve
+    def retract(self, part: bytes) -> None:
+        call = current()
+        self._transactions.retract(part, call.badge, call.client)
+
     @State.finish.serve
     def finish(self, transaction: bytes, reply: bytes = b"", note: str = "") -> Deferred[Committed]:
         call = current()
@@ -248,7 +263,7 @@ class Server(Serves[State]):
                 note,
                 f"{call.client}:{call.request}",
                 call.trace,
-                tuple(taken.parties),
+                taken.parties(),
                 self._keyspaces.reserved(badge),
                 int(call.now() * 1e9),
             )

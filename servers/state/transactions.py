@@ -5,6 +5,11 @@ transactions serialisable, and those that only read never fail others. Nothing i
 `finish`, so a crash leaves nothing behind. A transaction's id is unguessable and is the right to take part;
 each party writes under its own keyspace's right, and only the owner (badge and channel that began it) ends
 it.
+
+Who is called under a transaction gets the id of a *part* of it: unguessable, too, and good for as long as the
+call is in hand. Whoever made the part ends it, either way: it joins, or all that was written since is undone.
+What the callee sends afterwards, because it has not heard that nobody waits for it any more, is refused; and
+it can undo no more than what was written in its part.
 """
 
 import os
@@ -19,12 +24,27 @@ from atoll.ipc.errors import Aborted, BadRequest, Conflict, Overloaded, TooLarge
 from atoll.ipc.system.state import Expect, Item, Page, Range, UnknownTransaction
 
 from .history import History
+from .layout import keyspace_of
 
 ID_SIZE: Final = 16
 OPEN_LIMIT: Final = 256
 """Open transactions of one keyspace at most."""
+PARTS_LIMIT: Final = 256
+"""Parts of one transaction that are in hand at most."""
 LONGEST: Final = 3600.0
 """Seconds a transaction may stay open at most."""
+
+
+class Part(msgspec.Struct, array_like=True):
+    """What one call that is in hand does in a transaction."""
+
+    start: int
+    """Length of the log when it began."""
+    badge: int
+    client: int
+    """Who made it, and alone ends it."""
+    within: bytes
+    """The part in which it was made; empty: the owner made it."""
 
 
 class Open(msgspec.Struct, array_like=True):
@@ -40,9 +60,14 @@ class Open(msgspec.Struct, array_like=True):
     """Writes in order; a savepoint is a length of it."""
     reads: dict[bytes, int] = {}
     ranges: list[Range] = []
-    parties: list[int] = []
     size: int = 0
     ends: float = 0.0
+    parts: dict[bytes, Part] = {}
+
+    def parties(self) -> tuple[int, ...]:
+        """Keyspaces, besides the owner's, that it writes to."""
+        written = dict.fromkeys(keyspace_of(key) for key, _ in self.log)
+        return tuple(keyspace for keyspace in written if keyspace != self.badge)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -61,6 +86,8 @@ class Transactions:
         self._now = now
         self._new_id = new_id
         self._open: dict[bytes, Open] = {}
+        self._whole: dict[bytes, bytes] = {}
+        """By part, the transaction that it belongs to."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -75,7 +102,7 @@ class Transactions:
             raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
         now = self._now()
         for id in [id for id, transaction in self._open.items() if transaction.ends <= now]:
-            del self._open[id]
+            self._drop(id)
         if sum(transaction.badge == badge for transaction in self._open.values()) >= OPEN_LIMIT:
             raise Overloaded(f"state (open transactions of keyspace {badge})")
         id = self._new_id()
@@ -121,8 +148,6 @@ class Transactions:
             else:
                 transaction.ranges.append(expect)
                 self._grow(transaction, len(expect.start) + len(expect.end))
-        if badge != transaction.badge and badge not in transaction.parties:
-            transaction.parties.append(badge)
         for key, value in writes:
             self._grow(transaction, len(key) + len(value or b""))
             transaction.log.append((key, value))
@@ -131,18 +156,73 @@ class Transactions:
         return len(self._get(id).log)
 
     def undo(self, id: bytes, savepoint: int) -> None:
-        log = self._get(id).log
-        if not 0 <= savepoint <= len(log):
-            raise BadRequest("undo: savepoint", f"one of this transaction, 0 to {len(log)}", str(savepoint))
-        del log[savepoint:]
+        transaction = self._get(id)
+        least = 0 if id in self._open else transaction.parts[id].start
+        if not least <= savepoint <= len(transaction.log):
+            raise BadRequest(
+                "undo: savepoint",
+                f"one of this transaction, {least} to {len(transaction.log)}",
+                str(savepoint),
+            )
+        self._cut(transaction, savepoint)
+
+    def share(self, id: bytes, badge: int, client: int) -> bytes:
+        """A part of a transaction, for one call. Raises `Overloaded` when there are too many."""
+        transaction = self._get(id)
+        if len(transaction.parts) >= PARTS_LIMIT:
+            raise Overloaded(f"state (calls under transaction {id.hex()[:8]})")
+        part = self._new_id()
+        within = b"" if id in self._open else id
+        transaction.parts[part] = Part(len(transaction.log), badge, client, within)
+        self._whole[part] = id if id in self._open else self._whole[id]
+        return part
+
+    def join(self, part: bytes, badge: int, client: int) -> None:
+        """The call has been answered: what was written in its part stays, and nothing more is."""
+        transaction, _ = self._made(part, badge, client)
+        self._end(transaction, part)
+
+    def retract(self, part: bytes, badge: int, client: int) -> None:
+        """The call has come to nothing: what was written since its part began is undone, and nothing more is
+        written there."""
+        transaction, made = self._made(part, badge, client)
+        self._cut(transaction, made.start)
+        self._end(transaction, part)
+
+    def _made(self, part: bytes, badge: int, client: int) -> tuple[Open, Part]:
+        transaction = self._get(part)
+        made = transaction.parts.get(part)
+        if made is None or (made.badge, made.client) != (badge, client):
+            raise UnknownTransaction("this is no part of a transaction, or one that another client made")
+        return transaction, made
+
+    def _cut(self, transaction: Open, length: int) -> None:
+        """Undoes all but so many writes. Parts that began later have nothing left to write to."""
+        del transaction.log[length:]
+        for part in [part for part, made in transaction.parts.items() if made.start > length]:
+            self._end(transaction, part)
+
+    def _end(self, transaction: Open, part: bytes) -> None:
+        """A part, and those made in it, take no more. One that was ended with another is no error."""
+        if transaction.parts.pop(part, None) is not None:
+            del self._whole[part]
+            for inner in [other for other, made in transaction.parts.items() if made.within == part]:
+                self._end(transaction, inner)
+
+    def _drop(self, id: bytes) -> Open:
+        transaction = self._open.pop(id)
+        for part in transaction.parts:
+            del self._whole[part]
+        return transaction
 
     def take(self, id: bytes, badge: int, client: int) -> Open:
         """Ends a transaction and returns it, for its owner to commit or to forget."""
         transaction = self._get(id)
+        if id not in self._open:
+            raise UnknownTransaction("this is a part of a transaction")
         if (transaction.badge, transaction.client) != (badge, client):
             raise UnknownTransaction("this transaction was begun by another client")
-        del self._open[id]
-        return transaction
+        return self._drop(id)
 
     def hand_over(self) -> bytes:
         """All open transactions, for the next version of the server."""
@@ -156,15 +236,22 @@ class Transactions:
         for id, transaction in _decoder.decode(state).items():
             transaction.ends = now + transaction.seconds
             self._open[id] = transaction
+            for part in transaction.parts:
+                self._whole[part] = id
 
     def _get(self, id: bytes) -> Open:
+        """The transaction of an id, or of a part of it."""
         if len(id) != ID_SIZE:
             raise UnknownTransaction(f"a transaction's id has {ID_SIZE} bytes, this one {len(id)}")
-        transaction = self._open.get(id)
+        whole = self._whole.get(id, id)
+        transaction = self._open.get(whole)
         if transaction is None:
-            raise Aborted(f"transaction {id.hex()[:8]}", "it has ended, or the store was restarted meanwhile")
+            raise Aborted(
+                f"transaction {id.hex()[:8]}",
+                "it has ended, or the call that it was shared with has, or the store was restarted meanwhile",
+            )
         if transaction.ends <= self._now():
-            del self._open[id]
+            self._drop(whole)
             raise Aborted(
                 f"transaction {id.hex()[:8]}", f"its deadline of {transaction.seconds:g} s has passed"
             )

@@ -28,6 +28,18 @@ class Ledger(Interface):
     def past(self, key: str) -> list[int]:
         """Its values, newest first."""
 
+    @call("write")
+    def join_in(self, key: str, value: int) -> None:
+        """Writes, under the transaction of the call if it has one."""
+
+    @call("write")
+    def put_and_die(self, key: str, value: int) -> None:
+        """Writes so, and ends before it answers."""
+
+    @call("write")
+    def put_and_wait(self, key: str, value: int) -> None:
+        """Writes so, and does not answer; goes on writing when it hears that nobody waits."""
+
     @stream("read", position=int)
     def entries(self, after: int = 0) -> Entry:
         """What is written after a revision."""

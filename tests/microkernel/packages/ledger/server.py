@@ -1,7 +1,12 @@
 """Keeps nothing in memory."""
 
+import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
+import trio
+
+from atoll.ipc.errors import Aborted
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.serve import Serves
 
@@ -33,6 +38,25 @@ class Server(Serves[Ledger]):
     @Ledger.past.serve
     async def past(self, key: str) -> list[int]:
         return [row.value or 0 for row in await self.rows.history(key)]
+
+    @Ledger.join_in.serve
+    async def join_in(self, key: str, value: int) -> None:
+        async with self.rows.transaction() as tx:
+            tx.put(key, value)
+
+    @Ledger.put_and_die.serve
+    async def put_and_die(self, key: str, value: int) -> None:
+        await settled(self.rows.put(key, value))
+        os._exit(3)
+
+    @Ledger.put_and_wait.serve
+    async def put_and_wait(self, key: str, value: int) -> None:
+        await settled(self.rows.put(key, value))
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True), suppress(Aborted):
+                await settled(self.rows.put(f"{key} late", value))
 
     @Ledger.entries.serve
     async def entries(self, after: int = 0) -> AsyncIterator[Entry]:
