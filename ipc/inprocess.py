@@ -365,16 +365,11 @@ class Host:
         if hasattr(source, "__aiter__"):
             async with aclosing(source):
                 async for item in source:
-                    await stream.credit()
-                    stream.deliver([item])
+                    await stream.deliver([item])
         else:
             try:
-                while True:
-                    await stream.credit()
-                    items = list(itertools.islice(source, min(stream.sender.left, RECORD_ITEMS)))
-                    if not items:
-                        break
-                    stream.deliver(items)
+                while items := list(itertools.islice(source, RECORD_ITEMS)):
+                    await stream.deliver(items)
                     await trio.lowlevel.checkpoint()
             finally:
                 source.close()

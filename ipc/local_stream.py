@@ -8,7 +8,7 @@ from .changes import Signal
 from .codec import MethodSpec
 from .errors import Aborted, AtollError, TooLarge
 from .limits import MAX_PAYLOAD
-from .streams import Receiver, Sender
+from .streams import Receiver, Sender, total
 
 if TYPE_CHECKING:
     from .inprocess import Host, Request
@@ -34,13 +34,21 @@ class LocalStream:
     # the server's side
     # -----------------------------------------------------------------------------------------------
 
-    async def credit(self) -> None:
-        """Wait until an item may be sent to the client."""
-        await self._changed.wait(lambda: self.sender.left > 0)
+    async def deliver(self, items: list[bytes]) -> None:
+        """Give items to the client, as far as it has granted credit; wait until it has for the rest."""
 
-    def deliver(self, items: list[bytes]) -> None:
-        self.sender.send(len(items))
-        self.receiver.arrive(len(items))
+        def ready() -> bool:
+            return self._over or self.sender.affords(items) > 0
+
+        while items and not self._over:
+            await self._changed.wait(ready)
+            count = self.sender.affords(items)
+            self._pass(items[:count])
+            items = items[count:]
+
+    def _pass(self, items: list[bytes]) -> None:
+        self.sender.send(total(items))
+        self.receiver.arrive(total(items))
         self._queue.append(items)
         self._changed.notify()
 
@@ -64,11 +72,11 @@ class LocalStream:
         if not self._queue:
             raise StopAsyncIteration
         (item,) = self._queue.popleft()
-        self._grant(1)
+        self._grant([item])
         return item
 
-    def _grant(self, count: int) -> None:
-        limit = self.receiver.take(count)
+    def _grant(self, items: list[bytes]) -> None:
+        limit = self.receiver.take(total(items))
         if limit is not None:
             self.sender.grant(limit)
             self._changed.notify()
@@ -91,7 +99,7 @@ class LocalStream:
     def _next(self) -> list[bytes] | None:
         if self.spec.kind == "stream" and self._queue:
             items = self._queue.popleft()
-            self._grant(len(items))
+            self._grant(items)
             return items
         if self._error is not None:
             raise self._error
@@ -102,25 +110,22 @@ class LocalStream:
 
     def send_now(self, item: bytes) -> None:
         context.forbid_blocking(self.spec.label)
-        self._changed.block(self._writable)
+        self._changed.block(lambda: self._writable(item))
         self._put(item)
 
     async def send(self, item: bytes) -> None:
-        await self._changed.wait(self._writable)
+        await self._changed.wait(lambda: self._writable(item))
         self._put(item)
 
-    def _writable(self) -> bool:
-        return self._over or self.sender.left > 0
+    def _writable(self, item: bytes) -> bool:
+        return self._over or self.sender.affords([item]) > 0
 
     def _put(self, item: bytes) -> None:
         if len(item) > MAX_PAYLOAD:
             raise TooLarge(f"an item of {self.spec.label}", len(item), MAX_PAYLOAD)
         if self._over:
             raise self._error or Aborted(self.spec.label, "its handler ended before it took all items")
-        self.sender.send()
-        self.receiver.arrive()
-        self._queue.append([item])
-        self._changed.notify()
+        self._pass([item])
 
     def finish(self) -> None:
         self._finished = True

@@ -1,26 +1,42 @@
 """Credits: how far a sender of items may be ahead of their receiver. No transport in here, only the counting.
 
-Items are numbered from 0 in each direction of a stream. The receiver grants a *limit*, the number of the
-first item that may not be sent yet; opening the stream grants the first window. A limit is absolute and never
+An item costs credit by its size (`cost`), so that a window bounds both how many items lie between the two and
+how many bytes. What was sent is counted from 0 in each direction of a stream. The receiver grants a *limit*,
+the count that may not be passed; opening the stream grants the first window. A limit is absolute and never
 falls, so one that is lost, doubled or late does no harm. Once half the window has been taken the receiver
 grants again: one record for many items.
 
-Invariants: sent <= limit, received <= granted, granted - taken <= window. Hence at most a window of items
-lies between the two, and a sender whose items have all been taken always has credit left: no stream waits for
-both ends.
+Invariants: sent <= limit, received <= granted, granted - taken <= window. Hence at most a window lies between
+the two; and a sender whose items have all been taken has at least half a window left, which is what the
+dearest item costs: no stream waits for both ends.
 """
+
+from collections.abc import Sequence
 
 from .errors import PeerMisbehaved
 
 WINDOW = 256
-"""Items that may be under way in one direction. Both sides know it."""
+"""Credit that may be under way in one direction. Both sides know it."""
+
+CREDIT_BYTES = 4096
+"""Bytes of an item that one credit pays for: a window is 256 small items, 1 MiB, or two items of any size."""
 
 RECORD_ITEMS = 64
 """Items that a sender puts into one record at most."""
 
 
+def cost(item: bytes, window: int = WINDOW) -> int:
+    """What an item costs: a credit for every 4 KiB begun, one at least, half a window at most."""
+    return min(1 + max(0, len(item) - 1) // CREDIT_BYTES, max(1, window // 2))
+
+
+def total(items: Sequence[bytes], window: int = WINDOW) -> int:
+    """What several items cost together."""
+    return sum([cost(item, window) for item in items])
+
+
 class Sender:
-    """The side that sends items."""
+    """The side that sends items. `sent` has one writer, `limit` another: they may be two threads."""
 
     __slots__ = ("limit", "sent", "where", "window")
 
@@ -32,27 +48,37 @@ class Sender:
 
     @property
     def left(self) -> int:
-        """How many items may be sent now."""
+        """How much may be spent now."""
         return self.limit - self.sent
 
-    def send(self, count: int = 1) -> None:
-        """Count items as sent. RuntimeError without credit: the caller waits for `left` first."""
-        if count > self.left:
+    def affords(self, items: Sequence[bytes]) -> int:
+        """How many of these items, from the first on, there is credit for."""
+        left = self.left
+        for place, item in enumerate(items):
+            left -= cost(item, self.window)
+            if left < 0:
+                return place
+        return len(items)
+
+    def send(self, price: int) -> None:
+        """Spend it, before the items leave: what is granted for them may come at once. RuntimeError without credit: the
+        caller waits for `left` first."""
+        if price > self.left:
             raise RuntimeError(
-                f"{self.where}: {count} items to send and credit for {self.left}: wait for credit"
+                f"{self.where}: items for {price} to send and credit for {self.left}: wait for credit"
             )
-        self.sent += count
+        self.sent += price
 
     def grant(self, limit: int) -> None:
         """Take a limit from the receiver. `PeerMisbehaved` if it grants more than a window beyond what was
         sent."""
         if limit > self.sent + self.window:
-            raise PeerMisbehaved(self.where, f"credit up to {limit} when {self.sent} items were sent")
+            raise PeerMisbehaved(self.where, f"credit up to {limit} when {self.sent} was spent")
         self.limit = max(self.limit, limit)
 
 
 class Receiver:
-    """The side that takes items."""
+    """The side that takes items. `received` has one writer, the others another: they may be two threads."""
 
     __slots__ = ("granted", "received", "taken", "where", "window")
 
@@ -63,19 +89,21 @@ class Receiver:
         self.received = 0
         self.taken = 0
 
-    def arrive(self, count: int = 1) -> None:
+    def arrive(self, price: int) -> None:
         """Count items as arrived. `PeerMisbehaved` if there was no credit for them."""
-        if count < 0 or self.received + count > self.granted:
-            raise PeerMisbehaved(self.where, f"{count} items with credit for {self.granted - self.received}")
-        self.received += count
-
-    def take(self, count: int = 1) -> int | None:
-        """Count items as consumed. The limit to grant now, or None while less than half a window is free."""
-        if self.taken + count > self.received:
-            raise RuntimeError(
-                f"{self.where}: {count} items taken of {self.received - self.taken} that are there"
+        if price < 0 or self.received + price > self.granted:
+            raise PeerMisbehaved(
+                self.where, f"items for {price} with credit for {self.granted - self.received}"
             )
-        self.taken += count
+        self.received += price
+
+    def take(self, price: int) -> int | None:
+        """Count items as consumed. The limit to grant now, or None while less than half a window is free."""
+        if self.taken + price > self.received:
+            raise RuntimeError(
+                f"{self.where}: items for {price} taken of {self.received - self.taken} that are there"
+            )
+        self.taken += price
         limit = self.taken + self.window
         if 2 * (limit - self.granted) < self.window:
             return None

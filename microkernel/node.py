@@ -86,6 +86,12 @@ class LoopHost:
     def alive(self, wait: float = 0.0) -> bool:
         return True
 
+    def looping(self) -> bool:
+        return True
+
+    def owing(self, pending: Any) -> None:
+        """The loop looks for room, too."""
+
     def sent(self) -> None:
         """The loop looks at every channel."""
 

@@ -65,6 +65,8 @@ static void begin(struct atoll_channel *channel, uint64_t base) {
     }
     bulk_begin(&channel->bulk_out, channel->bulk_out.data, channel->bulk_size);
     channel->bulk_barred = 0;
+    channel->starved = 0;
+    store_relaxed(&channel->own->wants_room, 0);
 }
 
 /* The private half of a channel, mapped; nothing in shared memory has been written. NULL and errno on
@@ -272,6 +274,9 @@ int64_t channel_fail(struct atoll_channel *channel, const char *check) {
     return R_MISBEHAVED;
 }
 
+uint32_t atoll_channel_epoch(atoll_channel *channel) {
+    return channel->epoch;
+}
 const char *atoll_channel_fault(atoll_channel *channel) {
     return channel->fault;
 }
@@ -304,8 +309,8 @@ static int bulk_room(struct atoll_channel *channel, uint32_t length, uint64_t *o
     return *offset == UINT64_MAX ? R_FULL : 0;
 }
 
-int channel_produce(struct atoll_channel *channel, struct header *header, const void *context,
-                    const void *payload) {
+static int produce(struct atoll_channel *channel, struct header *header, const void *context,
+                   const void *payload) {
     struct producer *ring = &channel->out[header->lane];
     uint32_t length = header->length, inline_length = length;
     uint64_t offset = 0;
@@ -339,6 +344,47 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
     channel->counters.sent++;
     channel->counters.bytes_sent += length;
     return 0;
+}
+
+/*
+ * Waiting for room is waiting for a record turned round: this end says that it wants room, fences, and tries
+ * once more; the peer frees room, fences, and looks whether it is wanted (channel_freed, wake). One of the
+ * two sees the other's store. Before it sleeps this end looks once more, too (channel_room).
+ */
+int channel_produce(struct atoll_channel *channel, struct header *header, const void *context,
+                    const void *payload) {
+    int result = produce(channel, header, context, payload);
+    if (result == R_FULL) {
+        for (uint32_t lane = 0; lane < channel->lanes; lane++)
+            channel->starved_at[lane] = load_relaxed(&channel->out[lane].consumed->position);
+        channel->starved = 1;
+        store_relaxed(&channel->own->wants_room, 1);
+        /* Pairs with the fences in channel_freed and wake: our word before our second look at the room. */
+        fence_store_load();
+        result = produce(channel, header, context, payload);
+    }
+    return result;
+}
+
+int channel_room(struct atoll_channel *channel, int take) {
+    int changed = 0;
+    for (uint32_t lane = 0; channel->starved && lane < channel->lanes; lane++)
+        changed |= load_relaxed(&channel->out[lane].consumed->position) != channel->starved_at[lane];
+    if (changed && take) {
+        channel->starved = 0;
+        store_relaxed(&channel->own->wants_room, 0);
+    }
+    return changed;
+}
+
+void channel_freed(struct atoll_channel *channel) {
+    if (!channel->freed)
+        return;
+    channel->freed = 0;
+    /* Pairs with the fence in channel_produce: our index before our look at the word. */
+    fence_store_load();
+    if (load_relaxed(&channel->peer->wants_room))
+        channel_wake(channel);
 }
 
 int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *header) {
@@ -380,6 +426,7 @@ void channel_take(struct atoll_channel *channel, uint32_t lane, const struct hea
     else
         ring_copy(ring, body, payload, header->length);
     ring_finish(ring, ring_record(header->flags, header->flags & FLAG_BULK ? 0 : header->length));
+    channel->freed = 1;
     channel->counters.received++;
     channel->counters.bytes_received += header->length;
 }

@@ -13,7 +13,7 @@
 /* Results of calls on a channel; what is not negative is (kind << 32 | length). Mirrored in
  * native/__init__.py. */
 enum result {
-    R_AGAIN = -1,      /* nothing yet: look at signals and at the kernel, then come again */
+    R_AGAIN = -1,      /* nothing yet: look at signals, the kernel, what waits for room, then come again */
     R_FULL = -2,       /* no room in the ring or the bulk half until the peer consumes */
     R_TOO_LARGE = -3,  /* more than a channel carries: use a stream or a grant */
     R_EPOCH = -4,      /* the server was replaced after a crash: atoll_channel_renew */
@@ -54,6 +54,9 @@ struct atoll_channel {
     int just_woke;  /* the last send had to wake the peer: it needs longer than usual */
     int bell_due;   /* records were written whose wake-up is put off to the end of the batch */
     int deaf;       /* DEAF_*, not 0: the doorbell's other end was shut, and will not ring again */
+    int starved;    /* a record found no room, and nobody has been told of any since */
+    uint64_t starved_at[LANES_MOST]; /* where the peer's indices stood then */
+    int freed;                       /* records were taken, and the peer has not been looked at since */
     /* Only the receive loop touches these. */
     uint32_t number, turn;
     int client_role, active, held;
@@ -92,6 +95,12 @@ int channel_peek(struct atoll_channel *channel, uint32_t lane, struct header *he
 /* Copies payload and context of the record that channel_peek approved, and gives its ring bytes back. */
 void channel_take(struct atoll_channel *channel, uint32_t lane, const struct header *header,
                   unsigned char *payload, unsigned char *context);
+
+/* Has the peer freed room since a record found none? `take`: whoever asks writes what waits for it. */
+int channel_room(struct atoll_channel *channel, int take);
+
+/* The end of a batch of channel_take: wakes the peer if it sleeps and wants the room. */
+void channel_freed(struct atoll_channel *channel);
 
 /* Is there a record on any lane? */
 int channel_pending(const struct atoll_channel *channel);

@@ -39,7 +39,8 @@ uint64_t atoll_reserve_requests(atoll_channel *channel, uint32_t count) {
 }
 
 /* Under `sending`. `request` 0 takes the next number. Returns 0 or R_*; `end` is the position behind the
- * record. */
+ * record, a multiple of LINE, plus the epoch modulo LINE: in which of two epochs a record was written cannot
+ * be told from positions alone, since each starts at a base of its own. */
 static int send_locked(struct atoll_channel *channel, const atoll_site *site, uint64_t *request,
                        const char *payload, uint32_t length, uint64_t deadline, uint64_t trace,
                        const char *context, uint64_t *end) {
@@ -62,7 +63,7 @@ static int send_locked(struct atoll_channel *channel, const atoll_site *site, ui
                             .trace = trace};
     int result = channel_produce(channel, &header, context, payload);
     if (!result)
-        *end = channel->out[site->lane].position;
+        *end = channel->out[site->lane].position | (channel->epoch & (LINE - 1));
     return result;
 }
 
@@ -109,12 +110,14 @@ int64_t atoll_receive(atoll_channel *channel) {
         channel_take(channel, lane, &header, channel->buffer, message->context);
         return (int64_t)header.kind << 32 | header.length;
     }
+    channel_freed(channel);
     return R_AGAIN;
 }
 
 int atoll_arm(atoll_channel *channel) {
+    channel_freed(channel);
     park_announce(channel->own, PARK_DOORBELL);
-    if (!channel_pending(channel) && !channel_noticed(channel))
+    if (!channel_pending(channel) && !channel_noticed(channel) && !channel_room(channel, 1))
         return 1;
     park_over(channel->own);
     return 0;
@@ -235,6 +238,10 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
             park_over(channel->own);
             continue;
         }
+        if (channel_room(channel, 1)) {
+            park_over(channel->own);
+            return R_AGAIN;
+        }
         channel->counters.parks++;
         int error = park_futex(channel->own, until && until < now + SLICE ? until : now + SLICE);
         park_over(channel->own);
@@ -247,6 +254,7 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
     done:
         waited(channel, began ? clock_now() - began : 0);
         channel->just_woke = 0;
+        channel_freed(channel);
         return result;
     }
 }

@@ -67,7 +67,8 @@ struct side {
     uint32_t parked; /* 0: awake; else how to wake this end, PARK_* */
     uint32_t cpu;
     uint32_t load;
-    uint32_t reserved[13];
+    uint32_t wants_room; /* not 0: a record of this end found no room; who frees some wakes this end */
+    uint32_t reserved[12];
 };
 _Static_assert(sizeof(struct side) == LINE, "one line a side");
 

@@ -98,10 +98,11 @@ static void activate(struct atoll_loop *loop, struct atoll_channel *channel) {
     loop->active[loop->active_count++] = channel;
 }
 
-/* Arms one channel: 1 if it now sleeps, 0 if a message came in between (it stays active). */
+/* Arms one channel: 1 if it now sleeps, 0 if a message or room came in between (it stays active). */
 static int arm(struct atoll_loop *loop, struct atoll_channel *channel) {
     park_announce(channel->own, PARK_DOORBELL);
-    if (channel_pending(channel) || (channel->client_role && channel_news(channel, 0))) {
+    if (channel_pending(channel) || channel_room(channel, 0) ||
+        (channel->client_role && channel_news(channel, 0))) {
         park_over(channel->own);
         return 0;
     }
@@ -179,9 +180,18 @@ static void bell_later(struct atoll_loop *loop, struct atoll_channel *channel) {
 }
 
 void atoll_loop_flush(atoll_loop *loop) {
-    for (uint32_t i = 0; i < loop->bell_count; i++)
+    for (uint32_t i = 0; i < loop->bell_count; i++) {
         loop->woken |= channel_wake(loop->bells[i]);
+        loop->bells[i]->freed = 0; /* who sleeps was woken, whatever for */
+    }
     loop->bell_count = 0;
+}
+
+/* What was taken of one channel in a row is over: its client is woken now, once for all of it. */
+static void batch_over(struct atoll_loop *loop, struct atoll_channel *channel) {
+    atoll_loop_flush(loop);
+    channel_freed(channel);
+    loop->burst = 0;
 }
 
 static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uint64_t request, uint32_t lane,
@@ -191,6 +201,8 @@ static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uin
     int result = channel_produce(channel, &header, NULL, payload);
     if (!result)
         bell_later(loop, channel);
+    else if (result == R_FULL)
+        activate(loop, channel); /* room is looked for like a message */
     return result;
 }
 
@@ -356,17 +368,19 @@ static uint64_t poll(struct atoll_loop *loop) {
             loop->turn = 0;
         struct atoll_channel *channel = loop->active[loop->turn];
         if (channel->client_role) {
-            if (channel_pending(channel) || channel_news(channel, 1)) {
+            if (channel_pending(channel) || channel_news(channel, 1) || channel_room(channel, 1)) {
                 loop->turn++;
                 loop->idle_said = 0;
                 return op(OP_CLIENT, channel->number, 0);
             }
+        } else if (channel_room(channel, 1)) {
+            loop->turn++;
+            atoll_loop_flush(loop);
+            return op(OP_EXTERNAL, 0, 0);
         } else if (!channel->held && !loop->draining) {
             int lane = next_lane(channel);
-            if (lane >= 0 && loop->burst >= BURST && loop->active_count == 1) {
-                atoll_loop_flush(loop);
-                loop->burst = 0;
-            }
+            if (lane >= 0 && loop->burst >= BURST && loop->active_count == 1)
+                batch_over(loop, channel);
             if (lane >= 0 && loop->burst < BURST) {
                 loop->burst++;
                 uint64_t found = take(loop, channel, (uint32_t)lane);
@@ -376,11 +390,8 @@ static uint64_t poll(struct atoll_loop *loop) {
                 count++; /* its burst is over, it comes again in this pass */
             }
         }
-        if (loop->burst || loop->bell_count) {
-            /* This channel's batch is over: its client is woken now, once for all of it. */
-            atoll_loop_flush(loop);
-            loop->burst = 0;
-        }
+        if (loop->burst || loop->bell_count)
+            batch_over(loop, channel);
         if (++channel->quiet > QUIET_POLLS && loop->active_count > 1 && !channel_pending(channel) &&
             arm(loop, channel))
             continue;
@@ -429,7 +440,8 @@ static int park(struct atoll_loop *loop) {
         park_announce(channel->own, PARK_DOORBELL);
         /* A server that died rings like one that replied: what the kernel says of it is news, too. */
         int pending = channel_pending(channel) || (channel->client_role && channel_news(channel, 0));
-        if (pending && !(channel->held || (loop->draining && !channel->client_role))) {
+        if (channel_room(channel, 0) ||
+            (pending && !(channel->held || (loop->draining && !channel->client_role)))) {
             park_over(channel->own);
             return 0; /* those armed so far stay armed: their doorbells are in the epoll */
         }

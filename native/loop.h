@@ -32,7 +32,7 @@ enum op {
     OP_LATE,       /* index: the deadline had passed when it was taken */
     OP_MISBEHAVED, /* index = channel number: see atoll_channel_fault */
     OP_CLIENT,     /* index = channel number: replies for a channel we are the client of */
-    OP_EXTERNAL,   /* the event loop has something to do, or the time is up */
+    OP_EXTERNAL,   /* the event loop has something to do, a reply has room again, or the time is up */
     OP_IDLE,       /* every ring is drained: once, before the loop waits */
     OP_FULL,       /* the reply did not fit: keep it, hold the channel, try again */
     OP_GATED,      /* the kernel has closed the gate */

@@ -126,5 +126,7 @@ int doorbell_drain(int doorbell) {
         got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT);
         left -= (int)got;
     } while (got > 0 && left > 0);
+    if (got > 0) /* and once more: behind the last byte may be the end, which no further edge tells of */
+        got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT);
     return got == 0 ? -1 : 0;
 }

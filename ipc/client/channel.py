@@ -1,7 +1,8 @@
 """The client end of a channel: requests in hand, routing of replies, recovery after a server's death. (Raw cffi.)
 
 Every request but the quickest is a `Pending` here, kept with its payload until its reply is in: when the server dies, what
-the dead one never took, and what may be repeated, is sent again; the rest ends with `PeerDied`, outcome unknown.
+the dead one never took, and what may be repeated, is sent again; the rest ends with `PeerDied`, outcome unknown. What is
+written, and what of it is sent again, is outbox.py's.
 
 Who receives. Replies of all requests come out of the same rings, so at any time one thread receives for everybody. It
 holds `receiving` while it is inside the C core; it routes what is not its own. A thread that cannot have the lock waits
@@ -9,11 +10,11 @@ for its reply or for its turn. An event loop takes the lock only for the moment 
 leaves while requests are open.
 """
 
+import contextlib
 import mmap
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
@@ -37,6 +38,7 @@ from atoll.native import Kind, Result, ffi, lib
 
 from . import forking
 from .host import Host
+from .outbox import MARK, Outbox
 from .pending import NANOSECONDS, Pending, Site
 from .stream import ChannelStream
 
@@ -49,7 +51,8 @@ DRAIN_MOST = 4096
 SEND_PATIENCE = 5.0
 """Seconds a call waits for room in a full ring before it is `Overloaded`."""
 LOOP_PATIENCE = 0.02
-"""The same in a server, whose loop stands meanwhile: a server that is frozen must not halt those that call it."""
+"""The same on the thread of an event loop, which stands meanwhile: a server that is frozen must not halt those that call
+it."""
 DYING = 0.1
 """Seconds within which a kernel that has closed its descriptors is seen to have ended."""
 REPLY = int(Kind.REPLY)
@@ -106,8 +109,9 @@ class ClientChannel:
         self.calls = self.casts = self.streams = self.faults = 0
         self.waited = 0
         self._turns: list[threading.Event] = []
-        self.owed: deque[tuple[Pending, Any]] = deque()
-        """What must be sent again and has had no room yet, in order, each with its site. Whoever holds `receiving` pays."""
+        self.unarmed = False
+        """An event loop may sleep without a ring to come: whoever receives now kicks it when it leaves."""
+        self.outbox = Outbox(self.c, opened.epoch, self.pending, self._lose)
         forking.watch(self)
 
     def forked(self) -> None:
@@ -131,8 +135,9 @@ class ClientChannel:
         number: int = 0,
         seconds: float | None = None,
         stream: Callable[["Pending"], ChannelStream] | None = None,
+        waits: bool = False,
     ) -> Pending:
-        """Send a call and keep it until its reply is in. Raises what keeps it from being sent."""
+        """Send a call and keep it until its reply is in. Raises what keeps it from being sent. `waits`: see `_send`."""
         pending = Pending(self, site, payload, until, trace, context)
         pending.number = number or next(self._numbers, 0) or self._more_numbers()
         pending.seconds = seconds
@@ -140,7 +145,7 @@ class ClientChannel:
             pending.stream = stream(pending)
         self.pending[pending.number] = pending
         try:
-            self._send(pending, site.again if number else site.c)
+            self._send(pending, site.again if number else site.c, waits)
         except BaseException:
             self.pending.pop(pending.number, None)
             raise
@@ -151,10 +156,13 @@ class ClientChannel:
         pending = Pending(self, site, payload, 0, 0, None)
         number = pending.number = next(self._numbers, 0) or self._more_numbers()
         self.pending[number] = pending
-        straight = self.failed is None and not self.owed
+        outbox = self.outbox
+        straight = self.failed is None and not outbox.owed
         end = lib.atoll_post(self.c, site.c, number, payload, len(payload)) if straight else -1
         if end >= 0:
             pending.end = end
+            if end & MARK in outbox.dead:
+                outbox.note(pending, end)
             return pending
         try:  # whatever keeps it from being sent, `_send` meets it again and deals with it
             self._send(pending, site.c)
@@ -169,12 +177,16 @@ class ClientChannel:
         self._numbers = iter(range(first + 1, first + NUMBERS))
         return first
 
-    def _send(self, pending: Pending, site: Any) -> None:
+    def _send(self, pending: Pending, site: Any, waits: bool = False) -> None:
+        """Write a request. Without room: owe it if its caller `waits` for the reply without halting its thread; else wait
+        for room, and then it is `Overloaded`."""
         give_up = 0
         while True:
-            if self.failed is not None and not self._opened_again():
-                raise copy(self.failed)  # a fresh one: a traceback grows with each raise
-            result = self._put(pending, site) if not self.owed else int(Result.FULL)
+            self._reopen()
+            if waits:
+                result = self.outbox.put_or_owe(pending, site)
+            else:
+                result = self.outbox.put(pending, site) if not self.outbox.owed else int(Result.FULL)
             if result >= 0:
                 lib.atoll_ring_bell(self.c)
                 return
@@ -182,7 +194,7 @@ class ClientChannel:
                 self.trouble(result, pending.site.spec, len(pending.payload))
                 continue
             now = time.monotonic_ns()
-            patience = LOOP_PATIENCE if self.bound_to_loop else SEND_PATIENCE
+            patience = LOOP_PATIENCE if self.host.looping() else SEND_PATIENCE
             give_up = min(filter(None, (give_up, pending.until, now + int(patience * NANOSECONDS))))
             if now >= give_up:
                 raise Overloaded(f"the channel to {self.peer}")
@@ -191,82 +203,44 @@ class ClientChannel:
                 self._look_at_kernel()  # a dead node makes no room
                 time.sleep(0.0002)
 
-    def _put(self, pending: Pending, site: Any) -> int:
-        """Write the request into its ring; negative: a `Result`."""
-        result: int = lib.atoll_send(
-            self.c,
-            site,
-            pending.number,
-            pending.payload,
-            len(pending.payload),
-            pending.until,
-            pending.trace,
-            ffi.NULL if pending.context is None else pending.context,
-        )
-        if result >= 0:
-            pending.end = result
-        return result
-
-    def _pay(self) -> None:
-        """Send again what is owed, as far as there is room; replies that are taken make more. Holds `receiving`."""
-        while self.owed:
-            pending, site = self.owed[0]
-            if self.pending.get(pending.number) is pending:
-                result = self._put(pending, site)
-                if result == Result.MISBEHAVED:
-                    self.misbehaved()
-                if result < 0:
-                    break  # no room, or news of the server: then all of it is looked at again
-            self.owed.popleft()
-        lib.atoll_ring_bell(self.c)
+    def _reopen(self) -> None:
+        """Raise why the channel has ended, unless its server was started again meanwhile."""
+        if self.failed is not None and not self._opened_again():
+            raise copy(self.failed)  # a fresh one: a traceback grows with each raise
 
     def cast(self, site: Site, payload: bytes, until: int, trace: int, context: bytes | None) -> None:
         """Send without a request of our own; `Overloaded` if there is no room: a cast is at most once."""
         while True:
-            if self.failed is not None and not self._opened_again():
-                raise copy(self.failed)  # a fresh one: a traceback grows with each raise
-            result = lib.atoll_send(
-                self.c,
-                site.c,
-                0,
-                payload,
-                len(payload),
-                until,
-                trace,
-                ffi.NULL if context is None else context,
-            )
+            self._reopen()
+            result = int(Result.FULL)
+            if not self.outbox.owed:
+                block = ffi.NULL if context is None else context
+                result = lib.atoll_send(self.c, site.c, 0, payload, len(payload), until, trace, block)
+            lib.atoll_ring_bell(self.c)
             if result >= 0:
                 self.casts += 1
-                lib.atoll_ring_bell(self.c)
                 return
             if result == Result.FULL:
-                lib.atoll_ring_bell(self.c)
                 raise Overloaded(f"the channel to {self.peer}")
             self.trouble(result, site.spec, len(payload))
 
-    def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> bool:
-        """Send a record that belongs to a request in hand (item, end, credit, cancel). False: no room now."""
-        old = pending.site.c
-        site = ffi.new(
-            "atoll_site *",
-            {
-                "method": old.method,
-                "slot": old.slot,
-                "generation": old.generation,
-                "lane": old.lane,
-                "kind": int(kind),
-            },
-        )
-        result = lib.atoll_send(
-            self.c, site, pending.number, payload, len(payload), 0, pending.trace, ffi.NULL
-        )
-        if result == Result.TOO_LARGE:
-            raise TooLarge(
-                f"an item of {pending.site.spec.label}", len(payload), lib.atoll_channel_limit(self.c)
-            )
-        lib.atoll_ring_bell(self.c)
-        # A restarted server knows nothing of this request: the pending table ends it, not this record.
-        return bool(result != Result.FULL)
+    def withdraw(self, pending: Pending) -> None:
+        """Tell the server that nobody waits for this request any more. Whoever might receive, and so pay, is gone, too."""
+        self.outbox.control(pending, Kind.CANCEL)
+        if self.outbox.owed:
+            self.host.owing(pending)
+
+    def settle(self, pending: Pending) -> None:
+        """Halt this thread until nothing is owed, for as long as a call waits for room at most. `pending`: a request that is
+        over."""
+        limit = time.monotonic_ns() + int(SEND_PATIENCE * NANOSECONDS)
+        with contextlib.suppress(errors.AtollError):  # the channel has ended: nothing is owed
+            self.block(pending, lambda: not self.outbox.owed, self.outbox.when_paid, limit)
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether something is to come of it yet: a reply, or room for what is owed."""
+        return bool(self.pending or self.outbox.owed)
 
     # receiving --------------------------------------------------------------------------------------------------------
 
@@ -284,10 +258,8 @@ class ClientChannel:
         while count < DRAIN_MOST and (result := lib.atoll_receive(self.c)) >= 0:
             self.route(result)
             count += 1
-        if result == Result.MISBEHAVED:
+        if result == Result.MISBEHAVED or self.outbox.pay() == Result.MISBEHAVED:
             self.misbehaved()
-        if self.owed:
-            self._pay()
         return count
 
     def route_current(self) -> None:
@@ -298,12 +270,14 @@ class ClientChannel:
         """A copy of what was received last."""
         return self._buffer[:length].tobytes()
 
-    def look(self) -> int:
-        """Awake again: take the ring off the doorbell, `drain`, learn of a new epoch or of the end from the notice."""
+    def look(self, *, arms: bool = False) -> int:
+        """Awake again: take the ring off the doorbell, `drain`, learn of a new epoch or of the end from the notice. `arms`:
+        an event loop looks, which arms again."""
         if not self.receiving.acquire(blocking=False):
             return 0
         try:
             if not self.bound_to_loop:
+                self.unarmed = self.unarmed or not arms
                 lib.atoll_disarm(self.c)
             count = self._drain()
             if self.failed is None and count < DRAIN_MOST:
@@ -323,7 +297,8 @@ class ClientChannel:
         """Whoever stops receiving, or does not use its turn, sees to it that somebody receives for the rest."""
         if self._turns:
             self._turns.pop(0).set()
-        elif self.pending or self.bound_to_loop:
+        elif self.bound_to_loop or (self.unarmed and self.open_ended):
+            self.unarmed = False
             self.host.kick(self.number)
 
     def route(self, result: int) -> None:
@@ -345,11 +320,13 @@ class ClientChannel:
                     stream.arrived(_items.decode(payload))
                 except msgspec.DecodeError:
                     self.misbehaved("items")
+                except PeerMisbehaved:
+                    self.misbehaved("items without credit")
                 return
             if kind == Kind.CREDIT:
                 try:
                     stream.credited(_credit.decode(payload))
-                except msgspec.DecodeError:
+                except (msgspec.DecodeError, PeerMisbehaved):
                     self.misbehaved("credit")
                 return
         elif kind in (Kind.ITEM, Kind.CREDIT, Kind.END):
@@ -399,6 +376,7 @@ class ClientChannel:
                     self.expire(pending)
                 break
             if self.receiving.acquire(blocking=False):
+                self.unarmed = True  # threads sleep on the same word
                 try:
                     self._receive_for(pending, over, until)
                     if self.pending and self.failed is None:
@@ -423,8 +401,8 @@ class ClientChannel:
             result = lib.atoll_wait(self.c, pending.number, until)
             if result >= 0 or result == Result.OTHER:
                 self.route_current()
-                if self.owed:
-                    self._pay()
+                if self.outbox.owed:
+                    self.outbox.pay()
                 if until and result == Result.OTHER and time.monotonic_ns() >= until:
                     return  # a server that sends without end keeps nobody past a deadline
             elif result == Result.DEADLINE:
@@ -435,7 +413,7 @@ class ClientChannel:
     def expire(self, pending: Pending) -> None:
         """The deadline has passed: tell the server, end the call."""
         if self.pending.pop(pending.number, None) is not None:
-            self.control(pending, Kind.CANCEL)
+            self.outbox.control(pending, Kind.CANCEL)
             self._end(pending, DeadlineExceeded(pending.site.spec.label, pending.seconds))
 
     # trouble ----------------------------------------------------------------------------------------------------------
@@ -459,6 +437,7 @@ class ClientChannel:
             raise copy(self.failed or PeerMisbehaved(f"the channel to {self.peer}", "unknown check"))
         if result == Result.AGAIN:
             self._look_at_kernel()
+            self.outbox.pay()
             return
         raise errors.InternalFault(f"channel {self.number}", f"the C core answered {result}")
 
@@ -480,42 +459,29 @@ class ClientChannel:
             self.fail(lambda label: PeerDied(label, True), PeerDied(f"a call to {self.peer}", False))
             self._stopped = True
         elif result == 1:
-            self._recover(list(self._taken))
+            self._renewed()
         elif result == Result.AGAIN:
             self._look_at_kernel()  # it is writing the notice, or it died over it
+
+    def _renewed(self) -> None:
+        self.outbox.renewed(lib.atoll_channel_epoch(self.c), list(self._taken))
 
     def _opened_again(self) -> bool:
         """Whether a server that was stopped, or had crashed for good, was started again by a person."""
         if not self._stopped or not self.receiving.acquire(blocking=False):
             return False
         try:  # nobody else may be reading the rings that begin anew
-            opened = lib.atoll_channel_renew(self.c, self._taken) in (0, 1)
-            if opened:
+            result = lib.atoll_channel_renew(self.c, self._taken)
+            if result == 1:
+                self._renewed()
+            if result in (0, 1):
                 self.failed, self._stopped = None, False
-            return opened
+            return result in (0, 1)
         finally:
             self.leave()
 
-    def _recover(self, taken: list[int]) -> None:
-        """A new server has the channel: send again what may be sent again, in the order in which it was sent."""
-
-        def ahead(pending: Pending) -> int:
-            return _distance(pending.end, taken[pending.site.c.lane])
-
-        unsent, self.owed = self.owed, deque()
-        waiting = {pending.number for pending, _ in unsent}
-        sent = [pending for pending in self.pending.values() if pending.number not in waiting]
-        for pending in sorted(sent, key=ahead):
-            spec, stream = pending.site.spec, pending.stream
-            untaken = ahead(pending) > 0
-            if (stream is None and (spec.idempotent or spec.once)) or (
-                untaken and not (stream and stream.began)
-            ):
-                self.owed.append((pending, pending.site.c if untaken else pending.site.again))
-            else:
-                self._end(pending, PeerDied(spec.label, True))
-        self.owed.extend(unsent)  # the server that died last never had them
-        self._pay()
+    def _lose(self, pending: Pending) -> None:
+        self._end(pending, PeerDied(pending.site.spec.label, True))
 
     def _end(self, pending: Pending, error: errors.AtollError) -> None:
         self.pending.pop(pending.number, None)
@@ -535,9 +501,9 @@ class ClientChannel:
     def fail(self, each: Callable[[str], errors.AtollError], later: errors.AtollError) -> None:
         """End the channel: every request in hand gets `each(method)`, every later one `later`."""
         self.failed = later
-        self.owed.clear()
         for pending in list(self.pending.values()):
             self._end(pending, each(pending.site.spec.label))
+        self.outbox.forgive()
 
     def down(self) -> None:
         """The kernel has ended."""
@@ -550,14 +516,17 @@ class ClientChannel:
 
         A thread that receives meanwhile parks on the same word; it kicks the event loop when it leaves.
         """
+        self.unarmed = True  # before we are turned away: who leaves now sees it
         if not self.receiving.acquire(blocking=False):
             return True
         try:
-            return bool(lib.atoll_arm(self.c))
+            self.unarmed = False
+            armed = bool(lib.atoll_arm(self.c))
         finally:
             self.receiving.release()
             if self._turns:
                 self._turns.pop(0).set()  # somebody came while we held the lock
+        return armed and not self.unarmed  # another loop was turned away: what rang for it is for us to take
 
     def statistics(self) -> ChannelStatistics:
         counters = self._counters
@@ -592,9 +561,3 @@ class ClientChannel:
             self._buffer.release()
             lib.atoll_channel_close(self.c)
             self.c = None
-
-
-def _distance(position: int, index: int) -> int:
-    """How far a record that ends at `position` lies behind what `index` says was consumed; 0 or less: it was taken. Both
-    wrap at 64 bits."""
-    return ((position - index + (1 << 63)) & (1 << 64) - 1) - (1 << 63)

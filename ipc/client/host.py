@@ -1,7 +1,10 @@
 """What a channel's client end needs of the process it lives in: a server's loop, or a program outside."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .pending import Pending
 
 
 class Host(Protocol):
@@ -13,6 +16,15 @@ class Host(Protocol):
 
     async def wait(self, subscribe: Callable[[Callable[[], None]], None]) -> None:
         """Suspend the task until the callback handed to `subscribe` is called, receiving meanwhile."""
+        ...
+
+    def looping(self) -> bool:
+        """Whether an event loop runs on this thread, which must not stand for long."""
+        ...
+
+    def owing(self, pending: "Pending") -> None:
+        """A withdrawn request's channel owes records, and perhaps nobody waits for anything any more: see to it that they
+        are sent when there is room."""
         ...
 
     def alive(self, wait: float = 0.0) -> bool:

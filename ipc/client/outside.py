@@ -3,7 +3,8 @@
 Threads that block wait inside the C core and need nothing from here. Tasks of trio or asyncio wait on one epoll descriptor
 that gathers a doorbell a channel, the kernel's pidfd, and a kick for when a thread that received for everybody stops. In
 trio one waiting task leads: it waits on the descriptor and drains for the others, then hands the lead on. In asyncio the
-event loop watches the descriptor.
+event loop watches the descriptor. Several loops may run, each in a thread of its own: whichever wakes first receives for
+all, and one that stops kicks the others.
 """
 
 import asyncio
@@ -12,7 +13,6 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import trio
 
@@ -20,6 +20,7 @@ from atoll.ipc.context import forbid_blocking
 from atoll.ipc.future import wait_for
 
 from .channel import ClientChannel
+from .pending import Pending
 
 Subscribe = Callable[[Callable[[], None]], None]
 
@@ -30,6 +31,15 @@ class _Order:
     def __init__(self) -> None:
         self.led = False
         self.followers: list[trio.Event] = []
+        self.waiting = 0
+
+
+class _Reader:
+    """An asyncio loop that watches the descriptor. Of that loop's thread."""
+
+    def __init__(self) -> None:
+        self.called = False
+        """It will look anyhow."""
 
 
 class Outside:
@@ -45,10 +55,10 @@ class Outside:
         self._epoll.register(kernel, select.EPOLLIN)
         self._process = os.getpid()
         self._down = False
-        self._orders: WeakKeyDictionary[trio.lowlevel.TrioToken, _Order] = WeakKeyDictionary()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ringing = False
-        """`_ring` will be called by the event loop anyhow."""
+        self._loops = threading.Lock()
+        """Of the two tables below: each entry is its own loop's."""
+        self._orders: dict[trio.lowlevel.TrioToken, _Order] = {}
+        self._readers: dict[asyncio.AbstractEventLoop, _Reader] = {}
         self._closed = False
 
     def add(self, channel: ClientChannel) -> None:
@@ -62,11 +72,34 @@ class Outside:
             self._epoll.unregister(channel.doorbell)
 
     def close(self) -> None:
-        """Stop watching; the channels are closed by whoever made them."""
+        """Stop watching; the channels are closed by whoever made them. No task may wait any more."""
         self._closed = True
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+        with self._loops:
+            readers = [loop for loop in self._readers if not loop.is_closed()]
+        if trio.lowlevel.in_trio_run():
+            trio.lowlevel.notify_closing(self._epoll)
+        for loop in readers:
+            if loop is _running_loop() or not loop.is_running():
+                self._forget(loop)
+            else:
+                loop.call_soon_threadsafe(self._forget, loop)
+        self._end()
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the loop's thread: watch no more."""
+        loop.remove_reader(self._epoll.fileno())
+        with self._loops:
+            del self._readers[loop]
+        if self._closed:
+            self._end()
+
+    def _end(self) -> None:
+        """Close the descriptors once no loop watches them: a number that is used anew must not be found in one."""
+        with self._loops:
+            watched = any(not loop.is_closed() for loop in self._readers)
+            if watched or self._epoll.closed:
+                return
+            self._epoll.close()
         os.close(self._kick)
 
     # what channels ask of their host (see Host) -----------------------------------------------------------------------
@@ -82,7 +115,9 @@ class Outside:
         return not self._down
 
     def kick(self, channel: int) -> None:
-        if self._loop is not None or any(order.led for order in list(self._orders.values())):
+        with self._loops:
+            watched = bool(self._readers or self._orders)
+        if watched:
             self._poke()
 
     def _poke(self) -> None:
@@ -95,23 +130,35 @@ class Outside:
         self._report(channel, check)
 
     def sent(self) -> None:
-        if self._loop is not None and self._loop is _running_loop():
-            self._arm_for_asyncio()
+        loop = _running_loop()
+        if loop is not None and loop in self._readers:
+            self._arm_for_asyncio(loop)
+
+    def looping(self) -> bool:
+        return trio.lowlevel.in_trio_run() or _running_loop() is not None
+
+    def owing(self, pending: Pending) -> None:
+        channel = pending.channel
+        if trio.lowlevel.in_trio_run():
+            trio.lowlevel.spawn_system_task(self._wait_in_trio, channel.outbox.when_paid)
+        elif (loop := _running_loop()) is not None:
+            self._arm_for_asyncio(loop)
+        else:
+            channel.settle(pending)
 
     async def wait(self, subscribe: Subscribe) -> None:
         if trio.lowlevel.in_trio_run():
             await self._wait_in_trio(subscribe)
         else:
-            self._adopt(asyncio.get_running_loop())
-            self._arm_for_asyncio()
+            self._arm_for_asyncio(asyncio.get_running_loop())
             await wait_for(subscribe)
 
     # gathering --------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> bool:
-        """Have every channel with open requests ring for the next message. False: something is there already."""
+        """Have every channel with something open ring for the next message, or for room. False: it is there already."""
         # Every channel is armed, also after one that has something: a batch may leave the others waiting.
-        quiet = [channel.arm() for channel in list(self.channels.values()) if channel.pending]
+        quiet = [channel.arm() for channel in list(self.channels.values()) if channel.open_ended]
         return all(quiet)
 
     def _gather(self) -> None:
@@ -124,8 +171,11 @@ class Outside:
                 channel.down()
             return
         for channel in list(self.channels.values()):
-            if channel.pending:
-                channel.look()
+            if channel.open_ended:
+                channel.look(arms=True)
+
+    def _something_open(self) -> bool:
+        return not self._down and any(channel.open_ended for channel in list(self.channels.values()))
 
     # trio -------------------------------------------------------------------------------------------------------------
 
@@ -151,11 +201,14 @@ class Outside:
                 token.run_sync_soon(told)
 
         subscribe(notify)
-        order = self._orders.setdefault(token, _Order())
+        with self._loops:
+            order = self._orders.setdefault(token, _Order())
+        order.waiting += 1
+        led = False
         try:
             while not fired:
                 if not order.led:
-                    order.led = True
+                    order.led = led = True
                     try:
                         with lead:
                             await self._lead()
@@ -170,42 +223,55 @@ class Outside:
                     if change in order.followers:
                         order.followers.remove(change)
         finally:
+            order.waiting -= 1
             if not order.led and order.followers:
                 order.followers.pop().set()  # also if we never led: whoever handed the lead to us counts on it
+            elif not order.waiting:
+                with self._loops:
+                    del self._orders[token]
+                    others = bool(self._orders or self._readers)
+                if led and others and self._something_open():
+                    self._poke()
 
     async def _lead(self) -> None:
         """Receive for every task of this loop, until cancelled: the leader's own reply does that."""
         while True:
-            if self._arm():
-                await trio.lowlevel.wait_readable(self._epoll)
-            else:
+            if not self._arm():
                 await trio.lowlevel.checkpoint()  # others run, too, while there is always something
+            else:
+                try:
+                    await trio.lowlevel.wait_readable(self._epoll)
+                except trio.ClosedResourceError:
+                    return  # detached: whoever waits has been told
             self._gather()
 
     # asyncio ----------------------------------------------------------------------------------------------------------
 
-    def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is loop:
-            return
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._epoll.fileno())
-        self._loop = loop
-        self._ringing = False
-        loop.add_reader(self._epoll.fileno(), self._ring)
-
-    def _arm_for_asyncio(self) -> None:
+    def _arm_for_asyncio(self, loop: asyncio.AbstractEventLoop) -> None:
         # Each time: a thread that received meanwhile has taken the ring off, and kicks only if it leaves requests behind.
-        if not self._ringing and not self._arm() and self._loop is not None:
-            self._ringing = True
-            self._loop.call_soon(self._ring)
+        reader = self._readers.get(loop) or self._adopt(loop)
+        if not reader.called and not self._arm():
+            reader.called = True
+            loop.call_soon(self._ring, loop, reader)
+            if len(self._readers) > 1 or self._orders:
+                self._poke()  # this loop may end before it looks
 
-    def _ring(self) -> None:
-        self._ringing = False
+    def _adopt(self, loop: asyncio.AbstractEventLoop) -> _Reader:
+        reader = _Reader()
+        with self._loops:
+            for ended in [known for known in self._readers if known.is_closed()]:
+                del self._readers[ended]
+            self._readers[loop] = reader
+        loop.add_reader(self._epoll.fileno(), self._ring, loop, reader)
+        return reader
+
+    def _ring(self, loop: asyncio.AbstractEventLoop, reader: _Reader) -> None:
+        reader.called = False
         if self._closed:
             return
         self._gather()
-        if any(channel.pending for channel in self.channels.values()) and not self._down:
-            self._arm_for_asyncio()
+        if self._something_open():
+            self._arm_for_asyncio(loop)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

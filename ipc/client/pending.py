@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -25,10 +25,10 @@ AGAIN = 4
 class Site:
     """A method through a capability: what is the same in each of its calls, in C memory."""
 
-    __slots__ = ("again", "c", "spec")
+    __slots__ = ("_of", "_shared", "again", "c", "spec")
 
     def __init__(self, spec: MethodSpec, slot: int, generation: int, lane: int, kind: Kind) -> None:
-        shared = {
+        self._shared = shared = {
             "method": spec.number,
             "slot": slot,
             "generation": generation,
@@ -38,6 +38,14 @@ class Site:
         self.spec = spec
         self.c = ffi.new("atoll_site *", shared)
         self.again = ffi.new("atoll_site *", {**shared, "flags": AGAIN})
+        self._of: dict[Kind, Any] = {}
+
+    def of(self, kind: Kind) -> Any:
+        """The same for records of another kind: those that belong to its calls."""
+        found = self._of.get(kind)
+        if found is None:
+            found = self._of[kind] = ffi.new("atoll_site *", {**self._shared, "kind": int(kind)})
+        return found
 
 
 class Pending(RawFuture):
@@ -79,6 +87,7 @@ class Pending(RawFuture):
         self.context = context
         self.number = 0
         self.end = 0
+        """Where it lies in its ring, with the mark of the epoch (see `Outbox`); 0: nowhere."""
         self.seconds: float | None = None
         self.stream: ChannelStream | None = None
 
@@ -88,8 +97,8 @@ class Pending(RawFuture):
     def abandon(self) -> None:
         """Nobody waits any more: tell the server."""
         if self.channel.pending.pop(self.number, None) is not None:
-            self.channel.control(self, Kind.CANCEL)
             self.fail(Aborted(self.site.spec.label, "its caller gave up waiting"))
+            self.channel.withdraw(self)
 
     async def _wait(self) -> bytes | memoryview:
         channel = self.channel

@@ -59,10 +59,11 @@ class ChannelTransport:
             options is not DEFAULTS
             or channel.bound_to_loop
             or channel.failed is not None
-            or channel.owed
+            or channel.outbox.owed
             or not self._enter(False)
         ):
             return self._call_slowly(method, payload, options)
+        channel.unarmed = True
         try:
             site = self._quick.get(method)
             if site is None:
@@ -103,16 +104,16 @@ class ChannelTransport:
         self.channel.calls += 1
         return self._request(method, payload, options).result()
 
-    def _request(self, method: MethodSpec, payload: bytes, options: Options) -> Pending:
-        """Send a call that is to be kept in hand."""
+    def _request(self, method: MethodSpec, payload: bytes, options: Options, waits: bool = False) -> Pending:
+        """Send a call that is to be kept in hand. `waits`: its caller waits for it, and not by halting its thread."""
         until, trace, block, seconds = _circumstances(method, options)
         site = self._site(method, options, Kind.CALL)
-        stream = self.streams if method.kind != "call" else None
-        return self.channel.request(site, payload, until, trace, block, options.request, seconds, stream)
+        made = self.streams if method.kind != "call" else None
+        return self.channel.request(site, payload, until, trace, block, options.request, seconds, made, waits)
 
     async def call(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
         self.channel.calls += 1
-        return await self._request(method, payload, options)
+        return await self._request(method, payload, options, True)
 
     def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
         channel = self.channel
@@ -133,7 +134,7 @@ class ChannelTransport:
 
     def open(self, method: MethodSpec, payload: bytes, options: Options) -> ChannelStream:
         self.channel.streams += 1
-        pending = self._request(method, payload, options)
+        pending = self._request(method, payload, options, True)
         self.channel.host.sent()
         assert pending.stream is not None
         return pending.stream

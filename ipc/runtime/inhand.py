@@ -6,9 +6,9 @@ from typing import Protocol
 
 import trio
 
-from atoll.ipc.client.stream import WINDOW
 from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import AtollError
+from atoll.ipc.streams import Receiver, Sender, cost, total
 
 from .shares import Client
 
@@ -51,7 +51,18 @@ class Origin:
 class InHand:
     """One call in hand. `scope` cancels its task; `items` and `credit` are those of an upload or a stream."""
 
-    __slots__ = ("cancelled", "client", "credit", "deferred", "items", "moved", "origin", "scope", "spec")
+    __slots__ = (
+        "cancelled",
+        "client",
+        "credit",
+        "deferred",
+        "items",
+        "moved",
+        "origin",
+        "scope",
+        "spec",
+        "unheard",
+    )
 
     def __init__(self, spec: MethodSpec, origin: Origin, client: Client) -> None:
         self.spec = spec
@@ -61,40 +72,42 @@ class InHand:
         self.items: Items | None = None
         self.credit: Credit | None = None
         self.cancelled = False
+        self.unheard = False
+        """Its caller said that it waits no more: an answer would only take room."""
         self.moved = False
         """A stream that its client opens again where it stopped: at the next version, or here after all."""
         self.deferred = False
         """A `Deferred` answers it: there is no task, and once its caller is gone nothing is left to wait for."""
 
     def cancel(self) -> None:
-        """The caller waits no more."""
+        """End its task, now or as soon as it begins."""
         self.cancelled = True
         if self.scope is not None:
             self.scope.cancel()
 
 
-class Credit:
+class Credit(Sender):
     """What a stream may still send."""
 
-    def __init__(self) -> None:
-        self.left = WINDOW
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
         self._more = trio.Event()
 
-    def add(self, count: int) -> None:
-        """The client took `count` items. More than the window is never outstanding, so more cannot be granted."""
-        self.left = min(WINDOW, self.left + max(0, count))
+    def grant(self, limit: int) -> None:
+        super().grant(limit)
         self._more.set()
 
-    async def wait(self) -> None:
-        """Until there is some."""
-        while self.left <= 0:
+    async def wait(self, items: list[bytes]) -> int:
+        """Until there is some for the first of these items; for how many of them there is."""
+        while not (count := self.affords(items)):
             self._more = trio.Event()
             await self._more.wait()
+        return count
 
 
 class Grantor(Protocol):
-    def grant(self, inhand: InHand, count: int) -> None:
-        """Tell the client that `count` more items may come."""
+    def grant(self, inhand: InHand, limit: int) -> None:
+        """Tell the client how far it may send."""
         ...
 
 
@@ -104,17 +117,17 @@ class Items:
     def __init__(self, inhand: InHand, grantor: Grantor) -> None:
         self._inhand = inhand
         self._grantor = grantor
+        self._receiver = Receiver(inhand.spec.label)
         self._queue: deque[bytes] = deque()
-        self._taken = 0
         self._change = trio.Event()
         self._over = False
         self._error: AtollError | None = None
 
-    def arrived(self, items: list[bytes]) -> bool:
-        """False if the client sent more than it had credit for."""
+    def arrived(self, items: list[bytes]) -> None:
+        """`PeerMisbehaved` if the client sent more than it had credit for."""
+        self._receiver.arrive(total(items))
         self._queue.extend(items)
         self._change.set()
-        return len(self._queue) + self._taken <= WINDOW
 
     def ended(self, error: AtollError | None = None) -> None:
         self._over = True
@@ -133,8 +146,7 @@ class Items:
             self._change = trio.Event()
             await self._change.wait()
         item = self._queue.popleft()
-        self._taken += 1
-        if self._taken >= WINDOW // 2:
-            self._grantor.grant(self._inhand, self._taken)
-            self._taken = 0
+        limit = self._receiver.take(cost(item))
+        if limit is not None:
+            self._grantor.grant(self._inhand, limit)
         return item

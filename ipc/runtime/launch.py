@@ -79,6 +79,12 @@ class Process:
     def sent(self) -> None:
         """The loop looks at every channel."""
 
+    def looping(self) -> bool:
+        return threading.get_ident() == self._home
+
+    def owing(self, pending: Any) -> None:
+        """The loop looks for room, too."""
+
     def alive(self, wait: float = 0.0) -> bool:
         return True  # the control socket says so, to the task that reads it
 

@@ -39,10 +39,12 @@ from atoll.native import Kind, Op, Refusal, ffi, lib
 
 from . import trio_inside
 from .inhand import InHand, Origin
-from .replies import RETRY, Replies
+from .replies import Replies
 from .tasks import Tasks
 
 NANOSECONDS = 1_000_000_000
+SETTLING = 0.0005
+"""Seconds between two looks at what a drain waits for."""
 VIEWS = 2049
 
 _SERVICES: dict[int, Service] = {0: "control", 1: "normal", 2: "bulk"}
@@ -101,7 +103,7 @@ class ServeLoop:
         self._rights = [rights[interface.__name__] for interface in endpoint.interfaces]
         self._held: dict[tuple[int, int], frozenset[str]] = {}
         self._runs = [self._runner(entry) for entry in endpoint.table]
-        self._replies = Replies(self.c, self._channels, largest, self._misbehaved, self._turn_soon)
+        self._replies = Replies(self.c, self._channels, largest, self._misbehaved)
         self._tasks = Tasks(self._replies, self._recheck)
         self._idle: Callable[[], float | None] | None = getattr(endpoint.server, "idle", None)
         self._idle_due = math.inf
@@ -179,7 +181,7 @@ class ServeLoop:
             return
         lib.atoll_loop_remove(self.c, number)
         lib.atoll_channel_close(channel)
-        self._replies.kept.pop(number, None)
+        self._replies.forget(number)
         self._tasks.shares.forget(number)
         for inhand in self._tasks.of_channel(number):
             self._tasks.cancel(inhand)
@@ -252,17 +254,13 @@ class ServeLoop:
 
     async def settled(self) -> None:
         """Until no call is in hand and every reply is in its ring."""
-        while self._tasks.in_hand or self._replies.kept:
-            await trio.sleep(RETRY)
+        while self.pending():
+            await trio.sleep(SETTLING)
 
     def pending(self, *, lost: bool = False) -> list[str]:
         """What keeps a drain from ending: the methods of the calls in hand, one a call, and replies without room. `lost`:
         without the calls that their clients send again."""
-        kept = [
-            f"a reply that channel {n} has no room for"
-            for n, queue in self._replies.kept.items()
-            for _ in queue
-        ]
+        kept = [f"a reply that channel {number} has no room for" for number in self._replies.waiting()]
         held = [inhand.spec for inhand in self._tasks.in_hand.values()]
         return [spec.label for spec in held if not lost or not (spec.idempotent or spec.once)] + kept
 
@@ -386,16 +384,10 @@ class ServeLoop:
             lib.atoll_loop_until(self.c, 1)
             return
         wait = min(trio_inside.seconds_to_deadline(), self._idle_due - time.monotonic())
-        if self._replies.kept:
-            wait = min(wait, RETRY)
         if not parks:
             wait = min(wait, 0.002)
         until = 0 if wait == math.inf else max(2, time.monotonic_ns() + int(wait * NANOSECONDS))
         lib.atoll_loop_until(self.c, until)
-
-    def _turn_soon(self) -> None:
-        """A full reply ring is to be tried again: do not wait for longer."""
-        lib.atoll_loop_until(self.c, max(2, time.monotonic_ns() + int(RETRY * NANOSECONDS)))
 
     async def _gated(self) -> None:
         """The kernel is about to freeze us, or has just thawed us: nothing is taken meanwhile."""
@@ -539,15 +531,18 @@ class ServeLoop:
                 case Kind.END if inhand.items is not None:
                     inhand.items.ended()
                 case Kind.ITEM if inhand.items is not None:
-                    if not inhand.items.arrived(_items.decode(payload)):
-                        self._bad(channel, "upload without credit")
+                    inhand.items.arrived(_items.decode(payload))
                 case Kind.CREDIT if inhand.spec.kind == "stream":
                     if inhand.credit is not None:
-                        inhand.credit.add(_credit.decode(payload))
+                        inhand.credit.grant(_credit.decode(payload))
                 case _:
                     self._bad(channel, "record of no stream")
         except msgspec.DecodeError:
             self._bad(channel, "stream record")
+        except PeerMisbehaved:
+            self._bad(
+                channel, "upload without credit" if message.kind == Kind.ITEM else "more credit than a window"
+            )
 
 
 __all__ = ["LANES", "Observer", "ServeLoop"]

@@ -1,7 +1,8 @@
 """Replies on their way: into the client's ring, or kept until it has room. (Raw cffi.)
 
-A client whose reply ring is full has its further requests left alone until it has taken its replies, so what is kept for it
-is bounded by what it had in hand.
+The C loop says when a full ring may have room again: the client wakes it. What waits for room is tried in order then, and
+nobody looks meanwhile. A client whose replies found no room has its further requests left alone until it has taken them, so
+what is kept for it is bounded by what it had in hand; a stream's task waits for its one record.
 """
 
 from collections import deque
@@ -13,95 +14,135 @@ import trio
 
 from atoll.ipc import errors
 from atoll.ipc.errors import TooLarge
+from atoll.ipc.streams import total
 from atoll.native import Kind, Result, lib
 
 from .inhand import InHand, Origin
 
-RETRY = 0.0005
-"""Seconds until a full reply ring is tried again."""
-
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Replies:
-    """`loop` is the C loop; `channels` the served ones by number; `misbehaved` closes one; `soon` asks for a turn."""
+class Kept:
+    """A record without room. `sent`: who waits until it has left, if somebody does; then `result` says how it went."""
+
+    __slots__ = ("kind", "lane", "payload", "request", "result", "sent")
 
     def __init__(
-        self,
-        loop: Any,
-        channels: dict[int, Any],
-        largest: int,
-        misbehaved: Callable[[int], None],
-        soon: Callable[[], None],
+        self, request: int, lane: int, kind: int, payload: bytes, sent: trio.Event | None = None
     ) -> None:
-        self.kept: dict[int, deque[tuple[int, int, int, bytes]]] = {}
-        """Per channel: request, lane, kind and payload of replies that found no room, in order."""
+        self.request = request
+        self.lane = lane
+        self.kind = int(kind)
+        self.payload = payload
+        self.sent = sent
+        self.result = 0
+
+
+class Replies:
+    """`loop` is the C loop; `channels` the served ones by number; `misbehaved` closes one."""
+
+    def __init__(
+        self, loop: Any, channels: dict[int, Any], largest: int, misbehaved: Callable[[int], None]
+    ) -> None:
+        self._kept: dict[int, deque[Kept]] = {}
+        """Per channel, in order."""
+        self._held: set[int] = set()
+        """Channels whose requests are left alone."""
         self._loop = loop
         self._channels = channels
         self._largest = largest
         self._misbehaved = misbehaved
-        self._soon = soon
 
     def put(self, origin: Origin, kind: int, payload: bytes) -> None:
         """Send it, or keep it; nothing for a cast, or if the channel is gone."""
         if origin.cast or origin.channel not in self._channels:
             return
-        if origin.channel in self.kept:
+        if origin.channel in self._kept:
             self.keep(origin.channel, origin.request, origin.lane, kind, payload)
             return
-        result = self._send(origin, kind, payload)
+        result = self._send(origin.channel, Kept(origin.request, origin.lane, kind, payload))
         if result == Result.FULL:
             self.keep(origin.channel, origin.request, origin.lane, kind, payload)
-        elif result == Result.TOO_LARGE:
-            self.put(origin, Kind.FAULT, errors.encode(TooLarge("a reply", len(payload), self._largest)))
-        elif result == Result.MISBEHAVED:
-            self._misbehaved(origin.channel)
 
-    def _send(self, origin: Origin, kind: int, payload: bytes) -> int:
+    def _send(self, channel: int, kept: Kept) -> int:
         result: int = lib.atoll_loop_reply(
-            self._loop, origin.channel, origin.request, origin.lane, int(kind), payload, len(payload)
+            self._loop, channel, kept.request, kept.lane, kept.kind, kept.payload, len(kept.payload)
         )
+        if result == Result.MISBEHAVED:
+            self._misbehaved(channel)
+        elif result == Result.TOO_LARGE and kept.sent is None:
+            fault = errors.encode(TooLarge("a reply", len(kept.payload), self._largest))
+            kept.kind, kept.payload = int(Kind.FAULT), fault
+            return self._send(channel, kept)
         return result
 
     def keep(self, channel: int, request: int, lane: int, kind: int, payload: bytes) -> None:
         """Take nothing more from this client until it has taken its replies."""
-        self.kept.setdefault(channel, deque()).append((request, lane, int(kind), payload))
+        self._kept.setdefault(channel, deque()).append(Kept(request, lane, kind, payload))
+        self._held.add(channel)
         lib.atoll_loop_hold(self._loop, channel, 1)
-        self._soon()
+
+    def forget(self, channel: int) -> None:
+        """The channel is gone."""
+        self._kept.pop(channel, None)
+        self._held.discard(channel)
+
+    def waiting(self) -> list[int]:
+        """For each reply that finds no room, its channel."""
+        return [channel for channel, queue in self._kept.items() for kept in queue if kept.sent is None]
 
     def flush(self) -> None:
         """Try what was kept again."""
-        for channel, queue in list(self.kept.items()):
-            while queue:
-                request, lane, kind, payload = queue[0]
-                result = lib.atoll_loop_reply(self._loop, channel, request, lane, kind, payload, len(payload))
-                if result == Result.FULL:
-                    break
-                queue.popleft()
-                if result == Result.MISBEHAVED:
-                    self._misbehaved(channel)
-                    break
-            if not queue:
-                self.kept.pop(channel, None)
-                lib.atoll_loop_hold(self._loop, channel, 0)
+        for channel, queue in list(self._kept.items()):
+            while queue and (result := self._send(channel, queue[0])) != Result.FULL:
+                kept = queue.popleft()
+                kept.result = result
+                if kept.sent is not None:
+                    kept.sent.set()
+            self._let_go(channel)
+
+    def _let_go(self, channel: int) -> None:
+        queue = self._kept.get(channel)
+        if not queue:
+            self._kept.pop(channel, None)
+        if channel in self._held and not any(kept.sent is None for kept in queue or ()):
+            self._held.discard(channel)
+            lib.atoll_loop_hold(self._loop, channel, 0)
 
     async def items(self, inhand: InHand, items: list[bytes]) -> None:
-        """Send items of a stream in one record, once there is credit and room for them."""
-        credit, origin = inhand.credit, inhand.origin
+        """Send items of a stream, once there is credit and room for them: in one record if the credit allows."""
+        credit = inhand.credit
         assert credit is not None
-        await credit.wait()
-        credit.left -= len(items)
-        payload = _encode(items)
-        while (
-            origin.channel in self.kept or (result := self._send(origin, Kind.ITEM, payload)) == Result.FULL
-        ):
-            lib.atoll_loop_flush(self._loop)
-            await trio.sleep(RETRY)
-        if result == Result.TOO_LARGE:
-            raise TooLarge(f"an item of {inhand.spec.label}", len(payload), self._largest)
-        if result < 0:
-            inhand.cancel()
+        while items:
+            count = await credit.wait(items)
+            part, items = items[:count], items[count:]
+            credit.send(total(part))
+            payload = _encode(part)
+            result = await self._send_waiting(inhand.origin, payload)
+            if result == Result.TOO_LARGE:
+                raise TooLarge(f"an item of {inhand.spec.label}", len(payload), self._largest)
+            if result < 0:
+                inhand.cancel()
 
-    def grant(self, inhand: InHand, count: int) -> None:
+    async def _send_waiting(self, origin: Origin, payload: bytes) -> int:
+        """Send a record of items as soon as it has room."""
+        channel = origin.channel
+        kept = Kept(origin.request, origin.lane, Kind.ITEM, payload, trio.Event())
+        if channel not in self._kept:
+            result = self._send(channel, kept)
+            if result != Result.FULL:
+                return result
+        queue = self._kept.setdefault(channel, deque())
+        queue.append(kept)
+        assert kept.sent is not None
+        try:
+            await kept.sent.wait()
+        finally:
+            if not kept.sent.is_set():
+                queue.remove(kept)
+                self._let_go(channel)
+        return kept.result
+
+    def grant(self, inhand: InHand, limit: int) -> None:
         """See `Grantor`."""
-        self.put(inhand.origin, Kind.CREDIT, _encode(count))
+        self.put(inhand.origin, Kind.CREDIT, _encode(limit))

@@ -1,10 +1,13 @@
 """How much clients may have in hand at this server: each channel a share of its own, so that one client fills no other's,
 and all channels of an account together what the image gives the account."""
 
+from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import AtollError, Overloaded, QuotaExceeded
 
 IN_HAND_MOST = 1024
 """Calls in hand of one channel at most; more are `Overloaded`."""
+UPLOADS_MOST = 64
+"""Uploads among them: a window of items may queue here for each."""
 
 
 class Payer:
@@ -21,11 +24,12 @@ class Payer:
 class Client:
     """A channel. It may be gone while calls of it are in hand still."""
 
-    __slots__ = ("payer", "used")
+    __slots__ = ("payer", "uploads", "used")
 
     def __init__(self, payer: Payer) -> None:
         self.payer = payer
         self.used = 0
+        self.uploads = 0
 
 
 class Shares:
@@ -54,12 +58,16 @@ class Shares:
         payer = client.payer
         return QuotaExceeded(payer.account, "pending", payer.limit) if payer in self.full else None
 
-    def take(self, channel: int, label: str) -> Client:
+    def take(self, channel: int, spec: MethodSpec) -> Client:
         """One more call in hand. Raises what `refusal` says."""
-        refusal = self.refusal(channel, label) if self.full else None
+        refusal = self.refusal(channel, spec.label) if self.full else None
         if refusal is not None:
             raise refusal
         client = self._clients[channel]
+        if spec.kind == "upload":
+            if client.uploads >= UPLOADS_MOST:
+                raise Overloaded(spec.label)
+            client.uploads += 1
         payer = client.payer
         client.used += 1
         payer.used += 1
@@ -69,8 +77,9 @@ class Shares:
             self.full.add(payer)
         return client
 
-    def give_back(self, client: Client) -> None:
+    def give_back(self, client: Client, spec: MethodSpec) -> None:
         """A call is in hand no more."""
+        client.uploads -= spec.kind == "upload"
         client.used -= 1
         client.payer.used -= 1
         if self.full:

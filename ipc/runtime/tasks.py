@@ -7,11 +7,11 @@ from typing import Any
 import trio
 
 from atoll.ipc import context, errors
-from atoll.ipc.client.stream import WINDOW
 from atoll.ipc.codec import MethodSpec
 from atoll.ipc.context import Call
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, DeadlineExceeded, Overloaded, QuotaExceeded
+from atoll.ipc.streams import RECORD_ITEMS
 from atoll.native import Kind
 
 from .inhand import Credit, InHand, Items, Origin
@@ -20,7 +20,6 @@ from .shares import Shares
 
 NANOSECONDS = 1_000_000_000
 RECORD_BYTES = 8192
-RECORD_ITEMS = 64
 STREAM_TURN = 200_000
 """A plain generator runs for so many nanoseconds, or fills one record, before others have their turn."""
 
@@ -40,7 +39,7 @@ class Tasks:
         key = origin.channel, origin.request
         if key in self.in_hand:
             raise Overloaded(spec.label)
-        inhand = InHand(spec, origin, self.shares.take(origin.channel, spec.label))
+        inhand = InHand(spec, origin, self.shares.take(origin.channel, spec))
         self.in_hand[key] = inhand
         return inhand
 
@@ -50,16 +49,17 @@ class Tasks:
         if self.in_hand.get(key) is not inhand:
             return False
         del self.in_hand[key]
-        self.shares.give_back(inhand.client)
+        self.shares.give_back(inhand.client, inhand.spec)
         return True
 
     def finish(self, inhand: InHand, kind: int, payload: bytes) -> None:
-        """Answer it, unless that was done."""
-        if self.done(inhand):
+        """Answer it, unless that was done or nobody hears it."""
+        if self.done(inhand) and not inhand.unheard:
             self._replies.put(inhand.origin, kind, payload)
 
     def cancel(self, inhand: InHand) -> None:
         """The caller waits no more."""
+        inhand.unheard = True
         inhand.cancel()
         if inhand.deferred:
             self.done(inhand)
@@ -129,7 +129,7 @@ class Tasks:
         self.finish(inhand, Kind.REPLY, await work)
 
     async def _stream(self, inhand: InHand, work: Any) -> None:
-        inhand.credit = Credit()
+        inhand.credit = Credit(inhand.spec.label)
         if hasattr(work, "__anext__"):
             try:
                 async for item in work:
@@ -139,27 +139,24 @@ class Tasks:
                     await work.aclose()
         else:
             try:
-                await self._pump(inhand, inhand.credit, work)
+                await self._pump(inhand, work)
             finally:
                 work.close()
         self.finish(inhand, Kind.END, b"")
 
-    async def _pump(self, inhand: InHand, credit: Credit, work: Any) -> None:
+    async def _pump(self, inhand: InHand, work: Any) -> None:
         """A plain generator: its items fill records, and between two records others have their turn."""
         over = False
         while not over:
-            await credit.wait()
             items, size, end = [], 0, time.monotonic_ns() + STREAM_TURN
-            limit = min(credit.left, RECORD_ITEMS)
             for item in work:
                 items.append(item)
                 size += len(item)
-                if len(items) >= limit or size >= RECORD_BYTES or time.monotonic_ns() >= end:
+                if len(items) >= RECORD_ITEMS or size >= RECORD_BYTES or time.monotonic_ns() >= end:
                     break
             else:
                 over = True
-            if items:
-                await self._replies.items(inhand, items)
+            await self._replies.items(inhand, items)
             await trio.lowlevel.checkpoint()
 
 
@@ -178,4 +175,4 @@ def _told(inhand: InHand, error: Exception) -> AtollError:
     return errors.InternalFault(inhand.spec.label, type(error).__name__)
 
 
-__all__ = ["WINDOW", "Tasks"]
+__all__ = ["Tasks"]

@@ -56,13 +56,15 @@ atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, ui
                                     const uint64_t *produced);
 void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_t *produced);
 int atoll_channel_renew(atoll_channel *channel, uint64_t *taken);
+uint32_t atoll_channel_epoch(atoll_channel *channel);
 const char *atoll_channel_fault(atoll_channel *channel);
 uint64_t atoll_channel_limit(atoll_channel *channel);
 void *atoll_channel_buffer(atoll_channel *channel);
 atoll_message *atoll_channel_message(atoll_channel *channel);
 atoll_counters *atoll_channel_counters(atoll_channel *channel);
 
-/* Client side. Results: see enum in channel.h, mirrored in native/__init__.py. */
+/* Client side. Results: see enum in channel.h, mirrored in native/__init__.py. Of what was sent: the position
+ * behind it on its ring, a multiple of 64, plus the epoch modulo 64 (atoll_call_end, too). */
 int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length);
 int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until);
 int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,

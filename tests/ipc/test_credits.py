@@ -67,9 +67,9 @@ TestCredits.settings = settings(max_examples=80, stateful_step_count=40, deadlin
 def test_a_whole_stream_needs_few_grants() -> None:
     sender, receiver, grants = Sender("test", 256), Receiver("test", 256), 0
     for _ in range(10_000):
-        sender.send()
-        receiver.arrive()
-        limit = receiver.take()
+        sender.send(1)
+        receiver.arrive(1)
+        limit = receiver.take(1)
         if limit is not None:
             sender.grant(limit)
             grants += 1
@@ -79,8 +79,8 @@ def test_a_whole_stream_needs_few_grants() -> None:
 def test_items_beyond_the_credit_are_misbehaviour() -> None:
     receiver = Receiver("the upload", 4)
     receiver.arrive(4)
-    with pytest.raises(PeerMisbehaved, match=r"the upload: .*1 items with credit for 0"):
-        receiver.arrive()
+    with pytest.raises(PeerMisbehaved, match=r"the upload: .*items for 1 with credit for 0"):
+        receiver.arrive(1)
     with pytest.raises(PeerMisbehaved):
         receiver.arrive(-1)
 
@@ -89,7 +89,7 @@ def test_credit_beyond_a_window_is_misbehaviour() -> None:
     sender = Sender("the stream", 4)
     sender.send(2)
     sender.grant(6)
-    with pytest.raises(PeerMisbehaved, match="credit up to 7 when 2 items were sent"):
+    with pytest.raises(PeerMisbehaved, match="credit up to 7 when 2 was spent"):
         sender.grant(7)
 
 
@@ -97,5 +97,5 @@ def test_sending_without_credit_and_taking_what_is_not_there_are_bugs() -> None:
     sender = Sender("s", 2)
     with pytest.raises(RuntimeError, match="wait for credit"):
         sender.send(3)
-    with pytest.raises(RuntimeError, match="1 items taken of 0"):
-        Receiver("r", 2).take()
+    with pytest.raises(RuntimeError, match="items for 1 taken of 0"):
+        Receiver("r", 2).take(1)

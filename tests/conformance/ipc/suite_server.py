@@ -103,6 +103,17 @@ class Suite(Interface):
     @upload("write", item=int)
     def total(self, name: str, stop_at: int = -1) -> int: ...
 
+    @stream("read")
+    def blobs(self, name: str, size: int, count: int) -> bytes: ...
+
+    @call("read")
+    def produced(self, name: str) -> int:
+        """How many blobs of that name there have been."""
+
+    @upload("write", item=bytes)
+    def gather(self, name: str) -> int:
+        """Takes nothing before `release(name)`; how many bytes there were."""
+
     @call("read")
     def through(self, echo: Cap[Echo], text: str) -> str: ...
 
@@ -207,6 +218,24 @@ class SuiteServer(Serves[Suite]):
             return found
         finally:
             self.streaming.remove(name)
+
+    @Suite.blobs.serve
+    async def blobs(self, name: str, size: int, count: int) -> AsyncIterator[bytes]:
+        for number in range(count):
+            self.counters[name] = number + 1
+            yield number.to_bytes(4, "big") + bytes(size - 4)
+
+    @Suite.produced.serve
+    def produced(self, name: str) -> int:
+        return self.counters.get(name, 0)
+
+    @Suite.gather.serve
+    async def gather(self, items: AsyncIterator[bytes], name: str) -> int:
+        await self.hold(name)
+        found = 0
+        async for item in items:
+            found += len(item)
+        return found
 
     @Suite.through.serve
     async def through(self, echo: Cap[Echo], text: str) -> str:

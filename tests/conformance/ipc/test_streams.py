@@ -1,6 +1,7 @@
 """Streams and uploads: order, credits, cancellation from either end, errors, resumption."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -140,3 +141,63 @@ def test_rights_hold_for_streams(open_server: Open) -> None:
     powerless = open_server(SuiteServer).client(Suite, rights={"write"})
     with pytest.raises(errors.NotAllowed):
         next(powerless.changes.now())
+
+
+BLOB = 64 * 1024
+WINDOW_BYTES = 1 << 20
+"""What may lie between the two ends of a stream."""
+
+
+@pytest.mark.parametrize("size", [4, BLOB, 700_000])
+def test_an_upload_that_nobody_takes_is_held_at_a_window_of_bytes(suite: Suite, size: int) -> None:
+    most = min(256, max(2, WINDOW_BYTES // size))
+    released = threading.Event()
+    given = 0
+
+    def blobs() -> Iterator[bytes]:
+        nonlocal given
+        for number in range(3 * most):
+            assert released.is_set() or number <= most, "credit for more than a window"
+            given = number
+            yield bytes(size)
+
+    outcome: list[int] = []
+    uploading = threading.Thread(target=lambda: outcome.append(suite.gather.now(blobs(), "g")))
+    uploading.start()
+    while given < most - 1:
+        suite.holding.now()
+    settle(suite, ["g"])
+    for _ in range(50):  # it stands, whatever else its client receives
+        assert suite.holding.now() == ["g"]
+    released.set()
+    suite.release.now("g")
+    uploading.join()
+    assert outcome == [3 * most * size]
+
+
+@pytest.mark.parametrize("size", [BLOB, 700_000])
+def test_a_stream_that_nobody_takes_is_held_at_a_window_of_bytes(suite: Suite, size: int) -> None:
+    most = max(2, WINDOW_BYTES // size)
+    blobs = suite.blobs.now("b", size, 4 * most)
+    while suite.produced.now("b") < most - 1:
+        pass
+    for _ in range(200):  # each call receives whatever the server sends
+        assert suite.produced.now("b") <= most + 1, "one more waits at the server for its credit"
+    assert [int.from_bytes(blob[:4], "big") for blob in blobs] == list(range(4 * most))
+
+
+def test_items_of_all_sizes_find_credit(suite: Suite) -> None:
+    """Whatever was taken and is not granted yet, the dearest item has its turn."""
+    sizes = [1, 500_000, 300_000, 4097, 700_000, 1, 1] * 12
+    for name, order in (("up", sizes), ("down", sorted(sizes)), ("mixed", sizes[::-1])):
+        held = threading.Thread(target=settle_and_release, args=(suite, name))
+        held.start()
+        assert suite.gather.now((bytes(size) for size in order), name) == sum(order)
+        held.join()
+    for size in (4, 5000, 600_000):
+        assert sum(len(blob) for blob in suite.blobs.now("b", size, 40)) == 40 * size
+
+
+def settle_and_release(suite: Suite, name: str) -> None:
+    settle(suite, [name])
+    suite.release.now(name)

@@ -1,0 +1,203 @@
+"""What leaves by a channel: requests, and the records that belong to them (items, end, credit, cancellation). (Raw cffi.)
+
+What finds no room in its ring is *owed*: it is kept here and sent in order when the server has made room, and nothing that
+comes later overtakes it. How much is owed is bounded by what may be: a call waits for room or is `Overloaded`, items need
+credit.
+
+A request is noted with where it was written: `Pending.end` holds the position behind it on its ring and the mark of the
+epoch (0: it is not in any ring). So after a server's death each request is judged by what was done with it and by nothing
+else. A thread that has written a request and not noted it yet is passed over then, and judges its own request when it notes
+that the epoch is dead. Whoever comes first claims the request, under the lock.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from atoll.ipc.errors import TooLarge
+from atoll.native import Kind, Result, ffi, lib
+
+if TYPE_CHECKING:
+    from .pending import Pending
+
+MARK = 63
+"""Of what the C core says of a sent record: the bits that hold the epoch's number; the others are the position."""
+FULL = int(Result.FULL)
+
+
+class Record:
+    """Something owed: a request (`kind` is None), or what belongs to one."""
+
+    __slots__ = ("kind", "payload", "pending", "site")
+
+    def __init__(self, pending: "Pending", site: Any, kind: Kind | None, payload: bytes) -> None:
+        self.pending = pending
+        self.site = site
+        self.kind = kind
+        self.payload = payload
+
+
+class Outbox:
+    """`c` is the channel and `epoch` the one it was opened in, `table` holds the requests in hand by number, `lose` ends one
+    whose outcome is unknown."""
+
+    def __init__(
+        self, c: Any, epoch: int, table: "dict[int, Pending]", lose: "Callable[[Pending], None]"
+    ) -> None:
+        self.owed: deque[Record] = deque()
+        self.dead: dict[int, list[int]] = {}
+        """Of each epoch that ended, by mark: what its server had taken, by lane."""
+        self._c = c
+        self._table = table
+        self._lose = lose
+        self._largest = int(lib.atoll_channel_limit(c))
+        self._mark = epoch & MARK
+        self._paid: list[Callable[[], None]] = []
+        # Reentrant: an object that is collected meanwhile may cancel what it held.
+        self._lock = threading.RLock()
+
+    # sending ----------------------------------------------------------------------------------------------------------
+
+    def put(self, pending: "Pending", site: Any) -> int:
+        """Write a request into its ring; negative: a `Result`. Wakes nobody."""
+        end: int = lib.atoll_send(
+            self._c,
+            site,
+            pending.number,
+            pending.payload,
+            len(pending.payload),
+            pending.until,
+            pending.trace,
+            ffi.NULL if pending.context is None else pending.context,
+        )
+        if end >= 0:
+            self.note(pending, end)
+        return end
+
+    def note(self, pending: "Pending", end: int) -> None:
+        """A request was written."""
+        pending.end = end
+        if end & MARK in self.dead:  # it has ended before this could be noted
+            with self._lock:
+                mine = pending.end and pending.end & MARK in self.dead
+                lost = self._judge([pending], self.dead[end & MARK]) if mine else []
+            self._close(lost)
+
+    def put_or_owe(self, pending: "Pending", site: Any) -> int:
+        """The same; without room it is owed."""
+        with self._lock:
+            result = FULL if self.owed else self.put(pending, site)
+            if result == FULL:
+                self.owed.append(Record(pending, site, None, pending.payload))
+                return 0
+        lib.atoll_ring_bell(self._c)
+        return result
+
+    def control(self, pending: "Pending", kind: Kind, payload: bytes = b"") -> None:
+        """Send or owe a record that belongs to a request in hand. `TooLarge`."""
+        if len(payload) > self._largest:
+            raise TooLarge(f"an item of {pending.site.spec.label}", len(payload), self._largest)
+        with self._lock:
+            record = Record(pending, pending.site.of(kind), kind, payload)
+            if self.owed or self._send(record) == FULL:
+                self.owed.append(record)
+        lib.atoll_ring_bell(self._c)
+
+    def _send(self, record: Record) -> int:
+        """A record that belongs to a request whose server has died is nothing to that server's successor, nor to anybody:
+        what becomes of the request is judged by itself."""
+        result: int = lib.atoll_send(
+            self._c,
+            record.site,
+            record.pending.number,
+            record.payload,
+            len(record.payload),
+            0,
+            record.pending.trace,
+            ffi.NULL,
+        )
+        return result
+
+    def pay(self) -> int:
+        """Send what is owed, as far as there is room. 0, or the `Result` that keeps the rest from being sent."""
+        with self._lock:
+            if not self.owed:
+                return 0
+            while self.owed:
+                record = self.owed[0]
+                result = 0
+                if record.kind is not None:
+                    result = self._send(record)
+                elif self._table.get(record.pending.number) is record.pending:
+                    result = self.put(record.pending, record.site)
+                if result < 0:
+                    lib.atoll_ring_bell(self._c)
+                    return result
+                self.owed.popleft()
+            paid, self._paid = self._paid, []
+        lib.atoll_ring_bell(self._c)
+        for notify in paid:
+            notify()
+        return 0
+
+    def when_paid(self, notify: Callable[[], None]) -> None:
+        """Call it once nothing is owed, on the thread that pays; at once if that is so."""
+        with self._lock:
+            if self.owed:
+                self._paid.append(notify)
+                return
+        notify()
+
+    def forgive(self) -> None:
+        """The channel has ended."""
+        with self._lock:
+            self.owed.clear()
+            paid, self._paid = self._paid, []
+        for notify in paid:
+            notify()
+
+    # a server's death -------------------------------------------------------------------------------------------------
+
+    def renewed(self, epoch: int, taken: list[int]) -> None:
+        """A new server has the channel, and the one of the last epoch had `taken` so much. What may be sent again is sent
+        in the order in which it was, before what no server has had; the rest is lost."""
+        with self._lock:
+            dead, self._mark = self._mark, epoch & MARK
+            self.dead[dead] = taken
+            self.dead.pop(self._mark, None)
+            unsent = [record for record in self.owed if not record.pending.end]
+            self.owed = deque()
+            written = [p for p in list(self._table.values()) if p.end and p.end & MARK == dead]
+            lost = self._judge(written, taken)
+            self.owed.extend(unsent)
+        self._close(lost)
+
+    def _close(self, lost: "list[Pending]") -> None:
+        for pending in lost:
+            self._lose(pending)
+        self.pay()
+
+    def _judge(self, written: "list[Pending]", taken: list[int]) -> "list[Pending]":
+        """Owe again what may be sent again of these; what may not."""
+
+        def ahead(pending: "Pending") -> int:
+            return _distance(pending.end & ~MARK, taken[pending.site.c.lane])
+
+        lost = []
+        for pending in sorted(written, key=ahead):
+            spec, stream = pending.site.spec, pending.stream
+            if ahead(pending) > 0 and not (stream and stream.began):
+                self.owed.append(Record(pending, pending.site.c, None, pending.payload))
+            elif stream is None and (spec.idempotent or spec.once):
+                self.owed.append(Record(pending, pending.site.again, None, pending.payload))
+            else:
+                lost.append(pending)
+            pending.end = 0
+        return lost
+
+
+def _distance(position: int, index: int) -> int:
+    """How far a record that ends at `position` lies behind what `index` says was consumed; 0 or less: it was taken. Both
+    wrap at 64 bits."""
+    return ((position - index + (1 << 63)) & (1 << 64) - 1) - (1 << 63)
