@@ -18,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 
 import trio
 
@@ -27,7 +28,7 @@ from atoll.native import ffi, lib, segments
 from .parties import Party
 
 CHUNK = 16 << 20
-F_SETLEASE = 1024
+F_SETSIG, F_SETLEASE = 10, 1024
 
 
 class Buffer:
@@ -128,15 +129,23 @@ class Buffer:
         return bool(segments.seals(self._descriptor) & segments.F_SEAL_FUTURE_WRITE)
 
     def open(self, mode: BufferMode) -> int:
-        """A descriptor to hand over, the caller's: a description of its own, by which `mapped` tells that it is in use."""
+        """A descriptor to hand over, the caller's: a description of its own, by which `mapped` tells that it is in use.
+
+        `BlockingIOError` where a holder has a lease on it: the kernel does not wait for its end.
+        """
         access = os.O_RDWR if mode == "writable" else os.O_RDONLY
-        return os.open(f"/proc/self/fd/{self._descriptor}", access | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{self._descriptor}", access | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def mapped(self) -> bool:
         """Whether anyone but the kernel has it open or mapped. Asked of Linux, not of the holders: it grants a lease for
         writing only where no other description of the file is open, and a mapping keeps its description."""
-        look = self.open("readonly")
         try:
+            look = self.open("readonly")
+        except BlockingIOError:
+            return True
+        try:
+            # If anyone opens it in this moment Linux tells us: by a signal that is ignored, not by SIGIO, which kills.
+            fcntl.fcntl(look, F_SETSIG, signal.SIGURG)
             fcntl.fcntl(look, F_SETLEASE, fcntl.F_WRLCK)
         except BlockingIOError:
             return True

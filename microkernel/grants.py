@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -239,7 +240,8 @@ class Grants:
         for channel in channels:
             for buffer in self._shared.get(channel.number, ()):
                 if buffer.owner.holder != channel.server:
-                    self._send(buffer, serving, channel.number, buffer.shares[channel.number])
+                    with suppress(Overloaded):  # a holder wants it so, and messages that name it are refused
+                        self._send(buffer, serving, channel.number, buffer.shares[channel.number])
 
     def rows(self, party: Party) -> list[BufferRow]:
         """What the party owns, or its server."""
@@ -402,7 +404,10 @@ class Grants:
         told = DeliverBuffer(
             token=buffer.number, size=buffer.size, mode=mode, channel=channel, passed=buffer.mode
         )
-        descriptor = buffer.open(mode)
+        try:
+            descriptor = buffer.open(mode)
+        except BlockingIOError:
+            raise Overloaded("a buffer that one of its holders has leased from Linux") from None
         try:
             party.send(told, (descriptor,))
         finally:

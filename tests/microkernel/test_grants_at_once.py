@@ -207,6 +207,26 @@ def test_whatever_meets_accounts_and_memory_are_empty_in_the_end(seed: int, part
     trio.run(main)
 
 
+def test_a_channel_carries_so_many_buffers_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a mapping in the process at its other end, which has a bounded number of them."""
+    monkeypatch.setattr(grants_module, "SHARES_MOST", 2)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            party, channel = ground.party()
+            one, two, three = [(await ground.grants.make(party, SIZE)).number for _ in range(3)]
+            for number in (one, two, one):
+                await ground.grants.share(party, number, channel, "writable")
+            with pytest.raises(QuotaExceeded, match="shared over one channel"):
+                await ground.grants.share(party, three, channel, "writable")
+            assert await ground.grants.unshare(party, one, channel)
+            await ground.grants.share(party, three, channel, "writable")
+            ground.leave(party)
+
+    trio.run(main)
+
+
 def test_an_account_that_is_full_waits_for_what_is_ending() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
