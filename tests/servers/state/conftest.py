@@ -12,13 +12,14 @@ from atoll.servers.state.memory_engine import MemoryEngine
 from .history_kit import Kit
 
 
-@pytest.fixture(params=["lmdb", "memory"])
+@pytest.fixture(params=["lmdb", "memory", "memory with etcd's limits"])
 def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
-    if request.param == "memory":
-        model = MemoryEngine()
-        made = Kit(lambda: model)
-    else:
+    if request.param == "lmdb":
         made = Kit(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30, limit=512 << 20))
+    else:
+        limits = {} if request.param == "memory" else {"maximum_batch": 3 << 19, "maximum_key": 2048}
+        model = MemoryEngine(**limits)
+        made = Kit(lambda: model)
     yield made
     report = check(made.engine)
     made.engine.close()
