@@ -209,10 +209,9 @@ class Readers:
         node, spec = self._node, server.spec
         folder = needs.store_folder(node)
         reached = tuple(Bind(source=str(folder / name), writable=writable) for name, writable in FILES)
-        level = server.plan.level if server.plan is not None else spec.level
         # Where nothing else keeps the file from being written: the writer's user is the reader's.
         add = ("landlock",) if node.abilities.landlock and "landlock" not in spec.drop else ()
-        return launching.protection(node, server, level, server.version, reached=reached, add=add)
+        return launching.protection(node, server, spec.level, server.version, reached=reached, add=add)
 
     async def _end(self, reader: Reader, reason: str) -> None:
         """Let a reader go; those who read there go on at another one, or at the writer."""

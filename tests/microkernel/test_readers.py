@@ -20,7 +20,7 @@ from atoll.ipc.system.kernel import ProcessRow, Swap
 from atoll.ipc.system.state import State, Write
 from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand
 
-from .nodes import PACKAGES, RealNode, booted, interface
+from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
 
 IMAGE = """
 [image]
@@ -194,6 +194,19 @@ def test_watches_go_on_without_a_gap_when_their_reader_dies(tmp_path: Path) -> N
         assert other.head.now() >= written[-1]
         watch.cancel()
         entries.cancel()
+
+
+def test_a_reader_ends_with_its_kernel(tmp_path: Path) -> None:
+    with node_with_readers(tmp_path) as node:
+        me = node.attach()
+        row = with_reader(me, me.keyspace("ledger"))
+        node.kill()
+        wait_for_end(row.pid)
+        me.close()
+        node.boot()
+        with node.attach() as again, Load(node) as load:
+            with_reader(again, again.keyspace("ledger"))
+            load.go_on(2)
 
 
 def test_a_frozen_reader_blocks_no_commit_and_is_ended(tmp_path: Path) -> None:
