@@ -55,6 +55,10 @@ class Attached(Party):
         self.rights: frozenset[str] = frozenset()
 
 
+class _Left(Exception):
+    """The program went before it said anything: it only looked whether a node answers."""
+
+
 class Gate:
     """The attach socket of a node."""
 
@@ -114,6 +118,8 @@ class Gate:
                     self._leave(party)
             finally:
                 peer.close()
+        except _Left:
+            pass
         except Refused as refusal:
             self._node.events.refuse(refusal.who or who or "attach", "attach", str(refusal))
             connection.send(control.Unwelcome(sentence=str(refusal)))
@@ -139,7 +145,9 @@ class Gate:
     async def _hello(self, connection: Connection) -> control.Hello:
         with trio.move_on_after(HELLO_WITHIN):
             packet = await connection.receive()
-            if packet is not None and isinstance(packet[0], control.Hello) and not packet[1]:
+            if packet is None:
+                raise _Left
+            if isinstance(packet[0], control.Hello) and not packet[1]:
                 return packet[0]
         raise Refused("the program that connected did not say Hello")
 

@@ -75,6 +75,15 @@ def test_who_says_no_hello_is_turned_away_with_a_sentence(node: RealNode) -> Non
         assert end.recv(65536) == b""
 
 
+def test_who_only_looks_whether_a_node_answers_is_refused_nothing(node: RealNode) -> None:
+    with node.attach() as attached:
+        for _ in range(10):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+                end.connect(str(node.folder / SOCKET))
+        with node.attach():  # it was taken after them
+            assert all(row.by != "attach" for row in attached.kernel.refused.now())
+
+
 def test_nonsense_at_the_gate_harms_nobody(node: RealNode) -> None:
     for nonsense in (b"\x00", b"\xff" * 1000, os.urandom(5000)):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
