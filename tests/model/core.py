@@ -137,6 +137,48 @@ class Core:
             Jump(yes, (seen,), lambda seen: seen != epoch),
         ]
 
+    def channel_produce(self, position: int, lines: int, room: str, starved: str) -> Steps:
+        """To `room` if a record of one line has room at `position`; else the register `starved` is what it depends on."""
+
+        def look() -> Steps:
+            index = self.fresh("index")
+            enough = position + 2 - lines
+            return [*self.ring_observe(index), Jump(room, (index,), lambda index: index >= enough)]
+
+        return [
+            *look(),
+            Load(starved, "consumed"),
+            Store("wants_room", 1),
+            *self.fence("channel.c channel_produce", "store_load"),
+            *(look() if self.has("channel.c channel_produce another try") else []),
+        ]
+
+    def sleeps_for_room(self, starved: str) -> Steps:
+        """What a loop does that has nothing else to do: it sleeps in its epoll until it may try again."""
+        now, stay = self.fresh("now"), self.fresh("stay")
+        return [
+            *self.park_announce(DOORBELL),
+            *(
+                [Load(now, "consumed"), Jump(stay, (starved, now), lambda starved, now: starved != now)]
+                if self.has("channel.c channel_room another look before it sleeps")
+                else []
+            ),
+            Listen("bell"),
+            Label(stay),
+            *self.park_over(),
+        ]
+
+    def channel_freed(self) -> Steps:
+        """The end of a batch that was taken."""
+        wanted, over = self.fresh("wanted"), self.fresh("over")
+        return [
+            *self.fence("channel.c channel_freed", "store_load"),
+            Load(wanted, "wants_room"),
+            Jump(over, (wanted,), lambda wanted: wanted == 0),
+            *self.wake(),
+            Label(over),
+        ]
+
     def notice_read(self, again: str) -> Steps:
         """The words `epoch` and `base` into registers of these names, together; to `again` if they are being written."""
         before, after = self.fresh("before"), self.fresh("after")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .core import CLOSED, OPEN, Claim, Core, Steps
-from .machine import WINDOW, Await, Exploration, Jump, Label, Load, Ring, Store, Wake, explore
+from .core import CLOSED, FUTEX, OPEN, Claim, Core, Steps
+from .machine import WINDOW, Await, Exploration, Jump, Label, Load, Ring, Sleep, Store, Wake, explore
 
 HOUSE = Path(__file__).parents[2]
 Programs = dict[str, Steps]
@@ -152,6 +152,49 @@ def records_lap_the_ring(core: Core) -> tuple[Programs, dict[str, int]]:
             *taken(core, position, word, 100 + position),
         ]
     return {"producer": producer, "consumer": consumer}, {}
+
+
+def _frees_room(core: Core, lines: int) -> Steps:
+    """A consumer that takes one record and waits for no other: spinning would hide that it never comes."""
+    return [
+        Label("nothing"),
+        *core.ring_ready(0, lines, "nothing"),
+        *taken(core, 0, "body0", 100),
+        *core.channel_freed(),
+    ]
+
+
+@model
+def a_loop_that_sleeps_for_room_is_woken(core: Core) -> tuple[Programs, dict[str, int]]:
+    lines = 2
+    producer = [
+        *core.ring_produce(0, {"body0": 100}, lines),
+        Label("again"),
+        *core.channel_produce(1, lines, "room", "starved"),
+        *core.sleeps_for_room("starved"),
+        Jump("again"),
+        Label("room"),
+        *core.ring_produce(1, {"body1": 101}, lines),
+    ]
+    return {"producer": producer, "consumer": _frees_room(core, lines)}, {}
+
+
+@model
+def a_thread_that_sleeps_is_woken_for_room_that_another_wants(core: Core) -> tuple[Programs, dict[str, int]]:
+    """What one thread of a client owes, the one that receives for all sends, and that one is asleep already."""
+    lines = 2
+    sender = [
+        *core.ring_produce(0, {"body0": 100}, lines),
+        *core.channel_produce(1, lines, "room", "starved"),
+        Jump("owed"),
+        Label("room"),  # sent: its reply will wake who receives
+        Store("parked", 0),
+        Wake("parked"),
+        Label("owed"),
+    ]
+    asleep: Steps = [Sleep("parked", FUTEX)]
+    programs = {"sender": sender, "asleep": asleep, "consumer": _frees_room(core, lines)}
+    return programs, {"parked": FUTEX}
 
 
 @model
