@@ -73,7 +73,9 @@ class Exchange:
 
     def receive_buffer(self, token: int) -> Buffer | None:
         found = self._given.get(token)
-        return found if isinstance(found, Buffer) else None
+        if not isinstance(found, Buffer):
+            return None
+        return found if found.mode == found.passed else Buffer(found.view, found.passed, found.handle)
 
 
 class Request:
