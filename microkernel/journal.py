@@ -8,7 +8,8 @@ The file is a header and then records, each framed as length, checksum, body; a 
 write and is there once `fdatasync` has returned. The end of the file may be torn by a crash: opening cuts it
 back to the last whole record, which loses nothing that was acknowledged. A bad record with good ones *behind*
 it is no torn end but damage, and is refused: going on would silently forget an epoch. `compact` writes the
-present state as a new file and renames it over the old one.
+present state as a new file and renames it over the old one. Behind the last record lie zeros, space that is the
+journal's already: on a full disk the kernel must still be able to start `state` again.
 
 One process has the file open, the kernel, under the lock on the node's folder.
 """
@@ -16,6 +17,7 @@ One process has the file open, the kernel, under the lock on the node's folder.
 import errno
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -27,6 +29,8 @@ from .records import ServerRow
 MAGIC = b"atoll journal 1\n"
 _FRAME = 8
 """Bytes before a body: its length and its CRC-32, both little-endian."""
+RESERVE = 256 << 10
+"""Bytes kept behind the last record."""
 RECORD_LIMIT = 16 << 20
 """Bytes of one body at most; a length beyond it is damage."""
 
@@ -98,8 +102,10 @@ def frame(record: Record) -> bytes:
 class Journal:
     """An open journal and what it says. Made by `open`; every change is durable when its method returns."""
 
-    def __init__(self, path: Path, descriptor: int, identity: Identity) -> None:
+    def __init__(self, path: Path, descriptor: int, identity: Identity, end: int) -> None:
         self.path = path
+        self.end = end
+        """Where the last record ends, and the next one goes."""
         self.identity = identity
         self.epoch = 0
         """The latest boot's."""
@@ -136,9 +142,9 @@ class Journal:
     def compact(self) -> None:
         """Rewrites the file as the fewest records that say the same, atomically."""
         records = _summary(self)
-        descriptor = _write_new(self.path, records)
+        descriptor, end = _write_new(self.path, records)
         os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._descriptor, self.end = descriptor, end
         self.records = len(records)
 
     def close(self) -> None:
@@ -146,15 +152,18 @@ class Journal:
 
     def _append(self, record: Record) -> None:
         data = frame(record)
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
         try:
-            _write_all(self._descriptor, data)
+            _write_all(self._descriptor, data, self.end)
             os.fdatasync(self._descriptor)
         except OSError:
             # What lies behind `end` was not acknowledged and must not stand between two whole records.
-            os.ftruncate(self._descriptor, end)
+            os.ftruncate(self._descriptor, self.end)
             raise
+        self.end += len(data)
         self._take(record)
+        if os.fstat(self._descriptor).st_size < self.end + RESERVE // 2:
+            with suppress(OSError):  # a full disk: it is what the rest of the reserve is for
+                os.posix_fallocate(self._descriptor, self.end, RESERVE)
 
     def _take(self, record: Record) -> None:
         self.records += 1
@@ -176,7 +185,8 @@ def create(path: Path, node: str, made: int) -> Journal:
     if path.exists():
         raise FileExistsError(errno.EEXIST, "a node has its journal here", str(path))
     identity = Identity(node, made)
-    journal = Journal(path, _write_new(path, [identity]), identity)
+    descriptor, end = _write_new(path, [identity])
+    journal = Journal(path, descriptor, identity, end)
     journal.records = 1
     return journal
 
@@ -192,10 +202,10 @@ def open_(path: Path) -> Journal:
             raise JournalDamaged(
                 f"{path}: expected the node's identity first, found {_name(first)}: {_REMEDY}"
             )
-        journal = Journal(path, descriptor, first)
+        journal = Journal(path, descriptor, first, end)
         for record in records:
             journal._take(record)
-        journal.cut = len(data) - end
+        journal.cut = len(data[end:].rstrip(b"\0"))
         if journal.cut:
             os.ftruncate(descriptor, end)
             os.fdatasync(descriptor)
@@ -215,7 +225,7 @@ def parse(data: bytes, name: str) -> tuple[list[Record], int]:
         raise JournalDamaged(f"{name}: expected it to begin with {MAGIC!r}, found {found!r}: {_REMEDY}")
     records: list[Record] = []
     at = len(MAGIC)
-    while at < len(data):
+    while at < len(data) and data[at:].strip(b"\0"):
         body = _body(data, at)
         if body is None:
             _refuse_damage(data, at, name)
@@ -261,12 +271,15 @@ def _summary(journal: Journal) -> list[Record]:
     return [*records, *(Waiting(changes) for changes in journal.waiting.values())]
 
 
-def _write_new(path: Path, records: list[Record]) -> int:
-    """A whole journal under its name or, after a crash, the one that was there; returns its descriptor."""
+def _write_new(path: Path, records: list[Record]) -> tuple[int, int]:
+    """A whole journal under its name or, after a crash, the one that was there; returns its descriptor, and where its
+    records end. On a full disk the one that was there stays."""
     fresh = path.with_name(path.name + ".new")
     descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(descriptor, MAGIC + b"".join(frame(record) for record in records))
+        data = MAGIC + b"".join(frame(record) for record in records)
+        os.posix_fallocate(descriptor, 0, len(data) + RESERVE)
+        _write_all(descriptor, data, 0)
         os.fsync(descriptor)
         os.rename(fresh, path)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -276,14 +289,17 @@ def _write_new(path: Path, records: list[Record]) -> int:
             os.close(folder)
     except BaseException:
         os.close(descriptor)
+        with suppress(OSError):
+            fresh.unlink()
         raise
-    return descriptor
+    return descriptor, len(data)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes, at: int) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written
 
 
 def _read_all(descriptor: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -73,7 +74,8 @@ class Logs:
 
     def _write(self, row: LogRow) -> None:
         if not self._node.store.serves:
-            os.write(self._file, f"{row.server} {row.level}: {row.text}\n".encode(errors="replace"))
+            with suppress(OSError):  # a full disk: the line is in memory, and the node goes on
+                os.write(self._file, f"{row.server} {row.level}: {row.text}\n".encode(errors="replace"))
         self._unwritten[row.server] = self._unwritten.get(row.server, 0) + 1
         self._pending.append(
             records.LogRow(

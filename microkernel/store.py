@@ -7,6 +7,7 @@ undone. If `state` dies over it, the channel repeats it under its id.
 """
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -76,7 +77,8 @@ class Store:
                 return  # it stays in the journal
             self.journal.settle(changes.id)
         if self.journal.records > JOURNAL_RECORDS_MOST:
-            self.journal.compact()
+            with suppress(OSError):  # no room for a second one: it stays as long as it is
+                self.journal.compact()
 
     def lost(self) -> None:
         """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""

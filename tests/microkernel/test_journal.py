@@ -46,7 +46,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 def test_a_crash_at_any_byte_loses_nothing_before_it(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = create(path, "node", 7)
-    states = [(path.stat().st_size, says(journal))]
+    states = [(journal.end, says(journal))]
     for step in (
         lambda: journal.boot(10),
         lambda: journal.set_state(STATE),
@@ -55,16 +55,16 @@ def test_a_crash_at_any_byte_loses_nothing_before_it(tmp_path: Path) -> None:
         lambda: journal.boot(20),
     ):
         step()
-        states.append((path.stat().st_size, says(journal)))
+        states.append((journal.end, says(journal)))
     journal.close()
-    whole = path.read_bytes()
+    whole = path.read_bytes()[: journal.end]
     for length in range(states[0][0], len(whole) + 1):
         path.write_bytes(whole[:length])
         expected = [state for size, state in states if size <= length][-1]
         size = max(size for size, _ in states if size <= length)
         found = open_(path)
         assert says(found) == expected
-        assert (found.cut, path.stat().st_size) == (length - size, size)
+        assert (found.cut, found.end) == (len(whole[size:length].rstrip(b"\0")), size)
         found.boot(30)
         found.close()
         again = open_(path)
@@ -72,13 +72,17 @@ def test_a_crash_at_any_byte_loses_nothing_before_it(tmp_path: Path) -> None:
         again.close()
 
 
-def test_a_tail_of_zeros_is_cut(tmp_path: Path) -> None:
+def test_zeros_behind_the_last_record_are_kept_for_the_next(tmp_path: Path) -> None:
     fill(tmp_path / "journal").close()
-    with (tmp_path / "journal").open("ab") as file:
-        file.write(bytes(4096))
+    size = (tmp_path / "journal").stat().st_size
     journal = open_(tmp_path / "journal")
-    assert journal.cut == 4096
+    assert (journal.cut, journal.epoch) == (0, 1)
+    assert journal.end < size == (tmp_path / "journal").stat().st_size
+    journal.boot(20)
     journal.close()
+    again = open_(tmp_path / "journal")
+    assert (again.cut, again.epoch) == (0, 2)
+    again.close()
 
 
 def test_damage_before_good_records_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""The disk under a node is full: what the kernel must do it does, and the node goes on when there is room again."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from .nodes import RealNode, booted, interface, wait_for_end
+
+Counter = interface("counter", "Counter")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 96 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=96m,mode=755", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the room there is."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+
+
+def pid_of(node: RealNode, server: str) -> int:
+    with node.attach() as attached:
+        return next(row.pid for row in attached.kernel.ps.now() if row.server == server)
+
+
+def test_the_store_is_started_again_and_power_is_taken_back_on_a_full_disk(small_disk: Path) -> None:
+    with booted(small_disk) as node, node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        assert counter.add.now("x", 5) == 5
+        root = next(row for row in attached.kernel.caps.now("counter") if row.parent == 0)
+        granted = attached.kernel.grant.now(root.number, "teller", ["read"])
+        junk = small_disk / "junk"
+        fill(junk)
+        for _ in range(3):
+            pid = pid_of(node, "state")
+            os.kill(pid, signal.SIGKILL)
+            wait_for_end(pid)
+            while next(row.state for row in attached.kernel.ps.now() if row.server == "state") != "serving":
+                fill(junk)
+        assert counter.get.now("x") == 5
+        assert attached.kernel.revoke.now(granted) == 1
+        assert attached.kernel.stop.now("teller").state == "stopped"
+        junk.unlink()
+        assert counter.add.now("x") == 6
+        attached.kernel.restart.now("teller")
+        node.kill()
+        node.boot()
+        with node.attach() as again:
+            assert again.open("counter", Counter).get.now("x") == 6
+            assert granted not in {row.number for row in again.kernel.caps.now()}
