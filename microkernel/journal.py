@@ -5,8 +5,8 @@ node's identity, the boot epoch, how `state` is to be run, and the changes that 
 `state` serves.
 
 The file is a header and then records, each framed as length, checksum, body; a record is appended with one
-write and is there once `fdatasync` has returned. The end of the file may be torn by a crash: opening cuts it
-back to the last whole record, which loses nothing that was acknowledged. A bad record with good ones *behind*
+write and is there once `fdatasync` has returned. The end of the file may be torn by a crash: opening wipes what
+lies behind the last whole record, which loses nothing that was acknowledged. A bad record with good ones *behind*
 it is no torn end but damage, and is refused: going on would silently forget an epoch. `compact` writes the
 present state as a new file and renames it over the old one. Behind the last record lie zeros, space that is the
 journal's already: on a full disk the kernel must still be able to start `state` again.
@@ -114,7 +114,7 @@ class Journal:
         self.waiting: dict[bytes, Changes] = {}
         """By id, oldest first."""
         self.cut = 0
-        """Bytes of a torn end that opening cut away."""
+        """Bytes of a torn end that opening wiped."""
         self.records = 0
         """Records in the file; `compact` when they are many more than what stands."""
         self._descriptor = descriptor
@@ -207,7 +207,7 @@ def open_(path: Path) -> Journal:
             journal._take(record)
         journal.cut = len(data[end:].rstrip(b"\0"))
         if journal.cut:
-            os.ftruncate(descriptor, end)
+            _write_all(descriptor, bytes(journal.cut), end)  # not cut off: the room behind it is kept
             os.fdatasync(descriptor)
     except BaseException:
         os.close(descriptor)

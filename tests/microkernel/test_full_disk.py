@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from atoll.microkernel.changes import Batch
+from atoll.microkernel.journal import create, open_
+from atoll.microkernel.records import EventRow
+
 from .nodes import RealNode, booted, interface, wait_for_end
 
 Counter = interface("counter", "Counter")
@@ -38,9 +42,32 @@ def fill(path: Path) -> None:
                     pass
 
 
-def pid_of(node: RealNode, server: str) -> int:
-    with node.attach() as attached:
-        return next(row.pid for row in attached.kernel.ps.now() if row.server == server)
+def serving(node: RealNode, server: str) -> int:
+    """Its process, once there is one that serves."""
+    while True:
+        with node.attach() as attached:
+            row = next(row for row in attached.kernel.ps.now() if row.server == server)
+        if row.state == "serving" and row.pid:
+            return row.pid
+
+
+def test_the_journal_has_room_of_its_own(small_disk: Path) -> None:
+    """For more starts of the store than any crash loop has."""
+    journal = create(small_disk / "journal", "node", 7)
+    fill(small_disk / "junk")
+    for number in range(200):
+        row = EventRow(boot=1, sequence=number, time=number, kind="test", who="me", sentence="it was")
+        changes = Batch(b"%d" % number, note="test").put(row).changes()
+        journal.wait(changes)
+        journal.settle(changes.id)
+    with pytest.raises(OSError, match="No space"):
+        journal.compact()
+    assert journal.boot(10) == 1
+    journal.close()
+    again = open_(small_disk / "journal")
+    assert (again.epoch, again.waiting, again.cut) == (1, {}, 0)
+    again.close()
+    assert sorted(path.name for path in small_disk.iterdir()) == ["journal", "junk"]
 
 
 def test_the_store_is_started_again_and_power_is_taken_back_on_a_full_disk(small_disk: Path) -> None:
@@ -52,11 +79,11 @@ def test_the_store_is_started_again_and_power_is_taken_back_on_a_full_disk(small
         junk = small_disk / "junk"
         fill(junk)
         for _ in range(3):
-            pid = pid_of(node, "state")
+            pid = serving(node, "state")
             os.kill(pid, signal.SIGKILL)
             wait_for_end(pid)
-            while next(row.state for row in attached.kernel.ps.now() if row.server == "state") != "serving":
-                fill(junk)
+            fill(junk)
+        serving(node, "state")
         assert counter.get.now("x") == 5
         assert attached.kernel.revoke.now(granted) == 1
         assert attached.kernel.stop.now("teller").state == "stopped"

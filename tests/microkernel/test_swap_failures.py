@@ -16,7 +16,7 @@ from atoll.ipc.attach import connect
 from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut
 from atoll.ipc.system.kernel import ProcessRow, StartFailed, Swap, Swapped
 
-from .nodes import RealNode, interface
+from .nodes import RealNode, booted, interface
 from .test_swap import version
 
 Counter = interface("counter", "Counter")
