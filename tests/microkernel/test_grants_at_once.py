@@ -207,6 +207,39 @@ def test_whatever_meets_accounts_and_memory_are_empty_in_the_end(seed: int, part
     trio.run(main)
 
 
+def test_what_is_anothers_is_not_there() -> None:
+    """Numbers of buffers and channels can be guessed: whoever names another's learns nothing and gets nothing."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            (owner, channel), (thief, own) = ground.party(), ground.party()
+            number = (await ground.grants.make(owner, SIZE, note=b"mine")).number
+            await ground.grants.share(owner, number, channel, "writable")
+            grants = ground.grants
+            for attempt in (
+                lambda: grants.share(thief, number, own, "writable"),
+                lambda: grants.share(thief, number, channel, "writable"),
+                lambda: grants.hand_again(thief, number, 0),
+                lambda: grants.hand_again(thief, number, channel),
+                lambda: grants.hand_again(owner, number, channel),
+                lambda: grants.hand_again(thief, number, own),
+                lambda: grants.seal(thief, number),
+                lambda: grants.unshare(thief, number, channel),
+                lambda: grants.revoke(thief, number),
+                lambda: grants.release(thief, number),
+            ):
+                with pytest.raises(NotFound):
+                    await attempt()
+            with pytest.raises(BadRequest, match="a caller that is a server"):
+                await grants.make(thief, SIZE, of_server=True)
+            assert (grants.rows(thief), [row.note for row in grants.rows(owner)]) == ([], [b"mine"])
+            for party in (owner, thief):
+                ground.leave(party)
+
+    trio.run(main)
+
+
 def test_a_channel_carries_so_many_buffers_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a mapping in the process at its other end, which has a bounded number of them."""
     monkeypatch.setattr(grants_module, "SHARES_MOST", 2)
