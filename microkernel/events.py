@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 KINDS_MOST = 256
 """Different refusals kept of one party; what comes after is counted as `other`."""
+ALL_MOST = 8192
+"""Different refusals kept of all parties; programs that come and go could else make any number. What comes after is
+counted under `others`."""
 
 
 class Events:
@@ -50,9 +53,11 @@ class Events:
         now = self._node.now()
         known = self._refusals.get((who, what))
         if known is None:
-            if self._kinds.get(who, 0) >= KINDS_MOST:
+            if len(self._refusals) >= ALL_MOST:
+                who, what = "others", f"other ({by})"
+            elif self._kinds.get(who, 0) >= KINDS_MOST:
                 what = f"other ({by})"
-                known = self._refusals.get((who, what))
+            known = self._refusals.get((who, what))
             self._kinds[who] = self._kinds.get(who, 0) + 1
         if known is None:
             row = RefusalRow(

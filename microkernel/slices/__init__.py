@@ -16,7 +16,17 @@ from .none import GroupOfProcesses
 from .v1 import GroupV1
 from .v2 import GroupV2
 
-__all__ = ["Group", "GroupOfProcesses", "IoClass", "Limits", "Slices", "choose", "io", "io_priority"]
+__all__ = [
+    "Group",
+    "GroupOfProcesses",
+    "IoClass",
+    "Limits",
+    "Slices",
+    "choose",
+    "io",
+    "io_priority",
+    "version_2",
+]
 
 NO_IO_WEIGHTS = (
     "I/O weights are not enforced (they need the bfq scheduler or version 2's io controller): I/O classes are"
@@ -89,7 +99,7 @@ def choose(node: str) -> Slices:
     found = hierarchy.mounts()
     unified = next((mount for mount in found if mount.version == 2), None)
     if unified and unified.controllers & {"cpu", "memory", "pids"} and _writable(unified.base):
-        return _version_2(node, unified)
+        return version_2(node, unified)
     held = {
         controller: mount.base / hierarchy.ROOT / node
         for mount in found
@@ -98,14 +108,14 @@ def choose(node: str) -> Slices:
         if _writable(mount.base)
     }
     if held:
-        return _version_1(node, held, unified)
+        return version_1(node, held, unified)
     user = "you may not make control groups here" if found else "no control groups are mounted here"
     return Chosen(
         node, "none", (f"slices are not enforced ({user}); freezing stops processes by signal",), {}
     )
 
 
-def _version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None) -> Slices:
+def version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None) -> Slices:
     folders = dict(held)
     if unified and _writable(unified.base):
         folders = {"unified": unified.base / hierarchy.ROOT / node, **folders}
@@ -120,7 +130,8 @@ def _version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None
     return Chosen(node, "v1", tuple(lacks), folders)
 
 
-def _version_2(node: str, mount: hierarchy.Mount) -> Slices:
+def version_2(node: str, mount: hierarchy.Mount) -> Slices:
+    """The slices of `node` over version 2, with the controllers that its hierarchy has: also with none."""
     folder = mount.base / hierarchy.ROOT / node
     wanted = mount.controllers & frozenset(v2.USED)
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +145,8 @@ def _version_2(node: str, mount: hierarchy.Mount) -> Slices:
         for controller in v2.USED
         if controller not in got
     )
+    if "io" in got and not (folder / "io.weight").exists():
+        lacks += (NO_IO_WEIGHTS,)
     return Chosen(node, "v2", lacks, {"unified": folder})
 
 

@@ -62,7 +62,7 @@ class GroupOfProcesses:
     async def _until(self, number: int, *, stopped: bool) -> None:
         for pid in self.members():
             _send(pid, number)
-        while any(_stopped(pid) is not stopped for pid in self.members()):
+        while any(_stopped(pid) is (not stopped) for pid in self.members()):
             await trio.sleep(LOOK_AGAIN)
 
 
@@ -71,6 +71,10 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"T"
+def _stopped(pid: int) -> bool | None:
+    """Whether it stands still; None: it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -12,7 +12,7 @@ from atoll.ipc.attach import SOCKET
 from atoll.ipc.errors import NotAllowed
 from atoll.ipc.system import control
 
-from .nodes import PACKAGES, RealNode, booted, interface
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
 Counter = interface("counter", "Counter")
 
@@ -123,3 +123,70 @@ def test_less_than_the_right_is_refused_by_name(node: RealNode) -> None:
         assert reader.get.now("x") == 0
         with pytest.raises(NotAllowed, match="'write'"):
             reader.add.now("x")
+
+
+def test_a_flood_of_refusals_is_a_bounded_list_with_every_count(node: RealNode) -> None:
+    """Coalesced per who and what; kinds beyond the first few hundred are one kind. Nothing is left uncounted."""
+    from atoll.ipc.errors import BadRequest
+    from atoll.ipc.interface import Interface, call
+    from atoll.ipc.proxy import bind, transport_of
+    from atoll.microkernel.events import KINDS_MOST
+
+    names = [f"guess_{number}" for number in range(2 * KINDS_MOST)]
+
+    def guess(self: object) -> int: ...
+
+    methods = {}
+    for name in names:
+        guess.__name__ = guess.__qualname__ = name
+        methods[name] = call("read")(guess)
+    forged = type("Counter", (Interface,), methods)
+    with node.attach() as attached:
+        guesses = bind(forged, transport_of(attached.open("counter", Counter)))
+        for _ in range(3):
+            for name in names:
+                with pytest.raises(BadRequest):
+                    getattr(guesses, name).now()
+        mine = f"@{attached.welcome.attachment}"
+        while sum(row.count for row in attached.kernel.refused.now(mine)) < 3 * len(names):
+            pass
+        found = attached.kernel.refused.now(mine)
+        assert sum(row.count for row in found) == 3 * len(names)
+        assert len(found) <= KINDS_MOST + 1
+
+
+FORGETFUL = """
+import runpy, sys
+from atoll.microkernel import events
+events.ALL_MOST = 20
+sys.argv[0] = "atoll.microkernel"
+runpy.run_module("atoll.microkernel", run_name="__main__", alter_sys=True)
+"""
+
+
+class Forgetful(RealNode):
+    """A node that keeps few refusals apart."""
+
+    def command(self, *more: str) -> list[str]:
+        python, _, _, *rest = super().command(*more)
+        return [python, "-c", FORGETFUL, *rest]
+
+
+def test_programs_that_come_and_go_cannot_make_any_number_of_refusals(tmp_path: Path) -> None:
+    node = Forgetful(tmp_path, IMAGE.format(level="process", packages=PACKAGES, counter="", more=""))
+    node.boot()
+    try:
+        for _ in range(30):
+            with node.attach() as attached:
+                opened = attached.kernel.open.now("counter", "Counter", [])
+                with pytest.raises(NotAllowed):
+                    attached._deliveries.proxy(Counter, attached._port(opened.token)).get.now("x")
+        with node.attach() as attached:
+            found = attached.kernel.refused.now()
+            while sum(row.count for row in found) < 30:
+                found = attached.kernel.refused.now()
+        assert len(found) <= 21
+        (others,) = [row for row in found if row.server == "others"]
+        assert others.count == 10
+    finally:
+        assert node.stop() == 0

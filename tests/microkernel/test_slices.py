@@ -11,7 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.microkernel.slices import GroupOfProcesses, Limits, choose, hierarchy, io_priority
+from atoll.microkernel.slices import GroupOfProcesses, Limits, choose, hierarchy, io_priority, version_2
 
 from .children import forge, planned, start
 
@@ -125,6 +125,35 @@ async def test_frozen_processes_stand_still_and_go_on(slices):
         os.close(read)
         process.close()
     assert await slices.clean() == []
+
+
+async def test_version_2_freezes_and_ends_also_without_controllers(slices):
+    """Where version 1 has the controllers, the version 2 hierarchy still freezes and kills; and says what it lacks."""
+    unified = next((mount for mount in hierarchy.mounts() if mount.version == 2), None)
+    if unified is None:
+        pytest.skip("no version 2 hierarchy is mounted here")
+    if unified.own != "/":
+        pytest.skip("this process would have to leave its own group, which limits it")
+    chosen = version_2(slices.node, unified)
+    assert len([said for said in chosen.lacks if "controller is not handed down" in said]) == 4 - len(
+        unified.controllers & {"cpu", "memory", "pids", "io"}
+    )
+    group = chosen.group("training", "victim")
+    async with forge() as made:
+        process, read = await running(made, group)
+        assert group.members() == {process.pid}
+        await group.freeze()
+        before = used(process.pid)
+        for _ in range(200):
+            os.sched_yield()
+        assert used(process.pid) == before
+        await group.end()
+        assert (await process.wait()).signal == signal.SIGKILL, "the frozen die too"
+        os.close(read)
+        process.close()
+    assert group.remove() == []
+    assert await chosen.clean() == []
+    assert hierarchy.left_by(slices.node) == []
 
 
 async def test_a_new_boot_ends_and_removes_what_the_old_one_left(slices):

@@ -1,5 +1,6 @@
 """System calls on capabilities, buffers, packages, slices and logs, as a person's program makes them."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,39 @@ def test_revoke_takes_what_was_derived(node: RealNode) -> None:
         assert attached.kernel.revoke.now(opened.number) == 2
         with pytest.raises(Revoked):
             reader.get.now("x")
+
+
+def test_no_call_that_begins_after_a_revoke_is_served(node: RealNode) -> None:
+    """While threads call as fast as they can, plain handlers and tasks: what is sent once `revoke` has returned fails."""
+    with node.attach() as attached, node.attach() as other:
+        for _ in range(10):
+            opened = attached.kernel.open.now("counter", "Counter")
+            counter = attached._deliveries.proxy(Counter, attached._port(opened.token))
+            returned = threading.Event()
+            late: list[str] = []
+
+            def ask(method: Any, *arguments: object, returned: Any = returned, late: Any = late) -> None:
+                while True:
+                    after = returned.is_set()
+                    try:
+                        method.now(*arguments)
+                    except Revoked:
+                        return
+                    if after:
+                        late.append("served")
+
+            asking = [
+                threading.Thread(target=ask, args=(counter.get, "x")),
+                threading.Thread(target=ask, args=(counter.slow, 0.0)),
+            ]
+            for thread in asking:
+                thread.start()
+            assert counter.get.now("x") == 0
+            assert other.kernel.revoke.now(opened.number) == 1
+            returned.set()
+            for thread in asking:
+                thread.join()
+            assert not late
 
 
 def test_cancel_gives_up_calls_in_hand(node: RealNode) -> None:
