@@ -7,6 +7,7 @@ them everything else. Nothing is changed before the image is known to be good.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -76,6 +77,12 @@ def prepare(place: Place, checked: Checked, lock: int) -> Before:
     return Before(book, lock, epoch, copied)
 
 
+def may_open_all() -> None:
+    """Have as many descriptors as this user may: the kernel keeps three a channel, and accounts bound them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class Boot:
     """One boot of a node. `say` prints a line for whoever booted it."""
 
@@ -91,6 +98,7 @@ class Boot:
     async def run(self, up: Callable[[Node], None]) -> str:
         """Bring the node up, call `up`, serve until it is to end, take it down. Returns why it ended; empty: it was
         asked to. Raises `BootRefused`."""
+        may_open_all()
         slices = choose(self.place.group)
         forge, watching = Forge(self.place.marker, slices.folders), Watching(self.place.marker)
         forge.start()

@@ -1,5 +1,7 @@
 """Accounts in a running node: what is charged, who is refused when it is spent, and that what is gone is given back."""
 
+import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +12,7 @@ from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import Unwelcome
 from atoll.ipc.errors import QuotaExceeded
 
-from .nodes import RealNode, booted, interface
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
 Counter = interface("counter", "Counter")
 Teller = interface("teller", "Teller")
@@ -126,6 +128,28 @@ def test_system_calls_in_hand_are_bounded_by_account(narrow: RealNode) -> None:
             first.kernel.ps.now()
         second.close()
         until_taken(first.kernel.ps.now)
+
+
+def test_the_kernel_opens_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
+    """Accounts say how many it keeps, not what a shell happens to allow: eighty channels where the shell said 200."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip(f"this user may open {hard} descriptors, too few to see a difference")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        node = RealNode(tmp_path, IMAGE.format(level="process", packages=PACKAGES, counter="", more=""))
+        node.boot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        with ExitStack() as stack:
+            attached = [stack.enter_context(node.attach()) for _ in range(40)]
+            for each in attached:
+                assert each.open("counter", Counter).get.now("x") == 0
+            assert node.kernel is not None
+            assert len(os.listdir(f"/proc/{node.kernel.pid}/fd")) > 200
+    finally:
+        assert node.stop() == 0
 
 
 def test_a_server_that_cannot_be_paid_for_is_not_started(tmp_path: Path) -> None:
