@@ -1,6 +1,8 @@
 """Servers die; their clients notice little, and the kernel says why."""
 
+import importlib.util
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from atoll.ipc.errors import PeerDied
 
-from .nodes import RealNode, booted, interface, wait_for_end
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
 Counter = interface("counter", "Counter")
 Teller = interface("teller", "Teller")
@@ -88,6 +90,35 @@ def test_once_means_once_while_the_server_is_killed(node: RealNode) -> None:
             worker.join()
         assert done > 10
         assert counter.add.now("x", 0) == done
+
+
+def test_once_means_once_where_the_store_has_committed_and_not_replied(tmp_path: Path) -> None:
+    source = Path(importlib.util.find_spec("atoll.servers.state").origin).parent  # type: ignore[union-attr, arg-type]
+    broken = tmp_path / "state"
+    shutil.copytree(source, broken, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (broken / "group.py").read_text()
+    at = "        self._ownership.bound()\n"
+    assert at in text
+    dies = (
+        "        import os\n"
+        f"        if os.path.exists({str(tmp_path / 'node/data/state/fall')!r}):\n"
+        f"            os.unlink({str(tmp_path / 'node/data/state/fall')!r})\n"
+        "            os._exit(9)\n"
+    )
+    (broken / "group.py").write_text(text.replace(at, at + dies, 1))
+    image = IMAGE.format(level="process", packages=PACKAGES, counter="", more="")
+    image = image.replace("[server.state]\n", f'[server.state]\npackage = "{broken}"\n')
+    with booted(tmp_path, text=image) as node, node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        assert counter.add.now("x", 5) == 5
+        fall = node.folder / "data" / "state" / "fall"
+        for turn in range(3):
+            fall.touch()
+            assert counter.add.now("x") == 6 + turn
+            assert not fall.exists()
+        assert counter.get.now("x") == 8
+        row = next(row for row in attached.kernel.ps.now() if row.server == "state")
+        assert row.restarts == 3
 
 
 def test_a_crash_loop_stops_and_says_so(tmp_path: Path) -> None:

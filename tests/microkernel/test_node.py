@@ -102,6 +102,53 @@ def test_a_plan_is_shown_and_nothing_changes(tmp_path: Path) -> None:
         assert not any("change" in line for line in node.said)
 
 
+def test_a_boot_does_what_its_plan_shows(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        node.stop()
+        text = node.image.read_text()
+        text = text.replace('[node]\nlevel = "process"', '[node]\nlevel = "seccomp"')
+        text = text.replace(
+            "[keyspace.counter]", "[slice.fast]\ncpu_weight = 300\n[keyspace.other]\n[keyspace.counter]"
+        )
+        text = text[: text.index("[server.teller]")]
+        node.image.write_text(text)
+        shown = subprocess.run(node.command("--plan"), capture_output=True, text=True, check=True).stdout
+        again = subprocess.run(node.command("--plan"), capture_output=True, text=True, check=True).stdout
+        kinds = ("add ", "change ", "retire ", "keep ")
+        planned = [line.strip() for line in shown.splitlines() if line.strip().startswith(kinds)]
+        assert [line.strip() for line in again.splitlines() if line.strip().startswith(kinds)] == planned
+        assert {"retire", "change", "add"} <= {line.split()[0] for line in planned}
+        node.boot()
+        assert [line.strip() for line in node.said if line.strip().startswith(kinds)] == planned
+        node.stop()
+        node.boot()
+        assert not any(line.strip().startswith(("add ", "change ", "retire ")) for line in node.said), (
+            node.said
+        )
+
+
+def test_nodes_on_one_host_do_not_touch_each_other(tmp_path: Path) -> None:
+    """Of one name, in two folders."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    with booted(folders[0]) as one, booted(folders[1]) as two:
+        with one.attach() as first, two.attach() as second:
+            assert first.open("counter", Counter).add.now("x", 1) == 1
+            assert second.open("counter", Counter).add.now("x", 10) == 10
+            processes = two.processes()
+            one.kill()
+            while one.processes():
+                pass
+            clean = [*one.command()[:3], "clean", "--folder", str(one.folder)]
+            subprocess.run(clean, capture_output=True, text=True, check=True)
+            one.boot()
+            assert two.processes() == processes
+            assert second.open("counter", Counter).add.now("x", 10) == 20
+        with one.attach() as first:
+            assert first.open("counter", Counter).get.now("x") == 1
+
+
 def test_detached_it_returns_once_it_serves(tmp_path: Path) -> None:
     with booted(tmp_path) as node:
         node.stop()
