@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +68,12 @@ def detached(boot: Boots) -> int:
     child = os.fork()
     if child:
         os.close(tell)
+        status = b""
         with os.fdopen(told, "rb") as answer:
-            status = answer.read(1)
+            try:
+                status = answer.read(1)
+            except KeyboardInterrupt:
+                os.kill(child, signal.SIGTERM)  # who no longer waits for it does not want it either
         if status:
             return status[0]
         _, ended = os.waitpid(child, 0)

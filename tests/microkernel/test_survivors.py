@@ -235,7 +235,8 @@ def test_a_signal_during_boot_leaves_nothing(tmp_path: Path, number: signal.Sign
         node.boot()
 
 
-def test_an_interrupted_boot_in_the_background_is_told_to_its_caller(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", ["kernel", "caller"])
+def test_an_interrupted_boot_in_the_background_is_told_to_its_caller(tmp_path: Path, told: str) -> None:
     broken = hostile_store(tmp_path)
     text = (Path(broken) / "server.py").read_text()
     Path(broken, "server.py").write_text(text.replace("prctl(1, 0)", "pause()"))
@@ -248,7 +249,10 @@ def test_an_interrupted_boot_in_the_background_is_told_to_its_caller(tmp_path: P
     kernel = int((node.folder / "lock").read_text())
     while len(node.processes()) < 3:
         pass
-    os.kill(kernel, signal.SIGTERM)
+    if told == "kernel":
+        os.kill(kernel, signal.SIGTERM)
+    else:
+        caller.send_signal(signal.SIGINT)
     said, _ = caller.communicate()
     assert caller.returncode == 1, said
     assert "before it served" in said
