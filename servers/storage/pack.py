@@ -8,6 +8,7 @@ changed: collection writes a new pack with what is still wanted and then removes
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -24,6 +25,8 @@ _MAGIC = b"ATOLPAK1"
 _HEADER = struct.Struct("<8sII16s")
 _ROW = struct.Struct("<32sQI")
 _RECORD = struct.Struct("<32sI")
+_ZEROS = bytes(32)
+_NOT_ZERO = re.compile(rb"[^\0]")
 
 assert _HEADER.size == 32
 
@@ -84,7 +87,7 @@ def read_table(descriptor: int) -> Table:
 
 def _scan(descriptor: int) -> list[tuple[bytes, int, int]]:
     """Find the records without the table: a record is wherever a header stands whose content has its
-    address.
+    address. Zeros, which are what a disk often gives for what it lost, are passed over at once.
     """
     size = os.fstat(descriptor).st_size
     whole = os.pread(descriptor, size, 0)
@@ -99,6 +102,11 @@ def _scan(descriptor: int) -> list[tuple[bytes, int, int]]:
         ):
             rows.append((address, begin, length))
             at = begin + length
+        elif address == _ZEROS:
+            other = _NOT_ZERO.search(whole, at + len(_ZEROS))
+            if other is None:
+                break
+            at = other.start() - len(_ZEROS) + 1  # no address is all zeros, so no record begins before
         else:
             at += 1
     return rows

@@ -110,6 +110,22 @@ def readable(descriptor: int, rows: list[tuple[bytes, int, int]]) -> Iterator[tu
             continue
 
 
+def test_records_are_found_behind_zeros(tmp_path: Path) -> None:
+    held = {BlobRef.of(content).hash: content for content in (b"one", bytes(1000), b"two", b"")}
+    rows = write_pack(tmp_path / "pack", held.items())
+    raw = bytearray((tmp_path / "pack").read_bytes())
+    start = rows[0][1] - 36
+    for gap in (1, 31, 32, 33, 8 * 1024 * 1024):
+        (tmp_path / "zeros").write_bytes(bytes(32 + gap) + raw[start:] + bytes(gap))
+        descriptor = os.open(tmp_path / "zeros", os.O_RDONLY)
+        try:
+            table = read_table(descriptor)
+            assert table.rebuilt
+            assert dict(readable(descriptor, table.rows)) == held
+        finally:
+            os.close(descriptor)
+
+
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=40), st.data())
 @settings(max_examples=80, deadline=None)
 def test_a_pack_with_a_rotten_byte_loses_at_most_one_blob(
