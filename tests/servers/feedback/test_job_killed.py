@@ -89,7 +89,7 @@ def kill(node: RealNode, victim: str) -> None:
 
 
 def disturbed(node: RealNode, victim: str, moment: str) -> None:
-    """A run in which the victim dies; it goes on, or ends with a sentence."""
+    """A run in which the victim dies: it does not notice the death of a server, and names that of the node."""
     with job(node) as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
@@ -100,11 +100,8 @@ def disturbed(node: RealNode, victim: str, moment: str) -> None:
             pytest.fail(f"the job never said {moment!r}")
         process.stdout.read()
         err = process.stderr.read()
-    print(f"{victim} killed at {moment!r}: the job ended with {process.returncode}: {err.strip()}")
-    assert (process.returncode, err.count("\n")) in ((0, 0), (1, 1)), err
-    assert "Traceback" not in err
-    if victim == "kernel":
-        assert (process.returncode, err) == (1, f"main job: {NodeDown()}\n")
+    ends = (1, f"main job: {NodeDown()}\n") if victim == "kernel" else (0, "")
+    assert (process.returncode, err) == ends
 
 
 @pytest.fixture(scope="module")
