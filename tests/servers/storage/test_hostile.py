@@ -180,7 +180,8 @@ def test_a_pack_whose_table_rots_is_written_anew(start: Callable[..., Any], tmp_
 
 
 def test_an_upload_that_is_given_up_leaves_nothing(start: Callable[..., Any], tmp_path: Path) -> None:
-    storage: Storage = start().client()
+    served = start()
+    storage: Storage = served.client()
 
     def broken() -> Iterator[bytes]:
         yield from pieces(bytes(5_000_000))
@@ -189,7 +190,8 @@ def test_an_upload_that_is_given_up_leaves_nothing(start: Callable[..., Any], tm
     with pytest.raises(RuntimeError):
         storage.put.now(broken())
     assert storage.put.now([b"after it"]) == BlobRef.of(b"after it")
-    assert list((tmp_path / "tmp").glob("*/*")) == []
+    while list((tmp_path / "tmp").glob("*/*")):
+        served.settle()  # a thread that writes for the upload ends first
     assert list((tmp_path / "blobs").glob("*/*")) == []
 
 
@@ -238,8 +240,12 @@ def test_downloads_that_nobody_takes_leave_files_for_others(
     assert storage.put.now([b"small"]) == BlobRef.of(b"small")
     assert read(served.client(), ref.hash) == content
     begun.pop().cancel()
-    served.settle()
-    assert read(storage, ref.hash) == content
+    while True:  # a thread that reads for the stream ends first
+        try:
+            assert read(storage, ref.hash) == content
+            break
+        except QuotaExceeded:
+            served.settle()
 
 
 def test_a_reference_to_many_times_the_same_is_one(start: Callable[..., Any]) -> None:
