@@ -131,6 +131,7 @@ class Powers:
         server, held = node.server(to), node.tree.get(id)
         if DELEGATE not in held.rights:
             raise NotAllowed(method="grant", needed=DELEGATE, held=tuple(sorted(held.rights)))
+        self._elsewhere(held, to)
         wanted = held.rights - {DELEGATE} if rights is None else frozenset(rights)
         if not wanted <= held.rights:
             needed = ", ".join(sorted(wanted - held.rights))
@@ -164,8 +165,9 @@ class Powers:
 
     async def transfer(self, party: Party, id: int, channel: int) -> int:
         node = self._node
-        self._mine(party, id)
+        held = self._mine(party, id)
         peer = self.peer(party, channel)
+        self._elsewhere(held, peer.holder)
         made = node.tree.grant(id, by=party.holder, to=peer.holder, account=party.account)
         peer.session.add(made.id)
         launching.deliver(node, made, peer, channel)
@@ -205,6 +207,16 @@ class Powers:
         if held.holder != party.holder:
             raise NotFound(what="capability", name=written(id))
         return held
+
+    @staticmethod
+    def _elsewhere(held: Capability, to: str) -> None:
+        """A server is no client of its own: a channel has two ends, in two processes."""
+        if held.server == to:
+            raise BadRequest(
+                where="capability",
+                expected=f"one of another server than {to}",
+                got=f"one of {to}'s own objects",
+            )
 
     def _expiry(self, held: Capability, expires: float) -> int:
         if expires < 0:

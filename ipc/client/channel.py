@@ -522,6 +522,8 @@ class ClientChannel:
         try:
             self.unarmed = False
             armed = bool(lib.atoll_arm(self.c))
+            if not armed:
+                self.outbox.pay()  # what there is may be room, and is told but once
         finally:
             self.receiving.release()
             if self._turns:

@@ -1,0 +1,146 @@
+"""A caller that is cancelled at any point leaves its channel sound: in trio and in asyncio, alone and among others."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from atoll.ipc import Interface, Serves, call, stream, upload
+from atoll.ipc.system.control import Shape
+from tests.kit.serving import Serving, serving
+
+POINTS = 40
+"""Checkpoints at which a caller is cancelled: more than any of these calls has."""
+
+
+class Post(Interface):
+    @call("use")
+    def echo(self, number: int) -> int: ...
+
+    @call("use")
+    def late(self, number: int) -> int: ...
+
+    @call("use")
+    def in_hand(self) -> int: ...
+
+    @stream("use")
+    def numbers(self, count: int) -> int: ...
+
+    @upload("use", item=bytes)
+    def sizes(self) -> int: ...
+
+
+class PostServer(Serves[Post]):
+    def __init__(self) -> None:
+        self.running = 0
+
+    @Post.echo.serve
+    def echo(self, number: int) -> int:
+        return number
+
+    @Post.late.serve
+    async def late(self, number: int) -> int:
+        self.running += 1
+        try:
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            return number
+        finally:
+            self.running -= 1
+
+    @Post.in_hand.serve
+    def in_hand(self) -> int:
+        return self.running
+
+    @Post.numbers.serve
+    async def numbers(self, count: int) -> AsyncIterator[int]:
+        self.running += 1
+        try:
+            for number in range(count):
+                yield number
+        finally:
+            self.running -= 1
+
+    @Post.sizes.serve
+    async def sizes(self, items: AsyncIterator[bytes]) -> int:
+        self.running += 1
+        try:
+            return sum([len(item) async for item in items])
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def served() -> Iterator[Serving]:
+    with serving(PostServer, shape=Shape(ring_bits=13, bulk_bits=13)) as served:
+        yield served
+        assert not served.accused
+        served.observe()
+        assert not served.misbehaved
+        assert served.stop() == 0
+
+
+async def ask(post: Post) -> None:
+    assert await post.echo(1) == 1
+    assert await post.late(2) == 2
+
+
+async def read(post: Post) -> None:
+    assert [number async for number in post.numbers(600)] == list(range(600))
+
+
+async def send(post: Post) -> None:
+    assert await post.sizes([b"x" * 1000] * 40) == 40_000
+
+
+WORK: dict[str, Callable[[Post], Awaitable[None]]] = {"calls": ask, "stream": read, "upload": send}
+
+
+async def still_sound(post: Post) -> None:
+    """Nothing of what was cancelled is left at the server, and everything works."""
+    while await post.in_hand():
+        pass
+    for work in WORK.values():
+        await work(post)
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("others", [0, 3])
+def test_in_trio(served: Serving, work: str, others: int) -> None:
+    post = served.proxies[0]
+
+    async def main() -> None:
+        for point in range(POINTS):
+            async with trio.open_nursery() as nursery:
+                for _ in range(others):
+                    nursery.start_soon(ask, post)
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as cancelled:
+                        cancelled.start_soon(WORK[work], post)
+                        for _ in range(point):
+                            await trio.lowlevel.checkpoint()
+                        scope.cancel()
+        await still_sound(post)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("others", [0, 3])
+def test_in_asyncio(served: Serving, work: str, others: int) -> None:
+    post = served.proxies[0]
+
+    async def main() -> None:
+        for point in range(POINTS):
+            beside = [asyncio.ensure_future(ask(post)) for _ in range(others)]
+            task = asyncio.ensure_future(WORK[work](post))
+            for _ in range(point):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.gather(*beside)
+        await still_sound(post)
+
+    asyncio.run(main())
