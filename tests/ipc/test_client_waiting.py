@@ -1,6 +1,8 @@
 """Every way to wait for a reply, alone and mixed on one channel; deadlines; rings that are full either way."""
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -8,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
+from atoll.ipc import Deferred, Interface, Serves, call, proxy, stream, upload
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.errors import DeadlineExceeded, Overloaded
 from atoll.ipc.system.control import Shape
@@ -330,3 +332,18 @@ def test_replies_and_uploads_of_each_size(size: int) -> None:
         desk = served.proxies[0]
         assert desk.fill.now(size) == b"x" * size
         assert desk.sizes.now([b"y" * size] * 20) == 20 * size
+
+
+def test_a_hundred_calls_wake_a_sleeping_server_once(served: Serving) -> None:
+    desk = served.proxies[0]
+    assert desk.double.now(1) == 2
+    while not served.status.words[11]:  # until it sleeps
+        os.sched_yield()
+    before = proxy.statistics(desk).wakes
+    os.kill(served.pid, signal.SIGSTOP)  # so that it cannot fall asleep between two of them
+    try:
+        futures = [desk.double.start(number) for number in range(100)]
+        assert proxy.statistics(desk).wakes == before + 1
+    finally:
+        os.kill(served.pid, signal.SIGCONT)
+    assert [future.result() for future in futures] == [2 * number for number in range(100)]

@@ -1,5 +1,6 @@
 """The gate: who gets in, as what, and what is left when they go."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -63,6 +64,20 @@ os.kill(os.getpid(), 9)
         while len(attached.kernel.attachments.now()) > 1:
             pass
         assert [row.client for row in attached.kernel.channels.now("counter")] == ["teller"]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_a_node_that_is_collected_without_close_is_tidied_up_after(node: RealNode) -> None:
+    def use() -> int:
+        counter = node.attach().open("counter", Counter)
+        counter.add.start("x")
+        return int(counter.add.now("x"))
+
+    assert use() == 2
+    with node.attach() as attached:
+        while len(attached.kernel.attachments.now()) > 1:
+            gc.collect()
+        assert attached.open("counter", Counter).get.now("x") == 2
 
 
 def test_who_says_no_hello_is_turned_away_with_a_sentence(node: RealNode) -> None:
