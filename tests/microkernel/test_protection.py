@@ -11,7 +11,7 @@ import msgspec
 import pyseccomp
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.microkernel.processes import Process
@@ -71,6 +71,7 @@ def test_what_a_plan_puts_in_force_works_here(level):
     assert made.require() is made.confinement
 
 
+@settings(deadline=None)
 @given(
     level=st.sampled_from(list(levels())),
     add=st.sets(st.sampled_from(list(mechanisms()))),
