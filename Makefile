@@ -61,7 +61,7 @@ fuzz: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m tests.fuzz $(SECONDS)
 
 sanitize: $(VENV)/.dev $(VENV)/.core
-	$(BIN)/python -m tests.fuzz.sanitized tests/native tests/ipc tests/review
+	$(BIN)/python -m tests.fuzz.sanitized tests/native tests/ipc
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/ruff check
