@@ -321,8 +321,8 @@ class LogRow(Struct, frozen=True, kw_only=True):
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
-    """What a server was refused, coalesced per (who, what). `by` is the mechanism: `capability`, `seccomp`,
-    `landlock`."""
+    """What a server or a program was refused, coalesced per (who, what). `by` is the mechanism: `capability`, `quota`,
+    `attach`, `seccomp`, `kernel`."""
 
     server: str
     by: str
