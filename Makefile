@@ -24,32 +24,38 @@ help:
 	@echo "make soak    the same tests at full length"
 	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
 	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers"
+	@echo "make format  ruff and clang-format, in place"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
 	@echo "make bench   benchmarks beside their peers (ONLY=ipc,state)"
 	@echo "make wheel   dist/*.whl"
+	@echo "make lock    both lock files anew from pyproject.toml (UPGRADE=1)"
 	@echo "make clean   remove what was built, and what dead nodes left"
 
 # The environment, the locked packages, the core: each is made again only when what it is made from is newer.
 
 $(VENV)/.made:
 	@sh .ci/host
-	$$(sh .ci/host --python) -m venv $(VENV)
+	@echo "making the virtual environment $(VENV)"
+	@$$(sh .ci/host --python) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.run: requirements.lock $(VENV)/.made
-	$(PIP) install --quiet --require-hashes -r requirements.lock
+	@echo "installing the packages of requirements.lock"
+	@$(PIP) install --quiet --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
-	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@echo "installing the packages of requirements-dev.lock"
+	@$(PIP) install --quiet --require-hashes -r requirements-dev.lock
 	@touch $@
 
 $(VENV)/.core: $(CORE) $(VENV)/.run
-	$(PIP) install --quiet --no-build-isolation --no-deps -e .
+	@echo "building the C core"
+	@$(PIP) install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
 boot: $(VENV)/.core
-	$(BIN)/atoll boot images/rlhf.toml --job reviews $(ARGS)
+	@$(BIN)/atoll boot images/rlhf.toml --job reviews $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m pytest -m "not soak" $(TESTS)

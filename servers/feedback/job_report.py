@@ -135,7 +135,7 @@ def _how_fast(report: Report, console: Console) -> None:
     table = _table("", "", "", head=False)
     _of_words(table, 2)
     table.add_row(
-        "reviews submitted",
+        "reviews sent again" if done.repeated else "reviews submitted",
         f"{done.reviews / done.seconds:,.0f} /s",
         f"{done.reviews:,} reviews, {done.bytes / 2**20:.1f} MiB, {len(done.receipts)} batches, durable",
     )

@@ -7,6 +7,7 @@ between, no node is left behind by accident.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,19 +58,30 @@ def run(image: Path, job: str, node: tuple[str, str], boot: Sequence[str], detac
     target = node_of(image, *node)
     try:
         done = subprocess.run(python(program), env=os.environ | {"ATOLL_NODE": target}, check=False)
+        if done.returncode == 0 and (detach or sys.stdout.isatty()):
+            print(f"\n{target} runs{' on' if detach else ' until Ctrl-C'}: {reach(not detach)}", flush=True)
         if done.returncode == 0 and not detach and sys.stdout.isatty():
-            print()
-            print(
-                f"The node {target} runs until Ctrl-C; look around in another terminal: atoll ps, atoll top",
-                flush=True,
-            )
             wait(target)
     except KeyboardInterrupt:
-        end(target)
+        told(target)
         return exits.INTERRUPTED
     if done.returncode or not detach:
-        end(target)
+        told(target)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def reach(elsewhere: bool) -> str:
+    """How a person gets at the node; where this command is not on the `PATH`, also how it comes there."""
+    here = f'export PATH="{Path(sys.executable).parent}:$PATH"; ' if shutil.which("atoll") is None else ""
+    if elsewhere:
+        return f"look around in another terminal: {here}atoll ps"
+    return f"{here}atoll ps looks around, atoll shutdown ends it"
+
+
+def told(node: str) -> None:
+    """End the node, and say so: what a person reads last is whether anything is left running."""
+    if name := end(node):
+        print(f"\n{name} is down; its folder keeps what it knows, and the next boot goes on from there")
 
 
 def wait(node: str) -> None:

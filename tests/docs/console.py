@@ -1,12 +1,13 @@
-"""Runs a page of the documentation as its reader would: top to bottom, in one folder.
+"""Runs a page of the documentation as its reader would: top to bottom, in one shell.
 
-A fence `console` holds commands (`$ ...`) and what they print: a line `...` stands for any lines, `...`
+What a command does to the shell (`cd`, `export`) holds for those that follow. A fence `console` holds commands (`$ ...`) and what they print: a line `...` stands for any lines, `...`
 within a line for any text, runs of spaces are alike, and a last line `[exit N]` gives the exit code where
 it is not 0. A fence `python FILE` is written to that file. Other fences are for reading only.
 """
 
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,26 +75,44 @@ def fits(expected: tuple[str, ...], printed: list[str]) -> bool:
     )
 
 
-def perform(step: Run | Write, folder: Path, environment: dict[str, str]) -> None:
-    """Do one step; an AssertionError says what the page shows and what came."""
-    if isinstance(step, Write):
-        path = folder / step.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(step.text)
-        return
-    done = subprocess.run(
-        ["bash", "-c", step.command],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    where = f"line {step.line}: $ {step.command}"
-    assert done.returncode == step.code, f"{where}: exit {done.returncode}, not {step.code}:\n{done.stdout}"
-    expected = "\n".join(step.expected)
-    assert fits(step.expected, done.stdout.splitlines()), (
-        f"{where}\nshown:\n{expected}\nprinted:\n{done.stdout}"
-    )
+@dataclass
+class Reader:
+    """Whoever follows a page: where their shell is, and what it exports."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def perform(self, step: Run | Write) -> None:
+        """Do one step; an AssertionError says what the page shows and what came."""
+        if isinstance(step, Write):
+            path = self.folder / step.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(step.text)
+            return
+        done = self.run(step.command)
+        where = f"line {step.line}: $ {step.command}"
+        assert done.returncode == step.code, (
+            f"{where}: exit {done.returncode}, not {step.code}:\n{done.stdout}"
+        )
+        expected = "\n".join(step.expected)
+        assert fits(step.expected, done.stdout.splitlines()), (
+            f"{where}\nshown:\n{expected}\nprinted:\n{done.stdout}"
+        )
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """One command; the shell that the next one finds is the one that this one leaves."""
+        with tempfile.NamedTemporaryFile() as left:
+            done = subprocess.run(
+                ["bash", "-c", f"trap 'env -0 > {left.name}' EXIT\n{command}"],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            exported = left.read().decode().split("\0")
+        self.environment = dict(entry.split("=", 1) for entry in exported if entry)
+        self.folder = Path(self.environment["PWD"])
+        return done

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.console import Run, Write, fits, perform, steps
+from tests.docs.console import Reader, Run, Write, fits, steps
 
 PAGE = """\
 # Page
@@ -52,10 +52,17 @@ def test_what_is_printed_is_held_to_what_is_shown(
 
 
 def test_steps_share_a_folder(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, dict(os.environ))
     for step in steps(PAGE):
-        perform(step, tmp_path, dict(os.environ))
+        reader.perform(step)
     with pytest.raises(AssertionError, match="exit 0, not 3"):
-        perform(Run(1, "true", (), 3), tmp_path, dict(os.environ))
+        reader.perform(Run(1, "true", (), 3))
+
+
+def test_the_next_command_finds_the_shell_that_one_left(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, dict(os.environ))
+    reader.perform(Run(1, "mkdir there && cd there && export NAME='a b'; false", (), 1))
+    reader.perform(Run(2, 'basename "$PWD"; echo "$NAME"', ("there", "a b")))
 
 
 def test_output_without_a_command_is_refused() -> None:

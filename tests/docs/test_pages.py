@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.console import Run, perform, steps
+from tests.docs.console import Reader, Run, steps
 
 HOUSE = Path(__file__).parent.parent.parent
 PAGES = [
@@ -24,33 +24,34 @@ the host.
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A home of its own, so that a page sees no node but its own, and leaves none behind."""
-    home = tmp_path / "home"
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    """In a checkout after `make boot`: with `.venv`, which is not on the `PATH`, and with the checkout's own settings
+    of tools. A home of its own, so that a page sees no node but its own, and leaves none behind."""
+    home, checkout, programs = tmp_path / "home", tmp_path / "checkout", Path(sys.executable).parent
     home.mkdir()
-    programs = Path(sys.executable).parent
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    checkout.mkdir()
+    for name in ("images", "pyproject.toml"):
+        (checkout / name).symlink_to(HOUSE / name)
+    (checkout / ".venv").symlink_to(sys.prefix)
+    path = [entry for entry in os.environ["PATH"].split(os.pathsep) if Path(entry) != programs]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "XDG_"))}
     alone = kept | {
         "HOME": str(home),
         "ATOLL_HOME": f"{home}/nodes",
-        "PATH": path,
+        "PATH": os.pathsep.join(path),
         "COLUMNS": "200",
         "NO_COLOR": "1",
     }
-    yield alone
+    yield Reader(checkout, alone)
     subprocess.run(
         [programs / "atoll", "shutdown"], env=alone, cwd=tmp_path, capture_output=True, check=False
     )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_can_be_followed(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "images").symlink_to(HOUSE / "images")
+def test_a_page_can_be_followed(page: Path, reader: Reader) -> None:
     for step in steps(page.read_text()):
-        perform(step, work, environment)
+        reader.perform(step)
 
 
 def test_no_command_is_shown_that_no_test_runs() -> None:
