@@ -6,6 +6,7 @@ client: from threads, from trio and from asyncio, with the same proxies.
 """
 
 import contextlib
+import difflib
 import mmap
 import os
 import socket
@@ -49,13 +50,20 @@ def folder_of(node: str | None) -> Path:
     node = node or os.environ.get("ATOLL_NODE")
     if node:
         return Path(node) if "/" in node else base_folder() / node
-    found = sorted(path.parent for path in base_folder().glob(f"*/{SOCKET}") if _answers(path))
+    found = running()
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NodeDown()
+        raise NodeDown("")
     names = ", ".join(path.name for path in found)
-    raise BadRequest("which node", "a name, since several nodes run", f"none (there are {names})")
+    raise BadRequest(
+        "which node", f"one of {names}, since several run", "none: name it with --node or ATOLL_NODE"
+    )
+
+
+def running() -> list[Path]:
+    """The folders of this user's nodes that run."""
+    return sorted(path.parent for path in base_folder().glob(f"*/{SOCKET}") if _answers(path))
 
 
 def _answers(path: Path) -> bool:
@@ -257,7 +265,8 @@ def _connected(folder: Path) -> socket.socket:
         _connect(end, folder)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         end.close()
-        raise NodeDown(f"node {folder.name!r}") from None
+        near = difflib.get_close_matches(folder.name, [path.name for path in running()], 1)
+        raise NodeDown(f"node {folder.name!r}", near[0] if near else "") from None
     except PermissionError:
         end.close()
         raise NotAllowed(f"attaching to node {folder.name!r}", "attach") from None

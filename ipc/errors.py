@@ -9,14 +9,21 @@ a `message` property is its sentence, which says what was wrong, where, and what
 is the array `[number, name, fields, message]`; a number once given is never used again for something else.
 """
 
+import difflib
 import inspect
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, dataclass_transform, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol, Self, dataclass_transform, get_type_hints
 
 import msgspec
 from msgspec import Struct
 
 from .naming import number_of
+
+NAMES_SHOWN = 12
+"""Names that `NotFound` lists at most."""
+
+LISTS = {"capability": "atoll caps", "version": "atoll versions"}
+"""Commands that list what has no names to choose from."""
 
 _packed = msgspec.msgpack.Encoder()
 
@@ -195,16 +202,33 @@ class TooLarge(CallerFault):
 
 
 class NotFound(CallerFault):
-    """There is nothing of that name. `nearest`, if any, is what may have been meant."""
+    """There is nothing of that name. `nearest`, if any, is what may have been meant; `known` are names that exist."""
 
     number = 7
     what: str
     name: str
     nearest: str = ""
+    known: tuple[str, ...] = ()
+
+    @classmethod
+    def among(cls, what: str, name: str, known: Iterable[str]) -> Self:
+        """With what there is: the nearest name, and a few of them where none is near."""
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, 1)
+        return cls(what, name, near[0] if near else "", tuple(names[:NAMES_SHOWN]))
 
     @property
     def message(self) -> str:
-        hint = f"did you mean {self.nearest!r}?" if self.nearest else "look at the names that exist"
+        some = ", ".join(self.known) + (", ..." if len(self.known) == NAMES_SHOWN else "")
+        hint = (
+            f"did you mean {self.nearest!r}?"
+            if self.nearest
+            else f"choose one of {some}"
+            if some
+            else f"see `{LISTS[self.what.split()[0]]}`"
+            if self.what.split()[0] in LISTS
+            else "look at the names that exist"
+        )
         return f"there is no {self.what} {self.name!r}: {hint}"
 
 
@@ -283,11 +307,18 @@ class PeerMisbehaved(PeerFault):
 
 
 class NodeDown(PeerFault):
-    """The node's kernel has ended."""
+    """The node's kernel has ended, or never ran. `node` empty: none runs that could be meant."""
 
     number = 24
     node: str = "the node"
-    template = "{node} is down: boot it again with `atoll boot`"
+    nearest: str = ""
+
+    @property
+    def message(self) -> str:
+        if not self.node:
+            return "no node runs: start one with `atoll boot IMAGE`"
+        hint = f"did you mean {self.nearest!r}?" if self.nearest else "boot it again with `atoll boot`"
+        return f"{self.node} is down: {hint}"
 
 
 class Aborted(PeerFault):

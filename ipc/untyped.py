@@ -15,7 +15,7 @@ import msgspec
 from .codec import LANES, MethodSpec
 from .errors import BadRequest, NotFound
 from .naming import number_of
-from .proxy import DEFAULTS, Transport
+from .proxy import DEFAULTS, Options, Transport
 from .schema import InterfaceShape, MethodShape
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -29,25 +29,25 @@ class UntypedProxy:
         self.shape = shape
         self._transport = transport
 
-    def now(self, method: str, arguments: dict[str, Any] | list[Any]) -> Any:
-        """Call and block for the reply; of a stream, an iterator of its items.
+    def now(self, method: str, arguments: dict[str, Any] | list[Any], deadline: float | None = None) -> Any:
+        """Call and block for the reply, for `deadline` seconds at most; of a stream, an iterator of its items.
 
         Raises `NotFound` for an unknown method, `BadRequest` for arguments that cannot be those of the method.
         """
         found = self.shape.methods.get(method)
         if found is None:
-            near = difflib.get_close_matches(method, self.shape.methods, 1)
-            raise NotFound(f"method of {self.shape.name}", method, near[0] if near else "")
+            raise NotFound.among(f"method of {self.shape.name} called", method, self.shape.methods)
         spec = self._spec(method, found)
+        options = DEFAULTS if deadline is None else Options(deadline=deadline)
         payload = _encode(self._positional(spec.label, found, arguments))
         if found.kind == "stream":
-            return self._items(spec, payload)
+            return self._items(spec, payload, options)
         if found.kind == "upload":
             raise BadRequest(spec.label, "a call or a stream", "an upload: use a typed proxy for it")
-        return _plain(_decode(bytes(self._transport.call_now(spec, payload, DEFAULTS))))
+        return _plain(_decode(bytes(self._transport.call_now(spec, payload, options))))
 
-    def _items(self, spec: MethodSpec, payload: bytes) -> Iterator[Any]:
-        stream = self._transport.open(spec, payload, DEFAULTS)
+    def _items(self, spec: MethodSpec, payload: bytes, options: Options) -> Iterator[Any]:
+        stream = self._transport.open(spec, payload, options)
         try:
             while (received := stream.receive_now()) is not None:
                 for item in received:
@@ -65,7 +65,9 @@ class UntypedProxy:
             )
         unknown = sorted(given.keys() - set(names))
         if unknown:
-            raise BadRequest(label, f"arguments named {', '.join(names) or '(none)'}", f"`{unknown[0]}`")
+            near = difflib.get_close_matches(unknown[0], names, 1)
+            got = f"`{unknown[0]}`" + (f"; did you mean `{near[0]}`?" if near else "")
+            raise BadRequest(label, f"arguments named {', '.join(names) or '(none)'}", got)
         values: list[Any] = []
         for place, field in enumerate(method.arguments):
             if field.name in given:

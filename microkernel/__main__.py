@@ -23,7 +23,7 @@ from .journal import JournalDamaged
 from .node import Node, Place
 from .ownership import BootRefused, own
 
-OK, FAULT, REFUSED = 0, 1, 6
+OK, FAULT, REFUSED, FINDINGS = 0, 1, 6, 10
 """As docs/manual.md has them; 2 is argparse's, for a wrong command line."""
 
 
@@ -55,9 +55,9 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path
     )  # as the other two: until the node listens to them, an end is an end
     checked = load(Path(arguments.image))
     place = place_of(arguments, checked)
-    say(graph.text(graph.graph(checked)).rstrip())
     lock = own(place, say)
     owned(place.folder)
+    say(graph.text(graph.graph(checked)).rstrip())
     before = boot.prepare(place, checked, lock)
 
     def serving(node: Node) -> None:
@@ -75,15 +75,12 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path
 
 def command_image_check(arguments: argparse.Namespace) -> int:
     checked = load(Path(arguments.image))
+    drawn = graph.graph(checked)
     if arguments.json:
-        print(
-            msgspec.json.encode(
-                {"image": checked.image.image.name, "servers": list(checked.image.server)}
-            ).decode()
-        )
+        told = {"image": drawn.name, "servers": list(drawn.levels), "graph": graph.plain(drawn)}
+        print(msgspec.json.encode(told).decode())
         return OK
     if arguments.graph:
-        drawn = graph.graph(checked)
         picture = graph.svg(drawn)
         if picture is not None:
             path = Path(arguments.image).with_suffix(".svg").name
@@ -100,7 +97,7 @@ def command_doctor(arguments: argparse.Namespace) -> int:
 
     found = doctor.diagnose()
     print(found.json().decode() if arguments.json else found.text())
-    return OK
+    return FINDINGS if found.lacking else OK
 
 
 def command_clean(arguments: argparse.Namespace) -> int:
@@ -146,13 +143,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit status: 0, 1 where something failed, 6 where the input was refused."""
+    """Returns the exit status: 0, 1 where something failed, 6 where the input was refused, 10 where `doctor` found
+    something missing that nothing stands in for."""
     arguments = parser().parse_args(words)
     try:
         status: int = arguments.run(arguments)
         return status
     except ImageRefused as refused:
-        print(refused, file=sys.stderr)
+        if "json" in arguments and arguments.json:
+            told = {"error": "ImageRefused", "message": str(refused), "fields": {"problems": refused.told()}}
+            print(msgspec.json.encode(told).decode(), file=sys.stderr)
+        else:
+            print(refused, file=sys.stderr)
         return REFUSED
     except (BootRefused, Ended, JournalDamaged, AtollError, OSError) as error:
         print(f"atoll: {error}", file=sys.stderr)

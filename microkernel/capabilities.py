@@ -352,6 +352,9 @@ class Tree:
         held = tuple(sorted(parent.rights))
         if to != parent.holder and DELEGATE not in parent.rights:
             raise NotAllowed(method=method, needed=DELEGATE, held=held)
+        offered = {*self._rights[parent.server, parent.interface], DELEGATE}
+        if unknown := sorted(rights - offered):
+            raise NotFound.among(f"right of {parent.server}.{parent.interface} called", unknown[0], offered)
         if not rights <= parent.rights:
             raise NotAllowed(method=method, needed=", ".join(sorted(rights - parent.rights)), held=held)
         if expiry == NEVER:

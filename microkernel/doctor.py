@@ -3,6 +3,7 @@ trial."""
 
 import os
 import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,8 @@ class Finding(Struct, frozen=True, kw_only=True):
     what: str
     verdict: Verdict
     detail: str = ""
+    needed: bool = False
+    """Whether images need it: the kernel's age, a protection level."""
 
 
 class Diagnosis(Struct, frozen=True, kw_only=True):
@@ -36,14 +39,9 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...]
 
     @property
-    def highest_level(self) -> str:
-        """The highest protection level that this host keeps; empty for none."""
-        working = [
-            f.what.removeprefix("level ")
-            for f in self.findings
-            if f.what.startswith("level ") and f.verdict != "missing"
-        ]
-        return working[-1] if working else ""
+    def lacking(self) -> list[Finding]:
+        """What is missing that nothing stands in for: a node that needs it does not boot here."""
+        return [found for found in self.findings if found.verdict == "missing" and found.needed]
 
     def json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -51,11 +49,18 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """For a person: one line a finding, the reason beneath where there is one."""
         marks = {"works": "yes", "partly": "partly", "missing": "no"}
-        lines = [f"Linux {self.kernel} on {self.machine}, {'as root' if self.root else 'not root'}"]
+        who = "as root" if self.root else "not root"
+        lines = [f"Linux {self.kernel} on {self.machine}, Python {platform.python_version()}, {who}"]
         for finding in self.findings:
             lines.append(f"  {marks[finding.verdict]:<7}{finding.what}")
             if finding.detail:
                 lines.append(f"         {finding.detail}")
+        lacking = ", ".join(finding.what for finding in self.lacking)
+        lines.append(
+            f"missing, and nothing stands in: {lacking}"
+            if lacking
+            else "every protection level can be had here"
+        )
         return "\n".join(lines)
 
 
@@ -78,19 +83,17 @@ def diagnose() -> Diagnosis:
     )
 
 
-def _finding(what: str, why: str, partly: str = "") -> Finding:
-    return Finding(
-        what=what, verdict="missing" if why else "partly" if partly else "works", detail=why or partly
-    )
+def _finding(what: str, why: str, partly: str = "", needed: bool = False) -> Finding:
+    verdict: Verdict = "missing" if why else "partly" if partly else "works"
+    return Finding(what=what, verdict=verdict, detail=why or partly, needed=needed)
 
 
 def _kernel() -> Finding:
     release = platform.release()
-    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    version = tuple(map(int, re.findall(r"\d+", release)[:2]))
     floor = ".".join(map(str, KERNEL_FLOOR))
-    return _finding(
-        f"Linux {floor} or newer", "" if version >= KERNEL_FLOOR else f"this is {release}: upgrade the kernel"
-    )
+    why = "" if version >= KERNEL_FLOOR else f"this is {release}: upgrade the kernel"
+    return _finding(f"Linux {floor} or newer", why, needed=True)
 
 
 def _mechanisms(host: Host) -> list[Finding]:
@@ -109,7 +112,7 @@ def _levels(host: Host) -> list[Finding]:
     for name in levels():
         made = plan(name, Subject(name=TRIAL), host)
         missing = together(made.missing)
-        found.append(_finding(f"level {name}", missing, together(made.weakenings)))
+        found.append(_finding(f"level {name}", missing, together(made.weakenings), needed=True))
     return found
 
 
@@ -152,15 +155,17 @@ def _memory() -> list[Finding]:
 
 def _devices() -> list[Finding]:
     gpu = sorted(Path("/dev").glob("nvidia[0-9]*"))
-    protection_keys = "pku" in Path("/proc/cpuinfo").read_text().split()
     return [
         _finding("GPU", "" if gpu else "none: the CPU stands in behind the same interface"),
-        _finding("TPM", "" if Path("/dev/tpmrm0").exists() else "none: a key file stands in for it"),
+        _finding("TPM", "" if Path("/dev/tpmrm0").exists() else "none: nothing of this release needs one"),
         _finding(
             "virtual machines (KVM)",
-            "" if Path("/dev/kvm").exists() else "no /dev/kvm: level microvm is not possible here",
+            "" if Path("/dev/kvm").exists() else "no /dev/kvm: nothing of this release needs one",
         ),
         _finding(
-            "memory protection keys", "" if protection_keys else "the processor has none: no level uses them"
+            "pictures of images (graphviz)",
+            ""
+            if shutil.which("dot")
+            else "no `dot`: `image check --graph` draws text alone (apt-get install graphviz)",
         ),
     ]

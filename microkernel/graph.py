@@ -123,6 +123,15 @@ def text(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plain(graph: Graph) -> dict[str, object]:
+    """The graph for a program: servers with their levels, capabilities, weakenings."""
+    return {
+        "levels": graph.levels,
+        "edges": [edge._asdict() for edge in graph.edges],
+        "weaknesses": [weakness._asdict() for weakness in graph.weaknesses],
+    }
+
+
 def dot(graph: Graph) -> str:
     """The graph in graphviz's language."""
     weak: dict[str, list[str]] = {}

@@ -26,8 +26,9 @@ from .image import (
     ListenBinding,
     ServerBinding,
 )
-from .image_read import Draft, ImageRefused, nearest, one_of, quoted, read
+from .image_read import NAME, NAMES, Draft, ImageRefused, nearest, one_of, quoted, read
 from .image_text import Path as TomlPath
+from .parties import KERNEL
 from .priorities import circles
 from .protection.filters import GROUPS
 from .protection.plan import ladder, levels
@@ -92,7 +93,7 @@ def load(path: Path) -> Checked:
     """
     file = str(path)
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ImageRefused.at_start(
             file, "UTF-8 text", f"the byte {error.object[error.start]:#04x}"
@@ -160,6 +161,7 @@ class _Names:
         self.mechanisms = list(dict.fromkeys(name for names in self.levels.values() for name in names))
 
     def check(self) -> None:
+        self.check_identity()
         self.known(("node", "level"), self.image.node.level, self.levels, "a protection level")
         self.place(("node",), self.image.node.slice, self.image.node.account)
         if STORE not in self.image.server:
@@ -182,11 +184,35 @@ class _Names:
                 )
             for need, bound in server.needs.items():
                 self.check_binding((*path, "needs", need), bound)
+                if isinstance(bound, ServerBinding) and bound.server == name:
+                    at = (*path, "needs", need, "server")
+                    self.draft.note(
+                        at, f"a server other than {name} itself", quoted(name), "call its own methods"
+                    )
             self.check_folders(name)
         for index, entry in enumerate(self.image.attach):
             self.check_attach(index)
             self.place(("attach", index), "", entry.account)
         self.check_sockets()
+
+    def check_identity(self) -> None:
+        """The node's name, names that are the kernel's own, and enough users for all."""
+        name = self.image.image.name
+        if not NAME.fullmatch(name):
+            self.draft.note(("image", "name"), NAMES, quoted(name))
+        for kind in ("server", "keyspace"):
+            if KERNEL in (self.raw.get(kind) or {}):
+                path = (kind, KERNEL)
+                self.draft.note(
+                    path, f"a {kind} of another name", f"{quoted(KERNEL)}, the kernel's own", at_key=True
+                )
+        uids, servers = self.image.node.uids, len(self.image.server)
+        if uids.first == 0:
+            self.draft.note(("node", "uids"), "user ids above 0, since no server runs as root", str(uids))
+        elif (count := uids.last - uids.first + 1) < servers:
+            self.draft.note(
+                ("node", "uids"), f"a user id for each of the {servers} servers", f"{count} of them"
+            )
 
     def known(self, path: TomlPath, name: str, names: Collection[str], what: str) -> bool:
         if name in names:
@@ -225,8 +251,13 @@ class _Names:
                 self.draft.note(at, "each mechanism once", f"{quoted(drop.mechanism)} again")
             seen.add(drop.mechanism)
             self.reason((*path, "drop", index), drop.reason)
+        groups = set()
         for index, allow in enumerate(server.allow):
-            self.known((*path, "allow", index, "calls"), allow.calls, self.groups, "a group of system calls")
+            at = (*path, "allow", index, "calls")
+            self.known(at, allow.calls, self.groups, "a group of system calls")
+            if allow.calls in groups:
+                self.draft.note(at, "each group once", f"{quoted(allow.calls)} again")
+            groups.add(allow.calls)
             self.reason((*path, "allow", index), allow.reason)
 
     def reason(self, path: TomlPath, reason: str) -> None:
@@ -288,8 +319,19 @@ class _Names:
             self.draft.note(
                 (*path, "group"), "a group of this host", quoted(entry.group), nearest(entry.group, groups)
             )
+        given_before = set()
+        for number, may in enumerate(entry.may):
+            if (may.server, may.interface) in given_before:
+                self.draft.note(
+                    (*path, "may", number), "each interface of a server once", f"{quoted(may.server)} again"
+                )
+            given_before.add((may.server, may.interface))
         if entry.uid is None:
             return
+        if entry.uid.first == 0:
+            self.draft.note(
+                (*path, "uid"), "user ids above 0, since root is an operator without an entry", str(entry.uid)
+            )
         if entry.uid.overlaps(self.image.node.uids):
             self.draft.note(
                 (*path, "uid"),

@@ -7,6 +7,7 @@ sees all mistakes of a file at once.
 """
 
 import difflib
+import math
 import re
 import tomllib
 import typing
@@ -17,12 +18,14 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
+from msgspec import Struct
 
 from .image import BINDINGS, Address, Image, Key, Seconds, Size, Table, Uids
 from .image_text import Path, Places, Position, locate
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-"""What names servers, keyspaces, slices, accounts and needs: they become folders, cgroups and attributes."""
+"""What names nodes, servers, keyspaces, slices, accounts and needs: they become folders, cgroups and attributes."""
+NAMES = "a name of at most 40 lower-case letters, digits, - and _, a letter first"
 
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)")
 _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -50,6 +53,18 @@ class Problem(NamedTuple):
         return f"{place}: {where}expected {self.expected}, found {self.found}{hint}"
 
 
+class Told(Struct, frozen=True):
+    """A problem as a program reads it."""
+
+    file: str
+    line: int
+    column: int
+    where: str
+    expected: str
+    found: str
+    suggestion: str
+
+
 class ImageRefused(Exception):
     """An image cannot be booted; `problems` says why, each with its place."""
 
@@ -57,6 +72,10 @@ class ImageRefused(Exception):
         self.file = file
         self.problems = sorted(set(problems))
         super().__init__("\n".join(problem.render(file) for problem in self.problems))
+
+    def told(self) -> list[Told]:
+        """For a program: every problem in the order of the file."""
+        return [Told(self.file, *found.position, *found[1:]) for found in self.problems]
 
     @classmethod
     def at_start(cls, file: str, expected: str, found: str) -> "ImageRefused":
@@ -148,7 +167,17 @@ def _broken(message: str, text: str) -> Problem:
     else:
         lines = text.split("\n")
         position = Position(len(lines), len(lines[-1]) + 1)
-    return Problem(position, "", "TOML", f"what is none ({what[:1].lower()}{what[1:]})")
+    return Problem(
+        position, "", "TOML", f"what is none ({what[:1].lower()}{what[1:]})", _TOML_HINTS.get(what, "")
+    )
+
+
+_TOML_HINTS = {
+    "Invalid value": 'text stands in quotes, as in name = "small"',
+    "Cannot overwrite a value": "each key stands once in its table",
+    "Invalid statement": "a line is [a.table] or key = value",
+}
+"""What a person most often means by what `tomllib` refuses."""
 
 
 class Field(NamedTuple):
@@ -252,7 +281,7 @@ def _named(draft: Draft, path: Path, raw: object, hint: Any) -> Any:
         if not NAME.fullmatch(name):
             draft.note(
                 (*path, name),
-                "a name of at most 40 lower-case letters, digits, - and _, a letter first",
+                NAMES,
                 quoted(name),
                 at_key=True,
             )
@@ -318,7 +347,7 @@ def _parse(raw: object, hint: type) -> tuple[str, Any]:
             return 'a size such as "512MiB"', value
         case _ if hint is Seconds:
             unit = _TIME.fullmatch(text)
-            plain = number or isinstance(raw, float)
+            plain = number or (isinstance(raw, float) and math.isfinite(raw))
             value = Seconds(raw) if plain else Seconds(float(unit[1]) * _TIMES[unit[2]]) if unit else None  # type: ignore[arg-type]
             return 'a time such as "30s"', value
         case _ if hint is Uids:
@@ -335,7 +364,8 @@ def _parse(raw: object, hint: type) -> tuple[str, Any]:
         case _ if hint is int:
             return "an integer", raw if number else None
         case _ if hint is float:
-            return "a number", float(raw) if number or isinstance(raw, float) else None  # type: ignore[arg-type]
+            finite = number or (isinstance(raw, float) and math.isfinite(raw))
+            return "a number", float(raw) if finite else None  # type: ignore[arg-type]
         case _:
             return "a string", raw if isinstance(raw, str) else None
 
@@ -345,7 +375,7 @@ def _unit_hint(raw: object, hint: type) -> str:
     if not isinstance(raw, str) or not re.match(r"\d", raw):
         return ""
     if hint is Size:
-        return "units are " + ", ".join(_SIZES)
+        return "whole numbers of " + ", ".join(_SIZES)
     return "units are " + ", ".join(_TIMES) if hint is Seconds else ""
 
 

@@ -53,7 +53,8 @@ class Life:
                 where="load: server", expected="a-z, then a-z 0-9 _ -, 40 at most", got=repr(what.server)
             )
         if what.server in node.servers or what.server == KERNEL:
-            raise BadRequest(where="load: server", expected="a name that is free", got=repr(what.server))
+            got = f"{what.server!r}, which there is: `atoll swap {what.server} PACKAGE` replaces it"
+            raise BadRequest(where="load: server", expected="a name that is free", got=got)
         version = await self.version_of(Path(what.package))
         spec = from_load(what, version, node.image.node.account)
         configs = {

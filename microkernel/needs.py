@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import socket
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -55,7 +54,7 @@ def wanted(node: Node, server: Server, need: str) -> Wanted | None:
     if isinstance(bound, KeyspaceBinding):
         badge = node.keyspaces.get(bound.keyspace)
         if badge is None:
-            raise NotFound(what="keyspace", name=bound.keyspace)
+            raise NotFound.among("keyspace", bound.keyspace, node.keyspaces)
         return Wanted(STORE, STORE_INTERFACE, badge, frozenset(bound.rights), 0)
     if not isinstance(bound, ServerBinding):
         return None
@@ -83,8 +82,7 @@ def known(server: Server, keyspaces: Collection[str]) -> None:
     """Hold a load to the keyspaces that are there: a misspelt one must not come into being. Raises `NotFound`."""
     for name in keyspaces_of(server):
         if name not in keyspaces:
-            near = difflib.get_close_matches(name, keyspaces, 1)
-            raise NotFound(what="keyspace", name=name, nearest=near[0] if near else "")
+            raise NotFound.among("keyspace", name, keyspaces)
 
 
 def complete(server: Server) -> None:

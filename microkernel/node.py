@@ -6,7 +6,6 @@ Whoever changes something is another module: `authority` capabilities, `supervis
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import mmap
@@ -189,8 +188,7 @@ class Node:
         """A server of the node. Raises `NotFound` with the nearest name."""
         found = self.servers.get(name)
         if found is None:
-            near = difflib.get_close_matches(name, self.servers, 1)
-            raise NotFound(what="server", name=name, nearest=near[0] if near else "")
+            raise NotFound.among("server", name, self.servers)
         return found
 
     def serving(self, server: str) -> Serving | None:

@@ -6,7 +6,6 @@ wait until no loop can still serve what was taken, then the row.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -48,10 +47,7 @@ class Powers:
             raise BadRequest(where="open: interface", expected=f"one of {', '.join(offers)}", got="none")
         interface = interface or offers[0]
         if interface not in offers:
-            near = difflib.get_close_matches(interface, offers, 1)
-            raise NotFound(
-                what=f"interface of {server}", name=interface, nearest=near[0] if near else offers[0]
-            )
+            raise NotFound.among(f"interface of {server} called", interface, offers)
         if found.state in ("stopped", "failed"):
             raise WrongState(server=server, state=found.state, wanted="running")
         described = next((each for each in found.offered if each.name == interface), None)
@@ -71,8 +67,7 @@ class Powers:
         node = self._node
         badge = node.keyspaces.get(name)
         if badge is None:
-            near = difflib.get_close_matches(name, node.keyspaces, 1)
-            raise NotFound(what="keyspace", name=name, nearest=near[0] if near else "")
+            raise NotFound.among("keyspace", name, node.keyspaces)
         allowed = ("read", "history") if name == KEYSPACE else (*KEYSPACE_RIGHTS, DELEGATE)
         wanted = allowed if rights is None else tuple(rights)
         if not set(wanted) <= set(allowed):

@@ -28,13 +28,17 @@ def call(
     count: Annotated[
         int, typer.Option("--count", help="Of a stream: end after so many.", show_default="all")
     ] = 0,
+    deadline: Annotated[
+        float,
+        typer.Option("--deadline", metavar="SECONDS", help="Give up then.", show_default="none", min=0),
+    ] = 0.0,
     node: Node = "",
     as_json: Json = False,
 ) -> None:
     """Call a method and print the reply as JSON; a stream prints one line an item."""
     given = decoded(sys.stdin.read() if arguments == "-" else arguments)
     with connect(node=node or None) as attached:
-        reply = attached.open_untyped(server, interface).now(method, given)
+        reply = attached.open_untyped(server, interface).now(method, given, deadline or None)
         if not isinstance(reply, Iterator):
             print(printing.json(reply))
             return
@@ -49,4 +53,5 @@ def decoded(text: str) -> dict[str, object] | list[object]:
     try:
         return msgspec.json.decode(text, type=dict[str, object] | list[object])
     except msgspec.DecodeError as error:
-        raise BadRequest(where="JSON", expected="an object or an array", got=f"{text} ({error})") from None
+        expected = """an object or an array, such as '{"key": "x"}' or '["x"]'"""
+        raise BadRequest(where="JSON", expected=expected, got=f"{text} ({error})") from None

@@ -1,5 +1,7 @@
 """The command line itself: which commands there are, and how an error becomes a sentence and an exit code."""
 
+import codecs
+import io
 import os
 import sys
 import traceback
@@ -113,11 +115,12 @@ def run(arguments: Sequence[str]) -> int:
     """
     told: Exception
     debug = "--debug" in arguments or bool(os.environ.get("ATOLL_DEBUG"))
+    as_json = "--json" in arguments
     try:
         result = app(list(arguments) or ["--help"], prog_name="atoll", standalone_mode=False)
         return result if isinstance(result, int) else exits.OK
     except typer.TyperException as error:
-        print(f"atoll: {usage(error)}", file=sys.stderr)
+        printing.complain("Usage", usage(error), {}, as_json)
         return exits.USAGE
     except (typer.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
@@ -126,12 +129,14 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OK
     except AtollError as error:
-        printing.error(error, as_json="--json" in arguments)
+        printing.error(error, as_json)
         told, code = error, exits.code(error)
     except Exception as error:
         # The one place that catches everything: what no layer below turned into an AtollError is our bug.
-        print(f"atoll: a fault in Atoll itself: {type(error).__name__}: {error}", file=sys.stderr)
-        print("atoll: run it again with --debug, and report what that prints", file=sys.stderr)
+        what = f"a fault in Atoll itself ({type(error).__name__}: {error})"
+        printing.complain(
+            "Fault", f"{what}: run it again with --debug, and report what that prints", {}, as_json
+        )
         told, code = error, exits.FAULT
     if debug:
         traceback.print_exception(told)
@@ -147,4 +152,9 @@ def usage(error: typer.TyperException) -> str:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    """The program: arguments are UTF-8 and answers can be printed, whatever the locale says."""
+    codecs.register_error(printing.ESCAPE, printing.escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=printing.ESCAPE)
+    sys.exit(run([os.fsencode(word).decode(errors="replace") for word in sys.argv[1:]]))

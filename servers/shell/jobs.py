@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from atoll.ipc.attach import connect
@@ -80,7 +81,8 @@ def reach(elsewhere: bool) -> str:
 
 def told(node: str) -> None:
     """End the node, and say so: what a person reads last is whether anything is left running."""
-    if name := end(node):
+    with suppress(NodeDown):
+        name = end(node)
         print(f"\n{name} is down; its folder keeps what it knows, and the next boot goes on from there")
 
 
@@ -97,14 +99,10 @@ def wait(node: str) -> None:
 
 
 def end(node: str, deadline: float = 5.0) -> str:
-    """Shut the node down, if it still runs, and return its name when its last process is gone; empty if none ran."""
-    name = ""
-    try:
-        with connect(node=node or None) as attached:
-            name = attached.name
-            attached.kernel.shutdown.now(deadline)
-            while True:
-                attached.kernel.node.now()
-                time.sleep(0.05)
-    except NodeDown:
-        return name
+    """Shut the node down, and return its name when its last process is gone. Raises `NodeDown` if it does not run."""
+    with connect(node=node or None) as attached, suppress(NodeDown):
+        attached.kernel.shutdown.now(deadline)
+        while True:
+            attached.kernel.node.now()
+            time.sleep(0.05)
+    return attached.name

@@ -81,4 +81,4 @@ def show(kernel: Kernel, every: float, count: int, as_json: bool) -> None:
                 screen.update(printing.table(loads, LOADS), refresh=True)
     else:
         for loads in looks(kernel, every, count or 1):
-            printing.console().print(printing.table(loads, LOADS))
+            printing.draw(loads, LOADS)

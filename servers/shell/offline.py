@@ -1,23 +1,29 @@
 """Commands that run without a node. The shell imports no kernel: it becomes `python -m atoll.microkernel`."""
 
-import difflib
 import os
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from atoll.ipc.errors import NotFound
+from atoll.ipc.attach import base_folder
+from atoll.ipc.errors import BadRequest, NotFound
 
 from . import exits, jobs
 from .options import Json
 
 STORE = Path("data") / "state"
 """Where a node's folder has its store."""
+FILE = "data.mdb"
+"""By which a store's folder is known."""
 
-ImagePath = Annotated[Path, typer.Argument(help="An image: a TOML file.")]
+ImagePath = Annotated[
+    Path,
+    typer.Argument(help="A TOML file, or the name of an image that comes with Atoll: dev, minimal, rlhf."),
+]
 
 
 def become(*arguments: str) -> NoReturn:
@@ -56,7 +62,7 @@ def boot(
     arguments = [*values(folder=folder, name=name), *flags(plan=plan, degrade=degrade)]
     if job:
         jobs.module(job)
-    there(image)
+    image = there(image)
     if job and not plan:
         raise typer.Exit(jobs.run(image, job, (folder, name), arguments, detach))
     become("atoll.microkernel", "boot", str(image), *arguments, *flags(detach=detach))
@@ -69,16 +75,18 @@ def image_check(
 ) -> None:
     """Check an image without starting anything: every error with file, line, what was expected and what was
     found."""
-    there(image)
-    become("atoll.microkernel", "image", "check", str(image), *flags(graph=graph, json=as_json))
+    become("atoll.microkernel", "image", "check", str(there(image)), *flags(graph=graph, json=as_json))
 
 
-def there(image: Path) -> None:
-    """Raises `NotFound` for an image that is no file, with the nearest name beside it."""
-    if not image.is_file():
-        beside = [path.name for path in image.parent.glob("*.toml")]
-        near = difflib.get_close_matches(image.name, beside, 1)
-        raise NotFound(what="image", name=str(image), nearest=str(image.parent / near[0]) if near else "")
+def there(image: Path) -> Path:
+    """The file that is meant. Raises `NotFound` where there is none, with the nearest name."""
+    with resources.as_file(resources.files("atoll.images")) as folder:
+        ours = {path.stem: path for path in folder.glob("*.toml")}
+    if image.is_file():
+        return image
+    if str(image) in ours:
+        return ours[str(image)]
+    raise NotFound.among("image", str(image), [*map(str, image.parent.glob("*.toml")), *ours])
 
 
 def doctor(as_json: Json = False) -> None:
@@ -93,16 +101,28 @@ def clean(
     as_json: Json = False,
 ) -> None:
     """Remove what dead nodes left: cgroups, sockets, mounts. What a node knows is kept."""
+    if folder and not Path(folder).is_dir():
+        raise BadRequest(where="--folder", expected="the folder of a node", got=f"{folder}, which is none")
     become("atoll.microkernel", "clean", *values(folder=folder), *flags(json=as_json))
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="The node's folder, or the one that holds the store.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A node's name or folder, or the folder that holds the store.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Walk a store's file and prove its invariants; the node need not run."""
-    inside = folder / STORE
-    store = inside if inside.is_dir() else folder
+    named = base_folder() / folder
+    store = next(
+        (place for place in (folder / STORE, folder, named / STORE) if (place / FILE).exists()), None
+    )
+    if store is None:
+        raise BadRequest(
+            where="FOLDER",
+            expected="a node's name, its folder, or a store's",
+            got=f"{folder}, which has no store",
+        )
     done = subprocess.run(
         jobs.python("atoll.servers.state.check", str(store), *flags(json=as_json)), check=False
     )

@@ -1,8 +1,11 @@
 """What the command writes: a table for a person, JSON for a program; answers to stdout, errors to stderr."""
 
 import os
+import select
+import stat
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,8 +19,20 @@ from atoll.ipc.errors import AtollError, UnknownFailure
 Row = TypeVar("Row")
 
 
+ESCAPE = "atoll-escape"
+"""The name by which `escaped` is registered."""
+
 UNBOUNDED = 10_000
 """Columns of what is no terminal and says no width: nothing is cut, a program reads whole lines."""
+
+
+def escaped(error: UnicodeError) -> tuple[str, int]:
+    """What a locale cannot show, as JSON escapes it: what a program reads stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(
+        f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)
+    ), error.end
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class Column(Generic[Row]):
     """A column of a table; numbers stand right.
 
     A table that is too wide first loses the columns that it can do without, the highest `spare` first; then those that
-    `fold` get narrower. The JSON has everything.
+    `fold` get narrower, and of those that are `cut` a terminal shows the beginning. The JSON has everything.
     """
 
     title: str
@@ -33,6 +48,7 @@ class Column(Generic[Row]):
     right: bool = False
     spare: int = 0
     fold: bool = False
+    cut: bool = False
 
 
 def console() -> Console:
@@ -70,37 +86,49 @@ def json(value: object) -> str:
     return msgspec.json.encode(plain(value)).decode()
 
 
+GAP = 2
+FOLDED = 16
+"""Characters under which a folding column is no longer read with ease."""
+
+
 def table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> Table:
-    """A table that fits the console, as far as its columns allow."""
+    """A table that fits the console as far as its columns allow; a narrower terminal breaks its lines."""
     room = console().width
-    cells = [(column, [cell(column.of(row)) for row in rows]) for column in columns]
+    texts = {column.title: [cell(column.of(row)) for row in rows] for column in columns}
     least = {
-        column.title: max(len(column.title), *(len(text) for text in texts)) if not column.fold else FOLDED
-        for column, texts in cells
+        column.title: min(
+            max(map(len, (column.title, *texts[column.title]))), FOLDED if column.fold or column.cut else room
+        )
+        for column in columns
     }
     kept = list(columns)
-    while sum(least[column.title] + GAP for column in kept) - GAP > room:
+    while (width := sum(least[column.title] + GAP for column in kept) - GAP) > room:
         spare = max(kept, key=lambda column: column.spare)
         if not spare.spare:
             break
         kept.remove(spare)
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold", width=width if width > room else None)
     for column in kept:
         drawn.add_column(
             column.title,
             justify="right" if column.right else "left",
-            overflow="fold",
+            overflow="ellipsis" if column.cut else "fold",
             no_wrap=not column.fold,
-            min_width=None if column.fold else least[column.title],
+            min_width=least[column.title],
         )
     for place in range(len(rows)):
-        drawn.add_row(*(Text(texts[place]) for column, texts in cells if column in kept))
+        drawn.add_row(*(Text(texts[column.title][place]) for column in kept))
     return drawn
 
 
-GAP = 2
-FOLDED = 16
-"""Characters under which a folding column is no longer read with ease."""
+def draw(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
+    """Print a table, without the spaces that fill its last column."""
+    to = console()
+    drawn = table(rows, columns)
+    to.width = max(to.width, drawn.width or 0)
+    with to.capture() as captured:
+        to.print(drawn)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def cell(value: object) -> str:
@@ -113,9 +141,23 @@ def rows(items: Sequence[Row], columns: Sequence[Column[Row]], as_json: bool, em
     if as_json:
         print(json(items))
     elif items:
-        console().print(table(items, columns))
+        draw(items, columns)
     else:
         print(empty)
+
+
+def end_with_reader() -> None:
+    """From here on end as soon as nobody reads the output, also while there is nothing to print: `| head` must end."""
+    if not stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+        return
+
+    def look() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def answer(value: object, sentence: str, as_json: bool) -> None:
@@ -125,16 +167,16 @@ def answer(value: object, sentence: str, as_json: bool) -> None:
 
 def error(error: AtollError, as_json: bool) -> None:
     """Print an error: one sentence, or its name, sentence and fields."""
-    if as_json:
-        told = {"error": type(error).__name__, "message": str(error), "fields": error.fields}
-        print(json(told), file=sys.stderr)
+    if isinstance(error, UnknownFailure):  # one that only its server's package knows speaks for itself
+        complain(error.name, error.text, error.details, as_json)
     else:
-        print(f"atoll: {said(error)}", file=sys.stderr)
+        complain(type(error).__name__, str(error), error.fields, as_json)
 
 
-def said(error: AtollError) -> str:
-    """The sentence for a person; a failure that only its server's package knows speaks for itself."""
-    return error.text if isinstance(error, UnknownFailure) else str(error)
+def complain(name: str, sentence: str, fields: Mapping[str, object], as_json: bool) -> None:
+    """What went wrong, to stderr: one sentence, or one JSON object."""
+    told = {"error": name, "message": sentence, "fields": fields}
+    print(json(told) if as_json else f"atoll: {sentence}", file=sys.stderr)
 
 
 def size(count: float) -> str:

@@ -19,6 +19,10 @@ from .when import clock, moment
 Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1)]
 
 
+LOOKED_AT = 1000
+"""Keys among which the nearest one is sought."""
+
+
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
     """An item as it is printed: key as text, value decoded where it is MessagePack."""
 
@@ -32,7 +36,7 @@ ITEMS: list[Column[Shown]] = [
     Column("REVISION", lambda row: row.revision, right=True),
     Column("TIME", lambda row: clock(row.time)),
     Column("KEY", lambda row: row.key, fold=True),
-    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value), fold=True),
+    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value), cut=True),
 ]
 
 
@@ -83,8 +87,10 @@ def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Jso
     raw, when = key_of(key), moment(at)
     with opened(keyspace, node) as state:
         item = state.get.now(raw, when)
-    if item is None:
-        raise NotFound(what=f"value{f' as of {at}' if at else ''} in keyspace {keyspace!r} of key", name=key)
+        if item is None:
+            there = [printing.text(each.key) for each in state.range.now(b"", b"", LOOKED_AT, when).items]
+            then = f" as of {at}" if at else ""
+            raise NotFound.among(f"value in {keyspace}{then} under the key", key, there)
     row = shown(item)
     printing.answer(row, value_text(row.value), as_json)
 
@@ -137,6 +143,7 @@ def watch(
     """Print changes as they are committed; with `--at`, from that moment on."""
     first, when = key_of(prefix), moment(at)
     with opened(keyspace, node) as state:
+        printing.end_with_reader()
         for number, change in enumerate(state.watch.now(revision(state, when), first), 1):
             tell(change, as_json)
             if number == count:

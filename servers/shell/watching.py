@@ -1,6 +1,5 @@
 """Commands that look: ps, top, log, refused, caps, protection, versions."""
 
-import difflib
 import sys
 from typing import Annotated
 
@@ -128,19 +127,22 @@ def log(
     """Print what servers wrote: their log lines, stdout and stderr."""
     with connect(node=node or None) as attached:
         count = 0
+        if follow:
+            printing.end_with_reader()
         for row in attached.kernel.logs.now(after, server, follow):
             print(printing.json(row) if as_json else line(row), flush=True)
             count += 1
         if not count:
             known(attached.kernel, server)
+            if not as_json:
+                print(f"no lines{' of ' + server if server else ''} since the node's boot")
 
 
 def known(kernel: Kernel, server: str) -> None:
     """Of what is gone there may still be rows; where there are none, a name must be right. Raises `NotFound`."""
     names = [row.server for row in kernel.ps.now()]
     if server and server not in names:
-        near = difflib.get_close_matches(server, names, 1)
-        raise NotFound(what="server", name=server, nearest=near[0] if near else "")
+        raise NotFound.among("server", server, names)
 
 
 def line(row: LogRow) -> str:
@@ -181,7 +183,7 @@ def show(server: Server, node: Node = "", as_json: Json = False) -> None:
         return
     wanted = "" if protection.level == protection.wanted else f" (the image wants {protection.wanted})"
     print(f"{server}: level {protection.level}{wanted}")
-    printing.console().print(printing.table(protection.mechanisms, MECHANISMS))
+    printing.draw(protection.mechanisms, MECHANISMS)
     for weakening in protection.weakenings:
         print(f"weakened: no {weakening.mechanism}: {weakening.reason}")
     sys.stdout.flush()

@@ -1,8 +1,9 @@
 """Runs a page of the documentation as its reader would: top to bottom, in one shell.
 
-What a command does to the shell (`cd`, `export`) holds for those that follow. A fence `console` holds commands (`$ ...`) and what they print: a line `...` stands for any lines, `...`
-within a line for any text, runs of spaces are alike, and a last line `[exit N]` gives the exit code where
-it is not 0. A fence `python FILE` is written to that file. Other fences are for reading only.
+What a command does to the shell (`cd`, `export`) holds for those that follow. A fence `console` holds
+commands (`$ ...`) and what they print: a line `...` stands for any lines, `...` within a line for any text,
+runs of spaces are alike, and a last line `[exit N]` gives the exit code where it is not 0. A fence
+`python FILE` is written to that file. Other fences are for reading only.
 """
 
 import re

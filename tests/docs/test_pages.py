@@ -48,6 +48,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     )
 
 
+@pytest.mark.timeout(600)  # a page is some thirty programs, one after the other
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_can_be_followed(page: Path, reader: Reader) -> None:
     for step in steps(page.read_text()):

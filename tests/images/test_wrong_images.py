@@ -31,6 +31,14 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         load(image)
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """As some editors write it; the places of what is wrong do not count it."""
+    image = tmp_path / "image.toml"
+    image.write_bytes(b'\xef\xbb\xbf[image]\nnam = "x"\n')
+    with pytest.raises(ImageRefused, match=r'image.toml:2:1: image.nam: expected .* did you mean "name"\?'):
+        load(image)
+
+
 RIGHT = """
 [image]
 name = "right"

@@ -37,16 +37,20 @@ def test_text_and_json_say_the_same():
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "highest"),
+    ("verdicts", "last"),
     [
-        (("works", "works", "partly"), "sandbox"),
-        (("works", "works", "missing"), "seccomp"),
-        (("missing",) * 3, ""),
+        (("works", "partly", "missing"), "missing, and nothing stands in: level sandbox"),
+        (("works", "works", "partly"), "every protection level can be had here"),
     ],
 )
-def test_highest_level(verdicts, highest):
-    found = tuple(Finding(what=f"level {n}", verdict=v) for n, v in zip(levels(), verdicts, strict=True))
-    assert Diagnosis(machine="m", kernel="6.1.0", root=False, findings=found).highest_level == highest
+def test_its_last_line_says_what_nothing_stands_in_for(verdicts, last):
+    found = [
+        Finding(what=f"level {n}", verdict=v, needed=True) for n, v in zip(levels(), verdicts, strict=True)
+    ]
+    found.append(Finding(what="GPU", verdict="missing", detail="the CPU stands in"))
+    diagnosis = Diagnosis(machine="m", kernel="6.1.0", root=False, findings=tuple(found))
+    assert diagnosis.text().splitlines()[-1] == last
+    assert [each.what for each in diagnosis.lacking] == ["level sandbox"] * last.startswith("missing")
 
 
 def test_it_agrees_with_the_probe():

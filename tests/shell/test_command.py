@@ -39,7 +39,7 @@ WRONG = [
     (
         "call a b [1",
         exits.WRONG_INPUT,
-        "JSON: expected an object or an array, got [1 (Input data was truncated)",
+        """JSON: expected an object or an array, such as '{"key": "x"}' or '["x"]', got [1 (Input data was truncated)""",
     ),
     ("get rows 0x1", exits.WRONG_INPUT, "KEY: expected 0x and pairs of hexadecimal digits, got 0x1"),
     (

@@ -86,7 +86,20 @@ def test_it_runs_away_from_the_checkout(elsewhere: Path) -> None:
 
 
 def test_doctor_runs_there(elsewhere: Path) -> None:
-    assert done(elsewhere / "atoll", "doctor", cwd=elsewhere.parent)
+    where = elsewhere.parent
+    assert "level sandbox" in done("sh", "-c", f"{elsewhere}/atoll doctor || test $? = 10", cwd=where)
+
+
+def test_a_node_boots_there(elsewhere: Path, tmp_path: Path) -> None:
+    """The image comes with the wheel: a person has no checkout."""
+    home = f"env ATOLL_HOME={tmp_path} {elsewhere}/atoll"
+    where = elsewhere.parent
+    assert "minimal serves: boot 1" in done(*f"{home} boot minimal --detach --degrade".split(), cwd=where)
+    try:
+        assert "storage" in done(*f"{home} ps".split(), cwd=where)
+    finally:
+        assert done(*f"{home} shutdown".split(), cwd=where) == "minimal is down\n"
+    assert done(*f"{home} check minimal".split(), cwd=where).endswith(": whole\n")
 
 
 def test_a_server_is_written_and_tested_there(elsewhere: Path) -> None:

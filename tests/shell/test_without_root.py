@@ -47,7 +47,7 @@ def user() -> Iterator[OtherUser]:
     with shell() as ours:
         os.chown(ours.folder, NOBODY, NOBODY)
         theirs = OtherUser(ours.folder, ours.environment | {"PYTHONDONTWRITEBYTECODE": "1"})
-        if theirs.run("doctor").returncode:
+        if theirs.run("doctor").returncode not in (exits.OK, exits.FINDINGS):
             pytest.skip("other users cannot read the interpreter or the code that runs this test")
         yield theirs
 
