@@ -151,8 +151,9 @@ def main(words: list[str]) -> int:
         return status
     except ImageRefused as refused:
         if "json" in arguments and arguments.json:
-            told = {"error": "ImageRefused", "message": str(refused), "fields": {"problems": refused.told()}}
-            print(msgspec.json.encode(told).decode(), file=sys.stderr)
+            problems = {"problems": refused.told()}
+            report = {"error": "ImageRefused", "message": str(refused), "fields": problems}
+            print(msgspec.json.encode(report).decode(), file=sys.stderr)
         else:
             print(refused, file=sys.stderr)
         return REFUSED

@@ -145,6 +145,14 @@ class Tree:
         """Right names in bit order."""
         return self._rights[server, interface]
 
+    def hold(self, held: Capability, rights: frozenset[str], method: str) -> None:
+        """Raises `NotFound` for a right that the interface does not have, `NotAllowed` for one that is not held."""
+        offered = {*self._rights[held.server, held.interface], DELEGATE}
+        if unknown := sorted(rights - offered):
+            raise NotFound.among(f"right of {held.server}.{held.interface} called", unknown[0], offered)
+        if beyond := sorted(rights - held.rights):
+            raise NotAllowed(method=method, needed=", ".join(beyond), held=tuple(sorted(held.rights)))
+
     def table_length(self, server: str) -> int:
         """How many entries the server's table must have room for."""
         return self._slots[server].length if server in self._slots else 0
@@ -352,11 +360,7 @@ class Tree:
         held = tuple(sorted(parent.rights))
         if to != parent.holder and DELEGATE not in parent.rights:
             raise NotAllowed(method=method, needed=DELEGATE, held=held)
-        offered = {*self._rights[parent.server, parent.interface], DELEGATE}
-        if unknown := sorted(rights - offered):
-            raise NotFound.among(f"right of {parent.server}.{parent.interface} called", unknown[0], offered)
-        if not rights <= parent.rights:
-            raise NotAllowed(method=method, needed=", ".join(sorted(rights - parent.rights)), held=held)
+        self.hold(parent, rights, method)
         if expiry == NEVER:
             expiry = parent.expiry
         elif not no_later(expiry, parent.expiry):

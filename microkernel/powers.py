@@ -128,9 +128,7 @@ class Powers:
             raise NotAllowed(method="grant", needed=DELEGATE, held=tuple(sorted(held.rights)))
         self._elsewhere(held, to)
         wanted = held.rights - {DELEGATE} if rights is None else frozenset(rights)
-        if not wanted <= held.rights:
-            needed = ", ".join(sorted(wanted - held.rights))
-            raise NotAllowed(method="grant", needed=needed, held=tuple(sorted(held.rights)))
+        node.tree.hold(held, wanted, "grant")
         parent = held  # of a lasting one, what lasts: a person's own capability goes when they detach
         while lasting and not parent.lasting:
             parent = node.tree.get(parent.parent)

@@ -135,7 +135,8 @@ def log(
         if not count:
             known(attached.kernel, server)
             if not as_json:
-                print(f"no lines{' of ' + server if server else ''} since the node's boot")
+                since = f"after {after}" if after else "since the node's boot"
+                print(f"no lines{' of ' + server if server else ''} {since}")
 
 
 def known(kernel: Kernel, server: str) -> None:
