@@ -4,14 +4,16 @@ import os
 import select
 import stat
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Generic, TypeVar
 
 import msgspec
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from atoll.ipc.errors import AtollError, UnknownFailure
@@ -22,7 +24,7 @@ Row = TypeVar("Row")
 ESCAPE = "atoll-escape"
 """The name by which `escaped` is registered."""
 
-UNBOUNDED = 10_000
+UNBOUNDED = 1 << 30
 """Columns of what is no terminal and says no width: nothing is cut, a program reads whole lines."""
 
 
@@ -91,44 +93,52 @@ FOLDED = 16
 """Characters under which a folding column is no longer read with ease."""
 
 
-def table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> Table:
+def table(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> Text:
     """A table that fits the console as far as its columns allow; a narrower terminal breaks its lines."""
     room = console().width
-    texts = {column.title: [cell(column.of(row)) for row in rows] for column in columns}
-    least = {
-        column.title: min(
-            max(map(len, (column.title, *texts[column.title]))), FOLDED if column.fold or column.cut else room
-        )
-        for column in columns
+    cells = {column: [cell(column.of(row)) for row in rows] for column in columns}
+    full = {column: max(map(cell_len, (column.title, *texts))) for column, texts in cells.items()}
+    width = {
+        column: min(full[column], FOLDED) if column.fold or column.cut else full[column] for column in columns
     }
-    kept = list(columns)
-    while (width := sum(least[column.title] + GAP for column in kept) - GAP) > room:
-        spare = max(kept, key=lambda column: column.spare)
-        if not spare.spare:
-            break
-        kept.remove(spare)
-    drawn = Table(box=None, pad_edge=False, header_style="bold", width=width if width > room else None)
-    for column in kept:
-        drawn.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            overflow="ellipsis" if column.cut else "fold",
-            no_wrap=not column.fold,
-            min_width=least[column.title],
-        )
-    for place in range(len(rows)):
-        drawn.add_row(*(Text(texts[column.title][place]) for column in kept))
-    return drawn
+
+    def left() -> int:
+        return room + GAP - sum(width[column] + GAP for column in width)
+
+    while left() < 0 and (spare := max(width, key=lambda column: column.spare)).spare:
+        del width[spare]
+    for column, least in width.items():
+        width[column] = least + max(0, min(left(), full[column] - least))
+    lines = [
+        line
+        for place in range(len(rows))
+        for line in zip_longest(*(fitted(cells[column][place], column, width[column]) for column in width))
+    ]
+    head, *below = (
+        "  ".join(map(aligned, line, width, width.values())).rstrip() for line in (titles(width), *lines)
+    )
+    return Text.assemble((head, "bold"), *(f"\n{line}" for line in below), no_wrap=True, overflow="crop")
+
+
+def titles(columns: Iterable[Column[Row]]) -> list[str]:
+    return [column.title for column in columns]
+
+
+def fitted(text: str, column: Column[Row], width: int) -> list[str]:
+    """A cell's lines: folded between words where that can be, or its beginning."""
+    if column.cut:
+        return [text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"]
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def aligned(text: str | None, column: Column[Row], width: int) -> str:
+    blank = " " * (width - cell_len(text or ""))
+    return f"{blank}{text or ''}" if column.right else f"{text or ''}{blank}"
 
 
 def draw(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
-    """Print a table, without the spaces that fill its last column."""
-    to = console()
-    drawn = table(rows, columns)
-    to.width = max(to.width, drawn.width or 0)
-    with to.capture() as captured:
-        to.print(drawn)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    """Print a table; what is wider than the terminal the terminal breaks."""
+    console().print(table(rows, columns), soft_wrap=True)
 
 
 def cell(value: object) -> str:

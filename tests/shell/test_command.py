@@ -2,6 +2,7 @@
 node.
 """
 
+import codecs
 import json
 import os
 import subprocess
@@ -12,10 +13,10 @@ import pytest
 
 from atoll.ipc import errors
 from atoll.ipc.system.kernel import ConfigBinding, KeyspaceBinding, ServerBinding, SocketBinding
-from atoll.servers.shell import exits
+from atoll.servers.shell import exits, printing
 from atoll.servers.shell.command import run
 from atoll.servers.shell.life import binding
-from atoll.servers.shell.rows import after_prefix, key_of, value_of
+from atoll.servers.shell.rows import ITEMS, Shown, after_prefix, key_of, value_of
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +206,41 @@ def test_keys_and_values_as_a_person_reads_them() -> None:
 
 def test_check_of_what_is_no_store(tmp_path: Path) -> None:
     assert run(["check", str(tmp_path)]) == exits.WRONG_INPUT
+
+
+LONG = [
+    Shown(key="rain", value="w" * 20_000, revision=12, time=1),
+    Shown(key="k" * 30, value=["x", 1], revision=13, time=2),
+]
+
+
+def test_a_terminal_shows_the_beginning_of_a_long_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line a row; into a pipe nothing is cut."""
+    monkeypatch.setenv("COLUMNS", "90")
+    printing.draw(LONG, ITEMS)
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.endswith("www…") and len(first) <= 90
+    assert second.endswith('["x",1]')
+    monkeypatch.delenv("COLUMNS")
+    printing.draw(LONG, ITEMS)
+    assert "w" * 20_000 in capsys.readouterr().out
+
+
+def test_a_table_too_wide_for_the_terminal_is_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no column can be done without the terminal breaks the lines; nothing is squeezed or lost."""
+    monkeypatch.setenv("COLUMNS", "20")
+    printing.draw(LONG[1:], ITEMS)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["REVISION", "TIME", "KEY", "VALUE"]
+    assert rows[0].endswith('["x",1]')
+    assert "".join(rows).count("k") == 30
+
+
+def test_what_a_locale_cannot_show_is_escaped_as_json() -> None:
+    codecs.register_error(printing.ESCAPE, printing.escaped)
+    for text in ("schön", "€", "𝄞", "plain"):
+        assert json.loads('"' + text.encode("ascii", printing.ESCAPE).decode() + '"') == text
