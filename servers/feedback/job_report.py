@@ -125,8 +125,11 @@ def _where(report: Report, console: Console) -> None:
             f"{process.memory / 2**20:.1f} MiB",
         )
     console.print(table)
-    for weakening in report.node.weakenings:
-        console.print(f"not enforced for {weakening.server}: {weakening.mechanism} ({weakening.reason})")
+    whom: dict[tuple[str, str], list[str]] = {}
+    for weak in report.node.weakenings:
+        whom.setdefault((weak.mechanism, weak.reason), []).append(weak.server)
+    for (mechanism, reason), servers in whom.items():
+        console.print(f"not enforced for {', '.join(servers)}: {mechanism} ({reason})")
 
 
 def _how_fast(report: Report, console: Console) -> None:

@@ -68,6 +68,8 @@ def run(image: Path, job: str, node: tuple[str, str], boot: Sequence[str], detac
         return exits.INTERRUPTED
     if done.returncode or not detach:
         told(target)
+        if not sys.stdout.isatty():
+            print("to look around, boot it with --detach: it then stays up")
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
