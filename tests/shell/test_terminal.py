@@ -38,9 +38,8 @@ class Terminal:
         os.write(self._keyboard, key)
 
     def hang_up(self) -> None:
-        """As a window that is closed, for the command alone."""
-        (leader,) = Path(f"/proc/{self._program.pid}/task/{self._program.pid}/children").read_text().split()
-        os.kill(int(leader), signal.SIGHUP)
+        """As a window that is closed, for the command alone: `setsid` has become it."""
+        self._program.send_signal(signal.SIGHUP)
 
     def end(self) -> int:
         """Reads to the end; the exit code."""
@@ -63,7 +62,7 @@ def terminal(person: Shell, *words: str) -> Iterator[Terminal]:
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {name: value for name, value in person.environment.items() if name != "ATOLL_NODE"}
     with subprocess.Popen(
-        ["setsid", "--ctty", "--wait", str(PROGRAM), *words],
+        ["setsid", "--ctty", str(PROGRAM), *words],
         cwd=person.folder,
         env=environment | {"TERM": "xterm"},
         stdin=screen,
