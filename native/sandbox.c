@@ -220,7 +220,7 @@ static void set_priority(const struct atoll_plan *plan) {
     }
     if (plan->nice != NO_NICE && setpriority(PRIO_PROCESS, 0, plan->nice))
         give_up(plan->status, ATOLL_STEP_PRIORITY, 1);
-    if (plan->io_priority >= 0 && syscall(SYS_ioprio_set, 1, 0, plan->io_priority))
+    if (plan->io_priority >= 0 && atoll_io_priority(0, plan->io_priority))
         give_up(plan->status, ATOLL_STEP_PRIORITY, 2);
 }
 
@@ -460,6 +460,10 @@ int atoll_sandbox_try(const struct atoll_plan *plan, struct atoll_status *status
 int atoll_landlock_version(void) {
     long version = syscall(CALL_LANDLOCK_CREATE, NULL, 0, 1);
     return version < 0 ? 0 : (int)version;
+}
+
+int atoll_io_priority(int thread, int priority) {
+    return syscall(SYS_ioprio_set, 1, thread, priority) ? -errno : 0;
 }
 
 int atoll_die_with_parent(int guardian) {

@@ -125,5 +125,8 @@ int atoll_sandbox_try(const struct atoll_plan *plan, struct atoll_status *status
 /* The ABI of Landlock, 0 for none. */
 int atoll_landlock_version(void);
 
+/* Set the I/O class and level of one thread. Returns 0 or -errno. */
+int atoll_io_priority(int thread, int priority);
+
 /* Die with the parent, and at once if `guardian` (a pidfd) is dead already. Returns 0 or -errno. */
 int atoll_die_with_parent(int guardian);
