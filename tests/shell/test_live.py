@@ -249,7 +249,6 @@ WRONG = [
     (exits.NOT_FOUND, "stop taly", "did you mean 'tally'?"),
     (exits.NOT_FOUND, "swap tally --version 0123abcd", "there is no version of tally '0123abcd'"),
     (exits.WRONG_INPUT, "load tally tally", "which there is: `atoll swap tally PACKAGE` replaces it"),
-    (exits.WRONG_INPUT, "load t2 tally --level sandbx", "got 'sandbx'; did you mean 'sandbox'?"),
     (exits.NOT_FOUND, "load t2 tally --need rows=keyspace:tally.rows/reed", "did you mean 'read'?"),
     (exits.NOT_FOUND, "load t2 tally --need rows=keyspace:tally.rowz", "did you mean 'tally.rows'?"),
     (exits.WRONG_INPUT, "load t2 tally --need rows=server:storage", "expected a keyspace, got a server"),
