@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 WINDOW_WITHIN = 0.1
 """Seconds in which a running loop passes from the capability check to the handler."""
 LOOK_AGAIN = 0.0005
+ON_ITS_WAY = ("starting", "draining", "restarting")
+"""States of a server that is about to serve."""
 
 
 class Powers:
@@ -159,7 +161,7 @@ class Powers:
     async def transfer(self, party: Party, id: int, channel: int) -> int:
         node = self._node
         held = self._mine(party, id)
-        peer = self.peer(party, channel)
+        peer = await self.peer(party, channel)
         self._elsewhere(held, peer.holder)
         made = node.tree.grant(id, by=party.holder, to=peer.holder, account=party.account)
         peer.session.add(made.id)
@@ -169,14 +171,18 @@ class Powers:
             await peer.connection.flushed()
         return made.id
 
-    def peer(self, party: Party, number: int) -> Party:
-        """Who is at the other end of a channel of the party's. Raises `NotFound`, `BadRequest`."""
+    async def peer(self, party: Party, number: int) -> Party:
+        """Who is at the other end of a channel of the party's: waits while a server is swapped or restarted. Raises
+        `NotFound`, `BadRequest`."""
         node = self._node
         channel = node.channels.get(number)
         if channel is None or party.holder not in (channel.client.holder, channel.server):
             raise NotFound(what="channel", name=str(number))
         if channel.server == party.holder:
             return channel.client
+        server = node.servers.get(channel.server)
+        while server is not None and server.state in ON_ITS_WAY:
+            await server.up.wait()
         serving = node.serving(channel.server)
         if channel.server == KERNEL or serving is None:
             raise BadRequest(

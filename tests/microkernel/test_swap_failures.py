@@ -231,6 +231,23 @@ def test_calls_that_do_not_end_refuse_the_swap_and_new_clients_are_served_after_
             assert other.open("counter", Counter).get.now("nobody") == 0
 
 
+def test_a_capability_that_is_passed_to_a_server_in_a_swap_waits_for_it(node: RealNode) -> None:
+    with node.attach() as attached:
+        channel = attached._port(attached.kernel.open.now("counter", "Counter").token).channel
+        opened = attached.kernel.open.now("teller", "Teller")
+        slow = attached.open("counter", Counter).slow.start(1.0)
+        swapping = threading.Thread(target=lambda: swap(node))
+        swapping.start()
+        before = row_of(node).pid
+        while row_of(node).state == "serving":
+            assert swapping.is_alive()
+        passed = attached.kernel.transfer.now(opened.number, channel)
+        assert row_of(node).pid != before
+        assert slow.result() == "done"
+        swapping.join()
+        assert passed in {row.number for row in attached.kernel.caps.now("counter")}
+
+
 def test_two_swaps_at_once_come_one_after_the_other(node: RealNode) -> None:
     done: list[Swapped] = []
     with called(node):
