@@ -368,6 +368,7 @@ class ClientChannel:
     ) -> None:
         """Block this thread, receiving when it is its turn, until `over()`, the limit, or the deadline of `pending`."""
         began = time.monotonic_ns()
+        handed = False  # it is our turn, and we have not received yet
         while not over():
             until = min(filter(None, (limit, pending.until)), default=0)
             now = time.monotonic_ns()
@@ -376,6 +377,7 @@ class ClientChannel:
                     self.expire(pending)
                 break
             if self.receiving.acquire(blocking=False):
+                handed = False
                 self.unarmed = True  # threads sleep on the same word
                 try:
                     self._receive_for(pending, over, until)
@@ -391,8 +393,10 @@ class ClientChannel:
                 turn.wait(1.0 if not until else min(1.0, (until - now) / NANOSECONDS))
             if turn in self._turns:
                 self._turns.remove(turn)
-            elif over():
-                self._pass_on()  # it was our turn, and we need it no more
+            else:
+                handed = True
+        if handed:
+            self._pass_on()  # we need it no more
         self.waited += time.monotonic_ns() - began
 
     def _receive_for(self, pending: Pending, over: Callable[[], bool], until: int) -> None:

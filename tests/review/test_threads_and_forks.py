@@ -125,6 +125,30 @@ def answer(depot: Attacker, request: int, text: str) -> None:
     depot.write(Record(0, kind=Kind.REPLY, request=request, length=len(payload)), payload)
 
 
+def test_a_turn_that_comes_as_the_time_is_up_is_handed_on() -> None:
+    with serving(CounterServer) as served:
+        client = served.client(served.channels[0])
+        failures: list[BaseException] = []
+
+        def impatient() -> None:
+            try:
+                served.proxies[0].double.start(1).result(timeout=0.01)
+            except TimeoutError as error:
+                failures.append(error)
+
+        with client.receiving:  # somebody receives, and stops just as the time of the one who waits is up
+            thread = threading.Thread(target=impatient)
+            thread.start()
+            while not client._turns:
+                os.sched_yield()
+            client._turns.pop()
+            other = threading.Event()
+            client._turns.append(other)
+            thread.join()
+            assert failures
+            assert other.is_set()
+
+
 # forks ----------------------------------------------------------------------------------------------------------------
 
 
