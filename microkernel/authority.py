@@ -29,17 +29,6 @@ SMALL = Shape(lanes=3, ring_bits=14, bulk_bits=18)
 USUAL = Shape()
 
 
-def port_of(capability: Capability, channel: Channel) -> Port:
-    """How the client of a channel addresses a capability on it."""
-    return Port(
-        channel=channel.number,
-        slot=capability.slot,
-        generation=capability.generation,
-        interface=capability.interface,
-        rights=tuple(sorted(capability.rights)),
-    )
-
-
 class Authority:
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -47,7 +36,7 @@ class Authority:
         self.interfaces: dict[str, list[str]] = {}
         """By server, in the order in which tables number them."""
         self.services: dict[int, int] = {}
-        """By capability the best class of service it may have, where that is not the usual one."""
+        """By capability the best class of service it may have (0 is the dearest), as far as it was asked for."""
         self.unwelcome: Callable[[str], bool] = lambda server: False
 
     def table(self, server: str) -> Table:
@@ -139,9 +128,29 @@ class Authority:
         """Make a capability valid on its holder's channel, and say how it is addressed."""
         channel = self.connect(party, capability.server)
         self.enter(capability, channel)
-        port = port_of(capability, channel)
+        port = self.port(capability, channel)
         self._node.readers.admitted(capability, party, port)
         return port
+
+    def port(self, capability: Capability, channel: Channel) -> Port:
+        """How the client of a channel addresses a capability on it."""
+        return Port(
+            channel=channel.number,
+            slot=capability.slot,
+            generation=capability.generation,
+            interface=capability.interface,
+            rights=tuple(sorted(capability.rights)),
+            service=self.service(capability),
+        )
+
+    def service(self, capability: Capability) -> int:
+        """The best class of service that calls under a capability may have: as it was bound, or as what it was made from.
+        Kept once known: what it was made from may end first."""
+        known = self.services.get(capability.id)
+        if known is None:
+            known = self.service(self._node.tree.get(capability.parent)) if capability.parent else 0
+            self.services[capability.id] = known
+        return known
 
     def enter(self, capability: Capability, channel: Channel) -> None:
         """Write the table entry of a capability."""
@@ -157,7 +166,7 @@ class Authority:
             channel=channel.number,
             interface=self.interfaces[capability.server].index(capability.interface),
             rights=node.tree.rights_map(capability.server, capability.interface),
-            service=self.services.get(capability.id, 0),
+            service=self.service(capability),
             now=node.now(),
         )
 

@@ -208,7 +208,6 @@ def _capabilities(node: Node, server: Server, serving: Serving, beside: bool) ->
                 lasting.id, by=server.name, rights=lasting.rights, account=server.spec.account
             )
             serving.session.add(twin.id)
-            node.authority.services[twin.id] = node.authority.services.get(lasting.id, 0)
             found[need] = twin
         else:
             found[need] = lasting

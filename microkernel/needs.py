@@ -50,12 +50,12 @@ class Wanted(NamedTuple):
 
 def wanted(node: Node, server: Server, need: str) -> Wanted | None:
     """What a need asks of the capability tree; None for one that is no capability."""
-    bound = server.spec.needs[need]
+    bound, own = server.spec.needs[need], SERVICES.index(server.spec.service)
     if isinstance(bound, KeyspaceBinding):
         badge = node.keyspaces.get(bound.keyspace)
         if badge is None:
             raise NotFound.among("keyspace", bound.keyspace, node.keyspaces)
-        return Wanted(STORE, STORE_INTERFACE, badge, frozenset(bound.rights), 0)
+        return Wanted(STORE, STORE_INTERFACE, badge, frozenset(bound.rights), own)
     if not isinstance(bound, ServerBinding):
         return None
     offers = {offer.name: offer for offer in node.server(bound.server).description.interfaces}
@@ -69,7 +69,7 @@ def wanted(node: Node, server: Server, need: str) -> Wanted | None:
         )
     name = server.name if bound.badge is None else bound.badge
     rights = bound.rights if bound.rights or not server.spec.load else offers[interface].rights
-    service = SERVICES.index(bound.service)
+    service = max(own, SERVICES.index(bound.service))
     return Wanted(bound.server, interface, badge_number(name) if name else 0, frozenset(rights), service)
 
 

@@ -22,7 +22,7 @@ from atoll.ipc.errors import AtollError, NotFound, QuotaExceeded
 from atoll.ipc.system.control import Port, ReadAt, Stop
 from atoll.ipc.system.kernel import StartFailed
 
-from . import authority, launching, needs
+from . import launching, needs
 from .capabilities import Capability
 from .image_check import STORE
 from .parties import Party, Serving
@@ -352,7 +352,7 @@ class Readers:
         party.session.add(twin.id)
         reader.twins[key] = twin
         node.events.capabilities((twin,), None)
-        party.send(_read_at(port, authority.port_of(twin, channel)))
+        party.send(_read_at(port, node.authority.port(twin, channel)))
 
 
 def _read_at(of: Port, port: Port | None) -> ReadAt:

@@ -45,7 +45,7 @@ class ChannelTransport:
 
     def _site(self, spec: MethodSpec, options: Options, kind: Kind) -> Site:
         lane = spec.lane if options.service is None else LANES[options.service]
-        lane = min(lane, self.channel.lanes - 1)
+        lane = min(max(lane, self.port.service), self.channel.lanes - 1)
         found = self._sites.get((spec, lane, kind))
         if found is None:
             found = self._sites[spec, lane, kind] = Site(

@@ -37,6 +37,8 @@ class Port(Struct, frozen=True, kw_only=True):
     generation: int
     interface: str
     rights: tuple[str, ...]
+    service: int = 0
+    """The best lane that its calls may take; the server refuses better ones."""
 
 
 class KeyspaceNeed(Struct, frozen=True, tag="keyspace", kw_only=True):

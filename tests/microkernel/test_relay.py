@@ -76,6 +76,25 @@ def test_capabilities_pass_wherever_a_value_may_stand(relays: RealNode) -> None:
             ping.open_all.now(box)
 
 
+@pytest.mark.parametrize(
+    ("of_server", "of_binding", "found"),
+    [("normal", "control", "normal"), ("control", "bulk", "bulk"), ("bulk", "control", "bulk")],
+)
+def test_a_class_of_service_bounds_calls_and_whatever_is_derived(
+    tmp_path: Path, of_server: str, of_binding: str, found: str
+) -> None:
+    """The lesser of what the caller asks, what the image gives the server, and what it gives the binding."""
+    bound = 'rights = ["say", "delegate"]'
+    text = TEXT.replace(bound, f'{bound}, service = "{of_binding}"', 1)
+    text = text.replace("watchdog = 2", f'watchdog = 2\nservice = "{of_server}"')
+    with booted(tmp_path, text=text) as node, node.attach() as attached:
+        ping, pong = attached.open("ping", Relay), attached.open("pong", Relay)
+        assert ping.beyond.now() == found
+        handed_on = ping.pack.now().one.open()
+        assert handed_on.with_(service="control").service.now() == found
+        assert pong.with_(service="control").service.now() == "control"
+
+
 def test_threads_of_a_server_give_way_often(relays: RealNode) -> None:
     with relays.attach() as attached:
         ping = attached.open("ping", Relay)

@@ -21,6 +21,14 @@ class Relay(Interface):
     def around(self, times: int) -> list[int]:
         """Through both servers, so many times; the trace id that each handler saw."""
 
+    @call("say", idempotent=True)
+    def service(self) -> str:
+        """The class of service that this call has."""
+
+    @call("say")
+    def beyond(self) -> str:
+        """The class that the other one sees if a better one is asked for."""
+
     @call("say")
     def many(self, times: int, depth: int) -> int:
         """So many rounds at once."""

@@ -20,6 +20,14 @@ class Server(Serves[Relay]):
         seen = [current().trace]
         return seen if times == 0 else seen + await self.other.around(times - 1)
 
+    @Relay.service.serve
+    def service(self) -> str:
+        return current().service
+
+    @Relay.beyond.serve
+    async def beyond(self) -> str:
+        return await self.other.with_(service="control").service()
+
     @Relay.many.serve
     async def many(self, times: int, depth: int) -> int:
         found = 0
