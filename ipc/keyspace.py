@@ -387,7 +387,8 @@ class Keyspace(Generic[T]):
         return Past(self, moment)
 
     async def watch(self, after: int) -> AsyncIterator[RowChange[T]]:
-        """Every transaction after a revision that wrote here, in order, without a gap; then those to come."""
+        """Every transaction after a revision that wrote here, in order, without a gap; then those to come.
+        Without the right `history` a row that was written again since comes as it is now."""
         async for change in self.state.watch(after, self._prefix):
             rows = [self._row(item) for item in change.items]
             yield RowChange(

@@ -223,10 +223,21 @@ class KeyspaceSpec(Table, frozen=True, kw_only=True):
     """`[keyspace.NAME]`: a state unit."""
 
     retention: Annotated[
-        Seconds | None, Key("How long versions that are no longer current are kept; unset: for ever.", ge=0)
+        Seconds | None,
+        Key(
+            "How long versions that are no longer current are to be kept; unset: for ever. "
+            "Stored, not acted upon yet: every version is kept.",
+            ge=0,
+        ),
     ] = None
     versions: Annotated[
-        int | None, Key("How many versions of a key are kept at most; unset: all.", ge=1, le=1 << 31)
+        int | None,
+        Key(
+            "How many versions of a key are to be kept at most; unset: all. "
+            "Stored, not acted upon yet: every version is kept.",
+            ge=1,
+            le=1 << 31,
+        ),
     ] = None
 
 

@@ -5,6 +5,7 @@ outside. The unbadged capability (badge 0) is the kernel's: its keys are absolut
 key)`.
 
 Rights: `read` sees what is now, `history` what was, `write` changes, `admin` (unbadged only) makes keyspaces.
+Reading in a transaction needs `read` and `write`.
 
 One number, the *revision*, counts committed transactions over the whole store, without gaps. Times are
 nanoseconds since the epoch, and rise with the revisions; durations and deadlines are seconds.
@@ -90,7 +91,11 @@ class Provenance(Struct, array_like=True, frozen=True):
 
 
 class Change(Struct, array_like=True, frozen=True):
-    """What one transaction wrote in the keyspace."""
+    """What one transaction wrote in the keyspace.
+
+    Without the right `history` no value that has been replaced is in it: a key that was written again since
+    comes as it is now (its item's revision is then above the change's), and if that is so of all keys the
+    provenance is blank."""
 
     revision: int
     time: int
@@ -200,7 +205,7 @@ class State(Interface):
     @stream("read", position=int)
     def watch(self, after: int, prefix: bytes = b"") -> Change:
         """Every transaction after that revision that wrote a key with the prefix, in order, without a gap;
-        then those to come."""
+        then those to come. What they wrote over the past needs the right `history` (see `Change`)."""
 
     @call("read", idempotent=True)
     def head(self) -> int:
@@ -222,12 +227,12 @@ class State(Interface):
     @call("write", idempotent=True)
     def read(self, transaction: bytes, key: bytes) -> Item | None:
         """The key as the transaction sees it: its own write, else the state at `begin`; joins the read
-        set."""
+        set. Needs the right `read` too."""
 
     @call("write", idempotent=True)
     def scan(self, transaction: bytes, start: bytes, end: bytes = b"", limit: int = 1000) -> Page:
         """A range as the transaction sees it; the whole range that was seen joins the read set, so nothing
-        may appear in it."""
+        may appear in it. Needs the right `read` too."""
 
     @call("write", idempotent=True)
     def savepoint(self, transaction: bytes) -> int:

@@ -164,4 +164,4 @@ def tell(change: Change, as_json: bool) -> None:
         return
     for item in items:
         value = "(deleted)" if item.value is None else value_text(item.value)
-        print(f"{change.revision} {clock(change.time)} {item.key} = {value}", flush=True)
+        print(f"{item.revision} {clock(item.time)} {item.key} = {value}", flush=True)

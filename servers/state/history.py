@@ -106,14 +106,20 @@ class History:
         with self.engine.snapshot() as snapshot:
             return _at_time(snapshot, seconds)
 
-    def changes(self, after: int, prefix: bytes, limit: int) -> tuple[list[Change], int, bool]:
+    def changes(
+        self, after: int, prefix: bytes, limit: int, *, past: bool = True
+    ) -> tuple[list[Change], int, bool]:
         """Up to `limit` transactions after a revision that wrote a key with the prefix; the revision that was
         looked at last; and whether there is more to look at: one call looks at `LOOK` revisions at most.
+
+        Without `past` each key that was written comes as it is now, and who wrote what has been replaced
+        since stays untold.
 
         Raises `Compacted` when transactions after `after` are no longer kept, `Ahead` when it is in the
         future.
         """
         found: list[Change] = []
+        current: dict[bytes, Item] | None = None if past else {}
         with self.engine.snapshot() as snapshot:
             seen = after
             first, last = snapshot.bounds()
@@ -122,7 +128,7 @@ class History:
             if after > last:
                 raise Ahead(revision=after, head=last)
             for revision, raw in snapshot.feed(after):
-                change = self._change(snapshot, revision, raw, prefix)
+                change = self._change(snapshot, revision, raw, prefix, current)
                 seen = revision
                 if change is not None:
                     found.append(change)
@@ -130,18 +136,31 @@ class History:
                     break
             return found, seen, seen < last
 
-    def change(self, revision: int, prefix: bytes) -> Change | None:
-        """What one revision wrote under a prefix; None if nothing."""
+    def change(self, revision: int, prefix: bytes, *, past: bool = True) -> Change | None:
+        """What one revision wrote under a prefix; None if nothing. `past` as in `changes`."""
         with self.engine.snapshot() as snapshot:
             raw = snapshot.event(revision)
-            return None if raw is None else self._change(snapshot, revision, raw, prefix)
+            if raw is None:
+                return None
+            return self._change(snapshot, revision, raw, prefix, None if past else {})
 
-    def _change(self, snapshot: Snapshot, revision: int, raw: bytes, prefix: bytes) -> Change | None:
+    def _change(
+        self,
+        snapshot: Snapshot,
+        revision: int,
+        raw: bytes,
+        prefix: bytes,
+        current: dict[bytes, Item] | None,
+    ) -> Change | None:
+        """`current` is for who may not see the past: keys as they are in the snapshot, as far as they were
+        asked for."""
         entry = layout.entry_of(raw)
         keys = [key for key in entry.keys if key.startswith(prefix)]
         if not keys:
             return None
         time = layout.time_of(raw)
+        if current is not None:
+            return self._change_now(snapshot, revision, time, entry, keys, current)
         items = []
         for key in keys:
             row = layout.versioned(key, revision)
@@ -150,6 +169,27 @@ class History:
             if stored is not None:
                 items.append(Item(key, layout.value_of(snapshot, row, stored), revision, time))
         return Change(revision, time, items, self._provenance(entry, time))
+
+    def _change_now(
+        self,
+        snapshot: Snapshot,
+        revision: int,
+        time: int,
+        entry: layout.Entry,
+        keys: list[bytes],
+        current: dict[bytes, Item],
+    ) -> Change:
+        """A change to who may not see the past. No key is left out, so that a view that follows has all
+        that was written up to the change's revision, or what replaced it. A large value that stands for
+        many small ones of the past is in memory once."""
+        for key in keys:
+            row = None if key in current else newest(snapshot, key, layout.LAST)
+            if row is not None:
+                current[key] = _item(snapshot, key, *row)
+        items = [current[key] for key in keys if key in current]
+        stands = any(item.revision == revision for item in items)
+        told = self._provenance(entry, time) if stands else Provenance(0, "", "", 0, time, "")
+        return Change(revision, time, items, told)
 
     def _provenance(self, entry: layout.Entry, time: int) -> Provenance:
         return Provenance(

@@ -127,9 +127,10 @@ class Server(Serves[State]):
 
     @State.watch.serve
     async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
-        badge = current().badge
+        call = current()
+        badge, past = call.badge, "history" in call.rights
         wanted = prefix if badge == OWN else layout.prefix(badge) + prefix
-        async for change in self._watchers.watch(after, wanted):
+        async for change in self._watchers.watch(after, wanted, past=past):
             if badge == OWN:
                 yield change
             else:
@@ -209,12 +210,12 @@ class Server(Serves[State]):
 
     @State.read.serve
     def read(self, transaction: bytes, key: bytes) -> Item | None:
-        badge = current().badge
+        badge = _reading_too("read")
         return _bare(badge, self._transactions.read(transaction, _inside(badge, key)))
 
     @State.scan.serve
     def scan(self, transaction: bytes, start: bytes, end: bytes = b"", limit: int = 1000) -> Page:
-        badge = current().badge
+        badge = _reading_too("scan")
         first, stop = _span(badge, start, end)
         return _bare_page(badge, self._transactions.scan(transaction, first, stop, _limit(limit)))
 
@@ -362,6 +363,14 @@ class Server(Serves[State]):
             raise NotAllowed(
                 f"State.{method}", "admin on the unbadged capability", tuple(sorted(current().rights))
             )
+
+
+def _reading_too(method: str) -> int:
+    """The badge of a call in a transaction, which has the right `write`, and needs `read` as well."""
+    call = current()
+    if "read" not in call.rights:
+        raise NotAllowed(f"State.{method}", "read", tuple(sorted(call.rights)))
+    return call.badge
 
 
 def _inside(badge: int, key: bytes) -> bytes:

@@ -66,9 +66,9 @@ class Watchers:
                 watcher.behind = True
                 watcher.wake.set()
 
-    async def watch(self, after: int, prefix: bytes) -> AsyncIterator[Change]:
+    async def watch(self, after: int, prefix: bytes, *, past: bool) -> AsyncIterator[Change]:
         """Changes under an absolute prefix after a revision: those that are there, then those to come; never
-        ends by itself."""
+        ends by itself. Without `past` they show what is current when they are read (`History.changes`)."""
         watcher = _Watcher(prefix)
         # A prefix shorter than a keyspace's number can only be the kernel's, who watches everything.
         place = self._of.setdefault(prefix[:KEYSPACE_SIZE] if len(prefix) >= KEYSPACE_SIZE else b"", set())
@@ -82,7 +82,7 @@ class Watchers:
                 watcher.behind = False
                 more = True
                 while more:
-                    changes, position, more = self._history.changes(position, prefix, _CHUNK)
+                    changes, position, more = self._history.changes(position, prefix, _CHUNK, past=past)
                     for change in changes:
                         yield change
                     await trio.lowlevel.checkpoint()
@@ -94,7 +94,7 @@ class Watchers:
                     revision = watcher.due.popleft()
                     if revision > position:
                         position = revision
-                        change_now = self._history.change(revision, prefix)
+                        change_now = self._history.change(revision, prefix, past=past)
                         if change_now is not None:
                             yield change_now
         finally:

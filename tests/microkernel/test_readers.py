@@ -255,6 +255,31 @@ def test_what_is_revoked_is_revoked_at_the_reader_too(tmp_path: Path) -> None:
         assert at_reader(state).get.now(b"k") is not None
 
 
+def values_since(proxy: State, revision: int, changes: int) -> list[bytes | None]:
+    """What a watch of rows of one key each shows first."""
+    watch = proxy.watch.now(revision)
+    values = [next(watch).items[0].value for _ in range(changes)]
+    watch.cancel()
+    return values
+
+
+def test_no_process_of_the_store_shows_the_past_without_its_right(tmp_path: Path) -> None:
+    with node_with_readers(tmp_path) as node, node.attach() as me:
+        state, theirs = me.keyspace("ledger"), me.keyspace("ledger", ["read"])
+        start = state.head.now()
+        for value in (b"old", b"new"):
+            state.commit.now([Write(b"k", value)])
+        assert reads(theirs).at() is None
+        assert values_since(theirs, start, 2) == [b"new", b"new"]
+        with_reader(me, state)
+        read_until(me, theirs, lambda: reads(theirs).at() is not None)
+        assert values_since(at_reader(theirs), start, 2) == [b"new", b"new"]
+        assert values_since(at_reader(state), start, 2) == [b"old", b"new"]
+        writer = me.keyspace("ledger", ["write"])
+        with pytest.raises(NotAllowed):
+            writer.scan.now(writer.begin.now(10.0), b"")
+
+
 def test_revoked_while_many_read(tmp_path: Path) -> None:
     """The moment `revoke` has returned, no read that starts then is served, at either process."""
     with node_with_readers(tmp_path) as node, node.attach() as me, node.attach() as other:

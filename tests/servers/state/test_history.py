@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from atoll.ipc.errors import Conflict, TooLarge
+from atoll.ipc.local_view import LocalView, decode_key
 from atoll.ipc.system.state import Ahead, Committed, Compacted, Expect, Range, StoreFull
 from atoll.servers.state import layout
 from atoll.servers.state.engine import Batch
@@ -143,6 +144,37 @@ def test_changes_are_told_by_prefix_in_order(kit: Kit) -> None:
     assert changes[0].provenance.keyspace == "first"
     assert kit.history.who(kit.base + 2, 1) is None
     assert kit.history.who(kit.base + 2, 2) == kit.history.who(kit.base + 2, None)
+
+
+def test_a_feed_without_the_past_keeps_a_view_complete(kit: Kit) -> None:
+    for number in range(6):
+        kit.commit({"often": str(number), f"once {number}": "x", f"once {number - 2}": None})
+    now = {decode_key(item.key): item.value for item in kit.history.range(key(""), key("", 2), 100).items}
+    for after in range(kit.base, kit.history.head() + 1):
+        view: LocalView[bytes] = LocalView()
+        for item in kit.history.range(key(""), key("", 2), 100, after).items:
+            view.put(decode_key(item.key), item.value or b"", item.revision)
+        view.pass_to(after)
+        for change in kit.history.changes(after, key(""), 100, past=False)[0]:
+            for item in change.items:
+                assert item == kit.history.history(item.key, 1)[0]
+                if item.value is None:
+                    view.delete(decode_key(item.key), item.revision)
+                else:
+                    view.put(decode_key(item.key), item.value, item.revision)
+            view.pass_to(change.revision)
+            for item in kit.history.range(key(""), key("", 2), 100, change.revision).items:
+                gone = decode_key(item.key) not in now
+                assert gone or view.revision_of(item.key) >= item.revision
+        assert dict(view.items()) == now
+
+
+def test_a_feed_without_the_past_holds_a_value_once(kit: Kit) -> None:
+    for value in ("small", "small", "x" * 5000):
+        kit.commit({"a": value})
+    changes, _, _ = kit.history.changes(kit.base, key(""), 10, past=False)
+    assert len(changes) == 3
+    assert len({id(change.items[0].value) for change in changes}) == 1
 
 
 def test_too_long_a_key_is_refused_before_it_joins_a_group(kit: Kit) -> None:

@@ -190,18 +190,23 @@ async def test_a_keyspace_kept_remote_has_no_view(tmp_path: Path) -> None:
             _ = keyspace.local
 
 
-async def test_the_local_view_goes_on_after_the_store_was_restarted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rights", [ALL, {"read", "write"}])
+async def test_the_local_view_goes_on_after_the_store_was_restarted(tmp_path: Path, rights: set[str]) -> None:
     async with serving(tmp_path / "store") as (node, kernel):
         badge = await kernel.make_keyspace("rows")
-        keyspace = Keyspace[int](node.proxy(State, badge, ALL), int)
-        await settled(keyspace.put("a", 1))
+        keyspace = Keyspace[int](node.proxy(State, badge, rights), int)
+        await settled(keyspace.put_all({"a": 1, "gone": 1}))
         await keyspace.load()
         assert keyspace.local["a"] == 1
     async with serving(tmp_path / "store") as (again, _), trio.open_nursery() as nursery:
-        keyspace.state = again.proxy(State, badge, ALL)
+        keyspace.state = again.proxy(State, badge, rights)
+        theirs = Keyspace[int](keyspace.state, int)
+        for number in (2, 3):
+            await settled(theirs.put("a", number))
+        await settled(theirs.delete("gone"))
         await nursery.start(keyspace.follow)
-        await settled(Keyspace[int](keyspace.state, int).put("b", 2))
+        await settled(theirs.put("b", 2))
         while "b" not in keyspace.local:
             await trio.lowlevel.checkpoint()
-        assert dict(keyspace.local.items()) == {"a": 1, "b": 2}
+        assert dict(keyspace.local.items()) == {"a": 3, "b": 2}
         nursery.cancel_scope.cancel()

@@ -77,6 +77,45 @@ async def test_the_past_needs_its_right(folder: Path) -> None:
         assert (who.keyspace, who.note) == ("one", "why")
 
 
+async def test_a_watch_shows_the_past_only_with_its_right(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        store = node.proxy(State, badge, ALL)
+        await store.commit([Write(b"k", b"old"), Write(b"gone", b"secret")], note="past")
+        await store.commit([Write(b"gone")])
+        await store.commit([Write(b"k", b"new"), Write(b"same", b"1")], note="present")
+        told = {}
+        for rights in ({"read"}, {"read", "history"}):
+            feed = aiter(node.proxy(State, badge, rights).watch(0))
+            told[len(rights)] = [await anext(feed) for _ in range(3)]
+            # What was written again before anybody looked is the past, too.
+            async with node.batch():
+                store.commit.start([Write(b"k", b"passing")])
+                store.commit.start([Write(b"k", b"last")])
+            told[len(rights)] += [await anext(feed) for _ in range(2)]
+            await feed.aclose()
+        values = {n: [[item.value for item in change.items] for change in told[n]] for n in told}
+        assert values[1] == [[b"new", None], [None], [b"new", b"1"], [b"last"], [b"last"]]
+        assert values[2] == [[b"old", b"secret"], [None], [b"new", b"1"], [b"passing"], [b"last"]]
+        assert [change.revision for change in told[1][:3]] == [change.revision for change in told[2][:3]]
+        assert [change.provenance.note for change in told[1][:3]] == ["", "", "present"]
+        assert told[2][0].provenance.note == "past"
+
+
+async def test_reading_in_a_transaction_needs_the_right_to_read(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        await node.proxy(State, badge, ALL).commit([Write(b"k", b"secret")])
+        writer = node.proxy(State, badge, {"write"})
+        transaction = await writer.begin(10.0)
+        for call in (writer.read(transaction, b"k"), writer.scan(transaction, b"")):
+            with pytest.raises(NotAllowed) as refused:
+                await call
+            assert refused.value.needed == "read"
+        await writer.commit([Write(b"k", b"2")], transaction=transaction)
+        assert (await writer.finish(transaction)).revision
+
+
 async def test_calls_that_arrive_together_share_one_group(folder: Path) -> None:
     async with serving(folder) as (node, kernel):
         store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
