@@ -130,6 +130,10 @@ class Tree:
             raise NotFound(what="capability", name=written(id))
         return found
 
+    def has(self, id: int) -> bool:
+        """Whether there is such a capability (still)."""
+        return id in self._all
+
     def held_by(self, holder: str) -> list[Capability]:
         """What `holder` holds, oldest first."""
         return [self._all[id] for id in self._held.get(holder, ())]

@@ -209,6 +209,7 @@ class Life:
             await self._stop(server, deadline, "restarted by a person")
         server.crashes.clear()
         server.restarts += 1
+        await self._bind_anew(server)
         try:
             await node.supervisor.start(server)
         except AtollError as error:
@@ -218,6 +219,18 @@ class Life:
             node.soon(node.store.settle)
         if server.spec.stopped:
             await self._remember(server, stopped=False)
+
+    async def _bind_anew(self, server: Server) -> None:
+        """Who starts a server by hand gives it what image or load say it has, also what was revoked meanwhile."""
+        node = self._node
+        lost = needs.lost(node, server)
+        if not lost:
+            return
+        batch = node.store.batch(f"bind {server.name} anew")
+        needs.drop(node, needs.bind(node, server, batch), batch)
+        await node.store.commit(batch.changes())
+        for need in lost:
+            node.events.event("bind", server.name, f"a new capability for {need}: the last one was revoked")
 
     # freeze and thaw ----------------------------------------------------------------------------------------
 

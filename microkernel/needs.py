@@ -147,6 +147,15 @@ def bind(node: Node, server: Server, batch: Batch) -> list[int]:
     return replaced
 
 
+def lost(node: Node, server: Server) -> list[str]:
+    """The needs whose capability was taken back since it was bound."""
+    return [
+        need
+        for need in server.spec.needs
+        if (id := node.bound.get((server.name, need))) is not None and not node.tree.has(id)
+    ]
+
+
 def drop(node: Node, capabilities: Iterable[int], batch: Batch) -> None:
     """End capabilities that stand for no need any more."""
     for id in capabilities:

@@ -230,6 +230,12 @@ class Powers:
     async def revoke(self, party: Party, operator: bool, id: int, cancel: bool) -> int:
         """Take a capability back, and all derived from it. No new call is served under any once this returns."""
         node = self._node
+        if node.tree.get(id).holder == KERNEL:
+            raise BadRequest(
+                where=f"revoke capability {written(id)}",
+                expected="one that is not the kernel's own",
+                got="one without which the node has no store",
+            )
         ended = node.tree.revoke(id, by=None if operator else party.holder)
         servers = node.authority.clear(ended)
         await self.windows(serving for server in servers for serving in node.processes_of(server))

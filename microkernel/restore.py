@@ -182,6 +182,8 @@ class Restore:
             write_ended(batch, tree.forget(name))
         self._rejoin()
         for server in list(node.servers.values()):
+            for need in needs.lost(node, server):
+                self._say(f"  new capability for {server.name}.{need}: the last one was revoked")
             try:
                 needs.drop(node, needs.bind(node, server, batch), batch)
             except AtollError as error:

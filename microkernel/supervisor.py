@@ -15,7 +15,7 @@ from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import control
 from atoll.ipc.system.kernel import StartFailed, State
 
-from . import launching
+from . import launching, needs
 from .image_check import STORE
 from .parties import Serving
 from .processes import CannotConfine, Exit, ZygoteDied
@@ -90,6 +90,12 @@ class Supervisor:
     async def start(self, server: Server) -> None:
         """Start a process and wait until it serves. Raises `StartFailed`; then nothing of it is left."""
         node = self._node
+        for need in needs.lost(node, server):
+            raise StartFailed(
+                server=server.name,
+                step="needs",
+                reason=f"its capability for {need!r} was revoked; `atoll restart {server.name}` gives it a new one",
+            )
         server.state = "starting"
         try:
             version = node.versions.get(server.spec.package, server.spec.version)

@@ -245,6 +245,8 @@ class _Swap:
         """What is to run from now on, as a row; for the store itself, in the journal."""
         node, server = self.node, self.server
         batch.put(server.spec.row(), self._row(version, level, done=True, sentence=""))
+        if self.what.package:
+            batch.put(node.syscalls.life.version_row(version, self.what.package, server.description))
         if server.name == STORE:
             node.store.journal.set_state(StateServer.of(server.spec.row()))
             node.store.journal.wait(batch.changes())

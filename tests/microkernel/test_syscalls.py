@@ -1,13 +1,14 @@
 """System calls on capabilities, buffers, packages, slices and logs, as a person's program makes them."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded, Revoked
-from atoll.ipc.system.kernel import Load, ServerBinding, Slice, WrongState
+from atoll.ipc.errors import AtollError, BadRequest, NotAllowed, NotFound, QuotaExceeded, Revoked
+from atoll.ipc.system.kernel import Load, ServerBinding, Slice, Swap, WrongState
 
 from .nodes import PACKAGES, RealNode, booted, interface
 
@@ -87,6 +88,50 @@ def test_cancel_gives_up_calls_in_hand(node: RealNode) -> None:
         for call in (goes, stays):
             with pytest.raises((Aborted, Revoked)):  # the latter if its task had not had its first step yet
                 call.result()
+
+
+def test_nothing_that_can_be_revoked_ruins_the_node(tmp_path: Path) -> None:
+    """Every capability there is, one by one: some are refused, and the node goes on and boots as it was."""
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            kernel, mine = attached.kernel, f"@{attached.welcome.attachment}"
+            for row in kernel.caps.now():
+                if row.holder == mine:
+                    continue
+                try:
+                    kernel.revoke.now(row.number)
+                except (BadRequest, NotFound):  # the kernel's own, a root, or gone with another
+                    continue
+            with pytest.raises(BadRequest, match="the kernel's own"):
+                kernel.revoke.now(next(row.number for row in kernel.caps.now() if row.holder == "kernel"))
+            for server in ("state", "counter", "teller"):
+                assert kernel.restart.now(server).state == "serving"
+            assert attached.open("teller", Teller).tell.now("x", 2) == 2
+            told = {row.text for row in kernel.logs.now(follow=False)}
+            assert any("a new capability for counter" in text for text in told)
+            bound = next(
+                row for row in kernel.caps.now() if (row.holder, row.server) == ("teller", "counter")
+            )
+            kernel.revoke.now(bound.number)
+            attached.open("counter", Counter)
+        node.stop()
+        node.boot()
+        assert any("new capability for teller.counter" in line for line in node.said)
+        with node.attach() as attached:
+            assert attached.open("teller", Teller).total.now("x") == 2
+
+
+def test_a_server_that_lost_a_capability_does_not_start_by_itself(node: RealNode) -> None:
+    with node.attach() as attached:
+        kernel = attached.kernel
+        bound = next(row for row in kernel.caps.now() if (row.holder, row.server) == ("counter", "state"))
+        kernel.revoke.now(bound.number)
+        with pytest.raises(AtollError):
+            attached.open("counter", Counter).die.now()
+        while (row := next(row for row in kernel.ps.now() if row.server == "counter")).state != "failed":
+            pass
+        assert "`atoll restart counter` gives it a new one" in row.reason
+        assert kernel.restart.now("counter").state == "serving"
 
 
 def test_a_capability_expires(node: RealNode) -> None:
@@ -195,7 +240,7 @@ def test_buffers_are_charged_and_given_back(node: RealNode) -> None:
             attached.kernel.buffer_release.now(buffer.handle)
 
 
-def test_what_is_looked_at_is_there(node: RealNode) -> None:
+def test_what_is_looked_at_is_there(node: RealNode, tmp_path: Path) -> None:
     with node.attach() as attached:
         kernel = attached.kernel
         attached.open("counter", Counter).add.now("x")
@@ -205,7 +250,15 @@ def test_what_is_looked_at_is_there(node: RealNode) -> None:
             ("teller", "counter"),
             ("counter", "state"),
         }
-        assert [row.server for row in kernel.versions.now("counter")] == ["counter"]
+        first, *others = kernel.versions.now("counter")
+        assert (first.server, first.running, others) == ("counter", True, [])
+        changed = tmp_path / "changed" / "counter"
+        shutil.copytree(PACKAGES / "counter", changed)
+        (changed / "extra.py").write_text("")
+        kernel.swap.now(Swap(server="counter", package=str(changed)))
+        newer, older = kernel.versions.now("counter")
+        assert (newer.running, older.version) == (True, first.version)
+        assert newer.loaded > older.loaded > 0
         assert {row.client for row in kernel.channels.now("counter")} >= {"teller"}
         asked = Slice(cpu_weight=200, memory=256 << 20)
         assert kernel.set_slice.now("counter", asked).cpu_weight == 200
