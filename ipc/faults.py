@@ -29,7 +29,7 @@ class Drop(Struct, frozen=True, kw_only=True):
 
 
 class Delay(Struct, frozen=True, kw_only=True):
-    """The message of step `at` arrives only when `release` is called."""
+    """The message of step `at` arrives only when `release` is called. It cannot be the opening of a stream: TypeError."""
 
     at: int
 
@@ -116,6 +116,11 @@ class FaultyTransport:
         fault = self._step()
         if isinstance(fault, Overload):
             raise Overloaded(method.label)
+        if isinstance(fault, Delay):
+            raise TypeError(
+                f"step {fault.at} opens {method.label}, a {method.kind}: "
+                "Delay holds back calls and casts only; delay another step"
+            )
         stream = self.inner.open(method, payload, options)
         return _BrokenStream(stream, method, fault.items) if isinstance(fault, Drop) else stream
 

@@ -316,11 +316,6 @@ def rights(interface: type[Interface]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(method.right for method in methods(interface)))
 
 
-def method_named(interface: type[Interface], name: str) -> Method:
-    """The method of that name. KeyError if there is none."""
-    return {method.name: method for method in methods(interface)}[name]
-
-
 def _specify(method: Method) -> MethodSpec:
     owner, function = method.owner, method.function
     if owner is None:

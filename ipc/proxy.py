@@ -6,7 +6,6 @@ signature of the interface (so that a wrong call is a TypeError in the caller's 
 everything they need: between the caller and the transport lie one Python frame, one Struct and one encode.
 """
 
-import inspect
 import linecache
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
@@ -280,10 +279,3 @@ def options_of(proxy: "Interface") -> Options:
 def statistics(proxy: "Interface") -> ChannelStatistics:
     """Counters of the channel behind a proxy."""
     return transport_of(proxy).statistics()
-
-
-def signature_of(spec: MethodSpec) -> inspect.Signature:
-    """The parameters of a method, for callers that build calls from text."""
-    return inspect.signature(
-        generate(spec.label, f"def f({Signature(spec).parameters}): ...", Signature(spec).defaults)["f"]
-    )

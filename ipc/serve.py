@@ -84,6 +84,9 @@ class Serves(Generic[*Ts]):
     interfaces: ClassVar[tuple[type[Interface], ...]] = ()
     handlers: ClassVar[Mapping[Method, str]] = {}
     """The attribute that handles each method."""
+    heavy: ClassVar[bool] = False
+    """It imports what must not be forked with others (torch, tensorflow, jax: threads, a device's context): its process
+    always starts by `exec`, whatever the image says."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -47,9 +47,6 @@ class Ledger:
         self._refused = refused
         self._used: dict[str, dict[Resource, int]] = {}
 
-    def set_limits(self, account: str, limits: Account) -> None:
-        self._limits[account] = limits
-
     def limit(self, account: str, resource: Resource) -> int:
         return int(getattr(self._limits.get(account, Account()), resource))
 

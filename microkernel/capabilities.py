@@ -157,10 +157,6 @@ class Tree:
         if beyond := sorted(rights - held.rights):
             raise NotAllowed(method=method, needed=", ".join(beyond), held=tuple(sorted(held.rights)))
 
-    def table_length(self, server: str) -> int:
-        """How many entries the server's table must have room for."""
-        return self._slots[server].length if server in self._slots else 0
-
     def at(self, server: str, slot: int, generation: int) -> Capability | None:
         """The capability a table entry stands for, if it still does."""
         found = self._all.get(self._at.get((server, slot), 0))

@@ -1,7 +1,7 @@
 """Batches of changes to the kernel's rows, and the one way they reach the store.
 
 A system call builds a `Changes`, by pure functions, and commits it once: its id makes a retry harmless (the
-store answers an id it has with what it did then), its preconditions refuse it where the world has moved.
+store answers an id it has with what it did then). It has no preconditions: nobody else writes these rows.
 """
 
 from collections.abc import AsyncIterator
@@ -14,18 +14,10 @@ from .records import AnyRow, KeyPart, Row, decode
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """A row as the store has it: the revision is what an `Expected` names."""
+    """A row as the store has it."""
 
     key: bytes
     value: bytes
-    revision: int
-
-
-class Expected(Struct, frozen=True, kw_only=True):
-    """A precondition: the key's last write is this revision; 0: the key is absent."""
-
-    key: bytes
-    revision: int
 
 
 class Changes(Struct, frozen=True, kw_only=True):
@@ -34,7 +26,6 @@ class Changes(Struct, frozen=True, kw_only=True):
     id: bytes
     """16 bytes; the same for every try, so that it takes effect once."""
     writes: dict[bytes, bytes | None]
-    expects: tuple[Expected, ...] = ()
     note: str = ""
     """The system call and its caller, for the provenance."""
 
@@ -43,7 +34,7 @@ class Records(Protocol):
     """The kernel's keyspace in the store, as the kernel needs it."""
 
     async def commit(self, changes: Changes) -> int:
-        """The revision, once durable. Raises `Conflict` where an expectation fails, with nothing written."""
+        """The revision, once durable."""
         ...
 
     def range(self, prefix: bytes) -> AsyncIterator[Found]:
@@ -60,7 +51,6 @@ class Batch:
         self._origin = origin
         self._note = note
         self._writes: dict[bytes, bytes | None] = {}
-        self._expects: dict[bytes, int] = {}
 
     def put(self, *rows: Row) -> "Batch":
         for row in rows:
@@ -78,14 +68,6 @@ class Batch:
         self._writes[row.key()] = None
         return self
 
-    def expect(self, key: bytes, revision: int) -> "Batch":
-        if self._expects.setdefault(key, revision) != revision:
-            raise ValueError(f"key {key!r} is expected at two revisions")
-        return self
-
-    def expect_absent(self, row: Row) -> "Batch":
-        return self.expect(row.key(), 0)
-
     def __bool__(self) -> bool:
         return bool(self._writes)
 
@@ -93,7 +75,6 @@ class Batch:
         return Changes(
             id=blake2b(self._origin, digest_size=16, person=b"atoll commit").digest(),
             writes=dict(self._writes),
-            expects=tuple(Expected(key=key, revision=revision) for key, revision in self._expects.items()),
             note=self._note,
         )
 

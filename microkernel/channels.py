@@ -76,10 +76,6 @@ class Channel:
         bell = self._client_bell if as_client else self._server_bell
         return opened, (self.memory.descriptor, bell.fileno())
 
-    def client_doorbell(self) -> int:
-        """The client's end, for the one client that lives in this process. It stays the channel's."""
-        return self._client_bell.fileno()
-
     def server_doorbell(self) -> int:
         """The server's end, for the one server that lives in this process. It stays the channel's."""
         return self._server_bell.fileno()

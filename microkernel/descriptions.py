@@ -19,7 +19,8 @@ import trio
 from atoll.ipc.errors import AtollError
 from atoll.ipc.runtime.describe import Answer, Asked, Description
 
-from .processes import CannotConfine, Forge, Process
+from .mechanisms import Process, Spawner
+from .processes import CannotConfine, Forge
 from .protection import Bind, Confinement, Limit, Subject, plan, probe
 from .versions import interface_folders, readable_copy
 
@@ -42,7 +43,7 @@ Configs = Mapping[str, Mapping[str, Mapping[str, Any]]]
 Descriptions = dict[str, Description | str]
 
 
-async def describe_all(forge: Forge, packages: Mapping[str, Path], configs: Configs) -> Descriptions:
+async def describe_all(forge: Spawner, packages: Mapping[str, Path], configs: Configs) -> Descriptions:
     """By server: its description, with faults of its configuration (`configs`: per server and need), or a
     sentence why there is none. All are asked at once. Raises `ZygoteDied`.
     """
@@ -104,7 +105,7 @@ def _confined(name: str, folder: str) -> Confinement:
     return plan(LEVEL, subject, probe(), degrade=True).require()
 
 
-async def _ask(forge: Forge, name: str, asked: Asked) -> Answer:
+async def _ask(forge: Spawner, name: str, asked: Asked) -> Answer:
     ours, theirs = socket.socketpair()
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -91,7 +91,7 @@ class Events:
     async def watch(self) -> None:
         """Hear the watcher, and the next one if it ends. Runs as long as the kernel."""
         watching = self._node.watching
-        while (watcher := watching.process) is not None:
+        while (watcher := watching.watcher) is not None:
             while (report := await watching.report()) is not None:
                 self.refused_call(report)
             await watching.renew(watcher)

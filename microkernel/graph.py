@@ -37,6 +37,8 @@ class Graph(NamedTuple):
     name: str
     levels: dict[str, str]
     """Each server's level, in the image's order."""
+    heavy: frozenset[str]
+    """Servers that start by `exec` because their packages say that they are heavy, and not because the image says so."""
     edges: list[Edge]
     weaknesses: list[Weakness]
 
@@ -47,6 +49,11 @@ def graph(checked: Checked) -> Graph:
     return Graph(
         name=image.image.name,
         levels={name: image.level(name) for name in image.server},
+        heavy=frozenset(
+            name
+            for name, server in image.server.items()
+            if checked.descriptions[name].heavy and server.start != "exec"
+        ),
         edges=_edges(checked),
         weaknesses=_weaknesses(image),
     )
@@ -106,7 +113,8 @@ def text(graph: Graph) -> str:
     width = max((len(f"{edge.callee}.{edge.what}") for edge in graph.edges), default=0)
     for caller in callers:
         level = graph.levels.get(caller)
-        lines.append(f"  {caller}" + (f" ({level})" if level else " (from outside)"))
+        how = "; heavy: starts by exec" if caller in graph.heavy else ""
+        lines.append(f"  {caller} ({level}{how})" if level else f"  {caller} (from outside)")
         own = [edge for edge in graph.edges if edge.caller == caller]
         for edge in own:
             target = f"{edge.callee}.{edge.what}"
@@ -127,6 +135,7 @@ def plain(graph: Graph) -> dict[str, object]:
     """The graph for a program: servers with their levels, capabilities, weakenings."""
     return {
         "levels": graph.levels,
+        "heavy": sorted(graph.heavy),
         "edges": [edge._asdict() for edge in graph.edges],
         "weaknesses": [weakness._asdict() for weakness in graph.weaknesses],
     }

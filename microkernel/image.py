@@ -192,7 +192,10 @@ class Server(Table, frozen=True, kw_only=True):
     level: Annotated[str, Key("Protection level; empty: the node's.")] = ""
     start: Annotated[
         Literal["zygote", "exec"],
-        Key("`zygote`: in milliseconds, sharing address layout and hash seed; `exec`: a fresh process."),
+        Key(
+            "`zygote`: in milliseconds, sharing address layout and hash seed; `exec`: a fresh process, as a "
+            "heavy server's always is."
+        ),
     ] = "zygote"
     add: Annotated[tuple[str, ...], Key("Mechanisms beyond the level's.")] = ()
     drop: Annotated[

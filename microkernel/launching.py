@@ -49,14 +49,14 @@ def protection(
     if reached is None:
         reached = tuple(Bind(source=str(folder), writable=True) for folder in needs.folders(node, server))
     binds += reached
-    spec, limits = server.spec, node.bounds.of(server)
+    spec, limits = server.spec, node.allotments.of(server)
     subject = Subject(
         name=server.name,
         uid=node.uids.of(server.name),
         binds=tuple(binds),
         grants=spec.grants,
         refusal="kill" if spec.refusal == "kill" else "notify",
-        start="exec" if spec.start == "exec" else "zygote",
+        start=server.start,
         io_priority=None if limits == Limits() or io.refused(limits) else io_priority(limits),
     )
     return plan_protection(

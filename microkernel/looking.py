@@ -58,7 +58,7 @@ class Looking:
         level = server.plan.level if server.plan is not None else server.spec.level
         return calls.ProcessRow(
             server=name, state=server.state if main else "serving", pid=pid, level=level,
-            version=server.version.hash, start="exec" if server.spec.start == "exec" else "zygote",
+            version=server.version.hash, start=server.start,
             uid=server.uid(node) or os.geteuid(),
             started=serving.started if serving is not None else 0, restarts=server.restarts if main else 0,
             memory=memory, cpu=cpu, calls=served, refused=node.events.count(name),

@@ -1,7 +1,8 @@
-"""The narrow interfaces between the kernel's logic and what does things: a simulation stands in for each.
+"""The narrow interfaces between the kernel's logic and what does things: a node knows its clocks, its randomness, its
+zygote, its watcher and its control groups by these.
 
-The logic takes these and nothing else from outside, so that a node runs in one process under one seed.
-Records, channels and tables have theirs beside their data (`records.py`, `tables.py`, `channels.py`).
+`Records` has its place beside its data (`changes.py`). Not behind an interface yet: trio's own timers and sockets, shared
+memory, `/proc`, files. So a node does not run under a virtual clock.
 """
 
 import random
@@ -53,7 +54,10 @@ class Process(Protocol):
 
     name: str
     pid: int
+    pidfd: int
     exit: Exit | None
+    listener: int | None
+    """Of its system-call filter, if that has one and nobody was given it yet."""
 
     async def wait(self) -> Exit: ...
 
@@ -83,7 +87,15 @@ class Spawner(Protocol):
 class Watch(Protocol):
     """Hears what filters refuse: `watching.Watching`."""
 
+    @property
+    def watcher(self) -> Process | None:
+        """The process that hears it."""
+
+    async def watch(self, number: int, process: Process) -> None: ...
+
     async def report(self) -> Refusal | Flooded | None: ...
+
+    async def renew(self, ended: Process) -> None: ...
 
 
 class HostClock:

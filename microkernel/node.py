@@ -24,19 +24,17 @@ from atoll.ipc.runtime.describe import Description
 from atoll.ipc.runtime.loop import ServeLoop
 
 from .accounts import Ledger
+from .allotments import Allotments
 from .authority import Authority
-from .bounds import Bounds
 from .capabilities import Tree
 from .channels import Channels
 from .image_check import Checked
-from .mechanisms import HostChance, HostClock, Slices
+from .mechanisms import Chance, Clock, HostChance, HostClock, Slices, Spawner, Watch
 from .parties import KERNEL, Party, Serving
-from .processes import Forge
 from .protection import Host
 from .store import Store
 from .uids import Uids
 from .versions import Versions
-from .watching import Watching
 
 if TYPE_CHECKING:
     from .events import Events
@@ -114,7 +112,7 @@ class Node:
     syscalls: Syscalls
 
     def __init__(
-        self, place: Place, checked: Checked, store: Store, forge: Forge, watching: Watching,
+        self, place: Place, checked: Checked, store: Store, forge: Spawner, watching: Watch,
         slices: Slices, abilities: Host, lock: int,
     ) -> None:  # fmt: skip
         self.place = place
@@ -127,13 +125,13 @@ class Node:
         self.slices = slices
         self.abilities = abilities
         self.lock = lock
-        self.clock = HostClock()
-        self.chance = HostChance()
+        self.clock: Clock = HostClock()
+        self.chance: Chance = HostChance()
         self.ledger = self.new_ledger()
         self.tree = Tree(self.boot, self.ledger)
         self.channels = Channels(self.chance)
         self.authority = Authority(self)
-        self.bounds = Bounds(self)
+        self.allotments = Allotments(self)
         self.versions = Versions(place.folder / "versions")
         self.uids = Uids(place.folder / "uids", checked.image.node.uids, abilities.root)
         self.kernel = Party(0, KERNEL, KERNEL)

@@ -7,7 +7,7 @@ default.
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -380,18 +380,3 @@ TABLES: tuple[type[Row], ...] = (
     KeyspaceRow,
     NeedRow,
 )
-
-
-def table_of(key: bytes) -> type[Row]:
-    """The table a key belongs to; `KeyError` if it is none of the kernel's."""
-    return _BY_LETTER[key[:1]]
-
-
-_BY_LETTER = {table.table: table for table in TABLES}
-
-
-def as_dict(row: Row) -> dict[str, Any]:
-    """A row for a program to read: field names, JSON-able values."""
-    value = msgspec.to_builtins(row)
-    assert isinstance(value, dict)
-    return value

@@ -12,7 +12,7 @@ from atoll.ipc.system.state import Retention
 
 from . import intents, launching, needs, plan
 from .accounts import CHANNEL
-from .bounds import of_row
+from .allotments import of_row
 from .capabilities import Tree
 from .capability_rows import capability_of, write_ended, write_made
 from .changes import Batch, load
@@ -70,7 +70,7 @@ class Restore:
         server = node.servers[spec.name] = Server(spec, description, version)
         node.authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
         row = self._own.get(spec.name)
-        node.bounds.restore(server, None if row is None else of_row(row))
+        node.allotments.restore(server, None if row is None else of_row(row))
         return server
 
     def offer(self, server: Server) -> None:

@@ -44,11 +44,6 @@ class Slots:
     def taken(self) -> int:
         return len(self._taken)
 
-    @property
-    def length(self) -> int:
-        """Slots ever used: how long the table must be."""
-        return len(self._generation)
-
     def check(self) -> list[str]:
         """The invariants, as sentences about those that do not hold."""
         wrong = []

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, NodeDown, PeerFault
-from atoll.ipc.system.state import Expect, Item, State, Write, absolute, relative
+from atoll.ipc.system.state import Item, State, Write, absolute, relative
 
 from .changes import Batch, Changes, Found
 from .journal import Journal
@@ -95,7 +95,7 @@ class Store:
         self._change = trio.Event()
 
     async def commit(self, changes: Changes) -> int:
-        """The revision, once durable; 0 while only the journal has it. Raises `Conflict`, or `NodeDown` where `state`
+        """The revision, once durable; 0 while only the journal has it. Raises `NodeDown` where `state`
         has ended with the node."""
         if self._state is None:
             self.journal.wait(changes)
@@ -120,10 +120,6 @@ class Store:
             return 0
         done = await self.state.commit(
             [Write(absolute(self.keyspace, key), value) for key, value in changes.writes.items()],
-            [
-                Expect(absolute(self.keyspace, expected.key), expected.revision)
-                for expected in changes.expects
-            ],
             id=changes.id,
             note=changes.note,
         )
@@ -179,4 +175,4 @@ class Store:
 
 def _found(item: Item) -> Found:
     _, key = relative(item.key)
-    return Found(key=key, value=item.value or b"", revision=item.revision)
+    return Found(key=key, value=item.value or b"")

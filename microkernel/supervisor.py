@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import trio
@@ -65,6 +65,11 @@ class Server:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def start(self) -> Literal["zygote", "exec"]:
+        """How its processes start: a heavy one by `exec` always."""
+        return "exec" if self.description.heavy or self.spec.start == "exec" else "zygote"
 
     def down(self) -> None:
         """It does not serve now; whoever waits for `up` goes on waiting."""

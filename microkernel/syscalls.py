@@ -99,11 +99,11 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.slice.serve
     def slice(self, server: str) -> Slice:
-        return self._node.bounds.show(self._node.server(server))
+        return self._node.allotments.show(self._node.server(server))
 
     @Kernel.device_share.serve
     def device_share(self, channel: int) -> DeviceShare:
-        return self._node.bounds.device_share(self._caller(), channel)
+        return self._node.allotments.device_share(self._caller(), channel)
 
     @Kernel.attachments.serve
     def attachments(self) -> list[AttachmentRow]:
@@ -154,7 +154,7 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.set_slice.serve
     async def set_slice(self, server: str, slice: Slice) -> Slice:
-        return await self._node.bounds.set(self._node.server(server), slice, self._caller())
+        return await self._node.allotments.set(self._node.server(server), slice, self._caller())
 
     @Kernel.shutdown.serve
     def shutdown(self, deadline: float = 5.0) -> None:

@@ -6,7 +6,8 @@ import socket
 
 import trio
 
-from .processes import Process, execute
+from .mechanisms import Process
+from .processes import execute
 from .protection.watcher import FLOOD, PACKET_LIMIT, SOCKET, Flooded, Refusal, Watch, encode, from_watcher
 
 
@@ -26,6 +27,10 @@ class Watching:
             arguments = (self._marker, str(self._flood))
             self.process = execute("protection.watcher", arguments, {SOCKET: theirs.fileno()})
         self._socket = trio.socket.from_stdlib_socket(ours)
+        return self.process
+
+    @property
+    def watcher(self) -> Process | None:
         return self.process
 
     async def watch(self, number: int, process: Process) -> None:

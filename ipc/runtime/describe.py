@@ -53,6 +53,8 @@ class Description(Struct, frozen=True, kw_only=True):
     interfaces: tuple[Offer, ...]
     needs: dict[str, NeedDescription]
     accepts_handover: bool
+    heavy: bool = False
+    """Its processes start by `exec`, whatever the image says."""
     config_faults: dict[str, ConfigFault] = {}
     """By need; the first fault of each."""
 
@@ -90,6 +92,7 @@ def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None 
         interfaces=offers,
         needs=declared,
         accepts_handover=server.take_over is not Serves.take_over,
+        heavy=server.heavy,
         config_faults=faults,
     )
 

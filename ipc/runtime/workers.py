@@ -46,7 +46,8 @@ class Workers:
             self._send.send_nowait(worker)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run it in a free worker. What it raises is raised here; `PeerDied` if the worker ended over it.
+        """Run it in a free worker. What it raises comes as the text of an `InternalFault`; `PeerDied` if the
+        worker ended over it.
 
         A cancelled call ends its worker: there is no other way to stop what it computes.
         """

@@ -137,6 +137,13 @@ def test_overload_and_delay_come_at_their_step() -> None:
         assert late.result() == 11
 
 
+def test_the_opening_of_a_stream_cannot_be_delayed() -> None:
+    with testing.running(CounterServer) as made:
+        counter = made.client(Counter, testing.Delay(at=1))
+        with pytest.raises(TypeError, match=r"step 1 opens Counter\.numbers, a stream: .*delay another step"):
+            list(counter.numbers.now())
+
+
 def test_a_crash_ends_what_is_in_hand_and_what_comes_after() -> None:
     clock = testing.VirtualClock()
     with testing.running(CounterServer, clock=clock) as made:

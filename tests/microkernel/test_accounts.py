@@ -22,16 +22,6 @@ def test_an_account_without_limits_has_the_built_in_ones() -> None:
     assert Ledger().limit("anyone", "pending") == Account().pending
 
 
-def test_a_lower_limit_takes_nothing_back() -> None:
-    ledger = Ledger({"a": Account(channels=4)})
-    ledger.charge("a", "channels", 4)
-    ledger.set_limits("a", Account(channels=1))
-    assert ledger.used("a", "channels") == 4
-    ledger.release("a", "channels", 3)
-    with pytest.raises(QuotaExceeded):
-        ledger.charge("a", "channels")
-
-
 @pytest.mark.parametrize("amount", [1, -1])
 def test_a_release_of_what_was_not_charged_is_a_fault(amount: int) -> None:
     with pytest.raises(

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from atoll.microkernel.graph import dot, graph, svg, text
+from atoll.microkernel.graph import dot, graph, plain, svg, text
 from atoll.microkernel.image_check import load
 
 PACKAGES = Path(__file__).parent.parent / "images" / "packages"
@@ -73,6 +73,19 @@ def image(tmp_path: Path) -> Path:
 
 def test_the_text_names_every_capability_and_weakening(image: Path) -> None:
     assert text(graph(load(image))) == TEXT
+
+
+def test_the_text_names_a_heavy_server_that_the_image_does_not_have_start_by_exec(tmp_path: Path) -> None:
+    package = tmp_path / "heavy" / "relay"
+    shutil.copytree(PACKAGES / "relay", package)
+    server = package / "server.py"
+    server.write_text(server.read_text().replace("(Serves[Relay]):", "(Serves[Relay]):\n    heavy = True\n"))
+    path = tmp_path / "drawn.toml"
+    heavy = IMAGE.replace(f"{PACKAGES}/relay", str(package))
+    path.write_text(heavy.replace("[server.second]", '[server.second]\nstart = "exec"'))
+    drawn = graph(load(path))
+    assert text(drawn) == TEXT.replace("first (sandbox)", "first (sandbox; heavy: starts by exec)")
+    assert plain(drawn)["heavy"] == ["first"]
 
 
 def test_the_picture_has_every_server_and_edge(image: Path) -> None:

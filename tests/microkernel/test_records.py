@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.ipc.errors import Conflict
 from atoll.microkernel.changes import Batch, Changes, Found, load
 from atoll.microkernel.intents import (
     DONE,
@@ -22,14 +21,12 @@ from atoll.microkernel.intents import (
 )
 from atoll.microkernel.records import (
     TABLES,
-    CrashRow,
     EventRow,
     IntentRow,
     LogRow,
     Row,
     after,
     encode_key,
-    table_of,
 )
 
 PARTS = st.one_of(
@@ -38,26 +35,22 @@ PARTS = st.one_of(
 
 
 class ModelStore:
-    """`Records` in memory: one revision a commit, an id commits once, expectations are kept."""
+    """`Records` in memory: one revision a commit, an id commits once."""
 
     def __init__(self) -> None:
-        self.rows: dict[bytes, tuple[bytes, int]] = {}
+        self.rows: dict[bytes, bytes] = {}
         self.seen: dict[bytes, int] = {}
         self.revision = 0
 
     async def commit(self, changes: Changes) -> int:
         if changes.id in self.seen:
             return self.seen[changes.id]
-        for expected in changes.expects:
-            found = self.rows.get(expected.key, (b"", 0))[1]
-            if found != expected.revision:
-                raise Conflict(expected.key, expected.revision, found)
         self.revision += 1
         for key, value in changes.writes.items():
             if value is None:
                 self.rows.pop(key, None)
             else:
-                self.rows[key] = (value, self.revision)
+                self.rows[key] = value
         self.seen[changes.id] = self.revision
         return self.revision
 
@@ -65,8 +58,7 @@ class ModelStore:
         end = after(prefix)
         for key in sorted(self.rows):
             if prefix <= key and (not end or key < end):
-                value, revision = self.rows[key]
-                yield Found(key=key, value=value, revision=revision)
+                yield Found(key=key, value=self.rows[key])
 
 
 @given(PARTS, PARTS)
@@ -88,7 +80,6 @@ def test_every_table_has_a_letter_of_its_own_and_its_key_fields() -> None:
     for table in TABLES:
         assert len(table.table) == 1
         assert set(table.key_fields) <= {field.name for field in msgspec.structs.fields(table)}
-    assert table_of(CrashRow.key_of("a", 1, 2)) is CrashRow
 
 
 def log(server: str, sequence: int) -> LogRow:
@@ -107,17 +98,14 @@ async def test_rows_of_one_server_are_a_range() -> None:
 
 async def test_the_same_call_commits_once() -> None:
     store = ModelStore()
-    changes = Batch(b"boot 1, call 5").put(log("a", 1)).expect_absent(log("a", 1)).changes()
+    changes = Batch(b"boot 1, call 5").put(log("a", 1)).changes()
     assert await store.commit(changes) == await store.commit(changes) == 1
-    with pytest.raises(Conflict, match="expected at revision 0 and is at 1"):
-        await store.commit(Batch(b"boot 1, call 6").put(log("a", 1)).expect_absent(log("a", 1)).changes())
+    assert await store.commit(Batch(b"boot 1, call 6").put(log("a", 1)).changes()) == 2
 
 
 def test_a_batch_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="LogRow has the key"):
         Batch(b"1").delete(LogRow, "a")
-    with pytest.raises(ValueError, match="two revisions"):
-        Batch(b"1").expect(b"k", 1).expect(b"k", 2)
 
 
 def test_an_older_row_reads_with_the_default_of_a_newer_field() -> None:

@@ -45,7 +45,7 @@ def of_row(row: SliceRow) -> Limits:
     return msgspec.convert(row.limits, Limits)
 
 
-class Bounds:
+class Allotments:
     def __init__(self, node: Node) -> None:
         self._node = node
 
