@@ -19,7 +19,14 @@ from atoll.ipc import schema
 from atoll.ipc.capability import Buffer
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
-from atoll.ipc.errors import BadRequest, CallerFault, NodeDown, NotAllowed, PeerMisbehaved
+from atoll.ipc.errors import (
+    NAMES_SHOWN,
+    BadRequest,
+    CallerFault,
+    NodeDown,
+    NotAllowed,
+    PeerMisbehaved,
+)
 from atoll.ipc.interface import Interface
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
@@ -31,6 +38,8 @@ from atoll.ipc.untyped import UntypedProxy
 I = TypeVar("I", bound=Interface)  # noqa: E741
 
 SOCKET = "attach.sock"
+LOCK = "lock"
+"""In the folder of every node that was ever booted."""
 DETACH_WITHIN = 5.0
 """Seconds that a detaching program waits for a kernel that lives and does not answer."""
 
@@ -259,12 +268,42 @@ class Unwelcome(CallerFault):
     template = "{sentence}"
 
 
+class NoSuchNode(NodeDown):
+    """No node of that name was ever booted here; `known` are those that were."""
+
+    number = 28
+    node: str
+    nearest: str = ""
+    known: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        hint = (
+            f"did you mean {self.nearest!r}?"
+            if self.nearest
+            else f"choose one of {', '.join(self.known)}"
+            if self.known
+            else "start one with `atoll boot IMAGE`"
+        )
+        return f"there is no node {self.node!r}: {hint}"
+
+
+def _no_such_node(folder: Path) -> NoSuchNode:
+    """With this user's nodes, whether they run or not."""
+    known = sorted(path.parent.name for path in base_folder().glob(f"*/{LOCK}"))
+    near = difflib.get_close_matches(folder.name, known, 1)
+    name = folder.name if folder.parent == base_folder() else str(folder)
+    return NoSuchNode(name, near[0] if near else "", tuple(known[:NAMES_SHOWN]))
+
+
 def _connected(folder: Path) -> socket.socket:
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         _connect(end, folder)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         end.close()
+        if not folder.is_dir():
+            raise _no_such_node(folder) from None
         near = difflib.get_close_matches(folder.name, [path.name for path in running()], 1)
         raise NodeDown(f"node {folder.name!r}", near[0] if near else "") from None
     except PermissionError:

@@ -202,13 +202,15 @@ class TooLarge(CallerFault):
 
 
 class NotFound(CallerFault):
-    """There is nothing of that name. `nearest`, if any, is what may have been meant; `known` are names that exist."""
+    """There is nothing of that name. `nearest`, if any, is what may have been meant; `known` are names that exist; `see`, if
+    any, is the command that shows what there is."""
 
     number = 7
     what: str
     name: str
     nearest: str = ""
     known: tuple[str, ...] = ()
+    see: str = ""
 
     @classmethod
     def among(cls, what: str, name: str, known: Iterable[str]) -> Self:
@@ -221,7 +223,9 @@ class NotFound(CallerFault):
     def message(self) -> str:
         some = ", ".join(self.known) + (", ..." if len(self.known) == NAMES_SHOWN else "")
         hint = (
-            f"did you mean {self.nearest!r}?"
+            f"see `{self.see}`"
+            if self.see
+            else f"did you mean {self.nearest!r}?"
             if self.nearest
             else f"choose one of {some}"
             if some

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
-from atoll.ipc.system.kernel import Refusal
+from atoll.ipc import schema
+from atoll.ipc.naming import number_of
+from atoll.ipc.system.kernel import Kernel, Refusal
 
 from .capabilities import Capability, Ended
 from .capability_rows import session_row
+from .parties import KERNEL
 from .processes import RENEW_PAUSE
 from .protection import filters
 from .protection.watcher import Flooded
@@ -26,6 +30,30 @@ KINDS_MOST = 256
 ALL_MOST = 8192
 """Different refusals kept of all parties; programs that come and go could else make any number. What comes after is
 counted under `others`."""
+
+AS_ASKED = ("swap", "freeze", "thaw")
+"""Kinds of events that are what somebody asked for."""
+OWN = (schema.described(Kernel),)
+REASONS = {
+    "slot": "no such capability",
+    "channel": "the capability is for another channel",
+    "generation": "the capability was revoked",
+    "rights": "the capability lacks the right or the class of service",
+    "expired": "the capability has expired",
+    "method": "there is no such method",
+}
+"""By what the check of a receive loop calls them."""
+
+
+@lru_cache(64)
+def _methods(described: bytes) -> dict[int, str]:
+    """The methods of an interface by their numbers; none if what its server said of it is no schema."""
+    try:
+        shape = schema.decode(described)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    named = ((name, f"{shape.name}.{name}") for name in shape.methods)
+    return {number_of(name): told for name, told in named if told.replace(".", "_").isidentifier()}
 
 
 class Events:
@@ -76,7 +104,14 @@ class Events:
         if why == "quota":
             self.refuse(who, "quota", f"{server}: more calls pending than its account may have", count)
         else:
-            self.refuse(who, "capability", f"{server}, method {method:#010x}: {why}", count)
+            self.refuse(who, "capability", f"{server}, {self._method(server, method)}: {REASONS[why]}", count)
+
+    def _method(self, server: str, number: int) -> str:
+        """A method as people write it; by its number where no interface of the server has it."""
+        at = self._node.servers.get(server)
+        offered = OWN if server == KERNEL else at.offered if at is not None else ()
+        names = (_methods(bytes(interface.schema)).get(number) for interface in offered)
+        return next(filter(None, names), f"method {number:#010x}")
 
     def refused_call(self, report: RefusedCall | Flooded) -> None:
         """The watcher says that a filter refused a system call."""
@@ -133,7 +168,8 @@ class Events:
         """The row of what happens, for a batch that somebody waits for. The log has it at once."""
         node = self._node
         self._sequence += 1
-        node.logs.line(who, 0, "warning", f"{kind}: {sentence}", fields)
+        level = "info" if kind in AS_ASKED else "warning"
+        node.logs.line(who, 0, level, f"{kind}: {sentence}", fields)
         return EventRow(
             boot=node.boot, sequence=self._sequence, time=node.now(), kind=kind, who=who, sentence=sentence,
             fields=fields,

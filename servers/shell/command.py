@@ -147,8 +147,9 @@ def usage(error: typer.TyperException) -> str:
     """What is wrong with the command line, and where its help is."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "atoll"
-    sentence = error.format_message().rstrip(".")
-    return f"{sentence[:1].lower()}{sentence[1:]}; see `{path} --help`"
+    sentence = error.format_message().rstrip(".").replace(". Did you mean", ": did you mean")
+    stop = "" if sentence.endswith("?") else ";"
+    return f"{sentence[:1].lower()}{sentence[1:]}{stop} see `{path} --help`"
 
 
 def main() -> None:

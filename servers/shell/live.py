@@ -73,7 +73,7 @@ def looks(kernel: Kernel, every: float, count: int) -> Iterator[list[Load]]:
 def show(kernel: Kernel, every: float, count: int, as_json: bool) -> None:
     """Draw in place on a terminal; elsewhere print look after look, one unless told how many."""
     if as_json:
-        for loads in looks(kernel, every, count):
+        for loads in looks(kernel, every, count or (0 if sys.stdout.isatty() else 1)):
             print(printing.json(loads), flush=True)
     elif sys.stdout.isatty():
         with Live(console=printing.console(), auto_refresh=False, screen=not count) as screen:

@@ -1,5 +1,6 @@
 """Commands on what the store knows: get, range, history, watch; now and as of any moment."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -88,11 +89,20 @@ def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Jso
     with opened(keyspace, node) as state:
         item = state.get.now(raw, when)
         if item is None:
-            there = [printing.text(each.key) for each in state.range.now(b"", b"", LOOKED_AT, when).items]
-            then = f" as of {at}" if at else ""
-            raise NotFound.among(f"value in {keyspace}{then} under the key", key, there)
+            raise absent(
+                state, f"value in {keyspace}{f' as of {at}' if at else ''} under the key", keyspace, key
+            )
     row = shown(item)
     printing.answer(row, value_text(row.value), as_json)
+
+
+def absent(state: State, what: str, keyspace: str, key: str) -> NotFound:
+    """Nothing of a key: with the command that shows its versions if it has any, else with the keys that there are."""
+    if state.history.now(key_of(key), 1):
+        return NotFound(what, key, see=f"atoll history {keyspace} {shlex.quote(key)}")
+    return NotFound.among(
+        what, key, [printing.text(item.key) for item in state.range.now(b"", b"", LOOKED_AT).items]
+    )
 
 
 def range_(
@@ -125,9 +135,11 @@ def history(
     raw, when = key_of(key), moment(at)
     with opened(keyspace, node) as state:
         newest = revision(state, when)
-        items = state.history.now(raw, limit)
-    kept = [shown(item) for item in items if newest is None or item.revision <= newest]
-    printing.rows(kept, ITEMS, as_json, f"no version of {key!r} is kept")
+        kept = [shown(item) for item in state.history.now(raw, limit) if item.revision <= newest]
+        if not kept:
+            then = f" as of {at}" if at else ""
+            raise absent(state, f"kept version in {keyspace}{then} of the key", keyspace, key)
+    printing.rows(kept, ITEMS, as_json, "")
 
 
 def watch(

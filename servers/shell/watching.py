@@ -109,7 +109,8 @@ def top(
         float, typer.Option("--every", metavar="SECONDS", help="Between two looks.", min=0.1)
     ] = 1.0,
     count: Annotated[
-        int, typer.Option("--count", help="End after so many looks.", show_default="until Ctrl-C")
+        int,
+        typer.Option("--count", help="End after so many looks.", show_default="until Ctrl-C; into a pipe 1"),
     ] = 0,
 ) -> None:
     """Show calls a second, processor and memory of each server, live."""

@@ -66,6 +66,11 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
     ),
     (errors.NotFound("server", "x"), CallerFault, "there is no server 'x': look at the names that exist"),
     (
+        errors.NotFound("value", "x", "y", see="atoll history rows x"),
+        CallerFault,
+        "there is no value 'x': see `atoll history rows x`",
+    ),
+    (
         errors.WouldBlock("Audit.note", "Counter.add"),
         CallerFault,
         (

@@ -29,6 +29,7 @@ def no_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 WRONG = [
     ("get", exits.USAGE, "missing argument 'keyspace'; see `atoll get --help`"),
     ("nosuch", exits.USAGE, "no such command 'nosuch'; see `atoll --help`"),
+    ("pss", exits.USAGE, "no such command 'pss': did you mean 'ps'? see `atoll --help`"),
     ("image", exits.USAGE, "missing command; see `atoll image --help`"),
     ("ps --bad", exits.USAGE, "no such option: --bad; see `atoll ps --help`"),
     ("revoke x", exits.USAGE, "see `atoll revoke --help`"),
@@ -109,7 +110,7 @@ def test_errors_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ps", "--json"]) == exits.NO_NODE
     told = json.loads(capsys.readouterr().err)
     assert set(told) == {"error", "message", "fields"}
-    assert told["error"] == "NodeDown"
+    assert told["error"] == "NoSuchNode"
 
 
 def test_a_traceback_is_shown_on_request_only(capsys: pytest.CaptureFixture[str]) -> None:

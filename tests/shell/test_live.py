@@ -58,6 +58,7 @@ def test_top(tally: Shell) -> None:
     head, *rows = lines(tally.said("top", "--every", "0.1"))
     assert "CALLS/S" in head
     assert [row[0] for row in rows] == ["state", "storage", "tally"]
+    assert len(tally.said("top", "--every", "0.1", "--json").splitlines()) == 1
     looks = tally.said("top", "--every", "0.1", "--count", "2", "--json").splitlines()
     assert [[row["server"] for row in json.loads(look)] for look in looks] == [
         ["state", "storage", "tally"]
@@ -67,7 +68,7 @@ def test_top(tally: Shell) -> None:
 def test_log_says_what_happened(tally: Shell) -> None:
     tally.said("swap", "tally")
     rows = [json.loads(line) for line in tally.said("log", "tally", "--json").splitlines()]
-    assert [row for row in rows if row["text"].startswith("swap: ")]
+    assert {row["level"] for row in rows if row["text"].startswith("swap: ")} == {"info"}
     later = tally.said("log", "--after", str(rows[-1]["position"]), "tally")
     assert later == f"no lines of tally after {rows[-1]['position']}\n"
     assert " tally " in tally.said("log", "tally")
@@ -261,15 +262,30 @@ WRONG = [
         "no value in tally.rows under the key 'snow': choose one of rain",
     ),
     (exits.NOT_FOUND, "get tally.rows rian", "under the key 'rian': did you mean 'rain'?"),
-    (exits.NOT_FOUND, "get tally.rows rain --at 1", "in tally.rows as of 1 under the key 'rain'"),
+    (
+        exits.NOT_FOUND,
+        "get tally.rows rain --at 1",
+        "in tally.rows as of 1 under the key 'rain': see `atoll history tally.rows rain`",
+    ),
+    (
+        exits.NOT_FOUND,
+        "history tally.rows rian",
+        "there is no kept version in tally.rows of the key 'rian': did you mean 'rain'?",
+    ),
+    (
+        exits.NOT_FOUND,
+        "history tally.rows rain --at 1",
+        "no kept version in tally.rows as of 1 of the key 'rain': see `atoll history tally.rows rain`",
+    ),
     (exits.NOT_FOUND, "log taly", "did you mean 'tally'?"),
     (exits.NOT_FOUND, "refused taly", "did you mean 'tally'?"),
     (exits.NOT_FOUND, "versions taly", "did you mean 'tally'?"),
     (exits.NOT_FOUND, "caps taly", "did you mean 'tally'?"),
     (exits.NOT_FOUND, "protection show taly", "did you mean 'tally'?"),
     (exits.NOT_FOUND, "revoke 9.9", "there is no capability '9.9': see `atoll caps`"),
-    (exits.NO_NODE, "ps --node xyz", "node 'xyz' is down: boot it again with `atoll boot`"),
-    (exits.NO_NODE, "ps --node nodes", "node 'nodes' is down: did you mean 'node'?"),
+    (exits.NO_NODE, "ps --node xyz", "there is no node 'xyz': choose one of node"),
+    (exits.NO_NODE, "ps --node nodes", "there is no node 'nodes': did you mean 'node'?"),
+    (exits.NO_NODE, "ps --node ./xyz", "there is no node 'xyz': choose one of node"),
     (exits.WRONG_INPUT, "clean --folder nosuch", "expected the folder of a node, got nosuch, which is none"),
     (exits.WRONG_INPUT, "check nosuch", "expected a node's name, its folder, or a store's, got nosuch"),
 ]
@@ -364,7 +380,9 @@ def test_two_nodes_by_name_on_one_host() -> None:
         assert both.said("clean", "--folder", "one") == "nothing was left\n"
         assert both.said("check", "one").endswith(": whole\n")
         assert both.run("ps").stderr == "atoll: no node runs: start one with `atoll boot IMAGE`\n"
-        assert both.refused(exits.NO_NODE, "ps", "--node", "one")
+        assert both.refused(exits.NO_NODE, "ps", "--node", "one") == (
+            "node 'one' is down: boot it again with `atoll boot`"
+        )
 
 
 def test_a_plan_changes_nothing(node: Shell) -> None:
