@@ -8,7 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from atoll.servers.shell import exits
+from atoll.ipc.attach import connect
+from atoll.servers.shell import exits, rows
 from tests.shell.conftest import HOUSE, PROGRAM, Shell, shell
 
 
@@ -138,6 +139,14 @@ def test_any_moment_is_read_again(tally: Shell) -> None:
     watched = tally.said("watch", "tally.rows", "--at", before, "--count", "2").splitlines()
     assert [line.split()[0] for line in watched] == [str(older["revision"]), str(newer["revision"])]
     assert watched[1].endswith(" rain = 42")
+
+
+def test_who_may_not_see_the_past_is_not_pointed_to_it(tally: Shell) -> None:
+    with connect(tally.environment["ATOLL_NODE"]) as attached:
+        rain = rows.absent(attached.keyspace("tally.rows", ["read"]), "value", "tally.rows", "rain")
+        assert rain.nearest == "rain" and not rain.see
+        rain = rows.absent(attached.keyspace("tally.rows"), "value", "tally.rows", "rain")
+        assert rain.see == "atoll history tally.rows rain"
 
 
 # a server's life -------------------------------------------------------------------------------------------
