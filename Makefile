@@ -3,6 +3,7 @@
 #   ARGS="--detach"           passed on to `atoll boot` by `make boot`
 #   ONLY=ipc,state            which benchmarks `make bench` runs
 #   TESTS="tests/ipc -x"      what `make test` runs
+#   WORKERS=4                 how many processes run it: one a core, if nothing is said
 #   SECONDS=600               how long `make fuzz` runs each target
 
 VENV ?= .venv
@@ -10,6 +11,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 ONLY ?=
 TESTS ?= tests
+WORKERS ?= auto
 SECONDS ?= 60
 CORE := $(wildcard native/*.c native/*.h native/interface/*.h) native/build.py setup.py pyproject.toml
 C_FILES := $(wildcard native/*.c native/*.h native/interface/*.h tests/fuzz/*.c tests/fuzz/*.h tests/native/*.c)
@@ -58,7 +60,7 @@ boot: $(VENV)/.core
 	@$(BIN)/atoll boot images/rlhf.toml --job reviews $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.core
-	$(BIN)/python -m pytest -m "not soak" $(TESTS)
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile $(TESTS)
 
 soak: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m pytest -m soak --timeout 0 $(TESTS)
