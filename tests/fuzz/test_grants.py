@@ -60,7 +60,7 @@ def test_what_is_mapped_stays_and_what_is_read_only_does_not_change(
         memory = os.open("/dev/zero", os.O_RDWR)
     held = os.dup(memory)
     told = DeliverBuffer(token=1, size=claimed, mode=mode, channel=0)  # type: ignore[arg-type]
-    good = memfd and sum(seals) & segments.SEALS[mode] == segments.SEALS[mode] and claimed <= size
+    good = memfd and sum(seals) & segments.DEMANDED[mode] == segments.DEMANDED[mode] and claimed <= size
     if mode == "writable" and seals & {F_SEAL_WRITE, F_SEAL_FUTURE_WRITE}:
         good = False  # Linux maps it no more
     try:
