@@ -94,6 +94,8 @@ class Keyspace(Generic[T]):
         # Updates of one key wait for each other: the second starts from what the first left.
         self._busy: dict[bytes, deque[Callable[[], None]]] = {}
         self._ordinal: tuple[Call | None, int] = (None, 0)
+        self._unseen: list[tuple[int, Callable[[], None]]] = []
+        """Answers that wait for the view to come to a revision."""
 
     # in memory
 
@@ -135,6 +137,7 @@ class Keyspace(Generic[T]):
                     for item in change.items:
                         self._apply(item)
                     self._view.pass_to(change.revision)
+                    self._answer()
             except (PeerDied, Overloaded) as fault:
                 # The feed goes on where it broke off, as soon as there is a store again.
                 told = str(fault)
@@ -254,10 +257,11 @@ class Keyspace(Generic[T]):
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated:
-                done.complete(self._decode(outcome.reply or b""))
+                given = self._decode(outcome.reply or b"")
+                self._once_seen(outcome.revision, lambda: done.complete(given))
                 return
             if self._loaded:
-                self._view.put(decode_key(raw[len(self._prefix) :]), value, outcome.revision)
+                self._view.wrote(decode_key(raw[len(self._prefix) :]), value, outcome.revision)
             done.complete(value)
 
         def failed(error: Exception) -> None:
@@ -304,18 +308,38 @@ class Keyspace(Generic[T]):
             return done
 
         def committed(outcome: Committed) -> None:
+            if outcome.repeated:
+                self._once_seen(outcome.revision, lambda: done.complete(outcome.revision))
+                return
             if self._loaded:
                 for key, value, present in rows:
                     name = key if isinstance(key, str) else decode_key(key)
                     if present:
-                        self._view.put(name, value, outcome.revision)  # type: ignore[arg-type]
+                        self._view.wrote(name, value, outcome.revision)  # type: ignore[arg-type]
                     else:
-                        self._view.delete(name, outcome.revision)
+                        self._view.erased(name, outcome.revision)
             done.complete(outcome.revision)
 
         note = "" if call is None else call.method
         _when(self.state.commit.start(writes, [], self._id(call), b"", note), committed, done.fail)
         return done
+
+    def _once_seen(self, revision: int, answer: Callable[[], None]) -> None:
+        """Answer a repeated delivery when the view has come as far as what the earlier one committed. What that was, only
+        the feed says: a handler need not make the same of a call twice."""
+        if not self._loaded or revision <= self._view.revision:
+            answer()
+        else:
+            self._unseen.append((revision, answer))
+
+    def _answer(self) -> None:
+        """The view has come further."""
+        if not self._unseen:
+            return
+        seen = [answer for revision, answer in self._unseen if revision <= self._view.revision]
+        self._unseen = [waiting for waiting in self._unseen if waiting[0] > self._view.revision]
+        for answer in seen:
+            answer()
 
     def _id(self, call: Call | None) -> bytes:
         """The commit id of the next write of the call in hand. A call's writes are numbered in order, so that

@@ -78,6 +78,17 @@ class LocalView(Generic[T]):
             if revision > self.revision:
                 self._gone[key] = revision
 
+    def wrote(self, key: str, value: T, revision: int) -> None:
+        """For the keyspace: an own write, before the feed brings it. Where the feed has come as far the view knows
+        better: another may have deleted the key since."""
+        if revision > self.revision:
+            self.put(key, value, revision)
+
+    def erased(self, key: str, revision: int) -> None:
+        """For the keyspace: an own deletion, like `wrote`."""
+        if revision > self.revision:
+            self.delete(key, revision)
+
     def pass_to(self, revision: int) -> None:
         """For the keyspace: the feed has brought everything up to a revision."""
         self.revision = revision

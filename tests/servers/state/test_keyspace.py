@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from atoll.ipc.context import Call, Fields, SystemClock, in_hand
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import Conflict, NotFound
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.keyspace import Keyspace, settled
+from atoll.ipc.local_view import LocalView
 from atoll.ipc.serve import Serves, bind
 from atoll.ipc.system.state import State
 from atoll.ipc.transaction import Transaction
@@ -72,6 +74,50 @@ async def test_own_writes_are_in_the_local_view_at_once_and_others_by_the_feed(t
         assert await keyspace.get("a") is None
         assert await keyspace.as_of(revision).get("a") == 1
         assert [row.value for row in await keyspace.history("a")] == [None, 1]
+
+
+async def test_what_an_earlier_delivery_wrote_is_in_the_view_before_it_is_answered_again(
+    tmp_path: Path,
+) -> None:
+    """The store died with the reply: the commit is sent again, and found there, while the feed is still broken off."""
+    async with rows(tmp_path) as (_, first, _), trio.open_nursery() as nursery:
+        again = Keyspace[int](first.state, int, boot=1)
+        await again.load()
+        with in_hand(hand(5)):
+            assert await settled(first.update("x", lambda old: (old or 0) + 1)) == 1
+        with in_hand(hand(6)):
+            await settled(first.put("y", 1))
+        answers: list[tuple[int, int | None]] = []
+
+        async def deliver(step: Deferred[int], key: str) -> None:
+            value = await settled(step)
+            answers.append((value, again.local.get(key)))
+
+        with in_hand(hand(5)):
+            nursery.start_soon(deliver, again.update("x", lambda old: (old or 0) + 1), "x")
+        with in_hand(hand(6)):
+            # What the handler makes of it this time was not what was committed: the view has the store's word.
+            nursery.start_soon(deliver, again.put("y", 2), "y")
+        await trio.testing.wait_all_tasks_blocked()
+        await nursery.start(again.follow)
+        while len(answers) < 2:
+            await trio.lowlevel.checkpoint()
+        revision = first.local.revision_of("y")
+        assert sorted(answers) == [(1, 1), (revision, 1)]
+        nursery.cancel_scope.cancel()
+
+
+def test_a_reply_that_comes_behind_the_feed_brings_nothing_back() -> None:
+    """The feed has brought an own write and another's deletion of it before the write's reply is looked at."""
+    view = LocalView[int]()
+    view.put("x", 1, 8)
+    view.delete("x", 9)
+    view.pass_to(10)
+    view.wrote("x", 1, 8)
+    assert "x" not in view
+    view.erased("x", 8)
+    view.wrote("x", 2, 11)
+    assert view["x"] == 2
 
 
 async def test_a_repeated_delivery_gets_the_stored_reply(tmp_path: Path) -> None:
