@@ -17,6 +17,7 @@ from typing import Self, TypeVar
 
 from atoll.ipc import schema
 from atoll.ipc.capability import Buffer
+from atoll.ipc.client import forking
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.errors import (
@@ -103,6 +104,7 @@ class Node:
         self._channels: dict[int, ClientChannel] = {}
         self._deliveries = Deliveries(self._channels, self._pump, heard=False)
         self._later: list[tuple[control.ToProcess, list[int]]] = []
+        forking.watch(self)
         try:
             with contextlib.suppress(NodeDown):  # who is turned away at the door is told so before it speaks
                 self._control.send(control.Hello(name=name))
@@ -224,6 +226,10 @@ class Node:
 
     def _report(self, channel: int, check: str) -> None:
         self._control.send(control.Misbehaved(channel=channel, check=check))
+
+    def forked(self) -> None:
+        """In a fork the attachment is the parent's, and detaching would be, too: only the child's copy is let go."""
+        self._control.socket.close()
 
     # life -------------------------------------------------------------------------------------------------------------
 

@@ -116,9 +116,7 @@ def encode_hook(translator: Translator) -> Callable[[Any], Any]:
             return _named(BUFFER_CODE, send_buffer(value))
         if isinstance(value, Cap):
             return _named(CAPABILITY_CODE, translator.send_capability(value))
-        raise NotImplementedError(
-            f"a {type(value).__name__} cannot be sent: send a Struct or a built-in type"
-        )
+        raise TypeError(f"a {type(value).__name__} cannot be sent: send a Struct or a built-in type")
 
     return encode
 

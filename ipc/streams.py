@@ -27,7 +27,9 @@ RECORD_ITEMS = 64
 
 def cost(item: bytes, window: int = WINDOW) -> int:
     """What an item costs: a credit for every 4 KiB begun, one at least, half a window at most."""
-    return min(1 + max(0, len(item) - 1) // CREDIT_BYTES, max(1, window // 2))
+    if len(item) <= CREDIT_BYTES:
+        return 1
+    return min(1 + (len(item) - 1) // CREDIT_BYTES, max(1, window // 2))
 
 
 def total(items: Sequence[bytes], window: int = WINDOW) -> int:

@@ -375,7 +375,7 @@ static uint64_t poll(struct atoll_loop *loop) {
             }
         } else if (channel_room(channel, 1)) {
             loop->turn++;
-            atoll_loop_flush(loop);
+            batch_over(loop, channel);
             return op(OP_EXTERNAL, 0, 0);
         } else if (!channel->held && !loop->draining) {
             int lane = next_lane(channel);

@@ -6,10 +6,16 @@
  * dies, of the kernel. Whatever else is written into the shared words can break that only for whoever wrote
  * it.
  *
- * The sleeper, one at a time a side (a receive loop, an event loop, or the one thread that holds
- * `receiving`): A  parked := how;   F  fence;   L  look at every ring and at the notice;   S  sleep, or not
- * if L found any Whoever makes an event: E  the event;   F' fence;   P  if parked != 0, then exchange it for
- * 0, and whoever got a value != 0 rings
+ * The sleeper is one at a time a side (a receive loop, an event loop, or the one thread that holds
+ * `receiving`):
+ * - A   parked := how
+ * - F   fence
+ * - L   look at every ring and at the notice
+ * - S   sleep, or not if L found any
+ * Whoever makes an event:
+ * - E   the event
+ * - F'  fence
+ * - P   if parked != 0, then exchange it for 0, and whoever got a value != 0 rings
  *
  * 1. A before L, E before P, a full fence in between on both sides (Dekker). If P does not read what A
  * stored, F' comes before F, and L sees E. Otherwise P reads it, or a 0 that another exchange put there after
@@ -24,7 +30,7 @@
  * 4. A ring too many costs a look: a producer may be late and exchange the word of a later sleep. `park_over`
  * may wipe a word that somebody would have exchanged: its owner is awake, and looks again after every A.
  * 5. Rings that are put off (loop.c's `bells`: one wake-up a batch) are made up for before the loop turns to
- *    another channel, to the event loop, to sleep, or away from the channel for good.
+ * another channel, to the event loop, to sleep, or away from the channel for good.
  * 6. Who exchanged the word may die before it rings (kill -9 strikes between any two instructions), or may
  * have put off its ring. Then the word is 0 and nobody else would ring. The kernel sees the death, writes the
  * notice and rings without asking the word (`wake_surely`); so it does whenever it has something to say.

@@ -115,13 +115,19 @@ class ClientChannel:
         forking.watch(self)
 
     def forked(self) -> None:
-        """This process is a fork of the one that opened it: see forking.py."""
+        """This process is a fork of the one that opened it: see forking.py. No lock is taken here: a thread that there is no
+        more may have it."""
         self._stopped = False
         self.failed = BadRequest(
             f"a call to {self.peer}",
             "a proxy opened in this process",
             "one that a fork inherited: connect anew",
         )
+        inherited = list(self.pending.values())
+        self.pending.clear()
+        self.outbox.disown()
+        for pending in inherited:
+            pending.disown(self.failed)
 
     # sending ----------------------------------------------------------------------------------------------------------
 
@@ -162,7 +168,7 @@ class ClientChannel:
         if end >= 0:
             pending.end = end
             if end & MARK in outbox.dead:
-                outbox.note(pending, end)
+                outbox.claim(pending)
             return pending
         try:  # whatever keeps it from being sent, `_send` meets it again and deals with it
             self._send(pending, site.c)

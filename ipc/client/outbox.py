@@ -78,26 +78,27 @@ class Outbox:
     def note(self, pending: "Pending", end: int) -> None:
         """A request was written."""
         pending.end = end
-        if end & MARK in self.dead:  # it has ended before this could be noted
-            with self._lock:
-                mine = pending.end and pending.end & MARK in self.dead
-                lost = self._judge([pending], self.dead[end & MARK]) if mine else []
-            self._close(lost)
+        if end & MARK in self.dead:
+            self.claim(pending)
+
+    def claim(self, pending: "Pending") -> None:
+        """The epoch in which a request was written had ended before that was noted: it is judged here, if it is not."""
+        with self._lock:
+            taken = self.dead.get(pending.end & MARK) if pending.end else None
+            lost = [] if taken is None else self._judge([pending], taken)
+        self._close(lost)
 
     def put_or_owe(self, pending: "Pending", site: Any) -> int:
-        """The same; without room it is owed."""
+        """The same; without room it is owed. Wakes nobody either."""
         with self._lock:
             result = FULL if self.owed else self.put(pending, site)
             if result == FULL:
                 self.owed.append(Record(pending, site, None, pending.payload))
                 return 0
-        lib.atoll_ring_bell(self._c)
         return result
 
     def control(self, pending: "Pending", kind: Kind, payload: bytes = b"") -> None:
-        """Send or owe a record that belongs to a request in hand. `TooLarge`."""
-        if len(payload) > self._largest:
-            raise TooLarge(f"an item of {pending.site.spec.label}", len(payload), self._largest)
+        """Send or owe a record that belongs to a request in hand, of a size that `fits`."""
         with self._lock:
             record = Record(pending, pending.site.of(kind), kind, payload)
             if self.owed or self._send(record) == FULL:
@@ -148,6 +149,17 @@ class Outbox:
                 self._paid.append(notify)
                 return
         notify()
+
+    def fits(self, pending: "Pending", payload: bytes) -> None:
+        """Raises `TooLarge` for an item that no channel like this carries."""
+        if len(payload) > self._largest:
+            raise TooLarge(f"an item of {pending.site.spec.label}", len(payload), self._largest)
+
+    def disown(self) -> None:
+        """In a fork: nothing is sent from here."""
+        self._lock = threading.RLock()
+        self.owed = deque()
+        self._paid = []
 
     def forgive(self) -> None:
         """The channel has ended."""

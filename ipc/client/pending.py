@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from atoll.ipc.codec import MethodSpec
-from atoll.ipc.errors import Aborted
+from atoll.ipc.errors import Aborted, AtollError
 from atoll.ipc.future import RawFuture
 from atoll.native import Kind, ffi, lib
 
@@ -90,6 +90,12 @@ class Pending(RawFuture):
         """Where it lies in its ring, with the mark of the epoch (see `Outbox`); 0: nowhere."""
         self.seconds: float | None = None
         self.stream: ChannelStream | None = None
+
+    def disown(self, error: AtollError) -> None:
+        """In a fork: it is the parent's, and over here. Nobody is called, and no lock taken."""
+        self._error, self._done = error, True
+        if self.stream is not None:
+            self.stream.disown(error)
 
     def cancel(self) -> None:
         self.abandon()

@@ -58,6 +58,10 @@ class ChannelStream:
             self._error = error
             self._wake()
 
+    def disown(self, error: AtollError) -> None:
+        """In a fork: it is the parent's, and over here."""
+        self._over, self._error = True, error
+
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
@@ -112,9 +116,11 @@ class ChannelStream:
             raise Aborted(self.pending.site.spec.label, "it has ended")
         if not self._sender.affords([item]):
             return False
+        payload = _encode([item])
+        self.pending.channel.outbox.fits(self.pending, payload)
         self.began = True
         self._sender.send(cost(item))
-        self._control(Kind.ITEM, _encode([item]))
+        self._control(Kind.ITEM, payload)
         return True
 
     def finish(self) -> None:

@@ -47,6 +47,18 @@ def test_detaching_from_a_dead_kernel_ends_at_once(tmp_path: Path) -> None:
         node.kill()
 
 
+def test_a_fork_that_leaves_the_block_does_not_detach_its_parent(node: RealNode) -> None:
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        child = os.fork()
+        if not child:
+            attached.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert counter.add.now("x") == 1
+        attached.open("teller", interface("teller", "Teller"))
+
+
 def test_a_program_that_is_killed_is_tidied_up_after(node: RealNode) -> None:
     script = f"""
 import sys, os

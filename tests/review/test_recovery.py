@@ -175,6 +175,38 @@ def test_a_request_that_is_noted_after_its_servers_death_is_judged_all_the_same(
         assert outcome == paid(book) == [7]
 
 
+class LookedAtLate(dict[int, list[int]]):
+    """The epochs that ended, for a thread that stands still before it looks whether its own is one."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __contains__(self, mark: object) -> bool:
+        if not self.reached.is_set():
+            self.reached.set()
+            self.go_on.wait()
+        return super().__contains__(mark)
+
+
+def test_a_request_that_another_thread_has_judged_is_not_judged_again(book: Path) -> None:
+    """The thread that wrote and noted it stands still before it looks at what ended; another has it sent meanwhile."""
+    with serving(PayServer) as served:
+        bank, channel = served.proxies[0], served.client(served.channels[0])
+        channel.outbox.dead = late = LookedAtLate()
+        outcome: list[int] = []
+        served.drain()
+        paying = threading.Thread(target=lambda: outcome.append(bank.pay.start(7).result()))
+        paying.start()
+        late.reached.wait()
+        served.crash()
+        served.restart()
+        channel.look()
+        late.go_on.set()
+        paying.join()
+        assert bank.pay.now(8) == 8
+        assert (outcome, paid(book)) == ([7], [7, 8])
+
+
 def test_requests_that_wait_for_room_while_their_server_dies_go_to_the_next_one(book: Path) -> None:
     with serving(PayServer, shape=Shape(ring_bits=12, bulk_bits=12)) as served:
         bank = served.proxies[0]

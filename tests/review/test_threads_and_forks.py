@@ -7,17 +7,19 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import AsyncIterator, Iterator
+from itertools import count, islice
 
 import msgspec
 import pytest
 import trio
 
-from atoll.ipc import Interface, Serves, call
+from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.client.transport import ChannelTransport
-from atoll.ipc.errors import BadRequest, NodeDown
-from atoll.ipc.proxy import bind, transport_of
+from atoll.ipc.errors import AtollError, BadRequest, NodeDown
+from atoll.ipc.proxy import DEFAULTS, bind, transport_of
 from atoll.ipc.runtime.launch import Process
 from atoll.ipc.system import control
 from atoll.ipc.system.control import Port, Shape
@@ -156,11 +158,45 @@ class Counter(Interface):
     @call("use")
     def double(self, number: int) -> int: ...
 
+    @call("use")
+    def hold(self) -> int:
+        """Until `release`."""
+
+    @call("use")
+    def release(self) -> None: ...
+
+    @stream("use")
+    def numbers(self) -> int: ...
+
+    @upload("use", item=bytes)
+    def sizes(self) -> int: ...
+
 
 class CounterServer(Serves[Counter]):
+    def __init__(self) -> None:
+        self.held: list[Deferred[int]] = []
+
     @Counter.double.serve
     def double(self, number: int) -> int:
         return number * 2
+
+    @Counter.hold.serve
+    def hold(self) -> Deferred[int]:
+        self.held.append(Deferred())
+        return self.held[-1]
+
+    @Counter.release.serve
+    def release(self) -> None:
+        for held in self.held:
+            held.complete(7)
+
+    @Counter.numbers.serve
+    def numbers(self) -> Iterator[int]:
+        yield from count()
+
+    @Counter.sizes.serve
+    async def sizes(self, items: AsyncIterator[bytes]) -> int:
+        return sum([len(item) async for item in items])
 
 
 def test_a_proxy_that_a_fork_inherited_is_refused_and_harms_no_one() -> None:
@@ -197,6 +233,47 @@ def test_a_proxy_that_a_fork_inherited_is_refused_and_harms_no_one() -> None:
             return int(await proxy.double(5))
 
         assert trio.run(in_a_loop) == 10
+        assert not served.misbehaved
+
+
+def test_what_a_fork_inherited_in_hand_is_over_there_and_goes_on_here() -> None:
+    """A future, a stream and an upload, open when the process forks: the child can touch each, and writes into no ring."""
+    with serving(CounterServer) as served:
+        proxy = served.proxies[0]
+        spec = next(method.spec for method in served.methods(Counter) if method.spec.name == "sizes")
+        future, numbers = proxy.hold.start(), proxy.numbers.now()
+        upload = transport_of(proxy).open(spec, msgspec.msgpack.encode([]), DEFAULTS)
+        assert [next(numbers) for _ in range(3)] == [0, 1, 2]
+        read, write = os.pipe()
+
+        def child() -> None:
+            for touch in (
+                future.result,
+                lambda: list(islice(numbers, 100_000)),
+                lambda: upload.send_now(msgspec.msgpack.encode(b"x")),
+                upload.receive_now,
+            ):
+                try:
+                    touch()
+                except AtollError as error:
+                    os.write(write, f"{type(error).__name__} ".encode())
+            future.cancel()
+            upload.finish()
+            upload.cancel()
+            numbers.cancel()
+            os.write(write, b"done")
+
+        with forked(child) as pid:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.close(write)
+        assert os.read(read, 1000).split() == [b"BadRequest"] * 4 + [b"done"]
+        os.close(read)
+        assert [next(numbers) for _ in range(2000)] == list(range(3, 2003))
+        upload.send_now(msgspec.msgpack.encode(b"four"))
+        upload.finish()
+        assert upload.receive_now() == [msgspec.msgpack.encode(4)]
+        proxy.release.now()
+        assert future.result() == 7
         assert not served.misbehaved
 
 
