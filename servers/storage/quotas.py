@@ -7,12 +7,44 @@ server's badge and has one like any other. What nobody refers to is kept in memo
 it: at most one quota more a restart, for one grace.
 """
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 
 from atoll.ipc.errors import QuotaExceeded
 
-Held = dict[object, tuple[float, int]]
-"""What is not referred to: until when it is spared, and its bytes."""
+
+class Held:
+    """What a badge has here and no row refers to: until when each is spared, and its bytes.
+
+    The grace is the same for all, so they stand in the order in which their time is over."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[object, tuple[float, int]] = {}
+        self.bytes = 0
+
+    def put(self, key: object, until: float, size: int) -> None:
+        """Spare it from now on; it stands last, also if it was here already."""
+        self.take(key)
+        self._sizes[key] = until, size
+        self.bytes += size
+
+    def take(self, key: object) -> int:
+        """It is held no more; its bytes, 0 if it was not."""
+        size = self.size(key)
+        if self._sizes.pop(key, None) is not None:
+            self.bytes -= size
+        return size
+
+    def size(self, key: object) -> int:
+        return self._sizes.get(key, (0.0, 0))[1]
+
+    def pass_time(self, now: float) -> None:
+        """Forget what is spared no more."""
+        while self._sizes:
+            key, (until, _) = next(iter(self._sizes.items()))
+            if until > now:
+                return
+            self.take(key)
 
 
 class Quotas:
@@ -27,7 +59,7 @@ class Quotas:
         self._clock = clock
         self._count = referred
         self._referred: dict[int, int] = {}
-        self._held: dict[int, Held] = {}
+        self._held: defaultdict[int, Held] = defaultdict(Held)
 
     async def load(self, badge: int) -> None:
         if self._bounds(badge) and badge not in self._referred:
@@ -39,11 +71,9 @@ class Quotas:
 
     def used(self, badge: int) -> int:
         """Bytes that count. What is spared no more is forgotten."""
-        held = self._held.setdefault(badge, {})
-        now = self._clock()
-        for key in [key for key, (until, _) in held.items() if until <= now]:
-            del held[key]
-        return self._referred[badge] + sum(size for _, size in held.values())
+        held = self._held[badge]
+        held.pass_time(self._clock())
+        return self._referred[badge] + held.bytes
 
     def check(self, badge: int, more: int) -> None:
         """Raises QuotaExceeded if `more` bytes are more than the badge has left."""
@@ -53,11 +83,11 @@ class Quotas:
     def hold(self, badge: int, key: object, size: int) -> None:
         """Bytes that are spared for a grace from now on, although no row of the badge refers to them."""
         if self._bounds(badge) and size > 0:
-            self._held.setdefault(badge, {})[key] = (self._clock() + self._grace, size)
+            self._held[badge].put(key, self._clock() + self._grace, size)
 
     def drop(self, badge: int, key: object) -> None:
         """These bytes are not kept after all, or are held under another key by now."""
-        self._held.get(badge, {}).pop(key, None)
+        self._held[badge].take(key)
 
     def refer(self, badge: int, hashes: Iterable[bytes], change: int) -> None:
         """A row now holds `change` bytes more than before, and these blobs with them. Raises QuotaExceeded,
@@ -65,11 +95,10 @@ class Quotas:
         """
         if not self._bounds(badge):
             return
-        held = self._held.setdefault(badge, {})
-        named = set(hashes) & held.keys()
-        self.check(badge, change - sum(held[each][1] for each in named))
+        held, named = self._held[badge], set(hashes)
+        self.check(badge, change - sum(held.size(each) for each in named))
         for each in named:
-            held.pop(each, None)
+            held.take(each)
         self._referred[badge] += change
 
     def undo(self, badge: int, change: int) -> None:

@@ -1,7 +1,6 @@
 """A real full file system: one sentence, nothing half-written, and reading, collecting and restarting go on."""
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,16 @@ import pytest
 
 from atoll.servers.storage.interface import BlobRef, DiskFull, Storage
 from atoll.servers.storage.server import Server, Settings
+from tests.kit.disk import small_disk
 
 CONFIG = Settings(grace=3600.0, collect_every=600.0)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB and few inodes."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=420", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """8 MiB and few inodes."""
+    with small_disk(tmp_path / "disk", "size=8m,nr_inodes=420") as folder:
+        yield folder
 
 
 def fill(storage: Storage, size: int) -> tuple[list[BlobRef], DiskFull]:
@@ -45,25 +37,25 @@ def half_written(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("size", [700_000, 60_000, 10], ids=["by bytes", "packs by bytes", "by names"])
-def test_a_full_disk(small_disk: Path, serve: Callable[..., Any], size: int) -> None:
-    served = serve(Server, folder=small_disk, config=CONFIG)
+def test_a_full_disk(disk: Path, serve: Callable[..., Any], size: int) -> None:
+    served = serve(Server, folder=disk, config=CONFIG)
     storage: Storage = served.client()
     refs, full = fill(storage, size)
     assert str(full).startswith("the disk is full after ")
     assert str(full).endswith(" bytes of this put: nothing of it was kept; free space or collect")
-    assert half_written(small_disk) == []
-    free = os.statvfs(small_disk)
+    assert half_written(disk) == []
+    free = os.statvfs(disk)
     for _ in range(3):
         with pytest.raises(DiskFull):
             storage.put_many.now([os.urandom(60_000) for _ in range(200)])
-    after = os.statvfs(small_disk)
+    after = os.statvfs(disk)
     assert (after.f_bfree, after.f_ffree) == (free.f_bfree, free.f_ffree), "a refused put takes nothing"
 
     kept = refs[: len(refs) // 2]
     storage.refer.now([ref.hash for ref in kept], "o", "n")
     served.kill()
     served.server._blobs.close()  # as the end of its process does
-    again = serve(Server, folder=small_disk, config=CONFIG)
+    again = serve(Server, folder=disk, config=CONFIG)
     storage = again.client()
     assert (storage.verify.now().blobs, storage.verify.now().damaged) == (len(refs), [])
     again.advance(CONFIG.grace + 1)  # the collections by the clock run on the full disk, too
