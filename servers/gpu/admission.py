@@ -36,10 +36,10 @@ class Request(NamedTuple):
     priority: int
     ttl: float
     purpose: str
-    standing: int = 5
-    bounds: tuple[Bound, ...] = ()
-    boot: int = 0
-    call: int = 0
+    standing: int
+    bounds: tuple[Bound, ...]
+    boot: int
+    call: int
     """The call's own number, the same when it comes again; 0: it has none."""
 
     @property
@@ -165,9 +165,8 @@ class Admission:
         return True
 
     def renew(
-        self, id: int, client: int, ttl: float, now: float,
-        standing: int = 5, bounds: tuple[Bound, ...] = (),
-    ) -> Lease:  # fmt: skip
+        self, id: int, client: int, ttl: float, now: float, standing: int, bounds: tuple[Bound, ...]
+    ) -> Lease:
         """Raises NoSuchLease, also for one whose time is over, and BeyondSlice. A lease that must give way keeps its end.
         `standing`, `bounds`: those of the holder's slice now."""
         self.pass_time(now)

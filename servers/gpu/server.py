@@ -264,18 +264,18 @@ class Server(Serves[Gpu]):
         number = self._requests
         waiter = self._waiters[number] = _Waiter()
         request = Request(
-            number,
-            call.client,
-            call.badge,
-            kind,
-            memory,
-            priority,
-            ttl,
-            purpose,
-            standing,
-            bounds,
-            self.rows.boot,
-            call.request,
+            number=number,
+            client=call.client,
+            badge=call.badge,
+            kind=kind,
+            memory=memory,
+            priority=priority,
+            ttl=ttl,
+            purpose=purpose,
+            standing=standing,
+            bounds=bounds,
+            boot=self.rows.boot,
+            call=call.request,
         )
         try:
             self._admission.ask(request, self._now(), may_wait=wait > 0)

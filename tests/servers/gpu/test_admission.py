@@ -32,8 +32,10 @@ def request(
     client: int = 1,
     kind: Kind = "accelerator",
     ttl: float = 60.0,
+    standing: int = 5,
+    bounds: tuple[Bound, ...] = (),
 ) -> Request:
-    return Request(number, client, 0, kind, memory, priority, ttl, "test")
+    return Request(number, client, 0, kind, memory, priority, ttl, "test", standing, bounds, 0, 0)
 
 
 def admission(*devices: Device, queue: int = 8) -> Admission:
@@ -100,7 +102,7 @@ def test_a_lease_that_gives_way_is_not_prolonged() -> None:
     one = admission()
     one.ask(request(1, 100, priority=1, client=1), 0.0, may_wait=False)
     one.ask(request(2, 100, priority=2, client=2), 0.0, may_wait=True)
-    assert one.renew(1, 1, 1000.0, 1.0).expires == 60.0
+    assert one.renew(1, 1, 1000.0, 1.0, 5, ()).expires == 60.0
 
 
 def test_the_holders_death_and_the_end_of_the_time_free_the_memory() -> None:
@@ -169,7 +171,7 @@ def test_a_lease_whose_time_is_over_cannot_be_renewed() -> None:
     one.ask(request(1, 100, ttl=10.0, client=1), 0.0, may_wait=False)
     one.ask(request(2, 100, client=2), 0.0, may_wait=True)
     with pytest.raises(NoSuchLease):
-        one.renew(1, 1, 10.0, 10.0)
+        one.renew(1, 1, 10.0, 10.0, 5, ())
     assert [lease.client for lease in leases(one)] == [2]
 
 
@@ -222,7 +224,7 @@ class Leasing(RuleBasedStateMachine):
     @rule(data=st.data(), ttl=st.sampled_from([1.0, 50.0]))
     def renew(self, data: st.DataObject, ttl: float) -> None:
         lease = self.admission.leases[data.draw(st.sampled_from(sorted(self.admission.leases)))]
-        self.admission.renew(lease.id, lease.client, ttl, self.now)
+        self.admission.renew(lease.id, lease.client, ttl, self.now, 5, ())
 
     @precondition(lambda self: self.admission.leases)
     @rule(data=st.data())
@@ -278,8 +280,8 @@ def test_the_slice_goes_before_the_wish() -> None:
     """A request of a slice of higher priority takes the memory of one that asked with a higher priority of its own."""
     admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
                           grace=5.0, queue=4, queue_per_client=4)  # fmt: skip
-    admission.ask(Request(1, 1, 0, "cuda", 100, 100, 60.0, "", standing=3), 0.0, may_wait=False)
-    admission.ask(Request(2, 2, 0, "cuda", 100, 0, 60.0, "", standing=4), 0.0, may_wait=True)
+    admission.ask(request(1, 100, 100, 1, "cuda", standing=3), 0.0, may_wait=False)
+    admission.ask(request(2, 100, 0, 2, "cuda", standing=4), 0.0, may_wait=True)
     assert admission.leases[1].leaving == 5.0
     admission.pass_time(5.0)
     (lease,) = admission.leases.values()
@@ -291,12 +293,12 @@ def test_a_slice_leases_no_more_than_it_has_and_holds_nobody_up() -> None:
     admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
                           grace=5.0, queue=4, queue_per_client=4)  # fmt: skip
     bounds = (Bound("slice training", 60, None), Bound("server trainer", None, 0.5))
-    admission.ask(Request(1, 1, 0, "cuda", 50, 50, 60.0, "", bounds=bounds), 0.0, may_wait=False)
+    admission.ask(request(1, 50, 50, 1, "cuda", bounds=bounds), 0.0, may_wait=False)
     with pytest.raises(
         BeyondSlice, match="slice training may lease 60 bytes of device memory, has 50, and 20"
     ):
-        admission.ask(Request(2, 2, 0, "cuda", 20, 50, 60.0, "", bounds=bounds[:1]), 0.0, may_wait=True)
-    admission.ask(Request(3, 3, 0, "cuda", 50, 0, 60.0, ""), 0.0, may_wait=False)
+        admission.ask(request(2, 20, 50, 2, "cuda", bounds=bounds[:1]), 0.0, may_wait=True)
+    admission.ask(request(3, 50, 0, 3, "cuda"), 0.0, may_wait=False)
     assert [lease.time for lease in admission.leases.values()] == [0.5, None]
     smaller = (Bound("slice training", 40, None),)
     with pytest.raises(BeyondSlice):
