@@ -87,7 +87,7 @@ class Allotments:
             device_time=wanted.device_time, priority=wanted.priority,
         )  # fmt: skip
         async with server.changing:
-            before, said = (server.own, server.unenforced), self._apply(server, limits)
+            before, said = (server.own, server.unenforced), self._apply(server, limits, limits)
             server.own, server.unenforced = limits, said
             row = SliceRow(
                 slice=own_slice(server.name),
@@ -99,16 +99,17 @@ class Allotments:
                 await node.store.commit(node.store.batch(f"set_slice {server.name}").put(row).changes())
             except BaseException:
                 server.own, server.unenforced = before
-                self._apply(server, before[0] or Limits())
+                self._apply(server, server.own or Limits(), self.of(server))
                 raise
         for sentence in said:
             node.events.event("slice", server.name, sentence)
         return self.show(server)
 
-    def _apply(self, server: Server, limits: Limits) -> tuple[str, ...]:
+    def _apply(self, server: Server, limits: Limits, of_threads: Limits) -> tuple[str, ...]:
+        """`limits` to its own control group; to its threads, which no group holds to an I/O class, `of_threads`."""
         group = server.group(self._node)
         said = tuple(group.limit(limits))
-        io.apply(group.members(), limits)
+        io.apply(group.members(), of_threads)
         return said + _not_here(limits)
 
     def device_share(self, party: Party, channel: int) -> calls.DeviceShare:

@@ -119,7 +119,7 @@ class Gate:
             finally:
                 peer.close()
         except _Left:
-            pass
+            pass  # nobody is there to be told, and nothing was refused
         except Refused as refusal:
             self._node.events.refuse(refusal.who or who or "attach", "attach", str(refusal))
             connection.send(control.Unwelcome(sentence=str(refusal)))

@@ -224,8 +224,8 @@ def parse(data: bytes, name: str) -> tuple[list[Record], int]:
         found = data[: len(MAGIC)]
         raise JournalDamaged(f"{name}: expected it to begin with {MAGIC!r}, found {found!r}: {_REMEDY}")
     records: list[Record] = []
-    at = len(MAGIC)
-    while at < len(data) and data[at:].strip(b"\0"):
+    at, written = len(MAGIC), len(data.rstrip(b"\0"))
+    while at < written:
         body = _body(data, at)
         if body is None:
             _refuse_damage(data, at, name)

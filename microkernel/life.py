@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from .descriptions import describe_all
 from .failpoints import reach
 from .image import ConfigBinding
 from .image_check import STORE
+from .image_read import NAME
 from .parties import KERNEL
 from .protection import Plan, levels
 from .protection.plan import Unprotected
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .node import Node
     from .parties import Serving
 
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 FREEZE_WITHIN = 5.0
 UNDO_WITHIN = 5.0
 """Seconds for which a failed load waits until the store has forgotten it."""
@@ -62,8 +61,9 @@ class Life:
         }
         description = await self.describe(what.server, version, configs)
         server = Server(spec, description, version)
-        needs.known(server, node.keyspaces)
+        named = needs.keyspaces_of(server)
         needs.complete(server)
+        needs.known(named, node.keyspaces)
         self.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")
         node.servers[server.name] = server
@@ -286,7 +286,7 @@ class Life:
     async def _unfreeze(self, server: Server) -> None:
         """A freeze that could not be carried through, or whose row may not be there, is none."""
         if server.state == "frozen":
-            self._node.events.event("thaw", server.name, "its freeze could not be recorded")
+            self._node.events.event("freeze failed", server.name, "it could not be recorded")
         await self._thaw(server)
 
     async def _thaw(self, server: Server) -> None:

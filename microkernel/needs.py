@@ -78,17 +78,27 @@ def keyspaces_of(server: Server) -> list[str]:
     return [bound.keyspace for bound in server.spec.needs.values() if isinstance(bound, KeyspaceBinding)]
 
 
-def known(server: Server, keyspaces: Collection[str]) -> None:
+def known(names: Iterable[str], keyspaces: Collection[str]) -> None:
     """Hold a load to the keyspaces that are there: a misspelt one must not come into being. Raises `NotFound`."""
-    for name in keyspaces_of(server):
+    for name in names:
         if name not in keyspaces:
             raise NotFound.among("keyspace", name, keyspaces)
 
 
 def complete(server: Server) -> None:
-    """Give keyspace needs of a loaded server that nobody bound a keyspace of their own. Raises `BadRequest` for
-    another need that is not bound, or for a binding of no need."""
+    """Give keyspace needs of a loaded server that nobody bound a keyspace of their own. Raises `NotFound` for a binding of
+    no need, `BadRequest` for one that does not fit, and for another need that is not bound."""
     needs = dict(server.spec.needs)
+    for need, bound in needs.items():
+        needed = server.description.needs.get(need)
+        if needed is None:
+            raise NotFound.among(f"need of {server.name} called", need, server.description.needs)
+        if KINDS[type(bound)] != needed.kind:
+            raise BadRequest(
+                where=f"load {server.name}, need {need!r}",
+                expected=f"a {needed.kind}",
+                got=f"a {KINDS[type(bound)]}",
+            )
     for need, about in server.description.needs.items():
         if need in needs or about.optional:
             continue
@@ -101,21 +111,6 @@ def complete(server: Server) -> None:
                 where=f"load {server.name}",
                 expected=f"the need {need!r} ({about.kind}) to be bound",
                 got="no binding",
-            )
-    for need, bound in needs.items():
-        needed = server.description.needs.get(need)
-        if needed is None:
-            has = ", ".join(server.description.needs) or "none"
-            raise BadRequest(
-                where=f"load {server.name}",
-                expected=f"bindings of needs that it has ({has})",
-                got=f"one of {need!r}",
-            )
-        if KINDS[type(bound)] != needed.kind:
-            raise BadRequest(
-                where=f"load {server.name}, need {need!r}",
-                expected=f"a {needed.kind}",
-                got=f"a {KINDS[type(bound)]}",
             )
     for need, fault in server.description.config_faults.items():
         where = ".".join((need, *map(str, fault.path)))

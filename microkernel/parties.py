@@ -88,8 +88,6 @@ class Serving(Party):
         """Nanoseconds since the epoch."""
         self.pong = 0
         self.busy = ""
-        self.named = ""
-        """The busy thread that the log was told of."""
 
     @property
     def serves(self) -> str:

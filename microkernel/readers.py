@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from atoll.ipc.errors import AtollError, NotFound, QuotaExceeded
+from atoll.ipc.errors import AtollError, QuotaExceeded
 from atoll.ipc.system.control import Port, ReadAt, Stop
 from atoll.ipc.system.kernel import StartFailed
 
 from . import launching, needs
+from .accounts import CHANNEL, Cost
 from .capabilities import Capability
 from .image_check import STORE
 from .parties import Party, Serving
@@ -270,8 +271,8 @@ class Readers:
             yield
             return
         async with self._changing:
-            for reader in list(self._running):
-                await self._end(reader, "the store is swapped")
+            while self._running:  # one may die while another ends
+                await self._end(self._running[-1], "the store is swapped")
             try:
                 yield
             finally:
@@ -290,8 +291,10 @@ class Readers:
 
     def admitted(self, capability: Capability, party: Party, port: Port) -> None:
         """A party was told of a capability: if it is one on a keyspace, its reads may go to a reader."""
-        kernel = self._node.kernel
-        if capability.server != STORE or capability.interface != needs.STORE_INTERFACE or party is kernel:
+        node = self._node
+        if capability.server != STORE or capability.interface != needs.STORE_INTERFACE:
+            return
+        if party is node.kernel or not node.servers[STORE].spec.readers.most:
             return
         if capability.badge and capability.rights & READING:
             self._offered.setdefault(party.number, {})[capability.id] = port
@@ -306,14 +309,12 @@ class Readers:
             if party is None or party.gone:
                 del self._offered[number]
                 continue
-            for id, port in list(offered.items()):
-                try:
-                    capability = node.tree.get(id)
-                except NotFound:
-                    del offered[id]
-                    continue
-                if self._running:
-                    self._give(self._reader_of(party), party, capability, port)
+            for id in [id for id in offered if not node.tree.has(id)]:
+                del offered[id]
+            if self._running and offered:
+                reader = self._reader_of(party)
+                for id, port in offered.items():
+                    self._give(reader, party, node.tree.get(id), port)
 
     def _reader_of(self, party: Party) -> Reader:
         """Where a party reads. One moves to another reader when that has less to do by two parties or more."""
@@ -342,6 +343,9 @@ class Readers:
         node, key = self._node, (party.number, capability.id)
         if key in reader.twins:
             return
+        connecting: Cost = {} if reader.name in party.calls else CHANNEL
+        if not node.ledger.has_room(party.account, {"capabilities": 1, **connecting}):
+            return  # it keeps to the writer, and asked for nothing that could be refused
         rights = capability.rights & READING
         try:
             channel = node.authority.connect(party, reader.name)

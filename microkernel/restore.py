@@ -167,6 +167,7 @@ class Restore:
             for offer in node.servers[STORE].description.interfaces
         }
         tree = node.tree = Tree(node.boot, node.ledger)
+        node.authority.services.clear()  # numbers of the first tree: here they are others'
         for name, rights in known.items():
             tree.fix_order(STORE, name, rights)
         rows = [capability_of(row) for row in await load(store, CapabilityRow)]

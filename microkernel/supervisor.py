@@ -182,11 +182,6 @@ class Supervisor:
                 serving.handed.set()
             case control.Pong(number=number, busy=busy):
                 serving.pong, serving.busy = number, busy
-                if busy and busy != serving.named:
-                    serving.named = busy
-                    node.logs.line(serving.holder, self._pid(serving), "warning",
-                                   f"{busy} keeps the interpreter busy, and every call waits for it: move its work "
-                                   "to a worker process (atoll.ipc.runtime.workers)", {})  # fmt: skip
             case control.Log(level=level, text=text, fields=fields):
                 node.logs.line(serving.holder, self._pid(serving), level, text, fields)
             case _:

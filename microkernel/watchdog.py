@@ -86,7 +86,7 @@ class Watchdog:
         if busy and busy not in watch.named and len(watch.named) < NAMED_MOST:
             watch.named.add(busy)
             sentence = f"{busy} keeps its interpreter busy, and every call waits for it: use a worker process"
-            self._node.events.event("busy", server.name, sentence)
+            self._node.events.event("busy", server.name, f"{sentence} (atoll.ipc.runtime.workers)")
         if serving.pong == watch.asked:
             watch.asked += 1
             serving.send(control.Ping(number=watch.asked))
