@@ -181,3 +181,22 @@ def test_developers_page_lists_every_document() -> None:
     listed = (HOUSE / "DEVELOPERS.md").read_text()
     pages = [page for page in (HOUSE / "docs").glob("*.md") if f"docs/{page.name}" not in listed]
     assert not pages
+
+
+def test_every_module_has_its_place_in_the_table_of_rooms() -> None:
+    rooms: dict[str, str] = {}
+    room = ""
+    for line in (HOUSE / "docs" / "architecture.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) == 3:
+            room = cells[0] or room
+            rooms[room] = rooms.get(room, "") + " ".join(cells[1:])
+    missing = [
+        named(path)
+        for path in sources()
+        if (room := path.relative_to(HOUSE).parts[0]) in ("native", "ipc", "microkernel")
+        and path.name != "__init__.py"
+        and "interface" not in path.parts
+        and not re.search(rf"`(?:[\w/]+/)?{path.stem}\.(?:c|h|py)`", rooms[room])
+    ]
+    assert not missing

@@ -41,6 +41,10 @@ class Desk(Interface):
     def release(self) -> None: ...
 
     @call("use")
+    def begun(self) -> int:
+        """How many tasks of `double_never` have begun."""
+
+    @call("use")
     def cancelled(self) -> int:
         """How many tasks of `double_never` were cancelled."""
 
@@ -59,7 +63,7 @@ class Desk(Interface):
 
 class Server(Serves[Desk]):
     def __init__(self) -> None:
-        self.gone = 0
+        self.begun_ = self.gone = 0
         self.held: list[tuple[Deferred[int], int]] = []
 
     @Desk.double.serve
@@ -90,12 +94,17 @@ class Server(Serves[Desk]):
             made.complete(number)
         self.held.clear()
 
+    @Desk.begun.serve
+    def begun(self) -> int:
+        return self.begun_
+
     @Desk.cancelled.serve
     def cancelled(self) -> int:
         return self.gone
 
     @Desk.double_never.serve
     async def double_never(self, number: int) -> int:
+        self.begun_ += 1
         try:
             await trio.sleep_forever()
         finally:
@@ -272,27 +281,36 @@ def test_a_deadline_ends_the_call_and_cancels_its_handler(served: Serving) -> No
     with pytest.raises(DeadlineExceeded):
         desk.with_(deadline=0.01).hold.now()
     seconds = 0.01
-    while desk.cancelled.now() == 0:  # on a busy machine the deadline passes before the handler begins
+    while desk.begun.now() == 0:  # on a busy machine the deadline passes before the handler begins
         with pytest.raises(DeadlineExceeded):
             desk.with_(deadline=seconds).double_never.now(1)
         seconds *= 2
+    assert desk.begun.now() == 1
+    while desk.cancelled.now() != 1:
+        pass
 
 
 def test_a_future_that_is_cancelled_cancels_its_handler(served: Serving) -> None:
     desk = served.proxies[0]
-    while desk.cancelled.now() == 0:  # one that has not begun is not counted
-        future = desk.double_never.start(1)
-        desk.double_later.now(1)
-        future.cancel()
+    future = desk.double_never.start(1)
+    while desk.begun.now() != 1:
+        pass
+    assert desk.cancelled.now() == 0
+    future.cancel()
+    while desk.cancelled.now() != 1:
+        pass
 
 
 async def test_a_cancelled_trio_task_cancels_its_handler(served: Serving) -> None:
     desk = served.proxies[0]
-    seconds = 0.01
-    while await desk.cancelled() == 0:
-        with trio.move_on_after(seconds):
-            await desk.double_never(1)
-        seconds *= 2
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.double_never, 1)
+        while await desk.begun() != 1:
+            pass
+        assert await desk.cancelled() == 0
+        nursery.cancel_scope.cancel()
+    while await desk.cancelled() != 1:
+        pass
 
 
 def test_more_calls_than_the_request_ring_holds_all_arrive() -> None:

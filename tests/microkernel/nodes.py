@@ -13,6 +13,7 @@ from typing import Any
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import connect
+from atoll.ipc.system.state import State, StoreFull, Write
 
 PACKAGES = Path(__file__).parent / "packages"
 IMAGE = """
@@ -179,3 +180,14 @@ def wait_for_end(pid: int) -> None:
         select.select([pidfd], [], [])
     finally:
         os.close(pidfd)
+
+
+def fill_store(state: State) -> tuple[int, str]:
+    """How many rows of 100 kB the store took, and what it said to the next one."""
+    count = 0
+    while True:
+        try:
+            state.commit.now([Write(b"%06d" % count, bytes(100_000))])
+        except StoreFull as full:
+            return count, str(full)
+        count += 1

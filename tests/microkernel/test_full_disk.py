@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.journal import create, open_
 from atoll.microkernel.records import EventRow
+from tests.kit.disk import fill, small_disk
 
 from .nodes import RealNode, booted, interface, wait_for_end
 
@@ -19,27 +18,9 @@ Counter = interface("counter", "Counter")
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 96 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=96m,mode=755", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Take all the room there is."""
-    with suppress(OSError), path.open("wb", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            with suppress(OSError):
-                while file.write(bytes(size)):
-                    pass
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "size=96m,mode=755") as folder:
+        yield folder
 
 
 def serving(node: RealNode, server: str) -> int:
@@ -51,10 +32,10 @@ def serving(node: RealNode, server: str) -> int:
             return row.pid
 
 
-def test_the_journal_has_room_of_its_own(small_disk: Path) -> None:
+def test_the_journal_has_room_of_its_own(disk: Path) -> None:
     """For more starts of the store than any crash loop has."""
-    journal = create(small_disk / "journal", "node", 7)
-    fill(small_disk / "junk")
+    journal = create(disk / "journal", "node", 7)
+    fill(disk / "junk")
     for number in range(200):
         row = EventRow(boot=1, sequence=number, time=number, kind="test", who="me", sentence="it was")
         changes = Batch(b"%d" % number, note="test").put(row).changes()
@@ -64,19 +45,19 @@ def test_the_journal_has_room_of_its_own(small_disk: Path) -> None:
         journal.compact()
     assert journal.boot(10) == 1
     journal.close()
-    again = open_(small_disk / "journal")
+    again = open_(disk / "journal")
     assert (again.epoch, again.waiting, again.cut) == (1, {}, 0)
     again.close()
-    assert sorted(path.name for path in small_disk.iterdir()) == ["journal", "junk"]
+    assert sorted(path.name for path in disk.iterdir()) == ["journal", "junk"]
 
 
-def test_the_store_is_started_again_and_power_is_taken_back_on_a_full_disk(small_disk: Path) -> None:
-    with booted(small_disk) as node, node.attach() as attached:
+def test_the_store_is_started_again_and_power_is_taken_back_on_a_full_disk(disk: Path) -> None:
+    with booted(disk) as node, node.attach() as attached:
         counter = attached.open("counter", Counter)
         assert counter.add.now("x", 5) == 5
         root = next(row for row in attached.kernel.caps.now("counter") if row.parent == 0)
         granted = attached.kernel.grant.now(root.number, "teller", ["read"])
-        junk = small_disk / "junk"
+        junk = disk / "junk"
         fill(junk)
         for _ in range(3):
             pid = serving(node, "state")

@@ -4,18 +4,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
 import pytest
 
 from atoll.ipc.errors import Revoked
-from atoll.ipc.system.state import State, StoreFull, Write
+from atoll.ipc.system.state import Write
 from atoll.servers.state.check import check_folder
+from tests.kit.disk import fill, small_disk
 
 from .nodes import IMAGE as COUNTER
-from .nodes import PACKAGES, RealNode, booted
+from .nodes import PACKAGES, booted, fill_store
 
 IMAGE = """
 [image]
@@ -82,34 +82,17 @@ def state_row(me):  # type: ignore[no-untyped-def]
     return next(row for row in me.kernel.ps.now() if row.server == "state")
 
 
-@contextmanager
-def small_disk(place: Path, size: str) -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def test_a_full_disk_stops_neither_reads_nor_the_kernel(tmp_path: Path) -> None:
     text = COUNTER.format(level="process", packages=PACKAGES, counter="", more="[keyspace.ballast]")
-    with small_disk(tmp_path / "node", "80m"):
+    with small_disk(tmp_path / "node", "size=80m"):
         with booted(tmp_path, text=text) as node, node.attach() as me, node.attach() as other:
             rows, theirs = me.keyspace("ballast"), other.keyspace("ballast")
             (node.folder / "spare").write_bytes(bytes(1 << 20))
-            count, told = filled(rows)
+            count, told = fill_store(rows)
             assert "nothing was written" in told
             item = rows.get.now(b"%06d" % (count - 1))
             assert item is not None and rows.get.now(b"%06d" % count) is None
-            fill(node)
+            fill(node.folder / "filler")
             held = [
                 row for row in me.kernel.caps.now("state") if row.holder == f"@{other.welcome.attachment}"
             ]
@@ -127,28 +110,6 @@ def test_a_full_disk_stops_neither_reads_nor_the_kernel(tmp_path: Path) -> None:
             rows = me.keyspace("ballast")
             assert rows.get.now(b"%06d" % (count - 1)) is not None
             assert not check_folder(node.folder / "data" / "state").breaches
-
-
-def filled(rows: State) -> tuple[int, str]:
-    """How many rows of 100 kB there was room for, and what the store said to the next one."""
-    count = 0
-    while True:
-        try:
-            rows.commit.now([Write(b"%06d" % count, bytes(100_000))])
-        except StoreFull as full:
-            return count, str(full)
-        count += 1
-
-
-def fill(node: RealNode) -> None:
-    """What is left of the disk, to the last byte."""
-    with open(node.folder / "filler", "wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
 
 
 @pytest.mark.parametrize(

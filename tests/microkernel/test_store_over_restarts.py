@@ -9,12 +9,12 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import NodeDown
-from atoll.ipc.system.state import State, StoreFull, Write
+from atoll.ipc.system.state import State, Write
 from atoll.servers.state import layout
 from atoll.servers.state.check import check_folder
 from atoll.servers.state.lmdb_engine import LmdbEngine
 
-from .nodes import booted
+from .nodes import booted, fill_store
 
 IMAGE = """
 [image]
@@ -93,7 +93,7 @@ def test_a_limit_that_was_raised_gives_room(tmp_path: Path) -> None:
     limited = IMAGE.format(needs="{ config = { config = { limit = 50_000_000 } } }")
     with booted(tmp_path, text=limited) as node, node.attach() as me:
         state = me.keyspace("rows")
-        count, told = fill(state)
+        count, told = fill_store(state)
         assert "raise the store's limit in the image" in told
         assert state.get.now(b"%06d" % (count - 1)) is not None
         assert state.get.now(b"%06d" % count) is None
@@ -101,14 +101,3 @@ def test_a_limit_that_was_raised_gives_room(tmp_path: Path) -> None:
         state = me.keyspace("rows")
         assert state.commit.now([Write(b"%06d" % count, bytes(100_000))]).revision
         assert not check_folder(node.folder / "data" / "state").breaches
-
-
-def fill(state: State) -> tuple[int, str]:
-    """How many rows of 100 kB the store took, and what it said to the next one."""
-    count = 0
-    while True:
-        try:
-            state.commit.now([Write(b"%06d" % count, bytes(100_000))])
-        except StoreFull as full:
-            return count, str(full)
-        count += 1

@@ -63,4 +63,4 @@ def test_time_that_the_kernel_did_not_get_is_nobodys_silence(tmp_path: Path) -> 
 def test_a_thread_that_computes_is_named(tmp_path: Path) -> None:
     with booted(tmp_path) as node, node.attach() as attached:
         attached.open("counter", Counter).think.now("ponderer")
-        assert "thread ponderer keeps" in said_of(attached, "counter", "busy")
+        assert "thread ponderer keeps its interpreter busy" in said_of(attached, "counter", "busy")

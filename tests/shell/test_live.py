@@ -261,6 +261,11 @@ WRONG = [
     (exits.WRONG_INPUT, "load tally tally", "which there is: `atoll swap tally PACKAGE` replaces it"),
     (exits.NOT_FOUND, "load t2 tally --need rows=keyspace:tally.rows/reed", "did you mean 'read'?"),
     (exits.NOT_FOUND, "load t2 tally --need rows=keyspace:tally.rowz", "did you mean 'tally.rows'?"),
+    (
+        exits.NOT_FOUND,
+        "load t2 tally --need rwos=keyspace:tally.rowz",
+        "there is no need of t2 called 'rwos': did you mean 'rows'?",
+    ),
     (exits.WRONG_INPUT, "load t2 tally --need rows=server:storage", "expected a keyspace, got a server"),
     (exits.WRONG_INPUT, "load t2 tally --need nope=server:storage", "(rows), got one of 'nope'"),
     (exits.WRONG_INPUT, "load t2 tally --level sandbx", "did you mean 'sandbox'?"),

@@ -1,7 +1,6 @@
 """A real full file system, and a process that may not write a larger file: clear errors, nothing
 half-written, reads go on."""
 
-import os
 import resource
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.kit.disk import small_disk
 
 FILLER = """
 import resource, signal, sys
@@ -68,27 +69,14 @@ def fill(folder: Path, file_limit: int = 0) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 48 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "size=48m") as folder:
+        yield folder
 
 
-def test_a_full_disk(small_disk: Path, whole: Callable[[Path], int]) -> None:
-    assert "the disk is full" in fill(small_disk / "store")
-    assert whole(small_disk / "store") > 100
+def test_a_full_disk(disk: Path, whole: Callable[[Path], int]) -> None:
+    assert "the disk is full" in fill(disk / "store")
+    assert whole(disk / "store") > 100
 
 
 def test_a_file_size_limit(tmp_path: Path, whole: Callable[[Path], int]) -> None:

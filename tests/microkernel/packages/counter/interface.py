@@ -22,6 +22,10 @@ class Counter(Interface):
     def slow(self, seconds: float) -> str:
         """Answers after so long; what is in hand meanwhile is neither idempotent nor once."""
 
+    @call("read")
+    def begun(self) -> int:
+        """How many calls of `slow` have begun."""
+
     @call("write")
     def die(self) -> None:
         """The process ends in the middle of the call."""

@@ -21,6 +21,7 @@ class Server(Serves[Counter]):
     def __init__(self) -> None:
         self._state = b""
         self._taken = 0
+        self._begun = 0
 
     @Counter.get.serve
     def get(self, key: str) -> int:
@@ -32,8 +33,13 @@ class Server(Serves[Counter]):
 
     @Counter.slow.serve
     async def slow(self, seconds: float) -> str:
+        self._begun += 1
         await trio.sleep(seconds)
         return "done"
+
+    @Counter.begun.serve
+    def begun(self) -> int:
+        return self._begun
 
     @Counter.die.serve
     def die(self) -> None:
