@@ -2,14 +2,14 @@
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
 import typer
 
 from atoll.ipc.attach import connect
-from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
+from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system.state import Change, Item, State
 
 from . import printing
@@ -98,9 +98,8 @@ def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Jso
 
 def absent(state: State, what: str, keyspace: str, key: str) -> NotFound:
     """Nothing of a key: with the command that shows its versions if it has any, else with the keys that there are."""
-    with suppress(NotAllowed):  # whoever may not see the past is not pointed to it
-        if state.history.now(key_of(key), 1):
-            return NotFound(what, key, see=f"atoll history {keyspace} {shlex.quote(key)}")
+    if state.history.now(key_of(key), 1):
+        return NotFound(what, key, see=f"atoll history {keyspace} {shlex.quote(key)}")
     return NotFound.among(
         what, key, [printing.text(item.key) for item in state.range.now(b"", b"", LOOKED_AT).items]
     )

@@ -8,8 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from atoll.ipc.attach import connect
-from atoll.servers.shell import exits, rows
+from atoll.servers.shell import exits
 from tests.shell.conftest import HOUSE, PROGRAM, Shell, shell
 
 
@@ -141,14 +140,6 @@ def test_any_moment_is_read_again(tally: Shell) -> None:
     assert watched[1].endswith(" rain = 42")
 
 
-def test_who_may_not_see_the_past_is_not_pointed_to_it(tally: Shell) -> None:
-    with connect(tally.environment["ATOLL_NODE"]) as attached:
-        rain = rows.absent(attached.keyspace("tally.rows", ["read"]), "value", "tally.rows", "rain")
-        assert rain.nearest == "rain" and not rain.see
-        rain = rows.absent(attached.keyspace("tally.rows"), "value", "tally.rows", "rain")
-        assert rain.see == "atoll history tally.rows rain"
-
-
 # a server's life -------------------------------------------------------------------------------------------
 
 
@@ -267,7 +258,11 @@ WRONG = [
         "there is no need of t2 called 'rwos': did you mean 'rows'?",
     ),
     (exits.WRONG_INPUT, "load t2 tally --need rows=server:storage", "expected a keyspace, got a server"),
-    (exits.WRONG_INPUT, "load t2 tally --need nope=server:storage", "(rows), got one of 'nope'"),
+    (
+        exits.NOT_FOUND,
+        "load t2 tally --need nope=server:storage",
+        "there is no need of t2 called 'nope': choose one of rows",
+    ),
     (exits.WRONG_INPUT, "load t2 tally --level sandbx", "did you mean 'sandbox'?"),
     (exits.NOT_FOUND, "get tally.rowz rain", "there is no keyspace 'tally.rowz': did you mean 'tally.rows'?"),
     (
