@@ -1,7 +1,8 @@
 """Atoll's SDK: what server authors and their callers write against."""
 
 from .attach import Node, connect
-from .capability import Buffer, Cap
+from .buffer import Buffer
+from .capability import Cap
 from .context import Call, current
 from .deferred import Deferred
 from .errors import AtollError, CallerFault, Failure, InternalFault, PeerFault

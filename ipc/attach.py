@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from atoll.ipc import schema
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.client import forking
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
@@ -32,7 +32,7 @@ from atoll.ipc.interface import Interface
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
 from atoll.ipc.system import control
-from atoll.ipc.system.kernel import BufferMode, Kernel, Opened
+from atoll.ipc.system.kernel import Kernel, Opened
 from atoll.ipc.system.state import State
 from atoll.ipc.untyped import UntypedProxy
 

@@ -1,4 +1,4 @@
-"""A method as data (`MethodSpec`), and how its messages are encoded and decoded.
+"""How a method's messages are encoded and decoded.
 
 Arguments travel as one array in the order of the signature, so that a trailing argument with a default may be
 added in either version. Nothing that is decoded refers to the buffer it came from, since a transport uses
@@ -7,22 +7,19 @@ first.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import msgspec.inspect as shapes
 from msgspec import Struct
 
-from .capability import Buffer, Cap, Translator, decode_hook, encode_hook
-from .errors import Failure
+from .buffer import Buffer
+from .capability import Cap, decode_hook, encode_hook
 from .limits import check_depth
+from .method import MethodSpec
+from .transport import Translator
 
-LANES = {"control": 0, "normal": 1, "bulk": 2}
-"""Classes of service, dearest first, and the lane of a channel each one uses."""
-
-Service = Literal["control", "normal", "bulk"]
-Kind = Literal["call", "stream", "upload"]
 Decode = Callable[[Any], Any]
 Encode = Callable[[Any], bytes]
 
@@ -36,46 +33,6 @@ class Traits(NamedTuple):
     """Its values may nest without end."""
     borrows: bool
     """Its values may refer to the buffer they were decoded from."""
-
-
-class Resume(NamedTuple):
-    """How a broken stream goes on: argument number `argument` gets the last item's `field` (the item itself
-    if empty)."""
-
-    argument: int
-    field: str
-
-
-class MethodSpec(Struct, frozen=True, eq=False, kw_only=True):
-    """A method of an interface as both sides know it."""
-
-    interface: str
-    name: str
-    number: int
-    right: str
-    kind: Kind
-    idempotent: bool
-    once: bool
-    local: bool
-    service: Service
-    lane: int
-    arguments: type[Struct]
-    keywords: frozenset[str]
-    """Arguments that are given by keyword only."""
-    result: Any
-    """Of a call or an upload; NoneType for a stream."""
-    item: Any
-    """What a stream brings or an upload takes; None for a call."""
-    position: Any
-    resume: Resume | None
-    failures: Mapping[int, type[Failure]]
-    carries: bool
-    """Its messages may hold capabilities or buffers."""
-
-    @property
-    def label(self) -> str:
-        """As errors name it: `Counter.add`."""
-        return f"{self.interface}.{self.name}"
 
 
 def traits(kind: Any) -> Traits:

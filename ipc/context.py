@@ -19,9 +19,9 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from .codec import Service
 from .errors import WouldBlock
-from .proxy import Options
+from .method import Service
+from .transport import Options
 
 
 class Clock(Protocol):

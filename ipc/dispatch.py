@@ -15,13 +15,14 @@ from typing import Any
 import msgspec
 
 from . import codec
-from .capability import Translator
-from .codec import Decode, Encode, MethodSpec
+from .codec import Decode, Encode
 from .context import Log
 from .deferred import Deferred
 from .errors import AtollError, BadRequest, Failure, InternalFault, TooLarge
 from .limits import MAX_PAYLOAD
+from .method import MethodSpec
 from .proxy import DecodeFaults, generate
+from .transport import Translator
 
 Run = Callable[..., Any]
 

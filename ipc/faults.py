@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from .capability import Translator
-from .codec import MethodSpec
 from .errors import AtollError, Overloaded, PeerDied
 from .future import Payload, RawFuture, RawReply
-from .proxy import ChannelStatistics, Options, RawStream, Transport
+from .method import MethodSpec
+from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
 _requests = itertools.count(1 << 40)
 

@@ -16,8 +16,7 @@ from typing import Any
 import trio
 
 from . import context, errors
-from .capability import Buffer, Cap
-from .codec import LANES, MethodSpec, Service
+from .buffer import Buffer
 from .context import Call, Clock, Fields, SystemClock
 from .deferred import Deferred
 from .dispatch import as_reply
@@ -35,9 +34,10 @@ from .future import Payload, RawFuture
 from .interface import Interface, rights
 from .limits import MAX_PAYLOAD
 from .local_stream import LocalStream
-from .proxy import ChannelStatistics, Options
+from .method import LANES, MethodSpec, Service
 from .serve import Endpoint, Serves, bind
 from .streams import RECORD_ITEMS
+from .transport import ChannelStatistics, Options, Transport
 
 IN_HAND = 1024
 """Calls that a host has in hand at most; the next one is `Overloaded`."""
@@ -50,30 +50,34 @@ def _dearness(service: Service) -> int:
 
 
 class Exchange:
-    """Tokens of what is passed in messages to and from one host: see `capability.Translator`."""
+    """Tokens of what is passed in messages to and from one host: see `transport.Translator`."""
 
     def __init__(self) -> None:
-        self._given: dict[int, Cap[Any] | Buffer] = {}
-        self._tokens: dict[tuple[int, int], int] = {}
+        self._capabilities: dict[int, tuple[type, Transport]] = {}
+        self._buffers: dict[int, Buffer] = {}
+        self._tokens: dict[tuple[int, ...], int] = {}
 
-    def _token(self, value: Cap[Any] | Buffer, key: tuple[int, int]) -> int:
-        token = self._tokens.setdefault(key, len(self._tokens) + 1)
-        self._given.setdefault(token, value)  # also keeps alive what the key names by identity
+    def _token(self, *named: object) -> int:
+        """By identity: whoever asks for one keeps alive what it names."""
+        return self._tokens.setdefault(tuple(map(id, named)), len(self._tokens) + 1)
+
+    def send_capability(self, interface: type, transport: Transport) -> int:
+        token = self._token(interface, transport)
+        self._capabilities[token] = interface, transport
         return token
 
-    def send_capability(self, capability: Cap[Any]) -> int:
-        return self._token(capability, (id(capability.interface), id(capability.transport)))
-
-    def receive_capability(self, interface: type[Interface], token: int) -> Cap[Any] | None:
-        found = self._given.get(token)
-        return found if isinstance(found, Cap) and issubclass(found.interface, interface) else None
+    def receive_capability(self, interface: type, token: int) -> Transport | None:
+        given, transport = self._capabilities.get(token, (type(None), None))
+        return transport if issubclass(given, interface) else None
 
     def send_buffer(self, buffer: Buffer) -> int:
-        return self._token(buffer, (id(buffer), 0))
+        token = self._token(buffer)
+        self._buffers[token] = buffer
+        return token
 
     def receive_buffer(self, token: int) -> Buffer | None:
-        found = self._given.get(token)
-        if not isinstance(found, Buffer):
+        found = self._buffers.get(token)
+        if found is None:
             return None
         return found if found.mode == found.passed else Buffer(found.view, found.passed, found.handle)
 
@@ -380,7 +384,7 @@ class Host:
 
 
 class InProcess:
-    """A capability on a host's server: see `atoll.ipc.proxy.Transport`."""
+    """A capability on a host's server: see `atoll.ipc.transport.Transport`."""
 
     def __init__(
         self, host: Host, interface: type[Interface], *, badge: int = 0, held: frozenset[str] | None = None

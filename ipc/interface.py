@@ -28,12 +28,15 @@ from typing import (
 
 import msgspec
 
-from .codec import LANES, Kind, MethodSpec, Resume, Service, arguments_struct, traits
+from .bound import Bound, bind, options_of, transport_of
+from .codec import arguments_struct, traits
 from .deferred import Deferred
 from .errors import Failure
+from .method import LANES, Kind, MethodSpec, Resume, Service
 from .naming import number_of
-from .proxy import BoundCall, Options, bind, bound_call, options_of, transport_of
+from .proxy import BoundCall, bound_call
 from .streaming import BoundStream, BoundUpload, bound_stream, bound_upload
+from .transport import Options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -235,8 +238,8 @@ def upload(
 RESERVED = frozenset({"errors", "failures", "with_", "with_options"})
 
 
-class Interface:
-    """Base of interfaces. An instance is a proxy: see `atoll.ipc.proxy.bind`."""
+class Interface(Bound):
+    """Base of interfaces. An instance is a proxy: see `atoll.ipc.bound.bind`."""
 
     errors: ClassVar[tuple[type[Failure], ...]] = ()
     """The failures that its methods may end with."""

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from . import context, errors
 from .changes import Signal
-from .codec import MethodSpec
 from .errors import Aborted, AtollError, TooLarge
 from .limits import MAX_PAYLOAD
+from .method import MethodSpec
 from .streams import Receiver, Sender, total
 
 if TYPE_CHECKING:

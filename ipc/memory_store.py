@@ -12,18 +12,18 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from .capability import Translator
-from .codec import MethodSpec
+from .bound import bind
 from .context import Call, Clock, Fields, SystemClock, in_hand
 from .deferred import Deferred
 from .errors import AtollError, BadRequest, NotAllowed
 from .future import Payload, RawFuture
 from .interface import rights
 from .keyspace import Keyspace
-from .proxy import ChannelStatistics, Options, bind
+from .method import MethodSpec
 from .serve import Endpoint
 from .serve import bind as bind_server
 from .system.state import State
+from .transport import ChannelStatistics, Options, Translator
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""The typed client face of an interface, and the seam to the transports behind it.
+"""The typed client face of an interface.
 
 A proxy is an instance of its interface whose methods are bound objects: `await p.add("x")`, `p.add.now("x")`,
 `p.add.start("x")`, `p.add.cast("x")`. The functions behind them are generated once a method with the
@@ -8,29 +8,22 @@ everything they need: between the caller and the transport lie one Python frame,
 
 import linecache
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import msgspec
-from msgspec import Struct
 
 from . import codec
-from .capability import Translator
-from .codec import MethodSpec, Service
+from .bound import Bound, bind, options_of, statistics, transport_of
 from .errors import AtollError, PeerMisbehaved
-from .future import Future, Payload, RawFuture, RawReply
-
-if TYPE_CHECKING:
-    from .interface import Interface
+from .future import Future
+from .method import MethodSpec
+from .transport import DEFAULTS, ChannelStatistics, Options, Transport
 
 __all__ = [
+    "DEFAULTS",
     "BoundCall",
     "ChannelStatistics",
-    "Future",
-    "MethodSpec",
     "Options",
-    "RawFuture",
-    "RawReply",
-    "RawStream",
     "Transport",
     "bind",
     "options_of",
@@ -40,81 +33,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-I = TypeVar("I", bound="Interface")  # noqa: E741
-
-
-class Options(Struct, frozen=True, kw_only=True):
-    """What goes with one call besides its arguments."""
-
-    deadline: float | None = None
-    """Seconds from the call."""
-    until: float | None = None
-    """CLOCK_MONOTONIC seconds: the deadline inherited from the call that this one is made for."""
-    service: Service | None = None
-    """None: the method's own."""
-    trace: int = 0
-    """0: a new one."""
-    transaction: bytes | None = None
-    request: int = 0
-    """0: the transport gives it a number; else a repetition of the request with that number."""
-
-    def expiry(self, now: float) -> float | None:
-        """When the call ends, in CLOCK_MONOTONIC seconds: the lesser of its own deadline and the inherited
-        one."""
-        if self.deadline is None:
-            return self.until
-        own = now + self.deadline
-        return own if self.until is None else min(own, self.until)
-
-
-DEFAULTS = Options()
-
-
-class ChannelStatistics(Struct, frozen=True, kw_only=True):
-    """Counters of one channel since it was opened. `waited`: seconds spent waiting for replies."""
-
-    calls: int = 0
-    casts: int = 0
-    streams: int = 0
-    errors: int = 0
-    pending: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    wakes: int = 0
-    waited: float = 0.0
-
-
-class RawStream(Protocol):
-    """One open stream or upload as a transport carries it, in encoded items.
-
-    `receive` gives the next items, at least one, or None at the end; it raises what the server raised. Of an
-    upload the one thing received, after `finish`, is the reply. `send` waits for credit. `cancel` may be
-    called at any time, more than once, and after the end.
-    """
-
-    def receive_now(self) -> list[bytes] | None: ...
-    async def receive(self) -> list[bytes] | None: ...
-    def send_now(self, item: bytes) -> None: ...
-    async def send(self, item: bytes) -> None: ...
-    def finish(self) -> None: ...
-    def cancel(self) -> None: ...
-
-
-class Transport(Protocol):
-    """One capability as a client holds it. Remote errors are raised as the exceptions they are."""
-
-    @property
-    def translator(self) -> Translator | None:
-        """For messages that carry capabilities; None if it carries none."""
-        ...
-
-    def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> Payload: ...
-    async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload: ...
-    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply: ...
-    def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None: ...
-    def open(self, method: MethodSpec, payload: bytes, options: Options) -> RawStream: ...
-    def statistics(self) -> ChannelStatistics: ...
-
 
 DecodeFaults = (msgspec.DecodeError, UnicodeDecodeError)
 
@@ -242,7 +160,7 @@ def _factory(spec: MethodSpec) -> Callable[..., Any]:
     return made
 
 
-def bound_call(spec: MethodSpec, proxy: "Interface") -> BoundCall[Any, Any]:
+def bound_call(spec: MethodSpec, proxy: Bound) -> BoundCall[Any, Any]:
     """The bound object of a call on a proxy."""
     transport = transport_of(proxy)
     translator = transport.translator
@@ -254,28 +172,3 @@ def bound_call(spec: MethodSpec, proxy: "Interface") -> BoundCall[Any, Any]:
         codec.decoder(spec, "result", translator),
     )
     return bound
-
-
-def bind(interface: type[I], transport: Transport, options: Options = DEFAULTS) -> I:
-    """A proxy of an interface over a transport."""
-    proxy = object.__new__(interface)
-    proxy.__dict__["_transport"] = transport
-    proxy.__dict__["_options"] = options
-    return proxy
-
-
-def transport_of(proxy: "Interface") -> Transport:
-    """The transport behind a proxy."""
-    transport: Transport = proxy.__dict__["_transport"]
-    return transport
-
-
-def options_of(proxy: "Interface") -> Options:
-    """What a proxy's calls carry."""
-    options: Options = proxy.__dict__["_options"]
-    return options
-
-
-def statistics(proxy: "Interface") -> ChannelStatistics:
-    """Counters of the channel behind a proxy."""
-    return transport_of(proxy).statistics()

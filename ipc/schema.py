@@ -16,10 +16,11 @@ import msgspec.inspect as shapes
 from msgspec import Struct
 
 from . import errors
-from .capability import Buffer, Cap
-from .codec import MethodSpec
+from .buffer import Buffer
+from .capability import Cap
 from .errors import Incompatible
 from .interface import Interface, rights, specs
+from .method import MethodSpec
 from .system.control import Described
 
 

@@ -32,11 +32,11 @@ from typing import (
 import msgspec
 from msgspec import Struct
 
-from .capability import Translator
-from .codec import MethodSpec
 from .dispatch import Run, build_run
 from .errors import BadRequest
 from .interface import SERVED, Interface, Method, methods
+from .method import MethodSpec
+from .transport import Translator
 
 Ts = TypeVarTuple("Ts")
 

@@ -7,28 +7,17 @@ few deaths in a row without an item in between.
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import msgspec
 
 from . import codec
-from .codec import MethodSpec
+from .bound import Bound, options_of, transport_of
 from .errors import PeerDied, PeerMisbehaved
 from .future import Payload
-from .proxy import (
-    DecodeFaults,
-    Options,
-    RawStream,
-    Signature,
-    Transport,
-    bad_reply,
-    generate,
-    options_of,
-    transport_of,
-)
-
-if TYPE_CHECKING:
-    from .interface import Interface
+from .method import MethodSpec
+from .proxy import DecodeFaults, Signature, bad_reply, generate
+from .transport import Options, RawStream, Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +31,7 @@ class _Source(Generic[T]):
     """What both kinds of stream share: the raw stream, what was received of it and not yet taken, and its
     position."""
 
-    def __init__(self, spec: MethodSpec, proxy: "Interface", arguments: msgspec.Struct) -> None:
+    def __init__(self, spec: MethodSpec, proxy: Bound, arguments: msgspec.Struct) -> None:
         self.spec = spec
         self._transport: Transport = transport_of(proxy)
         self._options: Options = options_of(proxy)
@@ -189,7 +178,7 @@ def make(_kind):
 """
 
 
-def bound_stream(spec: MethodSpec, proxy: "Interface") -> BoundStream[Any, Any]:
+def bound_stream(spec: MethodSpec, proxy: Bound) -> BoundStream[Any, Any]:
     """The bound object of a stream method on a proxy."""
     signature = Signature(spec)
     namespace: dict[str, Any] = {
@@ -208,7 +197,7 @@ class BoundUpload(Generic[P, T, R]):
 
     __slots__ = ("_decode", "_encode", "_options", "_pack", "_transport", "spec")
 
-    def __init__(self, spec: MethodSpec, proxy: "Interface") -> None:
+    def __init__(self, spec: MethodSpec, proxy: Bound) -> None:
         self.spec = spec
         self._transport = transport_of(proxy)
         self._options = options_of(proxy)
@@ -276,6 +265,6 @@ async def _each(items: AsyncIterable[T] | Iterable[T]) -> AsyncIterator[T]:
             yield item
 
 
-def bound_upload(spec: MethodSpec, proxy: "Interface") -> BoundUpload[Any, Any, Any]:
+def bound_upload(spec: MethodSpec, proxy: Bound) -> BoundUpload[Any, Any, Any]:
     """The bound object of an upload method on a proxy."""
     return BoundUpload(spec, proxy)

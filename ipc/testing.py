@@ -16,11 +16,11 @@ import trio
 import trio.testing
 
 from . import serve
+from .bound import bind
 from .capability import Cap
 from .faults import Delay, Drop, Fault, FaultyTransport, Overload
 from .inprocess import IN_HAND, Host, HostThread, InProcess
 from .interface import Interface, rights
-from .proxy import bind
 from .serve import Config, Serves
 
 __all__ = ["Delay", "Drop", "FaultyTransport", "Overload", "Running", "VirtualClock", "node", "running"]

@@ -13,15 +13,15 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 import msgspec
 import trio
 
-from .capability import Translator
-from .codec import MethodSpec
+from .bound import bind, options_of, transport_of
 from .context import current_or_none
 from .errors import Aborted, BadRequest, Conflict
-from .future import Payload
+from .future import Payload, RawReply
 from .interface import Interface
 from .local_view import decode_key, encode_key
-from .proxy import ChannelStatistics, Options, RawReply, RawStream, Transport, bind, options_of, transport_of
+from .method import MethodSpec
 from .system.state import State, Write
+from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
 T = TypeVar("T")
 I = TypeVar("I", bound=Interface)  # noqa: E741

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from .codec import LANES, MethodSpec
 from .errors import BadRequest, NotFound
+from .method import LANES, MethodSpec
 from .naming import number_of
-from .proxy import DEFAULTS, Options, Transport
 from .schema import InterfaceShape, MethodShape
+from .transport import DEFAULTS, Options, Transport
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode

@@ -22,7 +22,7 @@ import signal
 
 import trio
 
-from atoll.ipc.system.kernel import BufferMode
+from atoll.ipc.buffer import BufferMode
 from atoll.native import ffi, lib, segments
 
 from .parties import Party

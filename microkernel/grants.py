@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from atoll.ipc.buffer import BufferMode
 from atoll.ipc.errors import BadRequest, NotFound, Overloaded, QuotaExceeded
 from atoll.ipc.system.control import DeliverBuffer, WithdrawBuffer
-from atoll.ipc.system.kernel import BufferMade, BufferMode, BufferRow
+from atoll.ipc.system.kernel import BufferMade, BufferRow
 
 from . import accounts
 from .buffers import Buffer

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from atoll.ipc.buffer import BufferMode
 from atoll.ipc.context import current
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.control import Described
 from atoll.ipc.system.kernel import (
     AttachmentRow,
     BufferMade,
-    BufferMode,
     BufferRow,
     CapabilityRow,
     ChannelRow,

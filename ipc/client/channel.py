@@ -22,7 +22,6 @@ from typing import Any
 import msgspec
 
 from atoll.ipc import errors
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -32,8 +31,9 @@ from atoll.ipc.errors import (
     PeerMisbehaved,
     TooLarge,
 )
-from atoll.ipc.proxy import ChannelStatistics
+from atoll.ipc.method import MethodSpec
 from atoll.ipc.system.control import OpenChannel
+from atoll.ipc.transport import ChannelStatistics
 from atoll.native import Kind, Result, ffi, lib
 
 from . import forking

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import Aborted, AtollError
 from atoll.ipc.future import RawFuture
+from atoll.ipc.method import MethodSpec
 from atoll.native import Kind, ffi, lib
 
 from .stream import ChannelStream

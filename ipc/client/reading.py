@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from atoll.ipc.capability import Translator
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import (
     AtollError,
     InternalFault,
@@ -25,9 +23,10 @@ from atoll.ipc.errors import (
     Revoked,
 )
 from atoll.ipc.future import Payload, RawFuture, RawReply
-from atoll.ipc.proxy import Options
+from atoll.ipc.method import MethodSpec
 from atoll.ipc.system.control import Port
 from atoll.ipc.system.state import Ahead, State
+from atoll.ipc.transport import Options, Translator
 
 from .channel import ClientChannel
 from .stream import ChannelStream

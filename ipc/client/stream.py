@@ -22,7 +22,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class ChannelStream:
-    """See `atoll.ipc.proxy.RawStream`."""
+    """See `atoll.ipc.transport.RawStream`."""
 
     def __init__(self, pending: "Pending") -> None:
         label = pending.site.spec.label

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.ipc import context
-from atoll.ipc.capability import Translator
-from atoll.ipc.codec import LANES, MethodSpec
 from atoll.ipc.errors import DeadlineExceeded
 from atoll.ipc.future import RawReply
-from atoll.ipc.proxy import DEFAULTS, ChannelStatistics, Options
+from atoll.ipc.method import LANES, MethodSpec
 from atoll.ipc.system.control import Port
+from atoll.ipc.transport import DEFAULTS, ChannelStatistics, Options, Translator
 from atoll.native import Kind, Result, lib
 
 from .channel import LENGTH, REPLY, VIEWS, ClientChannel
@@ -25,7 +24,7 @@ _CONTEXT_BLOCK = 64
 
 
 class ChannelTransport:
-    """See `atoll.ipc.proxy.Transport`."""
+    """See `atoll.ipc.transport.Transport`."""
 
     def __init__(self, channel: ClientChannel, port: Port, translator: Translator | None = None) -> None:
         self.channel = channel

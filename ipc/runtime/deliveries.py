@@ -14,16 +14,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from atoll.ipc.capability import Buffer, Cap, Mode, NoCapabilities
+from atoll.ipc.bound import bind
+from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.reading import Reads, StoreTransport
 from atoll.ipc.client.transport import ChannelTransport, Unhindered
 from atoll.ipc.errors import Overloaded, PeerMisbehaved
 from atoll.ipc.interface import Interface
-from atoll.ipc.proxy import bind
 from atoll.ipc.system.control import Deliver, DeliverBuffer, Port, ReadAt, WithdrawBuffer
 from atoll.ipc.system.kernel import Kernel
 from atoll.ipc.system.state import State
+from atoll.ipc.transport import NoCapabilities, Transport
 from atoll.native import segments
 
 WITHDRAWALS = 2
@@ -46,7 +47,7 @@ class Deliveries:
         self._notice = memoryview(bytes(mmap.PAGESIZE)).cast("Q")
         self._heard = 0
         """Withdrawals up to which the control socket was read."""
-        self._shared: dict[tuple[int, int, Mode], tuple[int, int]] = {}
+        self._shared: dict[tuple[int, int, BufferMode], tuple[int, int]] = {}
         """By buffer, channel and mode the token it has there, and the withdrawals up to which that is known to hold."""
         self._look = None if heard else pump
         self._reads: dict[tuple[int, int, int], Reads] = {}
@@ -149,7 +150,7 @@ class Deliveries:
             raise Overloaded("the receiver's address space") from found
         return found
 
-    def shared(self, handle: int, channel: int, mode: Mode) -> int:
+    def shared(self, handle: int, channel: int, mode: BufferMode) -> int:
         """Have the peer of a channel given a buffer, unless it has it; the token."""
         counted = self._notice[WITHDRAWALS]
         known = self._shared.get((handle, channel, mode))
@@ -161,7 +162,7 @@ class Deliveries:
         self._shared[handle, channel, mode] = token, counted
         return token
 
-    async def share(self, kernel: Kernel, handle: int, channel: int, mode: Mode) -> None:
+    async def share(self, kernel: Kernel, handle: int, channel: int, mode: BufferMode) -> None:
         """`shared`, without holding up the loop; the message that names the buffer next finds it done."""
         counted = self._notice[WITHDRAWALS]
         self._hear()
@@ -213,19 +214,19 @@ class Translation(NoCapabilities):
         self._deliveries = deliveries
         self._channel = channel
 
-    def send_capability(self, capability: Cap[Any]) -> int:
-        kernel, transport = self._deliveries.kernel, capability.transport
+    def send_capability(self, interface: type, transport: Transport) -> int:
+        kernel = self._deliveries.kernel
         if kernel is None or not isinstance(transport, ChannelTransport):
-            return super().send_capability(capability)
+            return super().send_capability(interface, transport)
         port = transport.port
         number = kernel.number.now(port.channel, port.slot, port.generation)
         return kernel.transfer.now(number, self._channel())
 
-    def receive_capability(self, interface: type[Interface], token: int) -> Cap[Any] | None:
+    def receive_capability(self, interface: type, token: int) -> Transport | None:
         port = self._deliveries.port(token, self._channel())
         if port is None or port.interface != interface.__name__:
             return None
-        return Cap(interface, self._deliveries.transport(port))
+        return self._deliveries.transport(port)
 
     def send_buffer(self, buffer: Buffer) -> int:
         if self._deliveries.kernel is None or not buffer.handle:

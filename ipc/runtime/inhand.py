@@ -6,8 +6,8 @@ from typing import Protocol
 
 import trio
 
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import AtollError
+from atoll.ipc.method import MethodSpec
 from atoll.ipc.streams import Receiver, Sender, cost, total
 
 from .shares import Client

@@ -21,7 +21,6 @@ import trio
 
 from atoll.ipc import errors
 from atoll.ipc.client.channel import ClientChannel
-from atoll.ipc.codec import LANES, Service
 from atoll.ipc.context import INLINE, Call, Fields
 from atoll.ipc.errors import (
     AtollError,
@@ -33,6 +32,7 @@ from atoll.ipc.errors import (
     Revoked,
     TooLarge,
 )
+from atoll.ipc.method import LANES, Service
 from atoll.ipc.serve import Endpoint, Entry
 from atoll.ipc.system.control import OpenChannel
 from atoll.native import Kind, Op, Refusal, ffi, lib

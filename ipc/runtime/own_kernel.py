@@ -1,6 +1,6 @@
 """The kernel as this server process holds it: `kernel().buffer(size)`, and the buffers that it made."""
 
-from atoll.ipc.capability import Buffer, Mode
+from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system.kernel import BufferMade, Kernel
 
@@ -36,7 +36,7 @@ def buffer(made: BufferMade) -> Buffer:
     return found
 
 
-async def share(handle: int, client: int, mode: Mode) -> None:
+async def share(handle: int, client: int, mode: BufferMode) -> None:
     """Give a client (`current().client`) a buffer of this server's, so that a reply that carries it need not wait for the
     kernel. Raises what `Kernel.buffer_share` raises."""
     own, deliveries = _provided()

@@ -1,8 +1,8 @@
 """How much clients may have in hand at this server: each channel a share of its own, so that one client fills no other's,
 and all channels of an account together what the image gives the account."""
 
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import AtollError, Overloaded, QuotaExceeded
+from atoll.ipc.method import MethodSpec
 
 IN_HAND_MOST = 1024
 """Calls in hand of one channel at most; more are `Overloaded`."""

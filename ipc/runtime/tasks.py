@@ -7,10 +7,10 @@ from typing import Any
 import trio
 
 from atoll.ipc import context, errors
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.context import Call
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, DeadlineExceeded, Overloaded, QuotaExceeded
+from atoll.ipc.method import MethodSpec
 from atoll.ipc.streams import RECORD_ITEMS
 from atoll.native import Kind
 

@@ -11,6 +11,8 @@ from typing import ClassVar, Literal
 import msgspec
 from msgspec import Struct
 
+from atoll.ipc.buffer import BufferMode
+
 PACKET_LIMIT = 192 * 1024
 """Bytes of one packet at most; what is larger (hand-over state) travels in a sealed memfd."""
 
@@ -193,9 +195,9 @@ class DeliverBuffer(Message, frozen=True, kw_only=True):
     descriptors = ("memory",)
     token: int
     size: int
-    mode: Literal["writable", "readonly", "immutable"]
+    mode: BufferMode
     channel: int = 0
-    passed: Literal["writable", "readonly", "immutable"] = "writable"
+    passed: BufferMode = "writable"
     """How its owner's messages pass it on."""
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from atoll.ipc.buffer import BufferMode
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
 
@@ -27,7 +28,6 @@ from .control import Described
 Level = str
 """The name of a protection level: `process`, `seccomp`, `sandbox`, or another that this release has a module of."""
 State = Literal["starting", "serving", "draining", "frozen", "restarting", "stopped", "failed"]
-BufferMode = Literal["writable", "readonly", "immutable"]
 
 
 def written(number: int) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from atoll.ipc.capability import Buffer, Mode
+from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.errors import NotFound
 from atoll.ipc.runtime import own_kernel
 
@@ -21,7 +21,7 @@ class Held(NamedTuple):
     size: int
     sealed: bool
     note: bytes
-    clients: dict[int, Mode]
+    clients: dict[int, BufferMode]
     """Who has it, and how."""
 
 
@@ -36,12 +36,12 @@ class Buffers(Protocol):
         """
         ...
 
-    async def share(self, handle: int, client: int, mode: Mode) -> None:
+    async def share(self, handle: int, client: int, mode: BufferMode) -> None:
         """Give a client the buffer: the memory itself, whatever the mode. From its first reader on nobody can be given it
         writable any more: BadRequest. Raises NotFound for a client or a buffer that is gone."""
         ...
 
-    def view(self, handle: int, mode: Mode) -> Buffer:
+    def view(self, handle: int, mode: BufferMode) -> Buffer:
         """The buffer as it may stand in a reply to a client that it is shared with so."""
         ...
 
@@ -78,10 +78,10 @@ class KernelBuffers:
         own_kernel.forget(made)
         return made.number
 
-    async def share(self, handle: int, client: int, mode: Mode) -> None:
+    async def share(self, handle: int, client: int, mode: BufferMode) -> None:
         await own_kernel.share(handle, client, mode)
 
-    def view(self, handle: int, mode: Mode) -> Buffer:
+    def view(self, handle: int, mode: BufferMode) -> Buffer:
         return Buffer(memoryview(b""), mode, handle)
 
     async def unshare(self, handle: int, client: int) -> None:

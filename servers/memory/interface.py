@@ -9,7 +9,7 @@ releases it or dies. Regions outlive the server's process, and end with the node
 
 from msgspec import Struct
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call
 

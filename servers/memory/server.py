@@ -17,7 +17,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from atoll.ipc.capability import Mode
+from atoll.ipc.buffer import BufferMode
 from atoll.ipc.context import current
 from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
 from atoll.ipc.serve import Config, Serves
@@ -270,7 +270,7 @@ class Server(Serves[Memory]):
         """A region as a client may have it, once it has it. Raises NotFound for one that ended meanwhile, BadRequest for
         one that takes no further writer."""
         while True:
-            mode: Mode = (
+            mode: BufferMode = (
                 "immutable" if found.sealed else "writable" if client in found.writers else "readonly"
             )
             handle = self._handle(found.number)

@@ -1,7 +1,7 @@
 """A buffer passed in one process is received as it would be from another one."""
 
 from atoll.ipc import testing
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.serve import Serves
 

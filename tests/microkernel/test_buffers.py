@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio.testing
 
+from atoll.ipc.buffer import BufferMode
 from atoll.ipc.system.control import WithdrawBuffer
-from atoll.ipc.system.kernel import BufferMode
 from atoll.microkernel import connections
 from atoll.microkernel.buffers import F_SETLEASE, F_SETSIG, Buffer
 from atoll.microkernel.connections import Connection

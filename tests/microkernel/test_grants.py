@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from atoll.ipc.attach import Node as Attached
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.errors import BadRequest, PeerDied, QuotaExceeded
 from atoll.ipc.proxy import transport_of
 from atoll.ipc.system.kernel import Swap

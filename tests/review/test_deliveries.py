@@ -2,7 +2,8 @@
 
 import os
 
-from atoll.ipc.capability import Buffer, Cap
+from atoll.ipc.buffer import Buffer
+from atoll.ipc.capability import Cap
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.runtime.deliveries import Deliveries, Translation
 from atoll.ipc.system.control import Deliver, DeliverBuffer, Port

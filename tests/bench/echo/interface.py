@@ -1,6 +1,6 @@
 """What the benchmark calls. `exchange` carries the very payload that the peers carry (payload.py)."""
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.interface import Interface, call, stream
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.serve import Serves
 
 from .interface import Echo

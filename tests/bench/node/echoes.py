@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 
 from ..echo.interface import Echo
 from ..frame import Block, Figure, Open

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import trio
 
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.errors import PeerDied
 from atoll.ipc.faults import Drop, FaultyTransport
-from atoll.ipc.future import Payload, RawFuture
+from atoll.ipc.future import Payload, RawFuture, RawReply
 from atoll.ipc.keyspace import Keyspace
-from atoll.ipc.proxy import Options, RawReply, bind, transport_of
+from atoll.ipc.method import MethodSpec
+from atoll.ipc.proxy import Options, bind, transport_of
 from atoll.ipc.system.state import State
 from atoll.servers.feedback.interface import Batch, Feedback, NoSuchBatch
 from atoll.servers.feedback.records import Preference, Record

@@ -10,7 +10,7 @@ import fcntl
 import mmap
 import os
 
-from atoll.ipc.capability import Buffer, Mode
+from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
 from atoll.servers.memory.buffers import Held
 
@@ -26,7 +26,7 @@ class Made:
         self.descriptor = os.memfd_create("atoll region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.size = size
         self.note = note
-        self.clients: dict[int, Mode] = {}
+        self.clients: dict[int, BufferMode] = {}
         try:
             os.posix_fallocate(self.descriptor, 0, size)
         except OSError:
@@ -67,7 +67,7 @@ class MemfdBuffers:
             raise NotFound("buffer", str(handle))
         return self._made[handle]
 
-    async def share(self, handle: int, client: int, mode: Mode) -> None:
+    async def share(self, handle: int, client: int, mode: BufferMode) -> None:
         made = self._of(handle)
         if mode == "writable" and made.closed and made.clients.get(client) != mode:
             raise BadRequest("share", "readonly", mode)
@@ -75,7 +75,7 @@ class MemfdBuffers:
             made.seal(FUTURE_WRITE)
         made.clients[client] = mode
 
-    def view(self, handle: int, mode: Mode) -> Buffer:
+    def view(self, handle: int, mode: BufferMode) -> Buffer:
         made = self._of(handle)
         if mode == "writable":
             assert made.writable is not None, "a sealed buffer has no writable mapping"

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import trio
 
-from atoll.ipc.codec import MethodSpec
 from atoll.ipc.context import Call, Fields, SystemClock, in_hand
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, NotAllowed
 from atoll.ipc.future import RawFuture
 from atoll.ipc.interface import Interface
+from atoll.ipc.method import MethodSpec
 from atoll.ipc.proxy import ChannelStatistics, Options, bind
 from atoll.ipc.serve import Endpoint
 

@@ -1,6 +1,6 @@
 """What the tests of granted buffers call."""
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.interface import Interface, call
 
 

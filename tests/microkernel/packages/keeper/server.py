@@ -4,7 +4,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from atoll.ipc.capability import Buffer
+from atoll.ipc.buffer import Buffer
 from atoll.ipc.runtime import own_kernel
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.kernel import BufferMade
