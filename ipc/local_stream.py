@@ -1,6 +1,7 @@
 """A stream or an upload between a caller and a host in the same process: both ends of it."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import context, errors
@@ -8,7 +9,7 @@ from .changes import Signal
 from .errors import Aborted, AtollError, TooLarge
 from .limits import MAX_PAYLOAD
 from .method import MethodSpec
-from .streams import Receiver, Sender, total
+from .streams import Receiver, Sender, cost
 
 if TYPE_CHECKING:
     from .inprocess import Host, Request
@@ -24,7 +25,8 @@ class LocalStream:
         self.sender = Sender(spec.label)
         self.receiver = Receiver(spec.label)
         self.request: Request | None = None
-        self._queue: deque[list[bytes]] = deque()
+        self._queue: deque[tuple[list[bytes], int]] = deque()
+        """As they were sent, with what they cost."""
         self._changed = Signal()
         self._reply: bytes | None = None
         self._error: AtollError | None = None
@@ -36,20 +38,22 @@ class LocalStream:
 
     async def deliver(self, items: list[bytes]) -> None:
         """Give items to the client, as far as it has granted credit; wait until it has for the rest."""
-
-        def ready() -> bool:
-            return self._over or self.sender.affords(items) > 0
-
         while items and not self._over:
-            await self._changed.wait(ready)
-            count = self.sender.affords(items)
-            self._pass(items[:count])
-            items = items[count:]
+            count, price = self.sender.affords(items)
+            if count:
+                self._pass(items[:count], price)
+                items = items[count:]
+            else:
+                await self._changed.wait(self._affordable(cost(items[0])))
 
-    def _pass(self, items: list[bytes]) -> None:
-        self.sender.send(total(items))
-        self.receiver.arrive(total(items))
-        self._queue.append(items)
+    def _affordable(self, price: int) -> Callable[[], bool]:
+        """Whether there is credit for it by now, or none is needed any more."""
+        return lambda: self._over or self.sender.left >= price
+
+    def _pass(self, items: list[bytes], price: int) -> None:
+        self.sender.spend(price)
+        self.receiver.arrive(price)
+        self._queue.append((items, price))
         self._changed.notify()
 
     def end(self, error: AtollError | None) -> None:
@@ -71,12 +75,12 @@ class LocalStream:
         await self._changed.wait(lambda: bool(self._queue) or self._finished)
         if not self._queue:
             raise StopAsyncIteration
-        (item,) = self._queue.popleft()
-        self._grant([item])
+        (item,), price = self._queue.popleft()
+        self._grant(price)
         return item
 
-    def _grant(self, items: list[bytes]) -> None:
-        limit = self.receiver.take(total(items))
+    def _grant(self, price: int) -> None:
+        limit = self.receiver.take(price)
         if limit is not None:
             self.sender.grant(limit)
             self._changed.notify()
@@ -98,8 +102,8 @@ class LocalStream:
 
     def _next(self) -> list[bytes] | None:
         if self.spec.kind == "stream" and self._queue:
-            items = self._queue.popleft()
-            self._grant(items)
+            items, price = self._queue.popleft()
+            self._grant(price)
             return items
         if self._error is not None:
             raise self._error
@@ -110,22 +114,21 @@ class LocalStream:
 
     def send_now(self, item: bytes) -> None:
         context.forbid_blocking(self.spec.label)
-        self._changed.block(lambda: self._writable(item))
-        self._put(item)
+        price = cost(item)
+        self._changed.block(self._affordable(price))
+        self._put(item, price)
 
     async def send(self, item: bytes) -> None:
-        await self._changed.wait(lambda: self._writable(item))
-        self._put(item)
+        price = cost(item)
+        await self._changed.wait(self._affordable(price))
+        self._put(item, price)
 
-    def _writable(self, item: bytes) -> bool:
-        return self._over or self.sender.affords([item]) > 0
-
-    def _put(self, item: bytes) -> None:
+    def _put(self, item: bytes, price: int) -> None:
         if len(item) > MAX_PAYLOAD:
             raise TooLarge(f"an item of {self.spec.label}", len(item), MAX_PAYLOAD)
         if self._over:
             raise self._error or Aborted(self.spec.label, "its handler ended before it took all items")
-        self._pass([item])
+        self._pass([item], price)
 
     def finish(self) -> None:
         self._finished = True

@@ -53,17 +53,18 @@ class Sender:
         """How much may be spent now."""
         return self.limit - self.sent
 
-    def affords(self, items: Sequence[bytes]) -> int:
-        """How many of these items, from the first on, there is credit for."""
-        left = self.left
+    def affords(self, items: Sequence[bytes]) -> tuple[int, int]:
+        """How many of these items, from the first on, there is credit for, and what they cost together."""
+        left, spent = self.left, 0
         for place, item in enumerate(items):
-            left -= cost(item, self.window)
-            if left < 0:
-                return place
-        return len(items)
+            price = cost(item, self.window)
+            if spent + price > left:
+                return place, spent
+            spent += price
+        return len(items), spent
 
-    def send(self, price: int) -> None:
-        """Spend it, before the items leave: what is granted for them may come at once. RuntimeError without credit: the
+    def spend(self, price: int) -> None:
+        """Pay for items, before they leave: what is granted for them may come at once. RuntimeError without credit: the
         caller waits for `left` first."""
         if price > self.left:
             raise RuntimeError(

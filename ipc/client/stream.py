@@ -30,7 +30,8 @@ class ChannelStream:
         self.upload = pending.site.spec.kind == "upload"
         self.began = False
         """Something was sent or received after the opening: it cannot simply be sent again."""
-        self._items: deque[list[bytes]] = deque()
+        self._items: deque[tuple[list[bytes], int]] = deque()
+        """As they arrived, with what they cost."""
         # Threads of a client receive for each other: what arrives is counted by whoever receives, the rest by the reader.
         self._receiver = Receiver(label)
         self._sender = Sender(label)
@@ -43,8 +44,9 @@ class ChannelStream:
     def arrived(self, items: list[bytes]) -> None:
         """`PeerMisbehaved` if they came without credit."""
         self.began = True
-        self._receiver.arrive(total(items))
-        self._items.append(items)
+        price = total(items)
+        self._receiver.arrive(price)
+        self._items.append((items, price))
         self._wake()
 
     def credited(self, limit: int) -> None:
@@ -70,8 +72,8 @@ class ChannelStream:
     # the client's side --------------------------------------------------------------------------------------------
 
     def _next(self) -> list[bytes] | None:
-        items = self._items.popleft()
-        limit = self._receiver.take(total(items))
+        items, price = self._items.popleft()
+        limit = self._receiver.take(price)
         if limit is not None and not (self.upload or self._over):
             self._control(Kind.CREDIT, _encode(limit))
         return items
@@ -103,23 +105,25 @@ class ChannelStream:
         return self._next()
 
     def send_now(self, item: bytes) -> None:
-        while not self._try_send(item):
-            self._block(lambda: self._over or self._sender.affords([item]) > 0)
+        price = cost(item)
+        while not self._try_send(item, price):
+            self._block(lambda: self._over or self._sender.left >= price)
 
     async def send(self, item: bytes) -> None:
-        while not self._try_send(item):
-            await self._until(lambda: self._over or self._sender.affords([item]) > 0)
+        price = cost(item)
+        while not self._try_send(item, price):
+            await self._until(lambda: self._over or self._sender.left >= price)
 
-    def _try_send(self, item: bytes) -> bool:
+    def _try_send(self, item: bytes, price: int) -> bool:
         if self._over:
             self._end()
             raise Aborted(self.pending.site.spec.label, "it has ended")
-        if not self._sender.affords([item]):
+        if self._sender.left < price:
             return False
         payload = _encode([item])
         self.pending.channel.outbox.fits(self.pending, payload)
         self.began = True
-        self._sender.send(cost(item))
+        self._sender.spend(price)
         self._control(Kind.ITEM, payload)
         return True
 

@@ -8,7 +8,7 @@ import trio
 
 from atoll.ipc.errors import AtollError
 from atoll.ipc.method import MethodSpec
-from atoll.ipc.streams import Receiver, Sender, cost, total
+from atoll.ipc.streams import Receiver, Sender, cost
 
 from .shares import Client
 
@@ -97,12 +97,12 @@ class Credit(Sender):
         super().grant(limit)
         self._more.set()
 
-    async def wait(self, items: list[bytes]) -> int:
-        """Until there is some for the first of these items; for how many of them there is."""
-        while not (count := self.affords(items)):
+    async def wait(self, items: list[bytes]) -> tuple[int, int]:
+        """Until there is some for the first of these items; what it affords then."""
+        while not (afforded := self.affords(items))[0]:
             self._more = trio.Event()
             await self._more.wait()
-        return count
+        return afforded
 
 
 class Grantor(Protocol):
@@ -118,15 +118,17 @@ class Items:
         self._inhand = inhand
         self._grantor = grantor
         self._receiver = Receiver(inhand.spec.label)
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, int]] = deque()
+        """Each with what it costs."""
         self._change = trio.Event()
         self._over = False
         self._error: AtollError | None = None
 
     def arrived(self, items: list[bytes]) -> None:
         """`PeerMisbehaved` if the client sent more than it had credit for."""
-        self._receiver.arrive(total(items))
-        self._queue.extend(items)
+        priced = [(item, cost(item)) for item in items]
+        self._receiver.arrive(sum([price for _, price in priced]))
+        self._queue.extend(priced)
         self._change.set()
 
     def ended(self, error: AtollError | None = None) -> None:
@@ -145,8 +147,8 @@ class Items:
                 raise StopAsyncIteration
             self._change = trio.Event()
             await self._change.wait()
-        item = self._queue.popleft()
-        limit = self._receiver.take(cost(item))
+        item, price = self._queue.popleft()
+        limit = self._receiver.take(price)
         if limit is not None:
             self._grantor.grant(self._inhand, limit)
         return item

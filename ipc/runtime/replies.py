@@ -14,7 +14,6 @@ import trio
 
 from atoll.ipc import errors
 from atoll.ipc.errors import TooLarge
-from atoll.ipc.streams import total
 from atoll.native import Kind, Result, lib
 
 from .inhand import InHand, Origin
@@ -114,9 +113,9 @@ class Replies:
         credit = inhand.credit
         assert credit is not None
         while items:
-            count = await credit.wait(items)
+            count, price = await credit.wait(items)
             part, items = items[:count], items[count:]
-            credit.send(total(part))
+            credit.spend(price)
             payload = _encode(part)
             result = await self._send_waiting(inhand.origin, payload)
             if result == Result.TOO_LARGE:

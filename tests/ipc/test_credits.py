@@ -24,7 +24,7 @@ class Credits(RuleBasedStateMachine):
     @rule(data=st.data())
     def send(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(1, self.sender.left))
-        self.sender.send(count)
+        self.sender.spend(count)
         self.items += count
 
     @precondition(lambda self: self.items > 0)
@@ -67,7 +67,7 @@ TestCredits.settings = settings(max_examples=80, stateful_step_count=40, deadlin
 def test_a_whole_stream_needs_few_grants() -> None:
     sender, receiver, grants = Sender("test", 256), Receiver("test", 256), 0
     for _ in range(10_000):
-        sender.send(1)
+        sender.spend(1)
         receiver.arrive(1)
         limit = receiver.take(1)
         if limit is not None:
@@ -87,7 +87,7 @@ def test_items_beyond_the_credit_are_misbehaviour() -> None:
 
 def test_credit_beyond_a_window_is_misbehaviour() -> None:
     sender = Sender("the stream", 4)
-    sender.send(2)
+    sender.spend(2)
     sender.grant(6)
     with pytest.raises(PeerMisbehaved, match="credit up to 7 when 2 was spent"):
         sender.grant(7)
@@ -96,6 +96,6 @@ def test_credit_beyond_a_window_is_misbehaviour() -> None:
 def test_sending_without_credit_and_taking_what_is_not_there_are_bugs() -> None:
     sender = Sender("s", 2)
     with pytest.raises(RuntimeError, match="wait for credit"):
-        sender.send(3)
+        sender.spend(3)
     with pytest.raises(RuntimeError, match="items for 1 taken of 0"):
         Receiver("r", 2).take(1)

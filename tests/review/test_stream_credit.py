@@ -35,8 +35,8 @@ class Spendthrift(Counts):
     """Believes that it has all the credit in the world."""
 
     async def start(self) -> None:
-        inhand.Credit.affords = lambda _, items: len(items)  # type: ignore[method-assign]
-        inhand.Credit.send = lambda _, price: None  # type: ignore[method-assign]
+        inhand.Credit.affords = lambda _, items: (len(items), 0)  # type: ignore[method-assign]
+        inhand.Credit.spend = lambda _, price: None  # type: ignore[method-assign]
 
 
 def test_credit_that_found_no_room_is_granted_later() -> None:
@@ -47,7 +47,7 @@ def test_credit_that_found_no_room_is_granted_later() -> None:
         assert next(counted) == 0
         found = next(iter(channel.pending.values())).stream
         assert found is not None
-        while sum(map(len, found._items)) < WINDOW // 2 + 1:
+        while sum(len(items) for items, _ in found._items) < WINDOW // 2 + 1:
             channel.drain()
         os.kill(served.pid, signal.SIGSTOP)
         for size in (1000, 0):  # until not even the shortest record has room
