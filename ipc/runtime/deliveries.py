@@ -50,8 +50,8 @@ class Deliveries:
         self._shared: dict[tuple[int, int, BufferMode], tuple[int, int]] = {}
         """By buffer, channel and mode the token it has there, and the withdrawals up to which that is known to hold."""
         self._look = None if heard else pump
-        self._reads: dict[tuple[int, int, int], Reads] = {}
-        """By channel, slot and generation of a capability on the store."""
+        self._reads: dict[tuple[int, int], tuple[int, Reads]] = {}
+        """By channel and slot of a capability on the store, with its generation: a slot has one at a time."""
 
     def notice(self, notice: mmap.mmap) -> None:
         """Watch this process's notice."""
@@ -88,30 +88,40 @@ class Deliveries:
         """A channel is no more: what only its messages could name, nobody names."""
         for token in [token for token, channels in self._named_by.items() if channel in channels]:
             self.withdraw(WithdrawBuffer(token=token, channel=channel))
+        for at in [at for at in self._reads if at[0] == channel]:
+            del self._reads[at]
 
     def let_go(self) -> None:
         """Unmap everything that nobody here uses: this process detaches."""
         self._named_by.clear()
         self._buffers.clear()
 
-    def _hear(self) -> None:
-        """Read what was withdrawn, if anything was since the last time."""
+    def _hear(self) -> int:
+        """Read what was withdrawn, if anything was since the last time; how many withdrawals there have been."""
         counted = self._notice[WITHDRAWALS]
         if counted != self._heard:
             self._heard = counted  # before reading: what is counted meanwhile is read the next time
             self._shared.clear()
             self._pump()
+        return counted
 
     # for messages -------------------------------------------------------------------------------------------
 
     def read_at(self, message: ReadAt) -> None:
         """Reads through a capability go to a reader from now on, or no longer."""
-        reads = self._reads.setdefault((message.channel, message.slot, message.generation), Reads())
+        reads = self._reads_of(message.channel, message.slot, message.generation)
         if message.port is None:
             reads.stay()
         else:
             channel = self.channels[message.port.channel]
             reads.go_to(channel, message.port, self._translation(channel))
+
+    def _reads_of(self, channel: int, slot: int, generation: int) -> Reads:
+        """What is known of a capability on the store: the kernel may speak of one before it is used, and after its end."""
+        known = self._reads.get((channel, slot))
+        if known is None or known[0] < generation:
+            known = self._reads[channel, slot] = generation, Reads()
+        return known[1] if known[0] == generation else Reads()
 
     def port(self, token: int, channel: int = 0) -> Port | None:
         """The port delivered under a token for messages of a channel, read from the control socket if need be."""
@@ -152,22 +162,18 @@ class Deliveries:
 
     def shared(self, handle: int, channel: int, mode: BufferMode) -> int:
         """Have the peer of a channel given a buffer, unless it has it; the token."""
-        counted = self._notice[WITHDRAWALS]
         known = self._shared.get((handle, channel, mode))
-        if known is not None and known[1] == counted:
-            return known[0]
-        assert self.kernel is not None
-        self._hear()
-        token = self.kernel.buffer_share.now(handle, channel, mode)
-        self._shared[handle, channel, mode] = token, counted
-        return token
+        if known is None or known[1] != self._notice[WITHDRAWALS]:
+            assert self.kernel is not None
+            counted = self._hear()
+            known = self.kernel.buffer_share.now(handle, channel, mode), counted
+            self._shared[handle, channel, mode] = known
+        return known[0]
 
     async def share(self, kernel: Kernel, handle: int, channel: int, mode: BufferMode) -> None:
         """`shared`, without holding up the loop; the message that names the buffer next finds it done."""
-        counted = self._notice[WITHDRAWALS]
-        self._hear()
-        token = await kernel.buffer_share(handle, channel, mode)
-        self._shared[handle, channel, mode] = token, counted
+        counted = self._hear()
+        self._shared[handle, channel, mode] = await kernel.buffer_share(handle, channel, mode), counted
 
     def forget(self, token: int) -> None:
         """Unmap a delivered buffer when its last user here lets go of it. The next message that names it has it mapped
@@ -183,7 +189,7 @@ class Deliveries:
         translation = self._translation(channel)
         if port.interface != State.__name__:
             return ChannelTransport(channel, port, translation)
-        reads = self._reads.setdefault((port.channel, port.slot, port.generation), Reads())
+        reads = self._reads_of(port.channel, port.slot, port.generation)
         return StoreTransport(channel, port, translation, reads, self._look)
 
     def _translation(self, channel: ClientChannel) -> "Translation":

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from atoll.ipc.attach import Node as Attached
+from atoll.ipc.client.reading import Reads
 from atoll.ipc.errors import NotAllowed, Revoked
 from atoll.ipc.proxy import DEFAULTS, bind, transport_of
 from atoll.ipc.system.kernel import ProcessRow, Swap
@@ -448,6 +449,19 @@ def test_a_read_says_what_its_client_has_seen(tmp_path: Path) -> None:
         assert item is not None and item.revision == revision
         assert reads(state).at() is not None
         assert DEFAULTS.deadline is None
+
+
+def test_what_is_known_of_a_capability_is_forgotten_after_it(tmp_path: Path) -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, Reads) for each in gc.get_objects())
+
+    with node_with_readers(tmp_path) as node, node.attach() as me:
+        before = kept()
+        for _ in range(50):
+            port = transport_of(me.keyspace("ledger")).port  # type: ignore[attr-defined]
+            me.kernel.revoke.now(me.kernel.number.now(port.channel, port.slot, port.generation))
+        assert kept() - before <= 2
 
 
 def test_demand_starts_one_at_a_time_and_lets_go_slowly() -> None:
