@@ -6,7 +6,6 @@ client: from threads, from trio and from asyncio, with the same proxies.
 """
 
 import contextlib
-import difflib
 import mmap
 import os
 import socket
@@ -15,19 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from atoll.ipc import schema
+from atoll.ipc import naming, schema
 from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.client import forking
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
-from atoll.ipc.errors import (
-    NAMES_SHOWN,
-    BadRequest,
-    CallerFault,
-    NodeDown,
-    NotAllowed,
-    PeerMisbehaved,
-)
+from atoll.ipc.errors import BadRequest, CallerFault, NodeDown, NotAllowed, PeerMisbehaved
 from atoll.ipc.interface import Interface
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
@@ -284,22 +276,15 @@ class NoSuchNode(NodeDown):
 
     @property
     def message(self) -> str:
-        hint = (
-            f"did you mean {self.nearest!r}?"
-            if self.nearest
-            else f"choose one of {', '.join(self.known)}"
-            if self.known
-            else "start one with `atoll boot IMAGE`"
-        )
-        return f"there is no node {self.node!r}: {hint}"
+        todo = naming.hint(self.nearest, self.known) or "start one with `atoll boot IMAGE`"
+        return f"there is no node {self.node!r}: {todo}"
 
 
 def _no_such_node(folder: Path) -> NoSuchNode:
     """With this user's nodes, whether they run or not."""
-    known = sorted(path.parent.name for path in base_folder().glob(f"*/{LOCK}"))
-    near = difflib.get_close_matches(folder.name, known, 1)
+    known = [path.parent.name for path in base_folder().glob(f"*/{LOCK}")]
     name = folder.name if folder.parent == base_folder() else str(folder)
-    return NoSuchNode(name, near[0] if near else "", tuple(known[:NAMES_SHOWN]))
+    return NoSuchNode(name, naming.nearest(folder.name, known), naming.some_of(known))
 
 
 def _connected(folder: Path) -> socket.socket:
@@ -310,8 +295,8 @@ def _connected(folder: Path) -> socket.socket:
         end.close()
         if not folder.is_dir():
             raise _no_such_node(folder) from None
-        near = difflib.get_close_matches(folder.name, [path.name for path in running()], 1)
-        raise NodeDown(f"node {folder.name!r}", near[0] if near else "") from None
+        near = naming.nearest(folder.name, [path.name for path in running()])
+        raise NodeDown(f"node {folder.name!r}", near) from None
     except PermissionError:
         end.close()
         raise NotAllowed(f"attaching to node {folder.name!r}", "attach") from None

@@ -9,7 +9,6 @@ a `message` property is its sentence, which says what was wrong, where, and what
 is the array `[number, name, fields, message]`; a number once given is never used again for something else.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, Self, dataclass_transform, get_type_hints
@@ -17,10 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, dataclass_transform, get_type_
 import msgspec
 from msgspec import Struct
 
-from .naming import number_of
-
-NAMES_SHOWN = 12
-"""Names that `NotFound` lists at most."""
+from .naming import hint, nearest, number_of, some_of
 
 LISTS = {"capability": "atoll caps", "version": "atoll versions"}
 """Commands that list what has no names to choose from."""
@@ -215,25 +211,18 @@ class NotFound(CallerFault):
     @classmethod
     def among(cls, what: str, name: str, known: Iterable[str]) -> Self:
         """With what there is: the nearest name, and a few of them where none is near."""
-        names = sorted(known)
-        near = difflib.get_close_matches(name, names, 1)
-        return cls(what, name, near[0] if near else "", tuple(names[:NAMES_SHOWN]))
+        names = list(known)
+        return cls(what, name, nearest(name, names), some_of(names))
 
     @property
     def message(self) -> str:
-        some = ", ".join(self.known) + (", ..." if len(self.known) == NAMES_SHOWN else "")
-        hint = (
-            f"see `{self.see}`"
-            if self.see
-            else f"did you mean {self.nearest!r}?"
-            if self.nearest
-            else f"choose one of {some}"
-            if some
-            else f"see `{LISTS[self.what.split()[0]]}`"
-            if self.what.split()[0] in LISTS
-            else "look at the names that exist"
+        listed = LISTS.get(self.what.partition(" ")[0])
+        todo = (
+            (f"see `{self.see}`" if self.see else hint(self.nearest, self.known))
+            or (f"see `{listed}`" if listed else "")
+            or "look at the names that exist"
         )
-        return f"there is no {self.what} {self.name!r}: {hint}"
+        return f"there is no {self.what} {self.name!r}: {todo}"
 
 
 class WouldBlock(CallerFault):
@@ -321,8 +310,7 @@ class NodeDown(PeerFault):
     def message(self) -> str:
         if not self.node:
             return "no node runs: start one with `atoll boot IMAGE`"
-        hint = f"did you mean {self.nearest!r}?" if self.nearest else "boot it again with `atoll boot`"
-        return f"{self.node} is down: {hint}"
+        return f"{self.node} is down: {hint(self.nearest) or 'boot it again with `atoll boot`'}"
 
 
 class Aborted(PeerFault):

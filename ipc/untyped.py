@@ -6,7 +6,6 @@ base64 in both directions, as msgspec's JSON has them. The server checks the arg
 
 import base64
 import binascii
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import msgspec
 
 from .errors import BadRequest, NotFound
 from .method import LANES, MethodSpec
-from .naming import number_of
+from .naming import nearest, number_of
 from .schema import InterfaceShape, MethodShape
 from .transport import DEFAULTS, Options, Transport
 
@@ -65,8 +64,8 @@ class UntypedProxy:
             )
         unknown = sorted(given.keys() - set(names))
         if unknown:
-            near = difflib.get_close_matches(unknown[0], names, 1)
-            got = f"`{unknown[0]}`" + (f"; did you mean `{near[0]}`?" if near else "")
+            near = nearest(unknown[0], names)
+            got = f"`{unknown[0]}`" + (f"; did you mean `{near}`?" if near else "")
             raise BadRequest(label, f"arguments named {', '.join(names) or '(none)'}", got)
         values: list[Any] = []
         for place, field in enumerate(method.arguments):

@@ -6,7 +6,6 @@ flawed, so that the walk goes on and later checks stay silent about what has alr
 sees all mistakes of a file at once.
 """
 
-import difflib
 import math
 import re
 import tomllib
@@ -19,6 +18,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
+
+from atoll.ipc import naming
 
 from .image import BINDINGS, Address, Image, Key, Seconds, Size, Table, Uids
 from .image_text import Path, Places, Position, locate
@@ -135,8 +136,8 @@ def quoted(value: object) -> str:
 
 def nearest(found: str, known: Collection[str]) -> str:
     """`did you mean "x"?`, if something known resembles what was found."""
-    close = difflib.get_close_matches(found.lower(), sorted(known), n=1, cutoff=0.6)
-    return f"did you mean {quoted(close[0])}?" if close else ""
+    near = naming.nearest(found.lower(), known)
+    return f"did you mean {quoted(near)}?" if near else ""
 
 
 def one_of(known: Collection[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, BadRequest
+from atoll.ipc.naming import nearest
 from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.state import Retention
@@ -136,8 +136,8 @@ class Life:
         """The protection plan. Raises `BadRequest` for a level that there is not, `MechanismMissing` where this host cannot
         keep it."""
         if level not in levels():
-            near = difflib.get_close_matches(level, levels(), 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            near = nearest(level, levels())
+            hint = f", did you mean {near!r}?" if near else ""
             raise BadRequest(where="level", expected=f"one of {', '.join(levels())}", got=f"{level!r}{hint}")
         plan = launching.protection(self._node, server, level, version)
         try:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from atoll.ipc.naming import nearest
+
 NeedKind = Literal["keyspace", "server", "config", "socket", "folder"]
 
 
@@ -128,7 +130,7 @@ def _fault(sentence: str, given: object, kind: type[Any]) -> ConfigFault:
             path=(*path, unknown["name"]),
             expected=expected,
             found=found,
-            suggestion=_nearest(unknown["name"], known),
+            suggestion=_suggestion(unknown["name"], known),
             at_key=True,
         )
     if missing := _MISSING.match(what):
@@ -147,11 +149,9 @@ def _quoted(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _nearest(found: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(found, known, n=1)
-    return f"did you mean {_quoted(close[0])}?" if close else ""
+def _suggestion(found: str, known: list[str]) -> str:
+    near = nearest(found, known)
+    return f"did you mean {_quoted(near)}?" if near else ""
 
 
 def find_server(folder: str, package: str) -> type[Any]:

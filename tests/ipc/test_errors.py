@@ -241,3 +241,11 @@ def test_fields_are_given_once_and_for_all() -> None:
 
 def test_an_error_survives_pickling() -> None:
     assert pickle.loads(pickle.dumps(Spent("x", 3))) == Spent("x", 3)
+
+
+def test_a_hint_says_that_there_are_more_names_only_if_there_are() -> None:
+    names = [f"name {number:02}" for number in range(13)]
+    assert str(errors.NotFound.among("server", "x", names[:12])).endswith(
+        " choose one of " + ", ".join(names[:12])
+    )
+    assert str(errors.NotFound.among("server", "x", names)).endswith(f" {names[11]}, ...")
