@@ -23,7 +23,7 @@ import random
 import struct
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
@@ -44,6 +44,8 @@ R = TypeVar("R")
 
 ATTEMPTS: Final = 32
 """Tries of one `update` against others' writes before its `Conflict` is the caller's."""
+AHEAD: Final = 16
+"""Reads of several rows that are under way at a time."""
 _RETRY: Final = 0.05
 """Seconds until a broken feed is asked for again."""
 _identity = struct.Struct(">QQQQI")
@@ -370,7 +372,17 @@ class Keyspace(Generic[T]):
             item = await self.state.read(call.transaction, raw)
         else:
             item = await self.state.get(raw, as_of)
-        return None if item is None or item.value is None else self._row(item)
+        return self._row_of(item)
+
+    async def rows_at(self, keys: Iterable[str | bytes], *, as_of: int | float) -> list[Row[T] | None]:
+        """`row` of each key, all as of one moment; they are asked for together, not each after the one before."""
+        found: list[Row[T] | None] = []
+        asked: deque[Future[Item | None]] = deque()
+        for key in keys:
+            if len(asked) == AHEAD:
+                found.append(self._row_of(await asked.popleft()))
+            asked.append(self.state.get.start(self._prefix + encode_key(key), as_of))
+        return found + [self._row_of(await each) for each in asked]
 
     async def range(
         self,
@@ -438,6 +450,9 @@ class Keyspace(Generic[T]):
         call = current_or_none()
         chance = random.Random() if call is None else call.random
         return await retried(lambda: self.transaction(deadline=deadline), body, attempts, chance)
+
+    def _row_of(self, item: Item | None) -> Row[T] | None:
+        return None if item is None or item.value is None else self._row(item)
 
     def _row(self, item: Item) -> Row[T]:
         value = None if item.value is None else self._decode(item.value)

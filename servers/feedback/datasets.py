@@ -49,7 +49,7 @@ class Datasets:
     def moment(self, as_of: AsOf = None) -> int:
         """The revision that a moment means, to be written beside what was trained on it."""
         if as_of is None:
-            return self._feedback.statistics.now().revision
+            return self._feedback.head.now()
         return self._feedback.revision_at.now(as_of) if isinstance(as_of, float) else as_of
 
     def preferences(

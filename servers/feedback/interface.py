@@ -292,6 +292,10 @@ class Feedback(Interface):
     @call("read", idempotent=True)
     def statistics(self) -> Statistics: ...
 
+    @call("read", idempotent=True)
+    def head(self) -> int:
+        """The newest revision: what now means, to be written beside what was read."""
+
     @call("history", idempotent=True)
     def revision_at(self, time: float) -> int:
         """The revision that was the newest at a time that has passed, in seconds since the epoch."""

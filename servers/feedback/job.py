@@ -180,16 +180,16 @@ def run(node: Node, console: Console) -> Report:
         memory = node.open("memory", Memory)
         calls.append(time_calls(memory.statistics, "Memory.statistics", levels["memory"]))
 
-    before = feedback.statistics.now()
+    before = feedback.head.now()
     tasks = [source.task for source in reviews.SOURCES.values()]
-    console.print(f"Drawing {PAIRS:,} pairs of each task as of revision {before.revision}")
-    readings = {task: read_task(feedback, task, before.revision) for task in tasks}
+    console.print(f"Drawing {PAIRS:,} pairs of each task as of revision {before}")
+    readings = {task: read_task(feedback, task, before) for task in tasks}
 
     batch = submitted.receipts[0].batch
     console.print(f"Taking back batch {batch}")
     rolled_back = feedback.rollback.now(batch, "the main job shows how a batch is taken back")
-    after = feedback.statistics.now().revision
-    sets = [_compare(feedback, task, readings[task], before.revision, after) for task in tasks]
+    after = feedback.head.now()
+    sets = [_compare(feedback, task, readings[task], before, after) for task in tasks]
 
     console.print(f"Swapping {SWAPPED} under load")
     ids = [receipt.batch for receipt in submitted.receipts]
@@ -202,7 +202,7 @@ def run(node: Node, console: Console) -> Report:
         protections=[kernel.protection.now(process.server) for process in processes],
         submitted=submitted,
         calls=calls,
-        before=before.revision,
+        before=before,
         after=after,
         sets=sets,
         rolled_back=rolled_back,

@@ -5,11 +5,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from difflib import get_close_matches
 from itertools import islice
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import trio
-from msgspec import field, structs
+from msgspec import Meta, field, structs
 
 from atoll.ipc.context import current
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerDied
@@ -78,27 +78,27 @@ _MOST_COMPARED = 10_000
 """Tasks among which a misspelt one is looked for."""
 
 
+AtLeastOne = Annotated[int, Meta(ge=1)]
+
+
 class Settings(Config, frozen=True, kw_only=True):
     roles: dict[str, float] = field(
         default_factory=lambda: {"expert": 1.0, "critic": 1.0, "audience": 0.8, "crowd": 0.5}
     )
     """Each role, and the highest trust that a record of it may claim."""
-    batch_records: int = 2000
-    inline_bytes: int = 4096
+    batch_records: AtLeastOne = 2000
+    inline_bytes: AtLeastOne = 4096
     """Of one text; a longer one goes into storage."""
-    batch_bytes: int = 512 * 1024
+    batch_bytes: AtLeastOne = 512 * 1024
     """Of all inline texts of a batch."""
-    batch_groups: int = 256
+    batch_groups: AtLeastOne = 256
     """Groups of records of one task, kind and tenth of trust in a batch."""
 
     def check(self) -> None:
-        """Raises BadRequest, naming the setting."""
+        """Raises BadRequest, naming the role: an annotation of the trust would name none."""
         for role, trust in self.roles.items():
             if not 0.0 <= trust <= 1.0:
                 raise BadRequest(f"feedback, config.roles.{role}", "a trust from 0 to 1", f"{trust:g}")
-        for name in ("batch_records", "inline_bytes", "batch_bytes", "batch_groups"):
-            if (value := getattr(self, name)) < 1:
-                raise BadRequest(f"feedback, config.{name}", "1 or more", str(value))
 
 
 class Server(Serves[Feedback]):
@@ -317,6 +317,10 @@ class Server(Serves[Feedback]):
             raise BadRequest("Feedback, $.as_of", "a revision (0 or more)", str(as_of))
         return as_of
 
+    @Feedback.head.serve
+    async def head(self) -> int:
+        return await self.rows.state.head()
+
     @Feedback.revision_at.serve
     async def revision_at(self, time: float) -> int:
         """A time to come is refused: what is the newest revision then is not known yet."""
@@ -366,7 +370,7 @@ class Server(Serves[Feedback]):
             raise NoSuchBatch(batch=batch)
         if head.info.status == "rolled back":
             return
-        rows = [await self.rows.row(key, as_of=revision) for key in head.segments]
+        rows = await self.rows.rows_at(head.segments, as_of=revision)
         held = [
             pair
             for row in rows
@@ -422,7 +426,7 @@ class Server(Serves[Feedback]):
             batches += 1
             needed.add(reference_name(head.info.id, head.digest))
             if head.info.status == "stored":
-                segments = {key: await self._segment(key, revision) for key in head.segments}
+                segments = await self._segments(head, revision)
                 problems.add(*check_batch(head, segments, tasks, kept))
                 named.update(head.segments)
                 records += head.info.records
@@ -432,9 +436,13 @@ class Server(Serves[Feedback]):
         stray.add(*sorted(kept - needed))
         return Checked(batches, records, revision, problems.all(), stray.all())
 
-    async def _segment(self, key: str, revision: int) -> Segment | None:
-        row = await self.rows.get(key, as_of=revision)
-        return row if isinstance(row, Segment) else None
+    async def _segments(self, head: Head, revision: int) -> dict[str, Segment | None]:
+        """What lies where the head of a batch says that its segments are."""
+        rows = await self.rows.rows_at(head.segments, as_of=revision)
+        return {
+            key: row.value if row and isinstance(row.value, Segment) else None
+            for key, row in zip(head.segments, rows, strict=True)
+        }
 
     async def _kept(self) -> set[str]:
         """The names of our references in storage."""

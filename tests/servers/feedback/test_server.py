@@ -11,6 +11,7 @@ from atoll.servers.feedback import reviews
 from atoll.servers.feedback.interface import (
     Batch,
     BatchExists,
+    Feedback,
     Invalid,
     NoSuchBatch,
     NoSuchTask,
@@ -43,6 +44,13 @@ def test_a_batch_is_stored_whole_and_found_by_batch_task_kind_and_trust(node: No
     assert [stored.index for stored in node.feedback.records.now(Selection(batch="b-1", task="chat"))] == [20]
     assert [each.id for each in node.feedback.batches.now(Selection(kind="preference"))] == ["b-1"]
     assert node.feedback.batches.now(Selection(task="other")) == []
+
+
+def test_now_is_the_newest_revision_and_costs_the_right_to_read(node: Node) -> None:
+    before = node.feedback.head.now()
+    stored = node.feedback.submit.now(Batch("b-1", ratings(7))).revision
+    assert before < stored <= node.feedback.head.now() == node.feedback.statistics.now().revision
+    assert Feedback.head.spec.right == "read"
 
 
 def test_one_bad_record_fails_the_batch_and_nothing_is_stored(node: Node) -> None:

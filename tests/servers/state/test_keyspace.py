@@ -13,7 +13,7 @@ from atoll.ipc.context import Call, Fields, SystemClock, in_hand
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import Conflict, NotFound
 from atoll.ipc.interface import Interface, call
-from atoll.ipc.keyspace import Keyspace, settled
+from atoll.ipc.keyspace import AHEAD, Keyspace, settled
 from atoll.ipc.local_view import LocalView
 from atoll.ipc.serve import Serves, bind
 from atoll.ipc.system.state import State
@@ -74,6 +74,20 @@ async def test_own_writes_are_in_the_local_view_at_once_and_others_by_the_feed(t
         assert await keyspace.get("a") is None
         assert await keyspace.as_of(revision).get("a") == 1
         assert [row.value for row in await keyspace.history("a")] == [None, 1]
+
+
+async def test_rows_of_one_moment_come_in_the_order_in_which_they_are_asked_for(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+        names = [f"k{number}" for number in range(3 * AHEAD)]
+        revision = await settled(keyspace.put_all({name: place for place, name in enumerate(names)}))
+        await settled(keyspace.put("k3", 300))
+        await settled(keyspace.delete("k4"))
+        found = await keyspace.rows_at(["none", *reversed(names)], as_of=revision)
+        assert [row and (row.key, row.value) for row in found] == [
+            None,
+            *reversed([(name, place) for place, name in enumerate(names)]),
+        ]
+        assert await keyspace.rows_at([], as_of=revision) == []
 
 
 async def test_what_an_earlier_delivery_wrote_is_in_the_view_before_it_is_answered_again(
