@@ -146,6 +146,8 @@ def _fault(sentence: str, given: object, kind: type[Any]) -> ConfigFault:
 
 
 def _quoted(value: object) -> str:
+    if isinstance(value, float):
+        return repr(value)  # JSON has no NaN
     return msgspec.json.encode(value).decode()
 
 

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import trio
+from msgspec import Meta
 
 from atoll.ipc.context import Log, current
 from atoll.ipc.errors import AtollError, BadRequest, PeerFault
@@ -53,25 +55,14 @@ _STEPS = 64
 
 
 class Settings(Config, frozen=True, kw_only=True):
-    grace: float = 3600.0
+    grace: Annotated[float, Meta(gt=0)] = 3600.0
     """Seconds for which an unreferenced blob is kept after its last put, reference or release."""
-    collect_every: float = 600.0
+    collect_every: Annotated[float, Meta(ge=0)] = 600.0
     """Seconds between collections; 0: only when `collect` is called."""
-    quota: int = 0
+    quota: Annotated[int, Meta(ge=0)] = 0
     """Bytes that each badge may keep, a server's of the image included; 0: without bound. The unbadged
     capability has none.
     """
-
-    def check(self) -> None:
-        """Raises BadRequest, naming the setting."""
-        for name, value, least in (
-            ("collect_every", self.collect_every, "0 or more seconds"),
-            ("quota", self.quota, "0 or more bytes"),
-        ):
-            if not value >= 0:
-                raise BadRequest(f"storage, config.{name}", least, f"{value:g}")
-        if not self.grace > 0:
-            raise BadRequest("storage, config.grace", "more than 0 seconds", f"{self.grace:g}")
 
 
 class Server(Serves[Storage]):
@@ -89,7 +80,6 @@ class Server(Serves[Storage]):
         self._puts = self._duplicates = self._written = self._read = self._syncs = 0
 
     async def start(self) -> None:
-        self.config.check()
         self._io = Priorities()
         self._blobs = Blobs(self.folder)
         self._blobs.open()

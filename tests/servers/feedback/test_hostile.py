@@ -8,9 +8,10 @@ import pytest
 
 from atoll.ipc.errors import BadRequest, TooLarge
 from atoll.ipc.proxy import Options, transport_of
+from atoll.ipc.runtime.describe import describe
 from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback, Invalid, NoSuchTask, Selection
 from atoll.servers.feedback.records import Preference, Record
-from atoll.servers.feedback.server import Settings
+from atoll.servers.feedback.server import Server, Settings
 from atoll.servers.storage.interface import BlobRef
 
 from .conftest import Node
@@ -171,16 +172,14 @@ def test_duplicates_are_kept_and_the_batch_only_once(node: Node) -> None:
     assert len(set_of(node.feedback)) == 10
 
 
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        (
-            Settings(roles={"expert": 1.5}),
-            "feedback, config.roles.expert: expected a trust from 0 to 1, got 1.5",
-        ),
-        (Settings(batch_records=0), "feedback, config.batch_records: expected 1 or more, got 0"),
-    ],
-)
-def test_a_wrong_configuration_is_refused(start: Callable[..., Node], config: Settings, told: str) -> None:
+def test_a_role_that_is_trusted_beyond_reason_is_refused(start: Callable[..., Node]) -> None:
+    told = "feedback, config.roles.expert: expected a trust from 0 to 1, got 1.5"
     with pytest.raises(BadRequest, match=told):
-        start(config)
+        start(Settings(roles={"expert": 1.5}))
+
+
+@pytest.mark.parametrize("name", ["batch_records", "inline_bytes", "batch_bytes", "batch_groups"])
+def test_a_bound_of_nothing_is_found_with_the_image(name: str) -> None:
+    assert not describe(Server, {"config": {name: 1}}).config_faults
+    fault = describe(Server, {"config": {name: 0}}).config_faults["config"]
+    assert (fault.path, fault.expected, fault.found) == ((name,), "int >= 1", "0")

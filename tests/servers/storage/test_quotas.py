@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from atoll.ipc.errors import BadRequest, QuotaExceeded
+from atoll.ipc.errors import QuotaExceeded
+from atoll.ipc.runtime.describe import describe
 from atoll.servers.storage.interface import BlobRef, Storage, WrongSize
 from atoll.servers.storage.server import Server, Settings
 
@@ -111,16 +112,14 @@ def test_uploads_side_by_side_share_the_quota(start: Callable[..., Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("name", "value", "expected", "found"),
     [
-        (Settings(quota=-1), "storage, config.quota: expected 0 or more bytes, got -1"),
-        (Settings(collect_every=-1), "storage, config.collect_every: expected 0 or more seconds, got -1"),
-        (Settings(grace=0), "storage, config.grace: expected more than 0 seconds, got 0"),
-        (Settings(grace=float("nan")), "storage, config.grace: expected more than 0 seconds, got nan"),
+        ("quota", -1, "int >= 0", "-1"),
+        ("collect_every", -1, "float >= 0.0", "-1"),
+        ("grace", 0, "float > 0.0", "0"),
+        ("grace", float("nan"), "float > 0.0", "nan"),
     ],
 )
-def test_a_wrong_configuration_is_refused(
-    serve: Callable[..., Any], tmp_path: Path, config: Settings, told: str
-) -> None:
-    with pytest.raises(BadRequest, match=told):
-        serve(Server, folder=tmp_path, config=config)
+def test_a_wrong_setting_is_found_with_the_image(name: str, value: float, expected: str, found: str) -> None:
+    fault = describe(Server, {"config": {name: value}}).config_faults["config"]
+    assert (fault.path, fault.expected, fault.found) == ((name,), expected, found)
