@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,15 +226,9 @@ def test_a_frozen_reader_blocks_no_commit_and_is_ended(tmp_path: Path) -> None:
             item = state.get.now(b"k")  # waits at the reader until the watchdog has ended it
             assert item is not None and item.value == b"49"
         finally:
-            with_suppressed_kill(row.pid)
+            with suppress(ProcessLookupError):
+                os.kill(row.pid, signal.SIGKILL)
         assert any("it answered nothing" in line.text for line in me.kernel.logs.now(0, "", False))
-
-
-def with_suppressed_kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def test_what_is_revoked_is_revoked_at_the_reader_too(tmp_path: Path) -> None:
