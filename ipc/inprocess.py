@@ -299,15 +299,18 @@ class Host:
             return
         if isinstance(outcome, bytes):
             self._complete(request, outcome)
-        elif isinstance(outcome, Deferred):
+            return
+        # Made here, not by the task: a caller may give up before the task has its first turn.
+        request.scope = scope = self._scope(request)
+        if isinstance(outcome, Deferred):
             if request.expires is not None:
-                self._nursery.start_soon(self._expire, request)
+                self._nursery.start_soon(self._expire, request, scope)
             outcome.react(
                 lambda data: self._complete(request, data),
                 lambda error: self._fail(request, as_reply(spec, error)),
             )
         else:
-            self._nursery.start_soon(self._task, request, outcome)
+            self._nursery.start_soon(self._task, request, scope, outcome)
 
     def _fields(self, request: Request) -> Fields:
         transport, options = request.transport, request.options
@@ -338,16 +341,15 @@ class Host:
         scope = trio.CancelScope()
         if request.expires is not None:
             scope.deadline = trio.current_time() + request.expires - self.clock.monotonic()
-        request.scope = scope
         return scope
 
-    async def _expire(self, request: Request) -> None:
-        with self._scope(request):
+    async def _expire(self, request: Request, scope: trio.CancelScope) -> None:
+        with scope:
             await trio.sleep_forever()
         self._fail(request, request.late())
 
-    async def _task(self, request: Request, work: Any) -> None:
-        with context.in_hand(request.call), self._scope(request) as scope:
+    async def _task(self, request: Request, scope: trio.CancelScope, work: Any) -> None:
+        with context.in_hand(request.call), scope:
             try:
                 if request.spec.kind == "stream":
                     await self._pump(request, work)

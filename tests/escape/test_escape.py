@@ -3,6 +3,8 @@
 import os
 import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -36,12 +38,14 @@ LEVELS = ("process", "seccomp", "sandbox")
 
 
 @pytest.fixture
-def secret(tmp_path):
-    """A file of the user's that no server was given."""
-    path = tmp_path / "secret"
-    path.write_text("of the user")
-    path.chmod(0o600)
-    return path
+def secret():
+    """A file of the user's that no server was given. Not below pytest's folders, which other tests' nodes are below,
+    too, and which are closed to other users."""
+    with tempfile.TemporaryDirectory(prefix="atoll-escape-") as folder:
+        path = Path(folder, "secret")
+        path.write_text("of the user")
+        path.chmod(0o600)
+        yield path
 
 
 @pytest.fixture
@@ -109,9 +113,7 @@ async def test_without_own_users_only_the_sandbox_keeps_files_apart(level, secre
     `sandbox`."""
     uid = 65534 if ROOT else os.geteuid()
     os.chown(secret, uid, -1)
-    for folder in (secret.parent, *secret.parent.parents[:3]):
-        if ROOT and folder.name.startswith(("pytest-", "popen-", "test_")):
-            folder.chmod(0o755)
+    secret.parent.chmod(0o755)
     drop = {"own-uid": "the test needs one shared user"} if ROOT else {}
     async with forge() as made:
         said, _ = await told(made, planned(level, drop=drop).confinement, "attempt", "read_file", str(secret))

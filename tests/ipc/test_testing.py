@@ -1,6 +1,7 @@
 """The test kit itself: virtual time, faults at chosen steps, crashes, a server's life, memory keyspaces."""
 
 import itertools
+import threading
 
 import pytest
 import trio
@@ -233,3 +234,43 @@ def test_mistakes_in_the_use_of_the_kit_are_named() -> None:
             made.client(Counter)
         with pytest.raises(TypeError, match="Life has no right 'write'; it has read"):
             made.client(Life, rights={"write"})
+
+
+class Hall(Interface):
+    @call("use")
+    def busy(self) -> None:
+        """Until the server is told `opened`; nothing else has its turn meanwhile."""
+
+    @call("use")
+    def hold(self) -> None:
+        """Until it is cancelled."""
+
+
+class HallServer(Serves[Hall]):
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.left = threading.Event()
+
+    @Hall.busy.serve
+    def busy(self) -> None:
+        self.opened.wait()
+
+    @Hall.hold.serve
+    async def hold(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.left.set()
+
+
+def test_a_caller_may_give_up_before_the_handlers_task_has_its_first_turn() -> None:
+    with testing.running(HallServer) as node:
+        hall = node.client(Hall)
+        busy = hall.busy.start()
+        held = hall.hold.start()
+        held.cancel()
+        node.server.opened.set()
+        busy.result()
+        with pytest.raises(errors.Aborted):
+            held.result()
+        assert node.server.left.is_set()
