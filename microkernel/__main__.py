@@ -20,8 +20,9 @@ from .detach import detached
 from .image_check import Checked, load
 from .image_read import ImageRefused
 from .journal import JournalDamaged
-from .node import Node, Place
+from .node import Node
 from .ownership import BootRefused, own
+from .place import Place
 
 OK, FAULT, REFUSED, FINDINGS = 0, 1, 6, 10
 """As docs/manual.md has them; 2 is argparse's, for a wrong command line."""

@@ -44,7 +44,7 @@ class Ledger:
         refused: Callable[[str, Resource, int], None] = lambda account, resource, limit: None,
     ) -> None:
         self._limits = dict(limits or {})
-        self._refused = refused
+        self.refused = refused
         self._used: dict[str, dict[Resource, int]] = {}
 
     def limit(self, account: str, resource: Resource) -> int:
@@ -60,7 +60,7 @@ class Ledger:
             raise ValueError(f"a charge of {amount} {resource} to account {account!r}: release it instead")
         used, limit = self.used(account, resource), self.limit(account, resource)
         if used + amount > limit and not past_limit:
-            self._refused(account, resource, limit)
+            self.refused(account, resource, limit)
             raise QuotaExceeded(account=account, resource=resource, limit=limit)
         self._used.setdefault(account, {})[resource] = used + amount
 
@@ -96,6 +96,10 @@ class Ledger:
     def release_all(self, account: str, cost: Cost) -> None:
         for resource, amount in cost.items():
             self.release(account, resource, amount)
+
+    def begin_anew(self) -> None:
+        """Nothing is in use: for a boot, which counts again what is there."""
+        self._used.clear()
 
     def usage(self) -> dict[str, dict[Resource, int]]:
         """What each account uses now; accounts and resources without use are left out."""

@@ -7,22 +7,19 @@ of the image ends with the boot, and what they set for a server that a person lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import kernel as calls
 
 from . import image
+from .events import Events
+from .node import Node
 from .parties import Party, Serving
 from .plan import limits_of, own_slice
 from .records import SliceRow
+from .server import Server
 from .slices import Limits, io
-
-if TYPE_CHECKING:
-    from .node import Node
-    from .supervisor import Server
 
 RANGES = {
     "cpu_weight": (1, 10_000),
@@ -46,8 +43,9 @@ def of_row(row: SliceRow) -> Limits:
 
 
 class Allotments:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Events) -> None:
         self._node = node
+        self._events = events
 
     def of_slice(self, server: Server) -> Limits | None:
         """The limits of the slice that a server is in; None: it is in none."""
@@ -64,7 +62,7 @@ class Allotments:
         said = [] if limits is None else self._node.slices.group(server.spec.slice).limit(limits)
         server.own = own
         if own is not None:
-            said += server.group(self._node).limit(own)
+            said += self._node.group(server).limit(own)
         server.unenforced = tuple(said) + _not_here(self.of(server))
 
     def show(self, server: Server) -> calls.Slice:
@@ -102,12 +100,12 @@ class Allotments:
                 self._apply(server, server.own or Limits(), self.of(server))
                 raise
         for sentence in said:
-            node.events.event("slice", server.name, sentence)
+            self._events.event("slice", server.name, sentence)
         return self.show(server)
 
     def _apply(self, server: Server, limits: Limits, of_threads: Limits) -> tuple[str, ...]:
         """`limits` to its own control group; to its threads, which no group holds to an I/O class, `of_threads`."""
-        group = server.group(self._node)
+        group = self._node.group(server)
         said = tuple(group.limit(limits))
         io.apply(group.members(), of_threads)
         return said + _not_here(limits)

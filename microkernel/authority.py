@@ -5,39 +5,47 @@ The order is always the same. Giving: tree, row, table entry, packet. Taking: tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.transport import ChannelTransport
 from atoll.ipc.errors import NotFound
 from atoll.ipc.proxy import bind
-from atoll.ipc.system.control import AddSegment, CloseChannel, Port, Shape
+from atoll.ipc.system.control import AddSegment, CloseChannel, Deliver, Port, Shape
 from atoll.ipc.system.state import State
 
 from .accounts import CHANNEL
 from .capabilities import Capability, Ended
 from .channels import Channel
+from .events import Events
+from .grants import Grants
+from .holders import Holders
+from .node import Node
+from .own_loop import LoopHost
 from .parties import KERNEL, Party, Serving
 from .tables import Table
-
-if TYPE_CHECKING:
-    from .node import Node
 
 SMALL = Shape(lanes=3, ring_bits=14, bulk_bits=18)
 """Of channels to the kernel: system calls are short."""
 USUAL = Shape()
+RIGHTS = ("observe", "operate", "serve")
+"""Of the kernel's interface."""
 
 
 class Authority:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Events, grants: Grants, holders: Holders) -> None:
         self._node = node
+        self._events = events
+        self._grants = grants
+        self._holders = holders
+        self._clients: dict[str, ClientChannel] = {}
+        """The kernel's own ends, by server."""
+        self._host = LoopHost(self._own_peer_misbehaved)
         self.tables: dict[str, Table] = {}
-        self.interfaces: dict[str, list[str]] = {}
+        self.interfaces: dict[str, list[str]] = {KERNEL: ["Kernel"]}
         """By server, in the order in which tables number them."""
         self.services: dict[int, int] = {}
         """By capability the best class of service it may have (0 is the dearest), as far as it was asked for."""
-        self.unwelcome: Callable[[str], bool] = lambda server: False
 
     def table(self, server: str) -> Table:
         found = self.tables.get(server)
@@ -53,10 +61,10 @@ class Authority:
         """The channel from a party to a server, made at the first time and charged to the party's account.
 
         Raises `QuotaExceeded`."""
-        channel = party.calls.get(server)
+        node = self._node
+        channel = node.channels.between(party, server)
         if channel is not None:
             return channel
-        node = self._node
         node.ledger.charge_all(party.account, CHANNEL)
         try:
             pending = 0 if party is node.kernel else node.ledger.limit(party.account, "pending")
@@ -94,9 +102,9 @@ class Authority:
         node, party = self._node, channel.client
         if party is node.kernel:
             opened, (memory, bell) = channel.opening(as_client=True)
-            client = ClientChannel(opened, memory, bell, party.notice.memory.map, node.host)
+            client = ClientChannel(opened, memory, bell, party.notice.memory.map, self._host)
             node.loop.add_client(client)
-            node.clients[channel.server] = client
+            self._clients[channel.server] = client
         else:
             party.send(*channel.opening(as_client=True))
 
@@ -113,14 +121,30 @@ class Authority:
                     serving.served.discard(channel.number)
         if not channel.client.gone:
             channel.client.send(told)
-        node.grants.closed(channel.number)
+        self._grants.closed(channel.number)
         node.channels.forget(channel)
         node.ledger.release_all(channel.client.account, CHANNEL)
+
+    def misbehaved(self, accuser: str, channel: int, check: str) -> None:
+        """A party says that the peer of a channel wrote what cannot be: the channel ends."""
+        found = self._node.channels.get(channel)
+        if found is None:
+            return
+        client, server = found.client.holder, found.server
+        if accuser not in (client, server):
+            self._events.refuse(accuser, "kernel", "accusing the peer of a channel that is not its own")
+            return
+        peer = server if client == accuser else client
+        self._events.event("misbehaved", peer, f"channel {channel} between {client} and {server}: {check}")
+        self.disconnect(found, f"{peer} broke the protocol: {check}")
+
+    def _own_peer_misbehaved(self, channel: int, check: str) -> None:
+        self.misbehaved(KERNEL, channel, check)
 
     def state_proxy(self, capability: Capability) -> State:
         """The store's interface through a capability of the kernel's own."""
         port = self.admit(capability, self._node.kernel)
-        return bind(State, ChannelTransport(self._node.clients[capability.server], port))
+        return bind(State, ChannelTransport(self._clients[capability.server], port))
 
     # giving -------------------------------------------------------------------------------------------------
 
@@ -129,8 +153,13 @@ class Authority:
         channel = self.connect(party, capability.server)
         self.enter(capability, channel)
         port = self.port(capability, channel)
-        self._node.readers.admitted(capability, party, port)
+        self._holders.admitted(capability, party, port)
         return port
+
+    def deliver(self, capability: Capability, party: Party, channel: int = 0) -> None:
+        """Put a capability into a process's hands; its number is the token, which messages of `channel` may name."""
+        port = self.admit(capability, party)
+        party.send(Deliver(token=capability.id, port=port, channel=channel))
 
     def port(self, capability: Capability, channel: Channel) -> Port:
         """How the client of a channel addresses a capability on it."""
@@ -203,7 +232,7 @@ class Authority:
         ended = self._node.tree.let_go(capabilities)
         self.clear(ended)
         party.gone = True
-        for channel in list(party.calls.values()):
+        for channel in self._node.channels.of_client(party):
             self.disconnect(channel, f"{party.holder} has ended")
         return ended
 
@@ -219,7 +248,7 @@ class Authority:
 
     def closed(self, server: str) -> None:
         """There will be no process of a server until a person wants one: its callers are told."""
-        self._node.grants.server_left(server)
+        self._grants.server_left(server)
         for channel in self._node.channels.of_server(server):
             channel.close_for_client()
             self._look(channel)
@@ -227,4 +256,4 @@ class Authority:
     def _look(self, channel: Channel) -> None:
         """The kernel's own client has no doorbell that would wake it: it is right here."""
         if channel.client is self._node.kernel:
-            self._node.clients[channel.server].look()
+            self._clients[channel.server].look()

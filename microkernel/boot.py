@@ -16,38 +16,30 @@ from typing import NamedTuple
 import trio
 
 from atoll.ipc.errors import AtollError, PeerFault
-from atoll.ipc.runtime.loop import ServeLoop
-from atoll.ipc.serve import Endpoint
 
-from . import graph, journal, needs, plan, weakenings
+from . import graph, journal, plan, weakenings
+from .authority import RIGHTS
 from .capability_rows import write_ended
-from .events import Events
-from .gate import Gate
-from .grants import Grants
 from .image import ServerBinding
-from .image_check import STORE, Checked
+from .image_check import STORE, STORE_INTERFACE, Checked
 from .journal import Journal, StateServer
-from .logs import Logs
-from .node import Node, Place
+from .node import Node
 from .ownership import BootRefused, needing_room
 from .parties import KERNEL, Serving
+from .place import Place
+from .process_rows import process_row, protection_row
 from .processes import Forge
 from .protection import probe
-from .readers import Readers
-from .records import (
-    KEYSPACE,
-    BootRow,
-)
+from .records import KEYSPACE, BootRow
 from .remains import END_WITHIN
-from .restore import RIGHTS, Restore
+from .restore import Restore
+from .server import Server
 from .slices import choose
 from .specs import from_image
 from .store import Store
-from .supervisor import Server, Supervisor
-from .syscalls import Syscalls
 from .versions import Version, Versions
-from .watchdog import Watchdog
 from .watching import Watching
+from .wiring import Parts, wire
 
 LAST_ROWS_WITHIN = 2.0
 """Seconds for the rows of a shutdown: without them the next boot takes it for a crash, and no more."""
@@ -105,22 +97,7 @@ class Boot:
         watching.start()
         store = Store(self.before.journal, self.before.epoch)
         node = Node(self.place, self.checked, store, forge, watching, slices, probe(), self.before.lock)
-        node.events, node.logs, node.grants = Events(node), Logs(node), Grants(node)
-        forge.renewed = lambda how: node.events.event(
-            "fork server ended", KERNEL, f"the fork server {how}, and there is another"
-        )
-        node.supervisor, node.readers = Supervisor(node), Readers(node)
-        node.authority.interfaces[KERNEL] = ["Kernel"]
-        gate = Gate(node)
-        node.syscalls = Syscalls(node)
-        endpoint = Endpoint(node.syscalls, None)
-        node.loop = ServeLoop(
-            endpoint,
-            node.kernel.notice.memory.map,
-            node.status,
-            {"Kernel": RIGHTS},
-            KernelObserver(node),
-        )
+        parts = wire(node, forge)
         try:
             async with trio.open_nursery() as nursery:
                 node.nursery = nursery
@@ -128,14 +105,14 @@ class Boot:
                 await nursery.start(node.loop.serve)
                 nursery.start_soon(forge.keep)
                 try:
-                    if await self._up_unless_ended(node, gate):
+                    if await self._up_unless_ended(node, parts):
                         up(node)
                     elif not self.plan_only:
                         node.failure = node.failure or "it was told to end before it served"
                     await node.down.wait()
                 finally:
                     with trio.CancelScope(shield=True):
-                        await take_down(node, gate)
+                        await take_down(node, parts)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
@@ -143,13 +120,13 @@ class Boot:
                 await watching.close()
                 with trio.move_on_after(END_WITHIN):  # what does not end is for the next boot to name
                     await slices.clean()
-            node.logs.close()
+            parts.logs.close()
             self.before.journal.close()
         return node.failure
 
     # up -----------------------------------------------------------------------------------------------------
 
-    async def _up_unless_ended(self, node: Node, gate: Gate) -> bool:
+    async def _up_unless_ended(self, node: Node, parts: Parts) -> bool:
         """Bring the node up; False if it is to end before it serves: a signal came, or the store cannot run."""
         async with trio.open_nursery() as nursery:
 
@@ -159,17 +136,19 @@ class Boot:
 
             nursery.start_soon(give_up)
             try:
-                await self._up(node, gate)
+                await self._up(node, parts)
             except PeerFault as fault:
                 raise BootRefused(node.failure or str(fault)) from fault
             nursery.cancel_scope.cancel()
         return not node.down.is_set()
 
-    async def _up(self, node: Node, gate: Gate) -> None:
+    async def _up(self, node: Node, parts: Parts) -> None:
         nursery = node.nursery
         self._warn(node)
-        restore = Restore(node, self.before.versions, self.say)
-        await self._state_up(node, restore)
+        restore = Restore(
+            node, parts.allotments, parts.authority, parts.needs, self.before.versions, self.say
+        )
+        await self._state_up(node, parts, restore)
         if self.plan_only:
             _, made = await restore.planned()
             self.say(plan.text(made).rstrip())
@@ -179,16 +158,16 @@ class Boot:
         await restore.rows(batch)
         await node.store.commit(batch.changes())
         nursery.start_soon(node.store.write_later)
-        nursery.start_soon(node.logs.keep)
-        nursery.start_soon(node.events.watch)
-        nursery.start_soon(node.grants.watch)
-        await self._servers_up(node)
+        nursery.start_soon(parts.logs.keep)
+        nursery.start_soon(parts.events.watch)
+        nursery.start_soon(parts.grants.watch)
+        await self._servers_up(node, parts)
         self._tell(node)
-        nursery.start_soon(Watchdog(node).watch)
-        nursery.start_soon(node.readers.keep)
-        nursery.start_soon(self._expire, node)
-        gate.open()
-        nursery.start_soon(gate.serve)
+        nursery.start_soon(parts.watchdog.watch)
+        nursery.start_soon(parts.readers.keep)
+        nursery.start_soon(self._expire, node, parts)
+        parts.gate.open()
+        nursery.start_soon(parts.gate.serve)
 
     def _warn(self, node: Node) -> None:
         for weakness in graph.graph(self.checked).weaknesses:
@@ -203,7 +182,7 @@ class Boot:
         for line in weakenings.lines(node.weakenings, graph.graph(self.checked).weaknesses):
             self.say(line)
 
-    async def _state_up(self, node: Node, restore: Restore) -> None:
+    async def _state_up(self, node: Node, parts: Parts, restore: Restore) -> None:
         """`state` first, from the journal and the image alone."""
         row = restore.row(STORE)
         record = StateServer.of(row)
@@ -212,26 +191,26 @@ class Boot:
         server = restore.server(from_image(self.checked.image, row, self.place.degrade))
         restore.offer(server)
         node.tree.offer(KERNEL, "Kernel", RIGHTS)
-        root = node.tree.root(STORE, needs.STORE_INTERFACE)
+        root = node.tree.root(STORE, STORE_INTERFACE)
         ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
-        proxy = node.authority.state_proxy(ours)
-        await node.supervisor.start(server)
+        proxy = parts.authority.state_proxy(ours)
+        await parts.supervisor.start(server)
         number = await proxy.make_keyspace(KEYSPACE, reserved=True)
         node.keyspaces[KEYSPACE] = number
         await node.store.opened(proxy, number)
 
-    async def _servers_up(self, node: Node) -> None:
+    async def _servers_up(self, node: Node, parts: Parts) -> None:
         """All but `state`, which runs; a server's servers are started before it, and none waits for another."""
         failures: list[AtollError] = []
 
         async def bring(server: Server) -> None:
             try:
                 async with server.changing:
-                    await node.supervisor.start(server)
+                    await parts.supervisor.start(server)
             except AtollError as error:
                 if server.spec.load:
                     # A person loaded it and the image does not name it: the node is whole without it.
-                    node.supervisor.give_up(server, str(error))
+                    parts.supervisor.give_up(server, str(error))
                     self.say(f"server {server.name} stays down: {error}")
                 else:
                     failures.append(error)
@@ -252,15 +231,15 @@ class Boot:
         for server in node.servers.values():
             if server.serving is not None:
                 batch.put(
-                    node.supervisor.process_row(server, server.serving),
-                    node.supervisor.protection_row(server),
+                    process_row(node, server, server.serving),
+                    protection_row(server),
                 )
                 assert server.plan is not None
                 for weak in server.plan.weakenings:
                     node.weakenings.append((server.name, weak.mechanism, weak.reason))
         await node.store.commit(batch.changes())
 
-    async def _expire(self, node: Node) -> None:
+    async def _expire(self, node: Node, parts: Parts) -> None:
         """Ends what has expired."""
         while True:
             due = node.tree.next_expiry()
@@ -268,22 +247,9 @@ class Boot:
             await trio.sleep(wait + 0.001)
             ended = node.tree.expire(node.now())
             if ended.gone:
-                node.authority.clear(ended)
-                node.events.capabilities((), ended)
+                parts.authority.clear(ended)
+                parts.events.capabilities((), ended)
                 node.store.later(write_ended(node.store.batch("expiry"), ended))
-
-
-class KernelObserver:
-    """Hears what the kernel's own loop turned away."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def refused(self, channel: int, slot: int, method: int, why: str) -> None:
-        self._node.events.refused(KERNEL, channel, method, why, 1)
-
-    def misbehaved(self, channel: int, check: str) -> None:
-        self._node.events.misbehaved(KERNEL, channel, check)
 
 
 def order(node: Node) -> list[str]:
@@ -317,31 +283,31 @@ async def watch_signals(node: Node, *, task_status: trio.TaskStatus[None] = trio
             node.down.set()
 
 
-async def take_down(node: Node, gate: Gate) -> None:
+async def take_down(node: Node, parts: Parts) -> None:
     """End every server, callers before those they call, `state` last; whoever is being started or swapped meanwhile, too."""
-    gate.close()
+    parts.gate.close()
     node.down.set()
     if not node.nursery.cancel_scope.cancel_called:
-        await node.readers.close()
+        await parts.readers.close()
         for name in reversed(order(node) if node.servers else []):
-            await end_in_order(node, node.servers[name])
+            await end_in_order(node, parts, node.servers[name])
     node.store.end()
-    node.authority.closed(STORE)
+    parts.authority.closed(STORE)
     kill_all(node)
 
 
-async def end_in_order(node: Node, server: Server) -> None:
+async def end_in_order(node: Node, parts: Parts, server: Server) -> None:
     """End one server. A change of its life that is under way is waited for no longer than the server itself is."""
     with trio.move_on_after(node.down_deadline):
         async with server.changing:
             pass
     if server.name == STORE:
-        node.logs.write_rows()
+        parts.logs.write_rows()
         if not node.failure:
             node.store.later(node.store.batch("shutdown").put(ended_boot(node)))
         with trio.move_on_after(LAST_ROWS_WITHIN):
             await node.store.flush()
-    await node.supervisor.end(server, node.down_deadline, "the node was shut down")
+    await parts.supervisor.end(server, node.down_deadline, "the node was shut down")
 
 
 def kill_all(node: Node) -> None:

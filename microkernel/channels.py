@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from atoll.ipc.system.control import OpenChannel, Shape
 from atoll.native import ffi, lib
 
+from .mechanisms import Chance
 from .memory import Memory
 from .notices import CLOSED, OPEN, RESTARTING
-
-if TYPE_CHECKING:
-    from .mechanisms import Chance
-    from .parties import Party
+from .parties import Party
 
 PER_LOOP = 4096
 """A receive loop files channels by their number modulo this; so no two that live share a remainder."""
@@ -133,6 +130,8 @@ class Channels:
     def __init__(self, chance: Chance) -> None:
         self._chance = chance
         self._all: dict[int, Channel] = {}
+        self._of_client: dict[Party, dict[str, Channel]] = {}
+        """By client, and by server."""
         self._next = 1
 
     def __len__(self) -> int:
@@ -148,6 +147,14 @@ class Channels:
         """Channels that a server serves, oldest first."""
         return [channel for channel in self._all.values() if channel.server == server]
 
+    def of_client(self, client: Party) -> list[Channel]:
+        """Channels of which a party is the client, oldest first."""
+        return list(self._of_client.get(client, {}).values())
+
+    def between(self, client: Party, server: str) -> Channel | None:
+        """The channel over which a party calls a server, if it has one."""
+        return self._of_client.get(client, {}).get(server)
+
     def make(self, client: Party, server: str, shape: Shape, pending: int = 0) -> Channel:
         """A channel with a number that no other one of this boot has had. `OSError` if memory or descriptors lack."""
         taken = {number % PER_LOOP for number in self._all}
@@ -158,14 +165,17 @@ class Channels:
         channel = Channel(self._next, client, server, shape, self.new_base(), pending)
         self._next += 1
         self._all[channel.number] = channel
-        client.calls[server] = channel
+        self._of_client.setdefault(client, {})[server] = channel
         return channel
 
     def forget(self, channel: Channel) -> None:
         """The channel is no more."""
         del self._all[channel.number]
-        if channel.client.calls.get(channel.server) is channel:
-            del channel.client.calls[channel.server]
+        calls = self._of_client.get(channel.client, {})
+        if calls.get(channel.server) is channel:
+            del calls[channel.server]
+        if not calls:
+            self._of_client.pop(channel.client, None)
         if not channel.client.gone:
             channel.client.notice.give_back(channel.line)
         channel.close()

@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import journal
-from .node import Place
 from .ownership import become_kernel, end_left
+from .place import Place
 from .versions import Versions
 
 

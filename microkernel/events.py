@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
-from atoll.ipc import schema
+from atoll.ipc import context, schema
 from atoll.ipc.naming import number_of
 from atoll.ipc.system.kernel import Kernel, Refusal
 
 from .capabilities import Capability, Ended
 from .capability_rows import session_row
+from .logs import Logs
+from .node import Node
 from .parties import KERNEL
 from .processes import RENEW_PAUSE
 from .protection import filters
 from .protection.watcher import Flooded
 from .protection.watcher import Refusal as RefusedCall
 from .records import CrashRow, EventRow, RefusalRow
-
-if TYPE_CHECKING:
-    from .node import Node
 
 KINDS_MOST = 256
 """Different refusals kept of one party; what comes after is counted as `other`."""
@@ -57,8 +55,9 @@ def _methods(described: bytes) -> dict[int, str]:
 
 
 class Events:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, logs: Logs) -> None:
         self._node = node
+        self._logs = logs
         self._refusals: dict[tuple[str, str], RefusalRow] = {}
         self._kinds: dict[str, int] = {}
         self._sequence = 0
@@ -106,6 +105,13 @@ class Events:
         else:
             self.refuse(who, "capability", f"{server}, {self._method(server, method)}: {REASONS[why]}", count)
 
+    def over_quota(self, account: str, resource: str, limit: int) -> None:
+        """Somebody asked for more than their account has: recorded under who made the system call, if one is in hand."""
+        call = context.current_or_none()
+        channel = None if call is None else self._node.channels.get(call.client)
+        who = f"account {account}" if channel is None else channel.client.holder
+        self.refuse(who, "quota", f"more {resource} than the {limit} of account {account!r}")
+
     def _method(self, server: str, number: int) -> str:
         """A method as people write it; by its number where no interface of the server has it."""
         at = self._node.servers.get(server)
@@ -137,20 +143,6 @@ class Events:
             )  # fmt: skip
             await trio.sleep(RENEW_PAUSE)
 
-    def misbehaved(self, server: str, channel: int, check: str) -> None:
-        """A process says that the peer of a channel wrote what cannot be."""
-        found = self._node.channels.get(channel)
-        if found is None:
-            return
-        if server not in (found.client.holder, found.server):
-            self.refuse(server, "kernel", "accusing the peer of a channel that is not its own")
-            return
-        peer = found.server if found.client.holder == server else found.client.holder
-        self.event(
-            "misbehaved", peer, f"channel {channel} between {found.client.holder} and {found.server}: {check}"
-        )
-        self._node.authority.disconnect(found, f"{peer} broke the protocol: {check}")
-
     def ended(self, server: str, why: str) -> None:
         """The kernel ended a process that did what it must not."""
         self.event("ended", server, why)
@@ -169,7 +161,7 @@ class Events:
         node = self._node
         self._sequence += 1
         level = "info" if kind in AS_ASKED else "warning"
-        node.logs.line(who, 0, level, f"{kind}: {sentence}", fields)
+        self._logs.line(who, 0, level, f"{kind}: {sentence}", fields)
         return EventRow(
             boot=node.boot, sequence=self._sequence, time=node.now(), kind=kind, who=who, sentence=sentence,
             fields=fields,

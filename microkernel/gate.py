@@ -14,7 +14,6 @@ import socket
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,15 +21,16 @@ from atoll.ipc.errors import AtollError, PeerMisbehaved
 from atoll.ipc.system import control
 
 from .accounts import ATTACHMENT
+from .authority import Authority
 from .capabilities import Capability, badge_number
 from .connections import Connection
+from .events import Events
+from .grants import Grants
 from .image import Attach
-from .parties import KERNEL, Party, Serving
+from .node import Node
+from .parties import KERNEL, Attached, Serving
 from .peers import Peer, Refused
 from .records import AttachmentRow
-
-if TYPE_CHECKING:
-    from .node import Node
 
 HELLO_WITHIN = 5.0
 """Seconds for each packet up to `Welcome`."""
@@ -42,19 +42,6 @@ GREETED_MOST = 32
 NO_DESCRIPTORS_PAUSE = 0.5
 
 
-class Attached(Party):
-    """A program outside that is attached."""
-
-    def __init__(self, number: int, account: str, peer: Peer) -> None:
-        super().__init__(number, f"@{number}", account)
-        self.pid = peer.pid
-        self.uid = peer.uid
-        self.program = peer.program
-        self.since = 0
-        self.operator = False
-        self.rights: frozenset[str] = frozenset()
-
-
 class _Left(Exception):
     """The program went before it said anything: it only looked whether a node answers."""
 
@@ -62,8 +49,11 @@ class _Left(Exception):
 class Gate:
     """The attach socket of a node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Events, grants: Grants, authority: Authority) -> None:
         self._node = node
+        self._events = events
+        self._grants = grants
+        self._authority = authority
         self._path = node.place.socket
         self._listening: socket.socket | None = None
         self._booter = os.geteuid()
@@ -91,7 +81,7 @@ class Gate:
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:  # no descriptors left: others must close some first
-                self._node.events.event("attach", "kernel", f"a program could not attach: {error}")
+                self._events.event("attach", "kernel", f"a program could not attach: {error}")
                 await trio.sleep(NO_DESCRIPTORS_PAUSE)
                 continue
             self._node.soon(self._welcome, end)
@@ -121,7 +111,7 @@ class Gate:
         except _Left:
             pass  # nobody is there to be told, and nothing was refused
         except Refused as refusal:
-            self._node.events.refuse(refusal.who or who or "attach", "attach", str(refusal))
+            self._events.refuse(refusal.who or who or "attach", "attach", str(refusal))
             connection.send(control.Unwelcome(sentence=str(refusal)))
         except (AtollError, OSError) as error:
             connection.send(control.Unwelcome(sentence=f"the node cannot take you in now: {error}"))
@@ -225,7 +215,7 @@ class Gate:
                     account=account,
                 )
             ]
-            port = node.authority.admit(made[0], party)
+            port = self._authority.admit(made[0], party)
             given = []
             for may in () if entry is None else entry.may:
                 capability = self._may(party, may.server, may.interface, may.rights, account)
@@ -234,28 +224,29 @@ class Gate:
                     control.Given(
                         server=may.server,
                         interface=capability.interface,
-                        port=node.authority.admit(capability, party),
+                        port=self._authority.admit(capability, party),
                     )
                 )
             party.session.update(capability.id for capability in made)
         except BaseException:
             self._leave(party)
             raise
+        calls = node.channels.of_client(party)
         kernel = os.pidfd_open(os.getpid())
         try:
             party.connection = connection
             connection.send(
                 control.Welcome(
                     node=node.place.name, folder=str(node.place.folder), boot=node.boot, attachment=party.number,
-                    operator=party.operator, port=port, given=tuple(given), channels=len(party.calls),
+                    operator=party.operator, port=port, given=tuple(given), channels=len(calls),
                 ),
                 (party.notice.memory.descriptor, kernel),
             )  # fmt: skip
         finally:
             os.close(kernel)
-        for channel in party.calls.values():
+        for channel in calls:
             connection.send(*channel.opening(as_client=True))
-        node.events.capabilities(made, None)
+        self._events.capabilities(made, None)
         node.store.later(node.store.batch("attach").put(self._row(party)))
         return party
 
@@ -286,9 +277,9 @@ class Gate:
                     for descriptor in descriptors:
                         os.close(descriptor)
                     if isinstance(message, control.Misbehaved):
-                        self._node.events.misbehaved(party.holder, message.channel, message.check)
+                        self._authority.misbehaved(party.holder, message.channel, message.check)
             except PeerMisbehaved as error:
-                self._node.events.ended(party.holder, f"it broke the protocol: {error.check}")
+                self._events.ended(party.holder, f"it broke the protocol: {error.check}")
             nursery.cancel_scope.cancel()
 
     def _leave(self, party: Attached) -> None:
@@ -296,11 +287,11 @@ class Gate:
         if party.gone:
             return
         session = [held.id for held in node.tree.held_by(party.holder)]
-        ended = node.authority.leave(party, session)
-        node.grants.leave(party)
+        ended = self._authority.leave(party, session)
+        self._grants.leave(party)
         node.parties.pop(party.number, None)
         node.ledger.release_all(party.account, party.cost)
-        node.events.capabilities((), ended)
+        self._events.capabilities((), ended)
         if party.connection is not None:
             node.store.later(node.store.batch("detach").put(self._row(party, node.now())))
         party.close()

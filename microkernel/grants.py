@@ -15,7 +15,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -27,10 +27,8 @@ from atoll.ipc.system.kernel import BufferMade, BufferRow
 from . import accounts
 from .buffers import Buffer
 from .channels import Channel
+from .node import Node
 from .parties import KERNEL, Party, Serving
-
-if TYPE_CHECKING:
-    from .node import Node
 
 T = TypeVar("T")
 

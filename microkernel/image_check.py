@@ -35,6 +35,7 @@ from .protection.plan import ladder, levels
 
 STORE = "state"
 """The server that holds the store; every image has one."""
+STORE_INTERFACE = "State"
 
 KINDS: dict[type[Any], str] = {
     KeyspaceBinding: "keyspace",

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, BadRequest
-from atoll.ipc.naming import nearest
-from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.state import Retention
 
-from . import launching, needs
+from . import needs
+from .authority import Authority
 from .capability_rows import write_ended, write_made
-from .descriptions import describe_all
+from .events import Events
 from .failpoints import reach
-from .image import ConfigBinding
+from .grants import Grants
 from .image_check import STORE
 from .image_read import NAME
-from .parties import KERNEL
-from .protection import Plan, levels
-from .protection.plan import Unprotected
-from .records import KeyspaceRow, ServerRow, VersionRow
+from .needs import Needs
+from .node import Node
+from .packages import Packages
+from .parties import KERNEL, Serving
+from .process_rows import process_row, protection_row
+from .records import KeyspaceRow, ServerRow
+from .server import Server
 from .specs import from_load
-from .supervisor import Server
-from .versions import Version
-
-if TYPE_CHECKING:
-    from .node import Node
-    from .parties import Serving
+from .supervisor import Supervisor
+from .windows import Windows
 
 FREEZE_WITHIN = 5.0
 UNDO_WITHIN = 5.0
@@ -39,8 +36,18 @@ UNDO_WITHIN = 5.0
 
 
 class Life:
-    def __init__(self, node: Node) -> None:
+    def __init__(
+        self, node: Node, events: Events, grants: Grants, authority: Authority, needs: Needs,
+        supervisor: Supervisor, packages: Packages, windows: Windows,
+    ) -> None:  # fmt: skip
         self._node = node
+        self._events = events
+        self._grants = grants
+        self._authority = authority
+        self._needs = needs
+        self._supervisor = supervisor
+        self._packages = packages
+        self._windows = windows
 
     # load ---------------------------------------------------------------------------------------------------
 
@@ -54,20 +61,17 @@ class Life:
         if what.server in node.servers or what.server == KERNEL:
             got = f"{what.server!r}, which there is: `atoll swap {what.server} PACKAGE` replaces it"
             raise BadRequest(where="load: server", expected="a name that is free", got=got)
-        version = await self.version_of(Path(what.package))
+        version = await self._packages.version_of(Path(what.package))
         spec = from_load(what, version, node.image.node.account)
-        configs = {
-            need: bound.config for need, bound in spec.needs.items() if isinstance(bound, ConfigBinding)
-        }
-        description = await self.describe(what.server, version, configs)
+        description = await self._packages.describe(spec, version)
         server = Server(spec, description, version)
         named = needs.keyspaces_of(server)
         needs.complete(server)
         needs.known(named, node.keyspaces)
-        self.check_level(server, spec.level, version)
+        self._packages.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")
         node.servers[server.name] = server
-        node.authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
+        self._authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
         try:
             for offer in description.interfaces:
                 write_made(batch, node.tree.offer(server.name, offer.name, offer.rights)[0])
@@ -75,12 +79,12 @@ class Life:
                 if name not in node.keyspaces:
                     badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, Retention())
                     batch.put(KeyspaceRow(keyspace=name, badge=badge))
-            needs.drop(node, needs.bind(node, server, batch), batch)
-            batch.put(server.spec.row(), self.version_row(version, what.package, description))
+            self._needs.drop(self._needs.bind(server, batch), batch)
+            batch.put(server.spec.row(), self._packages.version_row(version, what.package, description))
             await node.store.commit(batch.changes())
             reach("load: committed")
             async with server.changing:
-                await node.supervisor.start(server)
+                await self._supervisor.start(server)
             reach("load: started")
         except BaseException:
             with trio.CancelScope(shield=True):
@@ -92,19 +96,19 @@ class Life:
     async def _unload(self, server: Server) -> None:
         """As if it had never been loaded; its keyspaces stay."""
         node = self._node
-        await node.supervisor.end(server, 0.0, "it could not be loaded")
-        node.grants.server_left(server.name)
+        await self._supervisor.end(server, 0.0, "it could not be loaded")
+        self._grants.server_left(server.name)
         batch = node.store.batch(f"undo load {server.name}")
         for ended in (node.tree.withdraw(server.name), node.tree.forget(server.name)):
-            node.authority.clear(ended)
+            self._authority.clear(ended)
             write_ended(batch, ended)
         for key in [key for key in node.bound if key[0] == server.name]:
             del node.bound[key]
         for channel in node.channels.of_server(server.name):
-            node.authority.disconnect(channel, f"{server.name} was not loaded")
+            self._authority.disconnect(channel, f"{server.name} was not loaded")
         node.servers.pop(server.name, None)
-        node.authority.interfaces.pop(server.name, None)
-        table = node.authority.tables.pop(server.name, None)
+        self._authority.interfaces.pop(server.name, None)
+        table = self._authority.tables.pop(server.name, None)
         if table is not None:
             table.close()
         for end in server.sockets.values():
@@ -115,55 +119,11 @@ class Life:
         if waited.cancelled_caught:
             node.store.later(batch)  # the store is down: as soon as it serves
 
-    async def version_of(self, package: Path) -> Version:
-        """The package's version, copied into the node's folder. Raises `NotFound`, `BadRequest`."""
-        if not package.is_absolute():
-            raise BadRequest(where="package", expected="an absolute path", got=str(package))
-        return await trio.to_thread.run_sync(self._node.versions.add, package)
-
-    async def describe(
-        self, server: str, version: Version, configs: dict[str, dict[str, object]]
-    ) -> Description:
-        """What a version says of itself. Raises `StartFailed` for one that cannot be imported."""
-        package = version.folder / version.package
-        found = await describe_all(self._node.forge, {server: package}, {server: configs})
-        described = found[server]
-        if isinstance(described, str):
-            raise calls.StartFailed(server=server, step="import", reason=described)
-        return described
-
-    def check_level(self, server: Server, level: str, version: Version) -> Plan:
-        """The protection plan. Raises `BadRequest` for a level that there is not, `MechanismMissing` where this host cannot
-        keep it."""
-        if level not in levels():
-            near = nearest(level, levels())
-            hint = f", did you mean {near!r}?" if near else ""
-            raise BadRequest(where="level", expected=f"one of {', '.join(levels())}", got=f"{level!r}{hint}")
-        plan = launching.protection(self._node, server, level, version)
-        try:
-            plan.require()
-        except Unprotected:
-            missing = plan.missing[0]
-            raise calls.MechanismMissing(
-                server=server.name, level=level, mechanism=missing.mechanism, reason=missing.reason
-            ) from None
-        return plan
-
-    def version_row(self, version: Version, source: str, description: Description) -> VersionRow:
-        return VersionRow(
-            package=version.package, hash=version.hash, added=self._node.now(), source=source,
-            interfaces=tuple(offer.name for offer in description.interfaces),
-        )  # fmt: skip
-
     def _record_start(self, server: Server) -> None:
         node = self._node
         if server.serving is not None:
-            supervisor = node.supervisor
-            node.store.later(
-                node.store.batch(f"start {server.name}").put(
-                    supervisor.process_row(server, server.serving), supervisor.protection_row(server)
-                )
-            )
+            rows = process_row(node, server, server.serving), protection_row(server)
+            node.store.later(node.store.batch(f"start {server.name}").put(*rows))
 
     # stop and start -----------------------------------------------------------------------------------------
 
@@ -177,17 +137,16 @@ class Life:
             # Half a stop would leave callers that wait for nobody: once begun, no deadline of the caller's ends it.
             with trio.CancelScope(shield=True):
                 await self._stop(server, deadline, "a person stopped it")
-                self._node.authority.closed(server.name)
+                self._authority.closed(server.name)
                 reach("stop: ended")
                 await self._remember(server, stopped=True)
                 reach("stop: committed")
 
     async def _stop(self, server: Server, deadline: float, reason: str) -> None:
-        node = self._node
         if server.state == "frozen":
             await self._thaw(server)
         server.state, server.reason = "stopped", reason
-        await node.supervisor.end(server, deadline, reason)
+        await self._supervisor.end(server, deadline, reason)
         server.state, server.reason = "stopped", reason
 
     async def _remember(self, server: Server, *, stopped: bool) -> None:
@@ -211,9 +170,9 @@ class Life:
         server.restarts += 1
         await self._bind_anew(server)
         try:
-            await node.supervisor.start(server)
+            await self._supervisor.start(server)
         except AtollError as error:
-            node.supervisor.give_up(server, str(error))
+            self._supervisor.give_up(server, str(error))
             raise
         if server.name == STORE:
             node.soon(node.store.settle)
@@ -227,10 +186,10 @@ class Life:
         if not lost:
             return
         batch = node.store.batch(f"bind {server.name} anew")
-        needs.drop(node, needs.bind(node, server, batch), batch)
+        self._needs.drop(self._needs.bind(server, batch), batch)
         await node.store.commit(batch.changes())
         for need in lost:
-            node.events.event("bind", server.name, f"a new capability for {need}: the last one was revoked")
+            self._events.event("bind", server.name, f"a new capability for {need}: the last one was revoked")
 
     # freeze and thaw ----------------------------------------------------------------------------------------
 
@@ -262,9 +221,9 @@ class Life:
     async def _halt(self, server: Server, serving: Serving) -> None:
         """Have it stand still, but not in the window between the check of a capability and the handler's first step:
         what was checked there would begin on thaw, whatever had been revoked meanwhile."""
-        group = server.group(self._node)
+        group = self._node.group(server)
         while True:
-            await self._node.syscalls.powers.windows([serving])
+            await self._windows.passed([serving])
             await group.freeze()
             if serving.gone or not serving.status.window() & 1:
                 return
@@ -280,20 +239,20 @@ class Life:
 
     async def _record(self, kind: str, server: Server, sentence: str) -> None:
         node = self._node
-        row = node.events.row(kind, server.name, sentence)
+        row = self._events.row(kind, server.name, sentence)
         await node.store.commit(node.store.batch(f"{kind} {server.name}").put(row).changes())
 
     async def _unfreeze(self, server: Server) -> None:
         """A freeze that could not be carried through, or whose row may not be there, is none."""
         if server.state == "frozen":
-            self._node.events.event("freeze failed", server.name, "it could not be recorded")
+            self._events.event("freeze failed", server.name, "it could not be recorded")
         await self._thaw(server)
 
     async def _thaw(self, server: Server) -> None:
         """Nobody was in the window (see `_halt`): whatever its loop takes now, it checks now. A process that died meanwhile
         is another's care."""
         serving = server.serving
-        await server.group(self._node).thaw()
+        await self._node.group(server).thaw()
         if serving is not None and server.serving is serving:
             serving.notice.gate(False)
             server.state, server.reason = "serving", ""

@@ -11,16 +11,13 @@ import os
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import trio
 
 from atoll.ipc.system.kernel import LogRow
 
 from . import records
-
-if TYPE_CHECKING:
-    from .node import Node
+from .node import Node
 
 KEPT = 10_000
 """Lines in memory, of all servers together."""

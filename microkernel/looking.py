@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
 
-from .gate import Attached
+from .events import Events
 from .image_check import STORE
-from .parties import KERNEL, Serving
+from .node import Node
+from .parties import KERNEL, Attached, Serving
 from .protection.plan import ladder
+from .readers import Readers
 from .records import VersionRow
-
-if TYPE_CHECKING:
-    from .node import Node
-    from .supervisor import Server
-
-PAGE = os.sysconf("SC_PAGE_SIZE")
-TICKS = os.sysconf("SC_CLK_TCK")
+from .server import Server
+from .usage import usage
 
 
 class Looking:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Events, readers: Readers) -> None:
         self._node = node
+        self._events = events
+        self._readers = readers
 
     def node(self) -> calls.NodeRow:
         node = self._node
@@ -42,9 +39,7 @@ class Looking:
     def ps(self) -> list[calls.ProcessRow]:
         servers = [self.process(server) for server in self._node.servers.values()]
         store = self._node.servers[STORE]
-        return servers + [
-            self._row(store, reader, reader.reader) for reader in self._node.readers.processes()
-        ]
+        return servers + [self._row(store, reader, reader.reader) for reader in self._readers.processes()]
 
     def process(self, server: Server) -> calls.ProcessRow:
         """A server and its process, with what /proc and its status say of it."""
@@ -52,16 +47,16 @@ class Looking:
 
     def _row(self, server: Server, serving: Serving | None, name: str) -> calls.ProcessRow:
         node, main = self._node, name == server.name
-        pid = serving.process.pid if serving is not None and serving.process is not None else 0
+        pid = serving.pid if serving is not None else 0
         memory, cpu = usage(pid)
         served = serving.status.signs().served if serving is not None else 0
         level = server.plan.level if server.plan is not None else server.spec.level
         return calls.ProcessRow(
             server=name, state=server.state if main else "serving", pid=pid, level=level,
             version=server.version.hash, start=server.start,
-            uid=server.uid(node) or os.geteuid(),
+            uid=node.uid(server) or os.geteuid(),
             started=serving.started if serving is not None else 0, restarts=server.restarts if main else 0,
-            memory=memory, cpu=cpu, calls=served, refused=node.events.count(name),
+            memory=memory, cpu=cpu, calls=served, refused=self._events.count(name),
             channels=len(node.channels.of_server(name)),
             interfaces=[offer.name for offer in server.description.interfaces],
             reason=server.reason if main else "",
@@ -149,12 +144,13 @@ class Looking:
         ]  # fmt: skip
 
     def attachments(self) -> list[calls.AttachmentRow]:
+        node = self._node
         return [
             calls.AttachmentRow(
                 number=party.number, pid=party.pid, uid=party.uid, command=party.program,
-                rights=sorted(party.rights), since=party.since, channels=len(party.calls),
+                rights=sorted(party.rights), since=party.since, channels=len(node.channels.of_client(party)),
             )
-            for party in self._node.parties.values()
+            for party in node.parties.values()
             if isinstance(party, Attached)
         ]  # fmt: skip
 
@@ -162,17 +158,6 @@ class Looking:
         if not server.offered:
             raise calls.WrongState(server=server.name, state=server.state, wanted="started once")
         return list(server.offered)
-
-
-def usage(pid: int) -> tuple[int, float]:
-    """Resident bytes and seconds of CPU of a process; zeros for one that is gone."""
-    with suppress(OSError):
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            memory = int(file.read().split()[1]) * PAGE
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return memory, (int(fields[11]) + int(fields[12])) / TICKS
-    return 0, 0.0
 
 
 def release() -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import control
 
+from .authority import Authority
 from .capabilities import Capability, badge_number
 from .capability_rows import write_ended, write_made
 from .changes import Batch
@@ -24,16 +25,13 @@ from .image import (
     ListenBinding,
     ServerBinding,
 )
-from .image_check import KINDS, STORE
+from .image_check import KINDS, STORE, STORE_INTERFACE
+from .node import Node
 from .parties import Serving
 from .records import NeedRow
+from .server import Server
 from .uids import give
 
-if TYPE_CHECKING:
-    from .node import Node
-    from .supervisor import Server
-
-STORE_INTERFACE = "State"
 LOCK_DESCRIPTOR = 4
 """The number under which `state` has the node's lock."""
 
@@ -118,30 +116,6 @@ def complete(server: Server) -> None:
     server.spec = msgspec.structs.replace(server.spec, needs=needs)
 
 
-def bind(node: Node, server: Server, batch: Batch) -> list[int]:
-    """Find or make the lasting capability of each need; the rows go into the batch. Returns those that stand for no need
-    any more, for `drop`: a process may still use them."""
-    replaced = []
-    for need in server.spec.needs:
-        what = wanted(node, server, need)
-        if what is None:
-            continue
-        known = node.bound.get((server.name, need), 0)
-        held = next((held for held in node.tree.held_by(server.name) if held.id == known), None)
-        if held is not None:
-            same = (held.server, held.interface, held.badge, held.rights) == what[:4]
-            if same:
-                node.authority.services[held.id] = what.service
-                continue
-            replaced.append(held.id)
-        made = _make(node, server, what)
-        node.authority.services[made.id] = what.service
-        node.bound[server.name, need] = made.id
-        write_made(batch, made)
-        batch.put(NeedRow(server=server.name, need=need, capability=made.id))
-    return replaced
-
-
 def lost(node: Node, server: Server) -> list[str]:
     """The needs whose capability was taken back since it was bound."""
     return [
@@ -151,57 +125,85 @@ def lost(node: Node, server: Server) -> list[str]:
     ]
 
 
-def drop(node: Node, capabilities: Iterable[int], batch: Batch) -> None:
-    """End capabilities that stand for no need any more."""
-    for id in capabilities:
-        ended = node.tree.revoke(id, by=None)
-        node.authority.clear(ended)
-        write_ended(batch, ended)
+class Needs:
+    """Makes needs into capabilities, and those into what a process is told."""
 
+    def __init__(self, node: Node, authority: Authority) -> None:
+        self._node = node
+        self._authority = authority
 
-def _make(node: Node, server: Server, what: Wanted) -> Capability:
-    root = node.tree.root(what.server, what.interface)
-    account = server.spec.account
-    if what.badge:
-        return node.tree.mint(
-            root.id,
-            by=root.holder,
-            to=server.name,
-            badge=what.badge,
-            rights=what.rights,
-            lasting=True,
-            account=account,
+    def bind(self, server: Server, batch: Batch) -> list[int]:
+        """Find or make the lasting capability of each need; the rows go into the batch. Returns those that stand for no need
+        any more, for `drop`: a process may still use them."""
+        replaced = []
+        for need in server.spec.needs:
+            what = wanted(self._node, server, need)
+            if what is None:
+                continue
+            known = self._node.bound.get((server.name, need), 0)
+            held = next((held for held in self._node.tree.held_by(server.name) if held.id == known), None)
+            if held is not None:
+                same = (held.server, held.interface, held.badge, held.rights) == what[:4]
+                if same:
+                    self._authority.services[held.id] = what.service
+                    continue
+                replaced.append(held.id)
+            made = self._make(server, what)
+            self._authority.services[made.id] = what.service
+            self._node.bound[server.name, need] = made.id
+            write_made(batch, made)
+            batch.put(NeedRow(server=server.name, need=need, capability=made.id))
+        return replaced
+
+    def drop(self, capabilities: Iterable[int], batch: Batch) -> None:
+        """End capabilities that stand for no need any more."""
+        for id in capabilities:
+            ended = self._node.tree.revoke(id, by=None)
+            self._authority.clear(ended)
+            write_ended(batch, ended)
+
+    def told(
+        self, server: Server, party: Serving, capabilities: dict[str, Capability]
+    ) -> dict[str, control.Need]:
+        """What `Start` says of each need. `capabilities`: by need, those that this process uses."""
+        needs: dict[str, control.Need] = {}
+        sockets = 0
+        for need, bound in server.spec.needs.items():
+            match bound:
+                case KeyspaceBinding():
+                    needs[need] = control.KeyspaceNeed(port=self._authority.admit(capabilities[need], party))
+                case ServerBinding():
+                    needs[need] = control.ServerNeed(port=self._authority.admit(capabilities[need], party))
+                case ConfigBinding(config=table):
+                    needs[need] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
+                case ListenBinding():
+                    needs[need] = control.SocketNeed(descriptor=sockets)
+                    sockets += 1
+                case FolderBinding():
+                    needs[need] = control.FolderNeed(path=str(folder_of(self._node, server, bound)))
+        if server.name == STORE:
+            given = {} if "config" not in needs else server.spec.needs["config"].config  # type: ignore[union-attr]
+            owned = {"role": "reader"} if party.reader else {"lock": LOCK_DESCRIPTOR}
+            table = {**given, "folder": str(store_folder(self._node)), "boot": self._node.boot, **owned}
+            needs["config"] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
+        return needs
+
+    def _make(self, server: Server, what: Wanted) -> Capability:
+        root = self._node.tree.root(what.server, what.interface)
+        account = server.spec.account
+        if what.badge:
+            return self._node.tree.mint(
+                root.id,
+                by=root.holder,
+                to=server.name,
+                badge=what.badge,
+                rights=what.rights,
+                lasting=True,
+                account=account,
+            )
+        return self._node.tree.grant(
+            root.id, by=root.holder, to=server.name, rights=what.rights, lasting=True, account=account
         )
-    return node.tree.grant(
-        root.id, by=root.holder, to=server.name, rights=what.rights, lasting=True, account=account
-    )
-
-
-def told(
-    node: Node, server: Server, party: Serving, capabilities: dict[str, Capability]
-) -> dict[str, control.Need]:
-    """What `Start` says of each need. `capabilities`: by need, those that this process uses."""
-    needs: dict[str, control.Need] = {}
-    sockets = 0
-    for need, bound in server.spec.needs.items():
-        match bound:
-            case KeyspaceBinding():
-                needs[need] = control.KeyspaceNeed(port=node.authority.admit(capabilities[need], party))
-            case ServerBinding():
-                needs[need] = control.ServerNeed(port=node.authority.admit(capabilities[need], party))
-            case ConfigBinding(config=table):
-                needs[need] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
-            case ListenBinding():
-                needs[need] = control.SocketNeed(descriptor=sockets)
-                sockets += 1
-            case FolderBinding():
-                needs[need] = control.FolderNeed(path=str(folder_of(node, server, bound)))
-    if server.name == STORE:
-        given = {} if "config" not in needs else server.spec.needs["config"].config  # type: ignore[union-attr]
-        owned = {"role": "reader"} if party.reader else {"lock": LOCK_DESCRIPTOR}
-        table = {**given, "folder": str(store_folder(node)), "boot": node.boot, **owned}
-        needs["config"] = control.ConfigNeed(value=msgspec.Raw(msgspec.msgpack.encode(table)))
-    return needs
 
 
 def folder_of(node: Node, server: Server, bound: FolderBinding) -> Path:
@@ -222,7 +224,7 @@ def folders(node: Node, server: Server) -> list[Path]:
     if server.name == STORE:
         found.append(store_folder(node))
     for folder in found:
-        give(folder, server.uid(node))
+        give(folder, node.uid(server))
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from .node import Place
+from .place import Place
 from .remains import END_WITHIN, end_survivors, survivors
 from .slices import choose, hierarchy
 

@@ -8,17 +8,17 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
 from .accounts import Cost
-from .channels import Channel
 from .connections import Connection
 from .mechanisms import Process
 from .notices import Notice, Status
+from .peers import Peer
 
 KERNEL = "kernel"
 """The kernel's own name as a holder and as a server."""
 
 
 class Party:
-    """Who may call: one conversation over a control socket, one notice, one channel a server it calls.
+    """Who may call: one conversation over a control socket, one notice, one channel a server it calls (`Channels`).
 
     `holder` is its name in the capability tree: a server's name, which outlives the process, or `@NUMBER`.
     """
@@ -29,8 +29,6 @@ class Party:
         self.account = account
         self.notice = Notice(holder)
         self.connection: Connection | None = None
-        self.calls: dict[str, Channel] = {}
-        """Channels of which it is the client, by server."""
         self.session: set[int] = set()
         """Capabilities that end with it."""
         self.cost: Cost = {}
@@ -90,6 +88,11 @@ class Serving(Party):
         self.busy = ""
 
     @property
+    def pid(self) -> int:
+        """Of its process; 0: there is none yet."""
+        return 0 if self.process is None else self.process.pid
+
+    @property
     def serves(self) -> str:
         """The name that the channels it serves go by."""
         return self.reader or self.holder
@@ -99,3 +102,16 @@ class Serving(Party):
         self.status.close()
         if self.process is not None:
             self.process.close()
+
+
+class Attached(Party):
+    """A program outside that is attached."""
+
+    def __init__(self, number: int, account: str, peer: Peer) -> None:
+        super().__init__(number, f"@{number}", account)
+        self.pid = peer.pid
+        self.uid = peer.uid
+        self.program = peer.program
+        self.since = 0
+        self.operator = False
+        self.rights: frozenset[str] = frozenset()

@@ -7,37 +7,33 @@ wait until no loop can still serve what was taken, then the row.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-import trio
 
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
 from atoll.ipc.system.control import CancelCalls
 from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
 
-from . import launching
+from .authority import Authority
 from .capabilities import NEVER, Capability
 from .capability_rows import write_ended, write_made
+from .events import Events
 from .failpoints import reach
 from .image import DELEGATE, KEYSPACE_RIGHTS
-from .image_check import STORE
-from .needs import STORE_INTERFACE
-from .parties import KERNEL, Party, Serving
+from .image_check import STORE, STORE_INTERFACE
+from .node import Node
+from .parties import KERNEL, Party
 from .records import KEYSPACE
+from .windows import Windows
 
-if TYPE_CHECKING:
-    from .node import Node
-
-WINDOW_WITHIN = 0.1
-"""Seconds in which a running loop passes from the capability check to the handler."""
-LOOK_AGAIN = 0.0005
 ON_ITS_WAY = ("starting", "draining", "restarting")
 """States of a server that is about to serve."""
 
 
 class Powers:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Events, authority: Authority, windows: Windows) -> None:
         self._node = node
+        self._events = events
+        self._authority = authority
+        self._windows = windows
 
     # for people ---------------------------------------------------------------------------------------------
 
@@ -90,14 +86,14 @@ class Powers:
     def _give(self, party: Party, made: Capability) -> Granted:
         """Hand a new session capability to a party that asked for it."""
         party.session.add(made.id)
-        launching.deliver(self._node, made, party)
-        self._node.events.capabilities((made,), None)
+        self._authority.deliver(made, party)
+        self._events.capabilities((made,), None)
         return Granted(number=made.id, token=made.id)
 
     # for holders --------------------------------------------------------------------------------------------
 
     def number(self, party: Party, channel: int, slot: int, generation: int) -> int:
-        held = self._node.authority.held(channel, slot, generation)
+        held = self._authority.held(channel, slot, generation)
         if held.holder != party.holder:
             raise NotFound(what="capability", name=f"slot {slot} of channel {channel}")
         return held.id
@@ -155,7 +151,7 @@ class Powers:
         for serving in node.processes_of(to):
             if not lasting:
                 serving.session.add(made.id)
-            launching.deliver(node, made, serving)
+            self._authority.deliver(made, serving)
         return made.id
 
     async def transfer(self, party: Party, id: int, channel: int) -> int:
@@ -165,8 +161,8 @@ class Powers:
         self._elsewhere(held, peer.holder)
         made = node.tree.grant(id, by=party.holder, to=peer.holder, account=party.account)
         peer.session.add(made.id)
-        launching.deliver(node, made, peer, channel)
-        node.events.capabilities((made,), None)
+        self._authority.deliver(made, peer, channel)
+        self._events.capabilities((made,), None)
         if peer.connection is not None:
             await peer.connection.flushed()
         return made.id
@@ -193,12 +189,12 @@ class Powers:
     async def _record(self, made: Capability) -> None:
         node = self._node
         if not made.lasting:
-            node.events.capabilities((made,), None)
+            self._events.capabilities((made,), None)
             return
         try:
             await node.store.commit(write_made(node.store.batch(f"grant {made.id}"), made).changes())
         except BaseException:
-            node.authority.clear(node.tree.revoke(made.id, by=None))
+            self._authority.clear(node.tree.revoke(made.id, by=None))
             raise
 
     def _mine(self, party: Party, id: int) -> Capability:
@@ -237,8 +233,8 @@ class Powers:
                 got="one without which the node has no store",
             )
         ended = node.tree.revoke(id, by=None if operator else party.holder)
-        servers = node.authority.clear(ended)
-        await self.windows(serving for server in servers for serving in node.processes_of(server))
+        servers = self._authority.clear(ended)
+        await self._windows.passed(serving for server in servers for serving in node.processes_of(server))
         if cancel:
             self._cancel(ended.gone)
         reach("revoke: cleared")
@@ -246,7 +242,7 @@ class Powers:
         if batch:
             await node.store.commit(batch.changes())
         reach("revoke: committed")
-        node.events.capabilities((), ended)
+        self._events.capabilities((), ended)
         return len(ended.gone)
 
     def _cancel(self, gone: Iterable[Capability]) -> None:
@@ -254,22 +250,3 @@ class Powers:
         for capability in gone:
             for serving in self._node.processes_of(capability.server):
                 serving.send(CancelCalls(slot=capability.slot, generation=capability.generation))
-
-    async def windows(self, processes: Iterable[Serving]) -> None:
-        """Wait until each loop has passed the window between check and dispatch that it may be in."""
-        async with trio.open_nursery() as nursery:
-            for serving in processes:
-                nursery.start_soon(self._window, serving)
-
-    async def _window(self, serving: Serving) -> None:
-        seen = serving.status.window()
-        if not seen & 1:
-            return
-        with trio.move_on_after(WINDOW_WITHIN):
-            while not serving.gone and serving.status.window() == seen:
-                await trio.sleep(LOOK_AGAIN)
-            return
-        if not serving.gone and serving.process is not None:
-            why = f"its loop did not move for {WINDOW_WITHIN * 1000:g} ms during a revocation"
-            self._node.events.ended(serving.holder, why)
-            serving.process.kill()

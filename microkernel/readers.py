@@ -14,28 +14,28 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import trio
 
 from atoll.ipc.errors import AtollError, QuotaExceeded
-from atoll.ipc.system.control import Port, ReadAt, Stop
+from atoll.ipc.system.control import Port, ReadAt
 from atoll.ipc.system.kernel import StartFailed
 
-from . import launching, needs
+from . import ending, needs
 from .accounts import CHANNEL, Cost
+from .authority import Authority
 from .capabilities import Capability
+from .events import Events
+from .holders import READING, Holders
 from .image_check import STORE
+from .launching import Launching, until_ready
+from .node import Node
 from .parties import Party, Serving
 from .processes import CannotConfine, ZygoteDied
 from .protection import Bind, Plan
+from .server import Server
+from .supervisor import Supervisor
 
-if TYPE_CHECKING:
-    from .node import Node
-    from .supervisor import Server
-
-READING = frozenset({"read", "history"})
-"""The rights of a twin."""
 FILES = (("data.mdb", False), ("lock.mdb", True))
 """What a reader reaches of the store's folder, and whether it may write it."""
 ROUND = 1.0
@@ -46,7 +46,6 @@ IDLE_SHARE = 4
 """The share, one part of so many, of what starts a reader below which one is too many."""
 END_WITHIN = 2.0
 """Seconds for a reader to end by itself; it has nothing that must be saved."""
-LAST_WORDS_WITHIN = 0.2
 CRASH_WAIT = 1.0
 """Seconds until a reader that died is followed by another; doubled for each that died within a minute, to a minute."""
 
@@ -97,16 +96,21 @@ class Reader:
 
 
 class Readers:
-    def __init__(self, node: Node) -> None:
+    def __init__(
+        self, node: Node, events: Events, authority: Authority, launching: Launching, supervisor: Supervisor,
+        holders: Holders,
+    ) -> None:  # fmt: skip
         self._node = node
+        self._events = events
+        self._authority = authority
+        self._launching = launching
+        self._supervisor = supervisor
+        self._holders = holders
         self._running: list[Reader] = []
         self._all: dict[str, Reader] = {}
         """With those that are ending."""
-        self._offered: dict[int, dict[int, Port]] = {}
-        """By party, the capabilities on keyspaces that it was told of."""
         self._numbers = itertools.count(1)
         self._changing = trio.Lock()
-        self._hurry = trio.Event()
         self._closed = False
         self._died: list[float] = []
         """When readers died, lately."""
@@ -118,11 +122,6 @@ class Readers:
         """Reader processes that serve."""
         return (reader.serving for reader in list(self._running))
 
-    def serving(self, name: str) -> Serving | None:
-        """The process of a reader, by the name that its channels go by."""
-        found = self._all.get(name)
-        return None if found is None or found.serving.gone else found.serving
-
     # as load asks -------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
@@ -133,11 +132,9 @@ class Readers:
         demand = Demand(asked.most, asked.above)
         before = trio.current_time()
         while True:
-            with trio.move_on_after(ROUND):
-                await self._hurry.wait()
-            hurried, self._hurry = self._hurry.is_set(), trio.Event()
+            came = await self._holders.come(within=ROUND)
             now = trio.current_time()
-            if not hurried:
+            if not came:
                 demand.look(await self._reads(asked.above) / (now - before))
                 before = now
             async with self._changing:
@@ -178,7 +175,7 @@ class Readers:
             try:
                 await self._start(server)
             except (AtollError, CannotConfine, ZygoteDied, OSError) as error:
-                self._node.events.event("reader", STORE, f"a reader could not be started: {error}")
+                self._events.event("reader", STORE, f"a reader could not be started: {error}")
                 self._wait_longer()
 
     def _wait_longer(self) -> None:
@@ -194,15 +191,16 @@ class Readers:
             return
         name = f"{STORE}.reader-{next(self._numbers)}"
         plan = self._plan(server)
-        serving = await launching.launch(node, server, server.version, plan, reader=name)
-        self._all[name] = reader = Reader(serving)
-        if self._closed and serving.process is not None:
-            serving.process.kill()
-        await node.supervisor.until_ready(server, serving)
+        serving = await self._launching.launch(server, server.version, plan, self.attend, reader=name)
         if serving.gone:
             raise StartFailed(server=name, step="start", reason="it ended at once")
+        self._all[name] = reader = Reader(serving)
+        node.reading[name] = serving
+        if self._closed and serving.process is not None:
+            serving.process.kill()
+        await until_ready(server, serving)
         self._running.append(reader)
-        node.events.event("reader", STORE, f"{name} reads beside the writer")
+        self._events.event("reader", STORE, f"{name} reads beside the writer")
         self._spread()
 
     def _plan(self, server: Server) -> Plan:
@@ -212,31 +210,20 @@ class Readers:
         reached = tuple(Bind(source=str(folder / name), writable=writable) for name, writable in FILES)
         # Where nothing else keeps the file from being written: the writer's user is the reader's.
         add = ("landlock",) if node.abilities.landlock and "landlock" not in spec.drop else ()
-        return launching.protection(node, server, spec.level, server.version, reached=reached, add=add)
+        return self._launching.protection(server, spec.level, server.version, reached=reached, add=add)
 
     async def _end(self, reader: Reader, reason: str) -> None:
         """Let a reader go; those who read there go on at another one, or at the writer."""
-        serving = reader.serving
-        serving.expected_end = reason
+        reader.serving.expected_end = reason
         self._running.remove(reader)
         self._detach(reader)
-        until = self._node.clock.monotonic() + int(END_WITHIN * 1e9)
-        serving.send(Stop(deadline=until))
-        with trio.move_on_after(END_WITHIN):
-            await serving.ended.wait()
-        if not serving.ended.is_set() and serving.process is not None:
-            serving.process.kill()
-            await serving.ended.wait()
-        self._node.events.event("reader", STORE, f"{reader.name} has ended: {reason}")
+        await ending.end(reader.serving, reason, self._node.clock, END_WITHIN)
+        self._events.event("reader", STORE, f"{reader.name} has ended: {reason}")
 
     async def attend(self, server: Server, serving: Serving) -> None:
         """Wait for a reader's end, whatever brought it, and tidy up after it."""
-        assert serving.process is not None
         node = self._node
-        with trio.CancelScope(shield=True):
-            exit = await serving.process.wait()
-            with trio.move_on_after(LAST_WORDS_WITHIN):
-                await serving.silent.wait()
+        exit = await ending.has_ended(serving)
         reader = self._all.get(serving.reader)
         if reader is not None:
             if reader in self._running:
@@ -244,25 +231,25 @@ class Readers:
             self._detach(reader)
             # Only now: a twin that ended before its reader could be told from one that was revoked by nobody.
             ended = node.tree.let_go(twin.id for twin in (*reader.twins.values(), *reader.left))
-            node.authority.clear(ended)
-            node.events.capabilities((), ended)
-            del self._all[serving.reader]
-        node.supervisor.let_go(server, serving, exit)
+            self._authority.clear(ended)
+            self._events.capabilities((), ended)
+            del self._all[serving.reader], node.reading[serving.reader]
+        self._supervisor.let_go(server, serving, exit)
         if not serving.expected_end and not node.down.is_set():
             self._wait_longer()
-            node.events.event("reader", STORE, f"{serving.reader} {exit}: its callers go on at the writer")
+            self._events.event("reader", STORE, f"{serving.reader} {exit}: its callers go on at the writer")
 
     def _detach(self, reader: Reader) -> None:
         """Nobody reads there any more."""
         node = self._node
         for number, id in reader.twins:
-            port = self._offered.get(number, {}).get(id)
+            port = self._holders.ports.get(number, {}).get(id)
             party = node.parties.get(number)
             if port is not None and party is not None and not party.gone:
                 party.send(_read_at(port, None))
         for channel in node.channels.of_server(reader.name):
             channel.close_for_client()
-            node.authority.disconnect(channel, f"{reader.name} ends")
+            self._authority.disconnect(channel, f"{reader.name} ends")
 
     @asynccontextmanager
     async def aside(self, server: Server) -> AsyncIterator[None]:
@@ -276,38 +263,23 @@ class Readers:
             try:
                 yield
             finally:
-                self._hurry.set()
+                self._holders.spread_again()
 
     async def close(self) -> None:
         """The node goes down: every reader ends at once."""
         self._closed = True
         for serving in [each for each in self._node.processes_of(STORE) if each.reader]:
-            serving.expected_end = "the node was shut down"
-            if serving.process is not None:
-                serving.process.kill()
-                await serving.ended.wait()
+            await ending.end_now(serving, "the node was shut down")
 
     # who reads where ----------------------------------------------------------------------------------------
-
-    def admitted(self, capability: Capability, party: Party, port: Port) -> None:
-        """A party was told of a capability: if it is one on a keyspace, its reads may go to a reader."""
-        node = self._node
-        if capability.server != STORE or capability.interface != needs.STORE_INTERFACE:
-            return
-        if party is node.kernel or not node.servers[STORE].spec.readers.most:
-            return
-        if capability.badge and capability.rights & READING:
-            self._offered.setdefault(party.number, {})[capability.id] = port
-            if self._running:
-                self._hurry.set()
 
     def _spread(self) -> None:
         """See to it that each holder of a keyspace reads at a reader, and each reader has its share of them."""
         node = self._node
-        for number, offered in list(self._offered.items()):
+        for number, offered in list(self._holders.ports.items()):
             party = node.parties.get(number)
             if party is None or party.gone:
-                del self._offered[number]
+                del self._holders.ports[number]
                 continue
             for id in [id for id in offered if not node.tree.has(id)]:
                 del offered[id]
@@ -329,34 +301,35 @@ class Readers:
 
     def _leave(self, reader: Reader, party: Party) -> None:
         """A party reads elsewhere from now on."""
-        channel = party.calls.get(reader.name)
+        channel = self._node.channels.between(party, reader.name)
         for key in [key for key in reader.twins if key[0] == party.number]:
-            port = self._offered.get(party.number, {}).get(key[1])
+            port = self._holders.ports.get(party.number, {}).get(key[1])
             if port is not None:
                 party.send(_read_at(port, None))
             reader.left.append(reader.twins.pop(key))
         if channel is not None:
             channel.close_for_client()
-            self._node.authority.disconnect(channel, "its client reads elsewhere")
+            self._authority.disconnect(channel, "its client reads elsewhere")
 
     def _give(self, reader: Reader, party: Party, capability: Capability, port: Port) -> None:
         node, key = self._node, (party.number, capability.id)
         if key in reader.twins:
             return
-        connecting: Cost = {} if reader.name in party.calls else CHANNEL
+        connected = node.channels.between(party, reader.name) is not None
+        connecting: Cost = {} if connected else CHANNEL
         if not node.ledger.has_room(party.account, {"capabilities": 1, **connecting}):
             return  # it keeps to the writer, and asked for nothing that could be refused
         rights = capability.rights & READING
         try:
-            channel = node.authority.connect(party, reader.name)
+            channel = self._authority.connect(party, reader.name)
             twin = node.tree.derive(capability.id, by=capability.holder, rights=rights, account=party.account)
         except (QuotaExceeded, OSError):
             return  # its account has no room for it: it keeps to the writer
-        node.authority.enter(twin, channel)
+        self._authority.enter(twin, channel)
         party.session.add(twin.id)
         reader.twins[key] = twin
-        node.events.capabilities((twin,), None)
-        party.send(_read_at(port, node.authority.port(twin, channel)))
+        self._events.capabilities((twin,), None)
+        party.send(_read_at(port, self._authority.port(twin, channel)))
 
 
 def _read_at(of: Port, port: Port | None) -> ReadAt:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from atoll.ipc.errors import AtollError, NotFound
+from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system.state import Retention
 
-from . import intents, launching, needs, plan
+from . import intents, needs, plan
 from .accounts import CHANNEL
-from .allotments import of_row
+from .allotments import Allotments, of_row
+from .authority import RIGHTS, Authority
 from .capabilities import Tree
 from .capability_rows import capability_of, write_ended, write_made
 from .changes import Batch, load
 from .descriptions import describe_all
-from .image_check import STORE
+from .image_check import STORE, STORE_INTERFACE
+from .launching import kernel_capability
+from .needs import Needs
+from .node import Node
 from .parties import KERNEL
 from .records import (
     AccountRow,
@@ -30,15 +34,9 @@ from .records import (
     SliceRow,
     VersionRow,
 )
+from .server import Server
 from .specs import Spec, from_image, from_row
-from .supervisor import Server
 from .versions import Version
-
-if TYPE_CHECKING:
-    from .node import Node
-
-RIGHTS = ("observe", "operate", "serve")
-"""Of the kernel's interface."""
 
 
 def hash_of_text(text: str) -> str:
@@ -49,11 +47,19 @@ def hash_of_text(text: str) -> str:
 class Restore:
     """One boot's reading of the rows. `versions`: by server of the image, the package as copied at this boot."""
 
-    def __init__(self, node: Node, versions: dict[str, Version], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, node: Node, allotments: Allotments, authority: Authority, needs: Needs,
+        versions: dict[str, Version], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._node = node
+        self._allotments = allotments
+        self._authority = authority
+        self._needs = needs
         self._checked = node.checked
         self._versions = versions
         self._say = say
+        self._described: dict[str, Description] = {}
+        """Of servers that the image does not name."""
         self._own: dict[str, SliceRow] = {}
         """By server what a person set for it to use, as the plan keeps it."""
 
@@ -65,12 +71,12 @@ class Restore:
 
     def server(self, spec: Spec) -> Server:
         node = self._node
-        description = self._checked.descriptions.get(spec.name) or node.described[spec.name]
+        description = self._checked.descriptions.get(spec.name) or self._described[spec.name]
         version = node.versions.get(spec.package, spec.version)
         server = node.servers[spec.name] = Server(spec, description, version)
-        node.authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
+        self._authority.interfaces[spec.name] = [offer.name for offer in description.interfaces]
         row = self._own.get(spec.name)
-        node.allotments.restore(server, None if row is None else of_row(row))
+        self._allotments.restore(server, None if row is None else of_row(row))
         return server
 
     def offer(self, server: Server) -> None:
@@ -105,7 +111,7 @@ class Restore:
             spec = from_image(self._checked.image, row, node.place.degrade) if image else from_row(row)
             if row.server == STORE:
                 node.servers[STORE].spec = spec
-            elif row.server in self._checked.descriptions or row.server in node.described:
+            elif row.server in self._checked.descriptions or row.server in self._described:
                 self.server(spec)
         await self._keyspaces(batch, known)
         await self._capabilities(batch, made.retired)
@@ -130,7 +136,7 @@ class Restore:
             if isinstance(described, str):
                 self._left_out(name, described)
             else:
-                node.described[name] = described
+                self._described[name] = described
 
     def _left_out(self, name: str, why: str) -> None:
         """A server that a person loaded cannot be there on this boot; its row stays, for one on which it can."""
@@ -157,7 +163,7 @@ class Restore:
         """The tree of the last boot, and then what this image wants of it."""
         node = self._node
         store = node.store
-        node.ledger = node.new_ledger()
+        node.ledger.begin_anew()
         for channel in node.channels:
             node.ledger.charge_all(channel.client.account, CHANNEL, past_limit=True)
         for party in node.parties.values():
@@ -167,7 +173,7 @@ class Restore:
             for offer in node.servers[STORE].description.interfaces
         }
         tree = node.tree = Tree(node.boot, node.ledger)
-        node.authority.services.clear()  # numbers of the first tree: here they are others'
+        self._authority.services.clear()  # numbers of the first tree: here they are others'
         for name, rights in known.items():
             tree.fix_order(STORE, name, rights)
         rows = [capability_of(row) for row in await load(store, CapabilityRow)]
@@ -186,7 +192,7 @@ class Restore:
             for need in needs.lost(node, server):
                 self._say(f"  new capability for {server.name}.{need}: the last one was revoked")
             try:
-                needs.drop(node, needs.bind(node, server, batch), batch)
+                self._needs.drop(self._needs.bind(server, batch), batch)
             except AtollError as error:
                 if not server.spec.load:
                     raise
@@ -195,15 +201,15 @@ class Restore:
     def _rejoin(self) -> None:
         """Those who run already, `state` and the kernel, get their capabilities of the real tree."""
         node = self._node
-        root = node.tree.root(STORE, needs.STORE_INTERFACE)
+        root = node.tree.root(STORE, STORE_INTERFACE)
         ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
-        node.store.reopen(node.authority.state_proxy(ours))
+        node.store.reopen(self._authority.state_proxy(ours))
         serving = node.serving(STORE)
         assert serving is not None
         serving.session.clear()  # numbers of the first tree: here they are others'
         # The first capability on the kernel's interface in either tree: so `state` goes on with the port it has.
-        kept = launching.kernel_capability(node, node.servers[STORE], serving)
-        node.authority.admit(kept, serving)
+        kept = kernel_capability(node, node.servers[STORE], serving)
+        self._authority.admit(kept, serving)
 
     def _put_boot(self, batch: Batch) -> None:
         node = self._node

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -13,9 +12,7 @@ from atoll.ipc.system import kernel as calls
 from . import image
 from .image import Binding, Image, Readers, Restart
 from .records import ServerRow
-
-if TYPE_CHECKING:
-    from .versions import Version
+from .versions import Version
 
 
 class Spec(Struct, frozen=True, kw_only=True):

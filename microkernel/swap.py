@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -24,22 +23,28 @@ from atoll.ipc.system import control
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.kernel import StartFailed, Swapped, WrongState
 
-from . import launching, needs
+from . import ending, needs
+from .authority import Authority
 from .capability_rows import write_made
 from .changes import Batch
+from .events import Events
 from .failpoints import reach
-from .image import ConfigBinding
+from .grants import Grants
 from .image_check import STORE
 from .journal import StateServer
+from .launching import Launching, until_ready
+from .needs import Needs
+from .node import Node
+from .packages import Packages
 from .parties import Serving
+from .process_rows import process_row, protection_row
 from .processes import CannotConfine, ZygoteDied
 from .protection import Plan
+from .readers import Readers
 from .records import NeedRow, SwapRow
-from .supervisor import Server
+from .server import Server
+from .supervisor import Supervisor
 from .versions import Version
-
-if TYPE_CHECKING:
-    from .node import Node
 
 HAND_OVER_WITHIN = 30.0
 """Seconds for the old process to give its state, once it has drained, and for the new one to take it."""
@@ -52,18 +57,29 @@ LOOK_AGAIN = 0.001
 
 
 class Swaps:
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self, node: Node, events: Events, grants: Grants, authority: Authority, needs: Needs,
+        launching: Launching, supervisor: Supervisor, readers: Readers, packages: Packages,
+    ) -> None:  # fmt: skip
+        self.node = node
+        self.events = events
+        self.grants = grants
+        self.authority = authority
+        self.needs = needs
+        self.launching = launching
+        self.supervisor = supervisor
+        self.readers = readers
+        self.packages = packages
         self._sequence = 0
 
     async def swap(self, what: calls.Swap) -> Swapped:
         """See `Kernel.swap`."""
-        server = self._node.server(what.server)
+        server = self.node.server(what.server)
         async with server.changing:
             if server.serving is None or server.state != "serving":
                 raise WrongState(server=server.name, state=server.state, wanted="serving")
-            async with self._node.readers.aside(server):
-                return await _Swap(self, self._node, server, what).run()
+            async with self.readers.aside(server):
+                return await _Swap(self, server, what).run()
 
     def number(self) -> int:
         self._sequence += 1
@@ -73,9 +89,15 @@ class Swaps:
 class _Swap:
     """One swap in hand."""
 
-    def __init__(self, swaps: Swaps, node: Node, server: Server, what: calls.Swap) -> None:
-        self.swaps = swaps
-        self.node = node
+    def __init__(self, swaps: Swaps, server: Server, what: calls.Swap) -> None:
+        self.node = node = swaps.node
+        self.events = swaps.events
+        self.grants = swaps.grants
+        self.authority = swaps.authority
+        self.needs = swaps.needs
+        self.launching = swaps.launching
+        self.supervisor = swaps.supervisor
+        self.packages = swaps.packages
         self.server = server
         self.what = what
         assert server.serving is not None
@@ -110,10 +132,10 @@ class _Swap:
         new: Serving | None = None
         committed = False
         try:
-            plan = node.syscalls.life.check_level(server, level, version)
+            plan = self.packages.check_level(server, level, version)
             needs.complete(server)
             self._offer(description)
-            self.replaced = needs.bind(node, server, batch)
+            self.replaced = self.needs.bind(server, batch)
             new = await self._start(version, plan)
             reach("swap: started")
             handed_over = await self._hand_over(new)
@@ -137,7 +159,7 @@ class _Swap:
         if what.package and what.version:
             raise BadRequest(where="swap", expected="a package or a version", got="both")
         if what.package:
-            return await node.syscalls.life.version_of(Path(what.package))
+            return await self.packages.version_of(Path(what.package))
         return node.versions.get(self.server.spec.package, what.version or self.server.version.hash)
 
     async def _describe(self, version: Version) -> Description:
@@ -145,13 +167,8 @@ class _Swap:
         server = self.server
         if version == server.version:
             return server.description
-        configs = {
-            need: bound.config
-            for need, bound in server.spec.needs.items()
-            if isinstance(bound, ConfigBinding)
-        }
-        described = await self.node.syscalls.life.describe(server.name, version, configs)
-        old = self.node.authority.interfaces[server.name]
+        described = await self.packages.describe(server.spec, version)
+        old = self.authority.interfaces[server.name]
         new = [offer.name for offer in described.interfaces]
         if new[: len(old)] != old:
             raise Incompatible(
@@ -164,7 +181,7 @@ class _Swap:
         comes to nothing."""
         node, server = self.node, self.server
         batch = node.store.batch(f"rights of {server.name}")
-        node.authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
+        self.authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
         for offer in description.interfaces:
             now, before = node.tree.offer(server.name, offer.name, offer.rights)
             if now != before:
@@ -174,16 +191,16 @@ class _Swap:
 
     async def _start(self, version: Version, plan: Plan) -> Serving:
         """The new process, up to what it offers. Raises `StartFailed`, `Incompatible`; then it is gone."""
-        node, server = self.node, self.server
+        server = self.server
         try:
-            new = await launching.launch(node, server, version, plan, beside=True)
+            new = await self.launching.launch(server, version, plan, self.supervisor.attend, beside=True)
         except (CannotConfine, ZygoteDied, OSError) as error:
             raise StartFailed(server=server.name, step="process", reason=str(error)) from error
-        offered = await node.supervisor.until_ready(server, new)
+        offered = await until_ready(server, new)
         try:
             self._check(offered)
         except BaseException:
-            await node.supervisor.end_now(new, "it is not compatible")
+            await ending.end_now(new, "it is not compatible")
             raise
         return new
 
@@ -237,7 +254,7 @@ class _Swap:
         finally:
             os.close(state)
         self.positions = told.positions
-        offered = await node.supervisor.until_ready(self.server, new, HAND_OVER_WITHIN)
+        offered = await until_ready(self.server, new, HAND_OVER_WITHIN)
         self.offered = offered.interfaces
         return told.size
 
@@ -246,7 +263,7 @@ class _Swap:
         node, server = self.node, self.server
         batch.put(server.spec.row(), self._row(version, level, done=True, sentence=""))
         if self.what.package:
-            batch.put(node.syscalls.life.version_row(version, self.what.package, server.description))
+            batch.put(self.packages.version_row(version, self.what.package, server.description))
         if server.name == STORE:
             node.store.journal.set_state(StateServer.of(server.spec.row()))
             node.store.journal.wait(batch.changes())
@@ -262,20 +279,20 @@ class _Swap:
         returns = not self.ended and server.serving is old and not old.gone
         if self.ended and server.serving is old:
             # What force leaves unanswered ends as after a crash: outcome unknown, and repeated where that is allowed.
-            node.authority.server_died(old)
+            self.authority.server_died(old)
         if not returns:
             self.positions = {}
         self.on_trial, server.serving = True, None
         for channel in node.channels.of_server(server.name):
-            node.authority.give(channel, new, self.positions.get(channel.number, ()))
-        node.grants.hand_over(new, node.channels.of_server(server.name))
+            self.authority.give(channel, new, self.positions.get(channel.number, ()))
+        self.grants.hand_over(new, node.channels.of_server(server.name))
         taken = {channel.number: channel.taken() for channel in node.channels.of_server(server.name)}
         new.send(control.Resume())
         self.pause = (node.clock.monotonic() - self.paused) / 1e9
         if not returns or await self._turned(new):
             return False
         hung = not new.gone
-        await node.supervisor.end_now(new, "it did not serve")
+        await ending.end_now(new, "it did not serve")
         channels = node.channels.of_server(server.name)
         if old.gone or any(
             channel.taken() != taken.get(channel.number, channel.taken()) for channel in channels
@@ -309,25 +326,23 @@ class _Swap:
         level_before, version_before = server.plan.level if server.plan else plan.level, server.version
         old.expected_end = f"swapped for {version.hash[:10]}"
         server.version, server.plan, server.offered = version, plan, self.offered
-        node.supervisor.serves(server, new)
+        self.supervisor.serves(server, new)
         reach("swap: served")
         if died or new.gone:
-            node.supervisor.lost(server, new)
-            node.soon(node.supervisor.after_crash, server, new, str(_exit(new)))
+            self.supervisor.lost(server, new)
+            node.soon(self.supervisor.after_crash, server, new, str(_exit(new)))
         elif server.name == STORE:
             node.soon(node.store.settle)
         within = 0.0 if self.ended else OLD_ENDS_WITHIN
-        old.send(control.Stop(deadline=node.clock.monotonic() + int(within * 1e9)))
-        with trio.move_on_after(within, shield=True):
-            await old.ended.wait()
-        await node.supervisor.end_now(old, old.expected_end)
+        with trio.CancelScope(shield=True):
+            await ending.end(old, old.expected_end, node.clock, within)
         batch = node.store.batch("swapped")
-        needs.drop(node, self.replaced, batch)
+        self.needs.drop(self.replaced, batch)
         if not new.gone:
             self._rebind(new)
-            batch.put(node.supervisor.process_row(server, new), node.supervisor.protection_row(server))
+            batch.put(process_row(node, server, new), protection_row(server))
         node.store.later(batch)
-        node.events.event("swap", server.name, f"{version_before.hash[:10]} ({level_before}) gave way to "
+        self.events.event("swap", server.name, f"{version_before.hash[:10]} ({level_before}) gave way to "
                           f"{version.hash[:10]} ({plan.level})")  # fmt: skip
         return Swapped(
             server=server.name, old=version_before.hash, new=version.hash, level=plan.level,
@@ -341,9 +356,9 @@ class _Swap:
         bound = {node.bound.get((server.name, need)) for need in server.spec.needs}
         for held in node.tree.held_by(server.name):
             if held.lasting and held.parent and held.id in bound:
-                node.authority.enter(held, node.authority.connect(new, held.server))
+                self.authority.enter(held, self.authority.connect(new, held.server))
             elif held.lasting and held.parent:
-                launching.deliver(node, held, new)
+                self.authority.deliver(held, new)
 
     async def _roll_back(
         self, new: Serving | None, version: Version, level: str, committed: bool, why: str
@@ -351,15 +366,15 @@ class _Swap:
         """The new process ends, the old one goes on as if nothing had been."""
         node, server, old = self.node, self.server, self.old
         if new is not None:
-            await node.supervisor.end_now(new, f"swap refused: {why}")
+            await ending.end_now(new, f"swap refused: {why}")
         if self.on_trial and old.gone:
             # Neither is there any more: what is left is a crash of the old one.
-            node.supervisor.lost(server, old)
-            node.soon(node.supervisor.after_crash, server, old, str(_exit(old)))
+            self.supervisor.lost(server, old)
+            node.soon(self.supervisor.after_crash, server, old, str(_exit(old)))
         elif not old.gone and server.state == "draining":
             server.serving, old.retired = old, False
-            node.authority.give_rest(server.name, old)
-            node.grants.hand_over(old, node.channels.of_server(server.name))
+            self.authority.give_rest(server.name, old)
+            self.grants.hand_over(old, node.channels.of_server(server.name))
             old.send(control.Resume())
             server.state = "serving"
             server.up.set()
@@ -368,7 +383,7 @@ class _Swap:
         batch = node.store.batch("swap refused")
         self._unbind(batch)
         batch.put(server.spec.row(), self._row(version, level, done=False, sentence=why))
-        node.events.event("swap refused", server.name, why)
+        self.events.event("swap refused", server.name, why)
         if committed:
             await node.store.commit(batch.changes())
         else:
@@ -382,7 +397,7 @@ class _Swap:
             before = self.bound.get(need)
             if id == before:
                 continue
-            needs.drop(node, [id], batch)
+            self.needs.drop([id], batch)
             if before is None:
                 del node.bound[name, need]
                 batch.delete(NeedRow, name, need)

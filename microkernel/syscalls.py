@@ -7,7 +7,6 @@ row are tasks, so that the kernel's loop goes on meanwhile. What needs the store
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from atoll.ipc.buffer import BufferMode
 from atoll.ipc.context import current
@@ -37,24 +36,33 @@ from atoll.ipc.system.kernel import (
 )
 
 from . import records
+from .allotments import Allotments
 from .changes import load as load_rows
+from .events import Events
+from .grants import Grants
 from .life import Life
+from .logs import Logs
 from .looking import Looking
+from .node import Node
 from .parties import Party
 from .powers import Powers
 from .swap import Swaps
 
-if TYPE_CHECKING:
-    from .node import Node
-
 
 class Syscalls(Serves[Kernel]):
-    def __init__(self, node: Node) -> None:
+    def __init__(
+        self, node: Node, logs: Logs, events: Events, allotments: Allotments, grants: Grants, looking: Looking,
+        life: Life, powers: Powers, swaps: Swaps,
+    ) -> None:  # fmt: skip
         self._node = node
-        self.looking = Looking(node)
-        self.life = Life(node)
-        self.powers = Powers(node)
-        self.swaps = Swaps(node)
+        self._logs = logs
+        self._events = events
+        self._allotments = allotments
+        self._grants = grants
+        self._looking = looking
+        self._life = life
+        self._powers = powers
+        self._swaps = swaps
 
     def _caller(self) -> Party:
         return self._node.party_of(current().client)
@@ -67,94 +75,94 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.node.serve
     def node(self) -> NodeRow:
-        return self.looking.node()
+        return self._looking.node()
 
     @Kernel.ps.serve
     def ps(self) -> list[ProcessRow]:
-        return self.looking.ps()
+        return self._looking.ps()
 
     @Kernel.interfaces.serve
     def offered_interfaces(self, server: str) -> list[Described]:
-        return self.looking.interfaces(self._node.server(server))
+        return self._looking.interfaces(self._node.server(server))
 
     @Kernel.protection.serve
     def protection(self, server: str) -> Protection:
-        return self.looking.protection(self._node.server(server))
+        return self._looking.protection(self._node.server(server))
 
     @Kernel.graph.serve
     def graph(self) -> list[Edge]:
-        return self.looking.graph()
+        return self._looking.graph()
 
     @Kernel.caps.serve
     def caps(self, server: str = "") -> list[CapabilityRow]:
-        return self.looking.caps(server)
+        return self._looking.caps(server)
 
     @Kernel.versions.serve
     async def versions(self, server: str = "") -> list[VersionRow]:
-        return self.looking.versions(server, await load_rows(self._node.store, records.VersionRow))
+        return self._looking.versions(server, await load_rows(self._node.store, records.VersionRow))
 
     @Kernel.channels.serve
     def channels(self, server: str) -> list[ChannelRow]:
-        return self.looking.channels(self._node.server(server).name)
+        return self._looking.channels(self._node.server(server).name)
 
     @Kernel.slice.serve
     def slice(self, server: str) -> Slice:
-        return self._node.allotments.show(self._node.server(server))
+        return self._allotments.show(self._node.server(server))
 
     @Kernel.device_share.serve
     def device_share(self, channel: int) -> DeviceShare:
-        return self._node.allotments.device_share(self._caller(), channel)
+        return self._allotments.device_share(self._caller(), channel)
 
     @Kernel.attachments.serve
     def attachments(self) -> list[AttachmentRow]:
-        return self.looking.attachments()
+        return self._looking.attachments()
 
     @Kernel.refused.serve
     def refused(self, server: str = "") -> list[Refusal]:
-        return self._node.events.refusals(server)
+        return self._events.refusals(server)
 
     @Kernel.logs.serve
     async def logs(self, after: int = 0, server: str = "", follow: bool = True) -> AsyncIterator[LogRow]:
-        async for line in self._node.logs.follow(after, server, follow):
+        async for line in self._logs.follow(after, server, follow):
             yield line
 
     # a server's life ----------------------------------------------------------------------------------------
 
     @Kernel.load.serve
     async def load(self, what: Load) -> ProcessRow:
-        return self.looking.process(await self.life.load(what))
+        return self._looking.process(await self._life.load(what))
 
     @Kernel.swap.serve
     async def swap(self, what: Swap) -> Swapped:
-        return await self.swaps.swap(what)
+        return await self._swaps.swap(what)
 
     @Kernel.stop.serve
     async def stop_server(self, server: str, deadline: float = 5.0) -> ProcessRow:
         found = self._node.server(server)
-        await self.life.stop(found, deadline)
-        return self.looking.process(found)
+        await self._life.stop(found, deadline)
+        return self._looking.process(found)
 
     @Kernel.restart.serve
     async def restart(self, server: str, deadline: float = 5.0) -> ProcessRow:
         found = self._node.server(server)
-        await self.life.restart(found, deadline)
-        return self.looking.process(found)
+        await self._life.restart(found, deadline)
+        return self._looking.process(found)
 
     @Kernel.freeze.serve
     async def freeze(self, server: str, reason: str = "") -> ProcessRow:
         found = self._node.server(server)
-        await self.life.freeze(found, reason)
-        return self.looking.process(found)
+        await self._life.freeze(found, reason)
+        return self._looking.process(found)
 
     @Kernel.thaw.serve
     async def thaw(self, server: str) -> ProcessRow:
         found = self._node.server(server)
-        await self.life.thaw(found)
-        return self.looking.process(found)
+        await self._life.thaw(found)
+        return self._looking.process(found)
 
     @Kernel.set_slice.serve
     async def set_slice(self, server: str, slice: Slice) -> Slice:
-        return await self._node.allotments.set(self._node.server(server), slice, self._caller())
+        return await self._allotments.set(self._node.server(server), slice, self._caller())
 
     @Kernel.shutdown.serve
     def shutdown(self, deadline: float = 5.0) -> None:
@@ -164,31 +172,31 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.open.serve
     async def open(self, server: str, interface: str = "", rights: list[str] | None = None) -> Opened:
-        return await self.powers.open(self._caller(), server, interface, rights)
+        return await self._powers.open(self._caller(), server, interface, rights)
 
     @Kernel.keyspace.serve
     async def keyspace(self, name: str, rights: list[str] | None = None) -> Granted:
-        return await self.powers.keyspace(self._caller(), name, rights)
+        return await self._powers.keyspace(self._caller(), name, rights)
 
     @Kernel.keyspaces.serve
     def keyspaces(self) -> list[str]:
-        return self.powers.keyspaces()
+        return self._powers.keyspaces()
 
     @Kernel.number.serve
     def number(self, channel: int, slot: int, generation: int) -> int:
-        return self.powers.number(self._caller(), channel, slot, generation)
+        return self._powers.number(self._caller(), channel, slot, generation)
 
     @Kernel.own.serve
     def own(self, interface: str) -> int:
-        return self.powers.own(self._caller(), interface)
+        return self._powers.own(self._caller(), interface)
 
     @Kernel.derive.serve
     def derive(self, capability: int, rights: list[str] | None = None, expires: float = 0.0) -> int:
-        return self.powers.derive(self._caller(), capability, rights, expires)
+        return self._powers.derive(self._caller(), capability, rights, expires)
 
     @Kernel.mint.serve
     def mint(self, capability: int, badge: int, rights: list[str] | None = None, expires: float = 0.0) -> int:
-        return self.powers.mint(self._caller(), self._operator(), capability, badge, rights, expires)
+        return self._powers.mint(self._caller(), self._operator(), capability, badge, rights, expires)
 
     @Kernel.grant.serve
     async def grant(
@@ -199,15 +207,15 @@ class Syscalls(Serves[Kernel]):
         expires: float = 0.0,
         lasting: bool = True,
     ) -> int:
-        return await self.powers.grant(capability, to, rights, expires, lasting)
+        return await self._powers.grant(capability, to, rights, expires, lasting)
 
     @Kernel.transfer.serve
     async def transfer(self, capability: int, channel: int) -> int:
-        return await self.powers.transfer(self._caller(), capability, channel)
+        return await self._powers.transfer(self._caller(), capability, channel)
 
     @Kernel.revoke.serve
     async def revoke(self, capability: int, cancel: bool = False) -> int:
-        return await self.powers.revoke(self._caller(), self._operator(), capability, cancel)
+        return await self._powers.revoke(self._caller(), self._operator(), capability, cancel)
 
     # buffers ------------------------------------------------------------------------------------------------
 
@@ -215,32 +223,32 @@ class Syscalls(Serves[Kernel]):
     async def buffer(
         self, size: int, mode: BufferMode = "writable", of_server: bool = False, note: bytes = b""
     ) -> BufferMade:
-        return await self._node.grants.make(self._caller(), size, mode, of_server, note)
+        return await self._grants.make(self._caller(), size, mode, of_server, note)
 
     @Kernel.buffer_seal.serve
     async def buffer_seal(self, buffer: int) -> BufferMade:
-        return await self._node.grants.seal(self._caller(), buffer)
+        return await self._grants.seal(self._caller(), buffer)
 
     @Kernel.buffer_share.serve
     async def buffer_share(self, buffer: int, channel: int, mode: BufferMode = "readonly") -> int:
-        return await self._node.grants.share(self._caller(), buffer, channel, mode)
+        return await self._grants.share(self._caller(), buffer, channel, mode)
 
     @Kernel.buffer_unshare.serve
     async def buffer_unshare(self, buffer: int, channel: int) -> bool:
-        return await self._node.grants.unshare(self._caller(), buffer, channel)
+        return await self._grants.unshare(self._caller(), buffer, channel)
 
     @Kernel.buffer_map.serve
     async def buffer_map(self, buffer: int, channel: int = 0) -> None:
-        await self._node.grants.hand_again(self._caller(), buffer, channel)
+        await self._grants.hand_again(self._caller(), buffer, channel)
 
     @Kernel.buffers.serve
     def buffers(self) -> list[BufferRow]:
-        return self._node.grants.rows(self._caller())
+        return self._grants.rows(self._caller())
 
     @Kernel.buffer_revoke.serve
     async def buffer_revoke(self, buffer: int) -> int:
-        return await self._node.grants.revoke(self._caller(), buffer)
+        return await self._grants.revoke(self._caller(), buffer)
 
     @Kernel.buffer_release.serve
     async def buffer_release(self, buffer: int) -> None:
-        await self._node.grants.release(self._caller(), buffer)
+        await self._grants.release(self._caller(), buffer)

@@ -8,19 +8,17 @@ a frozen server, nor of one that wanted a CPU and had none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 
 from atoll.ipc.system import control
 
+from .events import Events
 from .image_check import STORE
-from .looking import usage
+from .node import Node
 from .parties import Serving
-
-if TYPE_CHECKING:
-    from .node import Node
-    from .supervisor import Server
+from .readers import Readers
+from .server import Server
+from .usage import runnable, usage
 
 ROUND = 1.0
 LATE = 0.5
@@ -45,8 +43,10 @@ class Watch:
 
 
 class Watchdog:
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, events: Events, readers: Readers) -> None:
         self._node = node
+        self._events = events
+        self._readers = readers
         self._watches: dict[int, Watch] = {}
 
     async def watch(self) -> None:
@@ -62,7 +62,7 @@ class Watchdog:
             for server in list(self._node.servers.values()):
                 if server.serving is not None:
                     self._look(server, server.serving, passed)
-            for serving in self._node.readers.processes():
+            for serving in self._readers.processes():
                 self._look(self._node.servers[STORE], serving, passed)
             live = set(self._node.parties)
             self._watches = {number: watch for number, watch in self._watches.items() if number in live}
@@ -70,10 +70,10 @@ class Watchdog:
     def _look(self, server: Server, serving: Serving, passed: float) -> None:
         watch = self._watches.setdefault(serving.number, Watch())
         signs = serving.status.signs()
-        pid = serving.process.pid if serving.process is not None else 0
+        pid = serving.pid
         _, cpu = usage(pid)
         answered = serving.pong == watch.asked or signs.heartbeat != watch.heartbeat
-        starved = _runnable(pid) and cpu - watch.cpu < STARVED * passed and not signs.in_handler
+        starved = runnable(pid) and cpu - watch.cpu < STARVED * passed and not signs.in_handler
         watch.heartbeat, watch.cpu = signs.heartbeat, cpu
         if server.state in ("frozen", "starting") or serving.expected_end or answered:
             watch.silent = 0.0
@@ -86,7 +86,7 @@ class Watchdog:
         if busy and busy not in watch.named and len(watch.named) < NAMED_MOST:
             watch.named.add(busy)
             sentence = f"{busy} keeps its interpreter busy, and every call waits for it: use a worker process"
-            self._node.events.event("busy", server.name, f"{sentence} (atoll.ipc.runtime.workers)")
+            self._events.event("busy", server.name, f"{sentence} (atoll.ipc.runtime.workers)")
         if serving.pong == watch.asked:
             watch.asked += 1
             serving.send(control.Ping(number=watch.asked))
@@ -95,7 +95,7 @@ class Watchdog:
         method = self._handler(server, serving.status.signs().in_handler)
         what = f"the handler of {method} has run" if method else serving.busy or "its loop has stood still"
         sentence = f"it answered nothing for {watch.silent:.0f} s: {what}"
-        self._node.events.ended(server.name, sentence)
+        self._events.ended(server.name, sentence)
         watch.silent = 0.0
         if serving.process is not None:
             serving.process.kill()
@@ -107,11 +107,3 @@ class Watchdog:
             f"{offer.name}.{name}" for offer in server.description.interfaces for name in offer.methods
         ]
         return methods[index - 1] if 0 < index <= len(methods) else ""
-
-
-def _runnable(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] == b"R"
-    except OSError:
-        return False

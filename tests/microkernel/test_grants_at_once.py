@@ -54,7 +54,7 @@ class Ground:
 
     def leave(self, party: Party) -> None:
         party.gone = True
-        for channel in list(party.calls.values()):
+        for channel in self.channels.of_client(party):
             self.grants.closed(channel.number)
             self.channels.forget(channel)
         self.grants.leave(party)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.microkernel.node import Place
+from atoll.microkernel.place import Place
 from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices import choose, hierarchy
 

@@ -1,0 +1,71 @@
+"""What processes say on their control sockets, and who hears it."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from atoll.ipc.errors import PeerMisbehaved
+from atoll.ipc.system import control
+
+from .authority import Authority
+from .events import Events
+from .logs import Logs
+from .parties import Serving
+
+
+class Conversation:
+    """With every process of a server."""
+
+    def __init__(self, logs: Logs, events: Events, authority: Authority) -> None:
+        self._logs = logs
+        self._events = events
+        self._authority = authority
+
+    async def hear(self, serving: Serving) -> None:
+        """Hear what a process says until it is gone. One that speaks nonsense is ended."""
+        connection = serving.connection
+        assert connection is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.pump)
+            try:
+                while (packet := await connection.receive()) is not None:
+                    self._heard(serving, *packet)
+            except PeerMisbehaved as error:
+                self._events.ended(serving.holder, f"it broke the protocol: {error.check}")
+                if serving.process is not None:
+                    serving.process.kill()
+            nursery.cancel_scope.cancel()
+        serving.silent.set()
+
+    def _heard(self, serving: Serving, message: control.ToKernel, descriptors: list[int]) -> None:
+        match message:
+            case control.Ready():
+                serving.offered = message
+                serving.ready.set()
+            case control.Failed():
+                serving.failed = message
+                self._logs.line(serving.holder, serving.pid, "error", f"{message.step}: {message.sentence}",
+                                {"traceback": message.traceback} if message.traceback else {})  # fmt: skip
+                serving.ready.set()
+            case control.Refused(channel=channel, method=method, why=why, count=count):
+                self._events.refused(serving.serves, channel, method, why, count)
+            case control.Misbehaved(channel=channel, check=check):
+                self._authority.misbehaved(serving.serves, channel, check)
+            case control.Drained(pending=pending, lost=lost):
+                serving.pending, serving.lost = pending, lost
+                serving.drained.set()
+            case control.HandedOver() if descriptors and serving.handed_over is None:
+                serving.handed_over = message, descriptors.pop(0)
+                serving.handed.set()
+            case control.Pong(number=number, busy=busy):
+                serving.pong, serving.busy = number, busy
+            case control.Log(level=level, text=text, fields=fields):
+                self._logs.line(serving.holder, serving.pid, level, text, fields)
+            case _:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise PeerMisbehaved("the control socket", f"an unexpected {type(message).__name__}")
+        for descriptor in descriptors:
+            os.close(descriptor)

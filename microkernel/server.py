@@ -1,0 +1,61 @@
+"""A server as the kernel has it: what it is to be, how it stands, and the process that serves now. Data; whoever changes
+it holds `changing`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Literal
+
+import trio
+
+from atoll.ipc.runtime.describe import Description
+from atoll.ipc.system import control
+from atoll.ipc.system.kernel import State
+
+from .parties import Serving
+from .protection import Plan
+from .slices import Limits
+from .specs import Spec
+from .versions import Version
+
+
+class Server:
+    """A server of the node, with or without a process."""
+
+    def __init__(self, spec: Spec, description: Description, version: Version) -> None:
+        self.spec = spec
+        self.description = description
+        self.version = version
+        self.offered: tuple[control.Described, ...] = ()
+        """As the latest process said it, with schemas."""
+        self.state: State = "stopped"
+        self.reason = ""
+        self.serving: Serving | None = None
+        self.plan: Plan | None = None
+        self.sockets: dict[str, socket.socket] = {}
+        self.restarts = 0
+        self.crashes: deque[float] = deque()
+        """When it crashed lately: CLOCK_MONOTONIC seconds."""
+        self.changing = trio.Lock()
+        """One change of its life at a time."""
+        self.up = trio.Event()
+        """Set while it serves."""
+        self.own: Limits | None = None
+        """What a person set for it to use, beneath its slice."""
+        self.unenforced: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def start(self) -> Literal["zygote", "exec"]:
+        """How its processes start: a heavy one by `exec` always."""
+        return "exec" if self.description.heavy or self.spec.start == "exec" else "zygote"
+
+    def down(self) -> None:
+        """It does not serve now; whoever waits for `up` goes on waiting."""
+        if self.up.is_set():
+            self.up = trio.Event()

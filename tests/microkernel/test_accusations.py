@@ -1,0 +1,76 @@
+"""Who is blamed for what a channel's peer wrote, and who may blame.
+
+The kernel's own parts on a channel of real memory; only the processes are missing.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from atoll.microkernel.accounts import CHANNEL, Ledger
+from atoll.microkernel.authority import SMALL, Authority
+from atoll.microkernel.channels import Channel, Channels
+from atoll.microkernel.mechanisms import HostChance
+from atoll.microkernel.parties import KERNEL, Party
+
+
+class Ground:
+    """As much of a node, of its events and of its grants as it takes to end a channel."""
+
+    def __init__(self) -> None:
+        self.channels = Channels(HostChance())
+        self.ledger = Ledger()
+        self.kernel = Party(0, KERNEL, KERNEL)
+        self.parties = {0: self.kernel}
+        self.said: list[tuple[str, str]] = []
+        self.authority = Authority(self, self, self, self)  # type: ignore[arg-type]
+
+    def event(self, kind: str, who: str, sentence: str) -> None:
+        self.said.append((kind, who))
+
+    def refuse(self, who: str, by: str, what: str) -> None:
+        self.said.append(("refused", who))
+
+    def closed(self, channel: int) -> None:
+        """Nothing was granted over it."""
+
+    def channel(self, client: Party, server: str) -> Channel:
+        self.ledger.charge_all(client.account, CHANNEL)
+        return self.channels.make(client, server, SMALL)
+
+
+@pytest.fixture
+def ground() -> Iterator[Ground]:
+    made = Ground()
+    yield made
+    for channel in list(made.channels):
+        made.channels.forget(channel)
+    made.kernel.close()
+
+
+def test_the_peer_is_blamed_and_the_channel_ends(ground: Ground) -> None:
+    client = Party(1, "teller", "all")
+    for accuser, blamed in (("teller", "counter"), ("counter", "teller")):
+        channel = ground.channel(client, "counter")
+        ground.authority.misbehaved(accuser, channel.number, "a length that cannot be")
+        assert ground.said.pop() == ("misbehaved", blamed)
+        assert ground.channels.get(channel.number) is None
+    client.close()
+
+
+def test_the_kernel_blames_the_server_that_it_calls(ground: Ground) -> None:
+    channel = ground.channel(ground.kernel, "state")
+    host: Any = ground.authority._host
+    host.misbehaved(channel.number, "a length that cannot be")
+    assert ground.said == [("misbehaved", "state")]
+
+
+def test_nobody_blames_the_peer_of_another_channel(ground: Ground) -> None:
+    client = Party(1, "teller", "all")
+    channel = ground.channel(client, "counter")
+    ground.authority.misbehaved("liar", channel.number, "a length that cannot be")
+    assert ground.said == [("refused", "liar")]
+    assert ground.channels.get(channel.number) is channel
+    ground.channels.forget(channel)
+    client.close()
