@@ -14,6 +14,7 @@ from atoll.ipc.system import kernel as calls
 
 from . import image
 from .events import Events
+from .image_read import keys_of
 from .node import Node
 from .parties import Party, Serving
 from .plan import limits_of, own_slice
@@ -21,17 +22,8 @@ from .records import SliceRow
 from .server import Server
 from .slices import Limits, io
 
-RANGES = {
-    "cpu_weight": (1, 10_000),
-    "cpu_quota": (0.01, 4096),
-    "memory": (4 << 20, 1 << 50),
-    "io_weight": (1, 10_000),
-    "device_memory": (0, 1 << 50),
-    "device_time": (0, 1),
-    "processes": (1, 1 << 22),
-    "priority": (0, 9),
-}
-"""Of what `set_slice` takes, as an image's slice has them."""
+OTHERWISE_CALLED = {"pids": "processes"}
+"""What a slice of an image calls otherwise than `set_slice` does."""
 
 
 def of_image(spec: image.SliceSpec) -> Limits:
@@ -138,7 +130,12 @@ def _not_here(limits: Limits) -> tuple[str, ...]:
 
 
 def _check(wanted: calls.Slice) -> None:
-    for name, (least, most) in RANGES.items():
+    """The bounds are those of an image's slice. Raises `BadRequest`."""
+    for key, (_, about, _) in keys_of(image.SliceSpec).items():
+        if about.ge is None or about.le is None:
+            continue
+        name = OTHERWISE_CALLED.get(key, key)
         value = getattr(wanted, name)
-        if value is not None and not least <= value <= most:
-            raise BadRequest(where=f"set_slice: {name}", expected=f"{least:g} to {most:g}", got=f"{value:g}")
+        if value is not None and not about.ge <= value <= about.le:
+            expected = f"{about.ge:g} to {about.le:g}"
+            raise BadRequest(where=f"set_slice: {name}", expected=expected, got=f"{value:g}")

@@ -22,7 +22,7 @@ from .authority import RIGHTS
 from .capability_rows import write_ended
 from .image import ServerBinding
 from .image_check import STORE, STORE_INTERFACE, Checked
-from .journal import Journal, StateServer
+from .journal import Journal
 from .node import Node
 from .ownership import BootRefused, needing_room
 from .parties import KERNEL, Serving
@@ -185,9 +185,6 @@ class Boot:
     async def _state_up(self, node: Node, parts: Parts, restore: Restore) -> None:
         """`state` first, from the journal and the image alone."""
         row = restore.row(STORE)
-        record = StateServer.of(row)
-        if node.store.journal.state != record:
-            node.store.journal.set_state(record)
         server = restore.server(from_image(self.checked.image, row, self.place.degrade))
         restore.offer(server)
         node.tree.offer(KERNEL, "Kernel", RIGHTS)

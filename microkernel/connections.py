@@ -18,8 +18,9 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
 DESCRIPTORS_MOST = 16
-_CREDENTIALS = struct.Struct("=iII")
-_RIDERS = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_LEN(DESCRIPTORS_MOST * array.array("i").itemsize)
+CREDENTIALS = struct.Struct("=iII")
+"""Process, user and group, as Linux says who is at the other end of a socket."""
+_RIDERS = socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_LEN(DESCRIPTORS_MOST * array.array("i").itemsize)
 BUFFER = 1 << 20
 """Bytes asked for in each direction, so that a burst of packets need not wait for the peer."""
 UNREAD_MOST = 65536
@@ -173,7 +174,7 @@ class Connection:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
             elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                self.sender, _, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
+                self.sender, _, _ = CREDENTIALS.unpack(data[: CREDENTIALS.size])
         return list(descriptors)
 
     def close(self) -> None:

@@ -1,8 +1,7 @@
 """The boot journal: what the kernel must know while the store does not serve.
 
-`state` is itself a server, so the kernel boots, restarts and swaps it from this file alone. It holds the
-node's identity, the boot epoch, how `state` is to be run, and the changes that wait to become rows once
-`state` serves.
+`state` is itself a server, so the kernel boots, restarts and swaps it from the image and this file alone. It holds the
+node's identity, the boot epoch, and the changes that wait to become rows once `state` serves.
 
 The file is a header and then records, each framed as length, checksum, body; a record is appended with one
 write and is there once `fdatasync` has returned. The end of the file may be torn by a crash: opening wipes what
@@ -24,7 +23,6 @@ import msgspec
 from msgspec import Struct
 
 from .changes import Changes
-from .records import ServerRow
 
 MAGIC = b"atoll journal 1\n"
 _FRAME = 8
@@ -54,23 +52,8 @@ class Booted(Struct, frozen=True, tag="booted", array_like=True):
     time: int
 
 
-class StateServer(Struct, frozen=True, tag="state", array_like=True):
-    """How the store's server is run from now on. Package version, level and mechanisms; the image it comes
-    from.
-    """
-
-    package: str
-    version: str
-    level: str
-    start: str
-    image: str
-    add: tuple[str, ...] = ()
-    drop: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, row: ServerRow) -> "StateServer":
-        """What its row says."""
-        return cls(row.package, row.version, row.level, row.start, row.image, row.add, row.drop)
+class Retired(Struct, frozen=True, tag="state", array_like=True):
+    """What was written until 0.1 of how the store's server is run: the image says it."""
 
 
 class Waiting(Struct, frozen=True, tag="waiting", array_like=True):
@@ -85,7 +68,7 @@ class Settled(Struct, frozen=True, tag="settled", array_like=True):
     id: bytes
 
 
-Record = Identity | Booted | StateServer | Waiting | Settled
+Record = Identity | Booted | Retired | Waiting | Settled
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Record)
@@ -109,8 +92,6 @@ class Journal:
         self.identity = identity
         self.epoch = 0
         """The latest boot's."""
-        self.state: StateServer | None = None
-        """None: `state` has never run here."""
         self.waiting: dict[bytes, Changes] = {}
         """By id, oldest first."""
         self.cut = 0
@@ -125,9 +106,6 @@ class Journal:
         """Begins a boot; returns its epoch, which no earlier boot had."""
         self._append(Booted(self.epoch + 1, time))
         return self.epoch
-
-    def set_state(self, state: StateServer) -> None:
-        self._append(state)
 
     def wait(self, changes: Changes) -> None:
         """Keeps changes until `settle`; a second call with the same id changes nothing."""
@@ -172,8 +150,8 @@ class Journal:
                 self.identity = record
             case Booted():
                 self.epoch = record.epoch
-            case StateServer():
-                self.state = record
+            case Retired():
+                pass
             case Waiting():
                 self.waiting[record.changes.id] = record.changes
             case Settled():
@@ -266,8 +244,6 @@ def _summary(journal: Journal) -> list[Record]:
     records: list[Record] = [journal.identity]
     if journal.epoch:
         records.append(Booted(journal.epoch, 0))
-    if journal.state is not None:
-        records.append(journal.state)
     return [*records, *(Waiting(changes) for changes in journal.waiting.values())]
 
 

@@ -11,10 +11,10 @@ import errno
 import os
 import select
 import socket
-import struct
+
+from .connections import CREDENTIALS
 
 SO_PEERPIDFD = 77
-_CREDENTIALS = struct.Struct("=iII")
 
 
 class Refused(Exception):
@@ -29,8 +29,8 @@ class Peer:
     """A program that connected. Owns a pidfd of it. Raises `Refused` for one that is gone."""
 
     def __init__(self, end: socket.socket) -> None:
-        data = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(data)
+        data = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        self.pid, self.uid, self.gid = CREDENTIALS.unpack(data)
         self.certain = True
         """Whether `pidfd`, and with it all that was read, is of the process that connected."""
         self.pidfd = self._pidfd(end)

@@ -31,7 +31,6 @@ from .events import Events
 from .failpoints import reach
 from .grants import Grants
 from .image_check import STORE
-from .journal import StateServer
 from .launching import Launching, until_ready
 from .needs import Needs
 from .node import Node
@@ -265,7 +264,6 @@ class _Swap:
         if self.what.package:
             batch.put(self.packages.version_row(version, self.what.package, server.description))
         if server.name == STORE:
-            node.store.journal.set_state(StateServer.of(server.spec.row()))
             node.store.journal.wait(batch.changes())
         else:
             await node.store.commit(batch.changes())
@@ -379,7 +377,7 @@ class _Swap:
             server.state = "serving"
             server.up.set()
             if server.name == STORE:
-                self._store_back(committed)
+                node.soon(node.store.settle)
         batch = node.store.batch("swap refused")
         self._unbind(batch)
         batch.put(server.spec.row(), self._row(version, level, done=False, sentence=why))
@@ -404,13 +402,6 @@ class _Swap:
             else:
                 node.bound[name, need] = before
                 batch.put(NeedRow(server=name, need=need, capability=before))
-
-    def _store_back(self, committed: bool) -> None:
-        """The old store goes on, and the journal says so again."""
-        node = self.node
-        if committed:
-            node.store.journal.set_state(StateServer.of(self.server.spec.row()))
-        node.soon(node.store.settle)
 
     # rows ---------------------------------------------------------------------------------------------------
 

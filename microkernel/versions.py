@@ -105,13 +105,13 @@ class Versions:
         fresh = self.folder / f".new-{os.getpid()}"
         _remove(fresh)
         copy = fresh / package.resolve().name
-        _copy(package.resolve(), copy, contents(package.resolve()))
+        _copy(package.resolve(), copy, contents(package.resolve()), durable=True)
         version = self._version(copy.name, hash_of(copy))
         if version.folder.exists():
             self.verify(version)
             _remove(fresh)
             return version
-        _seal(fresh)
+        _seal(fresh, durable=True)
         os.rename(fresh, version.folder)
         _sync(self.folder)
         return version
@@ -168,16 +168,12 @@ def readable_copy(package: Path, into: Path) -> Path:
     folder. Raises as `contents` does."""
     package = package.resolve()
     copy = into / package.name
-    for file in contents(package):
-        (copy / file.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / file.path, copy / file.path)
-        os.chmod(copy / file.path, 0o444)
-    for path, _, _ in os.walk(into):
-        os.chmod(path, 0o755)
+    _copy(package, copy, contents(package), durable=False)
+    _seal(into, durable=False)
     return copy
 
 
-def _copy(package: Path, to: Path, files: list[File]) -> None:
+def _copy(package: Path, to: Path, files: list[File], *, durable: bool) -> None:
     to.mkdir(mode=0o755, parents=True)
     for file in files:
         target = to / file.path
@@ -186,15 +182,17 @@ def _copy(package: Path, to: Path, files: list[File]) -> None:
         with os.fdopen(descriptor, "wb") as out, open(package / file.path, "rb") as source:
             shutil.copyfileobj(source, out)
             os.fchmod(out.fileno(), 0o555 if file.executable else 0o444)
-            out.flush()
-            os.fsync(out.fileno())
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
 
 
-def _seal(folder: Path) -> None:
-    """Makes all folders of a copy durable and readable by every server's uid; the deepest first."""
+def _seal(folder: Path, *, durable: bool) -> None:
+    """Makes all folders of a copy readable by every server's uid, and `durable`; the deepest first."""
     for path, _, _ in os.walk(folder, topdown=False):
         os.chmod(path, 0o755)
-        _sync(Path(path))
+        if durable:
+            _sync(Path(path))
 
 
 def _sync(folder: Path) -> None:
