@@ -99,7 +99,7 @@ class Restore:
     async def rows(self, batch: Batch) -> None:
         """Make the node what image and rows say; the rows of this boot go into the batch."""
         node = self._node
-        await intents.undo_all(node.store, undo)
+        await intents.settle_left(node.store, node.boot, batch)
         known, made = await self.planned()
         for step in made.steps:
             self._say(f"  {step}")
@@ -245,7 +245,3 @@ class Restore:
                     interfaces=interfaces,
                 )
             )
-
-
-async def undo(effect: intents.EndProcess) -> None:
-    """Undo what a dead kernel had begun: its processes, and their control groups, were ended before anything else."""

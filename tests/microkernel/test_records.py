@@ -1,4 +1,4 @@
-"""Rows and intents: keys sort as fields do, rows read back, what has no outcome is undone, latest first."""
+"""Rows and intents: keys sort as fields do, rows read back, what has no outcome is undone."""
 
 from collections.abc import AsyncIterator
 
@@ -8,17 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.microkernel.changes import Batch, Changes, Found, load
-from atoll.microkernel.intents import (
-    DONE,
-    UNDONE,
-    AnyUndo,
-    EndProcess,
-    intend,
-    settle,
-    undo_all,
-    undo_of,
-    unfinished,
-)
+from atoll.microkernel.intents import DONE, UNDONE, EndProcess, intend, settle, settle_left
 from atoll.microkernel.records import (
     TABLES,
     EventRow,
@@ -117,44 +107,31 @@ def ending(server: str) -> EndProcess:
     return EndProcess(server, 1, "m")
 
 
-async def test_what_has_no_outcome_is_undone_latest_first() -> None:
+async def test_what_an_earlier_boot_left_without_outcome_is_undone() -> None:
     store = ModelStore()
     intents = [
         intend(1, 1, ending("a"), 5),
         intend(1, 2, EndProcess("counter", 3, "m"), 6),
         intend(2, 1, ending("b"), 7),
+        intend(3, 1, ending("c"), 8),
     ]
     await store.commit(Batch(b"1").put(*intents).changes())
     await store.commit(settle(Batch(b"2"), intents[0], DONE).changes())
-    assert await unfinished(store) == [intents[2], intents[1]]
-    undone: list[AnyUndo] = []
-
-    async def undo(what: AnyUndo) -> None:
-        undone.append(what)
-
-    waiting = intend(2, 2, ending("c"), 8)
-    assert await undo_all(store, undo, [waiting]) == 3
-    assert undone == [ending("c"), ending("b"), EndProcess("counter", 3, "m")]
-    assert await unfinished(store) == []
-    assert [row.outcome for row in await load(store, IntentRow)] == [DONE, UNDONE, UNDONE, UNDONE]
+    for _ in range(2):  # a crash before the commit has it said again
+        batch = Batch(b"boot 3")
+        await settle_left(store, 3, batch)
+        assert [row.outcome for row in await load(store, IntentRow)] == [DONE, "", "", ""]
+    await store.commit(batch.changes())
+    assert [row.outcome for row in await load(store, IntentRow)] == [DONE, UNDONE, UNDONE, ""]
+    again = Batch(b"boot 4")
+    await settle_left(store, 3, again)
+    assert not again
 
 
-async def test_an_undo_that_fails_leaves_the_rest_for_the_next_boot() -> None:
+async def test_an_intent_of_a_newer_release_is_not_guessed_at() -> None:
     store = ModelStore()
-    rows = [intend(1, number, ending(str(number)), number) for number in (1, 2, 3)]
-    await store.commit(Batch(b"1").put(*rows).changes())
-
-    async def undo(what: AnyUndo) -> None:
-        if what == ending("2"):
-            raise OSError("the host is in the way")
-
-    with pytest.raises(OSError, match="in the way"):
-        await undo_all(store, undo)
-    assert await unfinished(store) == [rows[1], rows[0]]
-
-
-def test_an_intent_of_a_newer_release_is_not_guessed_at() -> None:
     row = intend(1, 1, ending("a"), 5)
     newer = msgspec.structs.replace(row, undo=msgspec.msgpack.encode({"type": "Levitate"}))
+    await store.commit(Batch(b"1").put(newer).changes())
     with pytest.raises(msgspec.ValidationError, match="Invalid value 'Levitate'"):
-        undo_of(newer)
+        await settle_left(store, 2, Batch(b"2"))
