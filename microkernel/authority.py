@@ -227,14 +227,18 @@ class Authority:
                 serving.notice.revoked()
         return servers
 
-    def leave(self, party: Party, capabilities: Iterable[int]) -> Ended:
-        """A party is gone: its session capabilities end, its channels close."""
-        ended = self._node.tree.let_go(capabilities)
+    def leave(self, party: Party, capabilities: Iterable[int]) -> None:
+        """A party is gone: these session capabilities end, its channels close, its buffers go, its account is credited."""
+        node = self._node
+        ended = node.tree.let_go(capabilities)
         self.clear(ended)
         party.gone = True
-        for channel in self._node.channels.of_client(party):
+        for channel in node.channels.of_client(party):
             self.disconnect(channel, f"{party.holder} has ended")
-        return ended
+        self._grants.leave(party)
+        node.parties.pop(party.number, None)
+        node.ledger.release_all(party.account, party.cost)
+        self._events.capabilities((), ended)
 
     def server_died(self, serving: Serving) -> None:
         """The channels that a dead process served wait for the next one."""

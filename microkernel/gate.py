@@ -25,7 +25,6 @@ from .authority import Authority
 from .capabilities import Capability, badge_number
 from .connections import Connection
 from .events import Events
-from .grants import Grants
 from .image import Attach
 from .node import Node
 from .parties import KERNEL, Attached, Serving
@@ -49,10 +48,9 @@ class _Left(Exception):
 class Gate:
     """The attach socket of a node."""
 
-    def __init__(self, node: Node, events: Events, grants: Grants, authority: Authority) -> None:
+    def __init__(self, node: Node, events: Events, authority: Authority) -> None:
         self._node = node
         self._events = events
-        self._grants = grants
         self._authority = authority
         self._path = node.place.socket
         self._listening: socket.socket | None = None
@@ -287,11 +285,7 @@ class Gate:
         if party.gone:
             return
         session = [held.id for held in node.tree.held_by(party.holder)]
-        ended = self._authority.leave(party, session)
-        self._grants.leave(party)
-        node.parties.pop(party.number, None)
-        node.ledger.release_all(party.account, party.cost)
-        self._events.capabilities((), ended)
+        self._authority.leave(party, session)
         if party.connection is not None:
             node.store.later(node.store.batch("detach").put(self._row(party, node.now())))
         party.close()

@@ -11,7 +11,6 @@ from atoll.ipc.system.kernel import StartFailed
 from . import ending, needs
 from .authority import Authority
 from .events import Events
-from .grants import Grants
 from .image_check import STORE
 from .launching import Launching, until_ready
 from .logs import Logs
@@ -28,18 +27,11 @@ KILL_AFTER = 1.0
 
 class Supervisor:
     def __init__(
-        self,
-        node: Node,
-        logs: Logs,
-        events: Events,
-        grants: Grants,
-        authority: Authority,
-        launching: Launching,
+        self, node: Node, logs: Logs, events: Events, authority: Authority, launching: Launching
     ) -> None:
         self._node = node
         self._logs = logs
         self._events = events
-        self._grants = grants
         self._authority = authority
         self._launching = launching
 
@@ -99,12 +91,7 @@ class Supervisor:
 
     def let_go(self, server: Server, serving: Serving, exit: Exit) -> None:
         """What an ended process held is given up, its row says how it ended, and whoever waits for it goes on."""
-        node = self._node
-        ended = self._authority.leave(serving, serving.session)
-        self._grants.leave(serving)
-        node.parties.pop(serving.number, None)
-        node.ledger.release_all(serving.account, serving.cost)
-        self._events.capabilities((), ended)
+        self._authority.leave(serving, serving.session)
         serving.close()
         self._record_end(serving, exit, server)
         serving.ready.set()

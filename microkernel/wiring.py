@@ -64,7 +64,7 @@ def wire(node: Node, forge: Forge) -> Parts:
     needs = Needs(node, authority)
     conversation = Conversation(logs, events, authority)
     launching = Launching(node, logs, allotments, authority, grants, needs, conversation)
-    supervisor = Supervisor(node, logs, events, grants, authority, launching)
+    supervisor = Supervisor(node, logs, events, authority, launching)
     readers = Readers(node, events, authority, launching, supervisor, holders)
     packages, windows = Packages(node, launching), Windows(events)
     looking = Looking(node, events, readers)
@@ -81,7 +81,7 @@ def wire(node: Node, forge: Forge) -> Parts:
     )
     return Parts(
         logs, events, grants, authority, allotments, needs, supervisor, readers,
-        Watchdog(node, events, readers), Gate(node, events, grants, authority),
+        Watchdog(node, events, readers), Gate(node, events, authority),
     )  # fmt: skip
 
 
