@@ -240,6 +240,13 @@ def export(grants: tuple[str, ...] = (), refusal: Refusal = "notify") -> bytes:
     table: Any = pyseccomp.SyscallFilter(defaults[refusal])
     table.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     table.set_attr(pyseccomp.Attr.CTL_OPTIMIZE, 2)  # a binary tree over the numbers
+    fill(table, grants)
+    return read_out(table)
+
+
+def fill(table: Any, grants: Iterable[str]) -> None:
+    """Add the rows to a filter of libseccomp, whatever machine it is for. Raises UnknownGrant."""
+    pyseccomp = _library()
     unconditional = {row.call for row in rows(grants) if not row.tests}
     for row in rows(grants):
         if row.tests and row.call in unconditional:
@@ -247,10 +254,10 @@ def export(grants: tuple[str, ...] = (), refusal: Refusal = "notify") -> bytes:
         action = pyseccomp.ERRNO(row.error) if row.error else pyseccomp.ALLOW
         tests = [pyseccomp.Arg(t.argument, pyseccomp.MASKED_EQ, t.mask, t.value) for t in row.tests]
         table.add_rule(action, row.call, *tests)
-    return _read_out(table)
 
 
-def _read_out(table: Any) -> bytes:
+def read_out(table: Any) -> bytes:
+    """A filter of libseccomp as struct sock_filter rows."""
     memory = os.memfd_create("filter", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(memory), "wb") as file:

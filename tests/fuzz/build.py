@@ -1,10 +1,13 @@
-"""Compiles the fuzzer (driver.c, targets.c) with the C core, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""Compiles the fuzzer (driver.c, targets.c) with the C core: for this machine under AddressSanitizer and
+UndefinedBehaviorSanitizer, for ARM64 under the latter, to run in an emulator."""
 
 import os
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "native"
@@ -12,18 +15,37 @@ CORPUS = HERE / "corpus"
 TARGETS = ("serve", "receive", "table", "bulk", "race")
 CORE = ("ring", "bulk", "table", "wait", "channel", "client", "loop", "methods")
 OWN = ("driver", "targets", "world")
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *SANITIZERS, f"-I{NATIVE}", f"-I{HERE}")
+FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", f"-I{HERE}")
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
-def build(folder: Path) -> Path:
+class Machine(NamedTuple):
+    """For what it is built, and how that runs here."""
+
+    compiler: str
+    sanitizers: tuple[str, ...]
+    runner: tuple[str, ...] = ()
+
+
+HERE_MACHINE = Machine(
+    (sysconfig.get_config_var("CC") or "cc").split()[0],
+    ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+)
+ARM64 = Machine(
+    "aarch64-linux-gnu-gcc",
+    # The emulator has no room for AddressSanitizer's shadow, and the cross compiler comes without the other's library.
+    ("-static", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),
+    ("qemu-aarch64",),
+)
+
+
+def build(folder: Path, machine: Machine = HERE_MACHINE) -> Path:
     """The fuzzer, built in `folder`. Only the core's edges are counted, not the fuzzer's own."""
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
 
     def compiled(source: Path, *extra: str) -> Path:
         made = folder / f"{source.stem}.o"
-        subprocess.run([compiler, *FLAGS, *extra, "-c", source, "-o", made], check=True)
+        flags = (*FLAGS, *machine.sanitizers, *extra)
+        subprocess.run([machine.compiler, *flags, "-c", source, "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -31,13 +53,17 @@ def build(folder: Path) -> Path:
         own = [pool.submit(compiled, HERE / f"{name}.c") for name in OWN]
     fuzzer = folder / "fuzz"
     objects = [part.result() for part in (*core, *own)]
-    subprocess.run([compiler, *SANITIZERS, *objects, "-o", fuzzer], check=True)
+    subprocess.run([machine.compiler, *machine.sanitizers, *objects, "-o", fuzzer], check=True)
     return fuzzer
 
 
-def fuzz(fuzzer: Path, target: str, corpus: Path, *, runs: int, seconds: float, seed: int, keep: bool) -> str:
+def fuzz(
+    fuzzer: Path, target: str, corpus: Path, *,
+    runs: int, seconds: float, seed: int, keep: bool, runner: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Run one target; what it said. Raises AssertionError with what a sanitizer found, and where the input lies."""
     words: list[str | Path] = [
+        *runner,
         fuzzer,
         target,
         corpus,

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .build import SANITIZERS
+from .build import HERE_MACHINE
 
 ROOT = Path(__file__).resolve().parents[2]
 _COMPILE = "from native.build import builder; builder.compile(verbose=False)"
@@ -32,7 +32,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 def build(folder: Path) -> Path:
     """The sanitized extension, built in `folder` from a copy of the sources."""
     shutil.copytree(ROOT / "native", folder / "native", ignore=shutil.ignore_patterns("*.so", "_core.c"))
-    flags = " ".join(SANITIZERS)
+    flags = " ".join(HERE_MACHINE.sanitizers)
     environment = os.environ | {"ATOLL_CFLAGS": f"{flags} -O1", "ATOLL_LDFLAGS": flags, "PYTHONPATH": "."}
     subprocess.run([sys.executable, "-c", _COMPILE], cwd=folder, env=environment, check=True)
     return next((folder / "atoll" / "native").glob("_core*.so"))
@@ -46,7 +46,7 @@ def run(core: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
         "LD_PRELOAD": library,
         "ASAN_OPTIONS": "detect_leaks=0:handle_segv=1",  # the interpreter itself leaks at its end
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        "ATOLL_CFLAGS": " ".join(SANITIZERS),
+        "ATOLL_CFLAGS": " ".join(HERE_MACHINE.sanitizers),
         "PYTHONMALLOC": "malloc",
     }
     words = [

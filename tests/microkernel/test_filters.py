@@ -1,0 +1,28 @@
+"""Filters say what their tables mean, as a tree and as libseccomp writes them plainly, judged by the headers' numbers."""
+
+import platform
+import sysconfig
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.microkernel.protection import filters
+from tests.kit import bpf
+
+from .filtered import Machine, calls, check, check_numbers
+
+MACHINES = {"x86_64": ("X86_64", 0xC000003E), "aarch64": ("AARCH64", 0xC00000B7)}
+THIS = Machine((sysconfig.get_config_var("CC") or "cc").split()[0], *MACHINES[platform.machine()])
+GRANTED = [(), *((group,) for group in filters.GROUPS if group != "base"), tuple(filters.GROUPS)]
+
+
+@settings(max_examples=600)
+@given(st.sampled_from(GRANTED), calls(THIS))
+def test_a_program_says_what_its_rows_mean(grants: tuple[str, ...], called: tuple[str, bpf.Call]) -> None:
+    check(THIS, grants, *called)
+
+
+@pytest.mark.parametrize("grants", GRANTED)
+def test_no_number_passes_that_no_row_names(grants: tuple[str, ...]) -> None:
+    check_numbers(THIS, grants)
