@@ -49,17 +49,17 @@ class Looking:
         node, main = self._node, name == server.name
         pid = serving.pid if serving is not None else 0
         memory, cpu = usage(pid)
-        served = serving.status.signs().served if serving is not None else 0
+        signs = serving.status.signs() if serving is not None else None
         level = server.plan.level if server.plan is not None else server.spec.level
         return calls.ProcessRow(
             server=name, state=server.state if main else "serving", pid=pid, level=level,
             version=server.version.hash, start=server.start,
             uid=node.uid(server) or os.geteuid(),
             started=serving.started if serving is not None else 0, restarts=server.restarts if main else 0,
-            memory=memory, cpu=cpu, calls=served, refused=self._events.count(name),
+            memory=memory, cpu=cpu, calls=signs.served if signs else 0, refused=self._events.count(name),
             channels=len(node.channels.of_server(name)),
             interfaces=[offer.name for offer in server.description.interfaces],
-            reason=server.reason if main else "",
+            reason=server.reason if main else "", late=signs.late if signs else 0,
         )  # fmt: skip
 
     def protection(self, server: Server) -> calls.Protection:

@@ -74,6 +74,8 @@ class Signs(NamedTuple):
     """Index of the method whose handler runs, plus 1; 0: none."""
     served: int
     parked: int
+    late: int
+    """Of the calls served, those whose plain handler returned after their deadline."""
 
 
 class Status:
@@ -82,7 +84,7 @@ class Status:
     def __init__(self, name: str) -> None:
         self.memory = Memory(f"status {name}", 2 * LINE, written_by_others=True)
         self._c = ffi.from_buffer(self.memory.map)
-        self._words = ffi.new("uint64_t[4]")
+        self._words = ffi.new("uint64_t[5]")
 
     def window(self) -> int:
         """Odd while a message is between its capability's check and its handler's first step."""

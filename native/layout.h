@@ -125,7 +125,8 @@ struct status {
     uint64_t in_handler; /* method index + 1 of the handler that runs, 0: none */
     uint64_t served;     /* calls and casts handed to handlers */
     uint64_t parked;
-    uint64_t reserved1[4];
+    uint64_t late; /* of those, the ones whose handler returned after their deadline */
+    uint64_t reserved1[3];
 };
 _Static_assert(sizeof(struct status) == 2 * LINE, "two lines");
 _Static_assert(offsetof(struct status, heartbeat) == LINE, "the window has a line of its own");

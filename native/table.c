@@ -131,4 +131,5 @@ void atoll_status_read(const void *status, uint64_t *out) {
     out[1] = load_relaxed(&page->in_handler);
     out[2] = load_relaxed(&page->served);
     out[3] = load_relaxed(&page->parked);
+    out[4] = load_relaxed(&page->late);
 }

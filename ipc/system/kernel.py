@@ -113,6 +113,8 @@ class ProcessRow(Struct, frozen=True, kw_only=True):
     interfaces: list[str]
     reason: str = ""
     """Why it is in this state, where that is not plain: the last exit, who froze it."""
+    late: int = 0
+    """Of `calls`, those whose plain handler ran past the deadline: it cannot be interrupted, and held up all others."""
 
 
 class Weakening(Struct, frozen=True, kw_only=True):

@@ -54,6 +54,7 @@ PROCESSES: list[Column[ProcessRow]] = [
     Column("MIB", lambda row: mebibytes(row.memory), right=True),
     Column("CPU S", lambda row: f"{row.cpu:.1f}", right=True, spare=3),
     Column("CALLS", lambda row: row.calls, right=True),
+    Column("LATE", lambda row: row.late, right=True, spare=5),
     Column("REFUSED", lambda row: row.refused, right=True, spare=1),
 ]
 

@@ -5,7 +5,10 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from atoll.ipc.attach import Node as Attached
+from atoll.ipc.errors import DeadlineExceeded
 
 from .nodes import PACKAGES, booted, interface
 
@@ -58,6 +61,24 @@ def test_time_that_the_kernel_did_not_get_is_nobodys_silence(tmp_path: Path) -> 
             os.kill(pid, signal.SIGCONT)
         assert attached.open("counter", Counter).get.now("x") == 0
         assert pid_of(attached, "counter") == server
+
+
+def test_a_plain_handler_that_ran_past_its_deadline_is_counted(tmp_path: Path) -> None:
+    def late() -> int:
+        return next(row.late for row in attached.kernel.ps.now() if row.server == "counter")
+
+    with booted(tmp_path) as node, node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        counter.with_(deadline=60.0).spin.now(0.0)
+        counter.spin.now(0.0)
+        assert late() == 0
+        patience = 0.1
+        while not late():  # a call that comes too late to begin is refused, and not counted
+            with pytest.raises(DeadlineExceeded):
+                counter.with_(deadline=patience).spin.now(2 * patience)
+            assert counter.get.now("x") == 0
+            patience *= 2
+        assert late() == 1
 
 
 def test_a_thread_that_computes_is_named(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_tables_fit_a_narrow_terminal(tally: Shell, words: str) -> None:
 
 
 def test_lines_into_a_pipe_are_whole(tally: Shell) -> None:
-    assert {len(row) for row in lines(tally.said("ps"))[1:]} == {11}
+    assert {len(row) for row in lines(tally.said("ps"))[1:]} == {12}
     assert len(tally.said("caps").splitlines()) == 1 + len(tally.json("caps"))
 
 
