@@ -466,7 +466,7 @@ class ClientChannel:
     def _renew(self) -> None:
         result = lib.atoll_channel_renew(self.c, self._taken)
         if result == Result.CLOSED:
-            self._bereaved()
+            self.bereave()
             self._stopped = True
         elif result == 1:
             self._renewed()
@@ -515,8 +515,8 @@ class ClientChannel:
             self._end(pending, each(pending.site.spec.label))
         self.outbox.forgive()
 
-    def _bereaved(self) -> None:
-        """Nobody serves it any more."""
+    def bereave(self) -> None:
+        """Nobody serves it any more: what is in hand ends, outcome unknown, and nothing later is taken."""
         self.fail(lambda method: PeerDied(method, True), PeerDied(f"a call to {self.peer}", False))
 
     def down(self) -> None:
@@ -560,7 +560,7 @@ class ClientChannel:
 
     def retire(self) -> None:
         """The kernel has closed it. Threads may be inside still: memory and doorbell go with the last that knows it."""
-        self._bereaved()
+        self.bereave()
         self._stopped, self._retired = False, True
 
     def __del__(self) -> None:
@@ -571,7 +571,7 @@ class ClientChannel:
     def close(self) -> None:
         """Give the memory back. No thread may be inside, and no view of a reply may be left."""
         if self.c is not None:
-            self._bereaved()
+            self.bereave()
             self._stopped = False
             self.views.clear()
             self._buffer.release()

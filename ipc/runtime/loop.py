@@ -172,9 +172,7 @@ class ServeLoop:
         client = self.clients.pop(number, None)
         if client is not None:
             lib.atoll_loop_remove(self.c, number)
-            client.fail(
-                lambda label: errors.PeerDied(label, True), errors.PeerDied(f"a call to {client.peer}", False)
-            )
+            client.bereave()
             return
         channel = self._channels.pop(number, None)
         if channel is None:
