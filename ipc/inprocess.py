@@ -439,11 +439,10 @@ class InProcess:
 
     def open(self, method: MethodSpec, payload: bytes, options: Options) -> LocalStream:
         self._streams += 1
-        stream = LocalStream(self.host, method)
+        stream = LocalStream(method, lambda: self.host.cancel(request))
         request = Request(
             self, method, self._checked(method, payload), options, stream.complete, stream.end, stream
         )
-        stream.request = request
         self.host.send(request)
         return stream
 

@@ -509,11 +509,3 @@ def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exc
             return  # the loop whose Deferred this was has ended, and with it whoever waited
 
     future.raw.add_done_callback(notify)
-
-
-def memory_keyspace(kind: type[T]) -> Keyspace[T]:
-    """A keyspace in a store of its own, in memory: for tests. `memory_store.MemoryStore` gives several in one
-    store."""
-    from .memory_store import MemoryStore
-
-    return MemoryStore().keyspace(kind)

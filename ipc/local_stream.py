@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from . import context, errors
 from .changes import Signal
@@ -11,20 +10,17 @@ from .limits import MAX_PAYLOAD
 from .method import MethodSpec
 from .streams import Receiver, Sender, cost
 
-if TYPE_CHECKING:
-    from .inprocess import Host, Request
-
 
 class LocalStream:
     """Both ends of a stream or an upload. Its queue is shared by two threads, under the lock of the deque's
     own operations; counters of one side are touched by that side, and limits are passed as plain integers."""
 
-    def __init__(self, host: "Host", spec: MethodSpec) -> None:
-        self.host = host
+    def __init__(self, spec: MethodSpec, on_cancel: Callable[[], None]) -> None:
+        """`on_cancel` is called when the client gives it up."""
         self.spec = spec
+        self._on_cancel = on_cancel
         self.sender = Sender(spec.label)
         self.receiver = Receiver(spec.label)
-        self.request: Request | None = None
         self._queue: deque[tuple[list[bytes], int]] = deque()
         """As they were sent, with what they cost."""
         self._changed = Signal()
@@ -139,5 +135,4 @@ class LocalStream:
             self._over = True
             self._queue.clear()
             self._changed.notify()
-            if self.request is not None:
-                self.host.cancel(self.request)
+            self._on_cancel()

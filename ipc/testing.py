@@ -21,6 +21,7 @@ from .capability import Cap
 from .faults import Delay, Drop, Fault, FaultyTransport, Overload
 from .inprocess import IN_HAND, Host, HostThread, InProcess
 from .interface import Interface, rights
+from .memory_store import memory_keyspace
 from .serve import Config, Serves
 
 __all__ = ["Delay", "Drop", "FaultyTransport", "Overload", "Running", "VirtualClock", "node", "running"]
@@ -143,8 +144,6 @@ def running(
             given[need.name] = config
             config = None
         elif need.kind == "keyspace" and need.name not in given:
-            from .keyspace import memory_keyspace
-
             given[need.name] = memory_keyspace(need.type)
     if config is not None:
         raise TypeError(f"{server.__name__} has no configuration to bind: leave out config=")
