@@ -112,9 +112,9 @@ class Authority:
         """End a channel: both ends are told, and what it cost is credited."""
         node = self._node
         told = CloseChannel(channel=channel.number, reason=reason)
-        if channel.server == KERNEL:
+        if channel.server == KERNEL or channel.client is node.kernel:
             node.loop.remove(channel.number)
-        else:
+        if channel.server != KERNEL:
             for serving in node.parties.values():
                 if isinstance(serving, Serving) and channel.number in serving.served:
                     serving.send(told)
@@ -137,6 +137,9 @@ class Authority:
         peer = server if client == accuser else client
         self._events.event("misbehaved", peer, f"channel {channel} between {client} and {server}: {check}")
         self.disconnect(found, f"{peer} broke the protocol: {check}")
+        if found.client is self._node.kernel:
+            # It has no channel but to the store, and there is no way to go on whose rows would not be lost.
+            self._node.fail(f"the kernel's channel to {server} is gone: {peer} broke the protocol: {check}")
 
     def _own_peer_misbehaved(self, channel: int, check: str) -> None:
         self.misbehaved(KERNEL, channel, check)

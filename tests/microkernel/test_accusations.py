@@ -24,6 +24,7 @@ class Ground:
         self.kernel = Party(0, KERNEL, KERNEL)
         self.parties = {0: self.kernel}
         self.said: list[tuple[str, str]] = []
+        self.loop = self
         self.authority = Authority(self, self, self, self)  # type: ignore[arg-type]
 
     def event(self, kind: str, who: str, sentence: str) -> None:
@@ -34,6 +35,13 @@ class Ground:
 
     def closed(self, channel: int) -> None:
         """Nothing was granted over it."""
+
+    def remove(self, channel: int) -> None:
+        """The kernel's own loop forgets a channel."""
+        self.said.append(("forgotten", str(channel)))
+
+    def fail(self, sentence: str) -> None:
+        self.said.append(("ends", sentence))
 
     def channel(self, client: Party, server: str) -> Channel:
         self.ledger.charge_all(client.account, CHANNEL)
@@ -63,7 +71,8 @@ def test_the_kernel_blames_the_server_that_it_calls(ground: Ground) -> None:
     channel = ground.channel(ground.kernel, "state")
     host: Any = ground.authority._host
     host.misbehaved(channel.number, "a length that cannot be")
-    assert ground.said == [("misbehaved", "state")]
+    why = "the kernel's channel to state is gone: state broke the protocol: a length that cannot be"
+    assert ground.said == [("misbehaved", "state"), ("forgotten", str(channel.number)), ("ends", why)]
 
 
 def test_nobody_blames_the_peer_of_another_channel(ground: Ground) -> None:
