@@ -60,7 +60,7 @@ boot: $(VENV)/.core
 	@$(BIN)/atoll boot images/rlhf.toml --job reviews $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.core
-	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 soak: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m pytest -m soak --timeout 0 $(TESTS)
