@@ -19,7 +19,7 @@ import pytest
 from atoll.ipc.errors import AtollError, NodeDown
 from atoll.microkernel.remains import survivors
 
-from .nodes import RealNode, booted, interface, wait_for_end
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
 Counter = interface("counter", "Counter")
 Teller = interface("teller", "Teller")
@@ -169,7 +169,9 @@ def kill_kernel(node: RealNode, load: Load) -> None:
 
 
 def run(folder: Path, victims: list[str]) -> None:
-    with booted(folder, level="seccomp", counter=QUICK, more=QUICK) as node:
+    plain = IMAGE.format(level="seccomp", packages=PACKAGES, counter=QUICK, more=QUICK)
+    text = plain.replace("[server.state]", f"[server.state]\n{QUICK}")
+    with booted(folder, text=text) as node:
         with loaded(node) as load:
             load.goes_on()
             for victim in victims:
