@@ -28,7 +28,7 @@ class LoopHost:
     def looping(self) -> bool:
         return True
 
-    def owing(self, pending: Any) -> None:
+    def owing(self, when_paid: Any, settle: Any) -> None:
         """The loop looks for room, too."""
 
     def sent(self) -> None:

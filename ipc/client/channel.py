@@ -23,6 +23,7 @@ import msgspec
 
 from atoll.ipc import errors
 from atoll.ipc.errors import (
+    Aborted,
     BadRequest,
     DeadlineExceeded,
     NodeDown,
@@ -37,10 +38,9 @@ from atoll.ipc.transport import ChannelStatistics
 from atoll.native import Kind, Result, ffi, lib
 
 from . import forking
-from .host import Host
+from .host import Host, Subscribe
 from .outbox import MARK, Outbox
-from .pending import NANOSECONDS, Pending, Site
-from .stream import ChannelStream
+from .pending import NANOSECONDS, Opened, Pending, Site
 
 VIEWS = 2049
 """Replies up to 2 KiB are read through views cut beforehand: cutting one costs more than the rest of a reply."""
@@ -140,15 +140,16 @@ class ClientChannel:
         context: bytes | None,
         number: int = 0,
         seconds: float | None = None,
-        stream: Callable[["Pending"], ChannelStream] | None = None,
+        opens: Callable[["ClientChannel", Pending], Opened] | None = None,
         waits: bool = False,
     ) -> Pending:
-        """Send a call and keep it until its reply is in. Raises what keeps it from being sent. `waits`: see `_send`."""
+        """Send a call and keep it until its reply is in. Raises what keeps it from being sent. `opens` makes the
+        stream that it opens; `waits`: see `_send`."""
         pending = Pending(self, site, payload, until, trace, context)
         pending.number = number or next(self._numbers, 0) or self._more_numbers()
         pending.seconds = seconds
-        if stream is not None:
-            pending.stream = stream(pending)
+        if opens is not None:
+            pending.stream = opens(self, pending)
         self.pending[pending.number] = pending
         try:
             self._send(pending, site.again if number else site.c, waits)
@@ -231,10 +232,14 @@ class ClientChannel:
             self.trouble(result, site.spec, len(payload))
 
     def withdraw(self, pending: Pending) -> None:
-        """Tell the server that nobody waits for this request any more. Whoever might receive, and so pay, is gone, too."""
+        """Nobody waits for this request any more: end it, tell the server. Whoever might receive, and so pay, is gone,
+        too."""
+        if self.pending.pop(pending.number, None) is None:
+            return
+        pending.fail(Aborted(pending.site.spec.label, "its caller gave up waiting"))
         self.outbox.control(pending, Kind.CANCEL)
         if self.outbox.owed:
-            self.host.owing(pending)
+            self.host.owing(self.outbox.when_paid, lambda: self.settle(pending))
 
     def settle(self, pending: Pending) -> None:
         """Halt this thread until nothing is owed, for as long as a call waits for room at most. `pending`: a request that is
@@ -369,7 +374,7 @@ class ClientChannel:
         self,
         pending: Pending,
         over: Callable[[], bool],
-        subscribe: Callable[[Callable[[], None]], None],
+        subscribe: Subscribe,
         limit: int = 0,
     ) -> None:
         """Block this thread, receiving when it is its turn, until `over()`, the limit, or the deadline of `pending`."""

@@ -1,10 +1,10 @@
 """What a channel's client end needs of the process it lives in: a server's loop, or a program outside."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .pending import Pending
+Subscribe = Callable[[Callable[[], None]], None]
+"""Takes what is to be called when something has come about, by whatever thread."""
 
 
 class Host(Protocol):
@@ -14,7 +14,7 @@ class Host(Protocol):
         """Raises `WouldBlock` on a thread that must not wait."""
         ...
 
-    async def wait(self, subscribe: Callable[[Callable[[], None]], None]) -> None:
+    async def wait(self, subscribe: Subscribe) -> None:
         """Suspend the task until the callback handed to `subscribe` is called, receiving meanwhile."""
         ...
 
@@ -22,9 +22,9 @@ class Host(Protocol):
         """Whether an event loop runs on this thread, which must not stand for long."""
         ...
 
-    def owing(self, pending: "Pending") -> None:
+    def owing(self, when_paid: Subscribe, settle: Callable[[], None]) -> None:
         """A withdrawn request's channel owes records, and perhaps nobody waits for anything any more: see to it that they
-        are sent when there is room."""
+        are sent when there is room. `when_paid` tells when they are; `settle` halts the thread until then."""
         ...
 
     def alive(self, wait: float = 0.0) -> bool:

@@ -13,13 +13,12 @@ that the epoch is dead. Whoever comes first claims the request, under the lock.
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atoll.ipc.errors import TooLarge
 from atoll.native import Kind, Result, ffi, lib
 
-if TYPE_CHECKING:
-    from .pending import Pending
+from .pending import Pending
 
 MARK = 63
 """Of what the C core says of a sent record: the bits that hold the epoch's number; the others are the position."""
@@ -31,7 +30,7 @@ class Record:
 
     __slots__ = ("kind", "payload", "pending", "site")
 
-    def __init__(self, pending: "Pending", site: Any, kind: Kind | None, payload: bytes) -> None:
+    def __init__(self, pending: Pending, site: Any, kind: Kind | None, payload: bytes) -> None:
         self.pending = pending
         self.site = site
         self.kind = kind
@@ -43,7 +42,7 @@ class Outbox:
     whose outcome is unknown."""
 
     def __init__(
-        self, c: Any, epoch: int, table: "dict[int, Pending]", lose: "Callable[[Pending], None]"
+        self, c: Any, epoch: int, table: dict[int, Pending], lose: Callable[[Pending], None]
     ) -> None:
         self.owed: deque[Record] = deque()
         self.dead: dict[int, list[int]] = {}
@@ -59,7 +58,7 @@ class Outbox:
 
     # sending ----------------------------------------------------------------------------------------------------------
 
-    def put(self, pending: "Pending", site: Any) -> int:
+    def put(self, pending: Pending, site: Any) -> int:
         """Write a request into its ring; negative: a `Result`. Wakes nobody."""
         end: int = lib.atoll_send(
             self._c,
@@ -75,20 +74,20 @@ class Outbox:
             self.note(pending, end)
         return end
 
-    def note(self, pending: "Pending", end: int) -> None:
+    def note(self, pending: Pending, end: int) -> None:
         """A request was written."""
         pending.end = end
         if end & MARK in self.dead:
             self.claim(pending)
 
-    def claim(self, pending: "Pending") -> None:
+    def claim(self, pending: Pending) -> None:
         """The epoch in which a request was written had ended before that was noted: it is judged here, if it is not."""
         with self._lock:
             taken = self.dead.get(pending.end & MARK) if pending.end else None
             lost = [] if taken is None else self._judge([pending], taken)
         self._close(lost)
 
-    def put_or_owe(self, pending: "Pending", site: Any) -> int:
+    def put_or_owe(self, pending: Pending, site: Any) -> int:
         """The same; without room it is owed. Wakes nobody either."""
         with self._lock:
             result = FULL if self.owed else self.put(pending, site)
@@ -97,7 +96,7 @@ class Outbox:
                 return 0
         return result
 
-    def control(self, pending: "Pending", kind: Kind, payload: bytes = b"") -> None:
+    def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> None:
         """Send or owe a record that belongs to a request in hand, of a size that `fits`."""
         with self._lock:
             record = Record(pending, pending.site.of(kind), kind, payload)
@@ -150,7 +149,7 @@ class Outbox:
                 return
         notify()
 
-    def fits(self, pending: "Pending", payload: bytes) -> None:
+    def fits(self, pending: Pending, payload: bytes) -> None:
         """Raises `TooLarge` for an item that no channel like this carries."""
         if len(payload) > self._largest:
             raise TooLarge(f"an item of {pending.site.spec.label}", len(payload), self._largest)
@@ -185,15 +184,15 @@ class Outbox:
             self.owed.extend(unsent)
         self._close(lost)
 
-    def _close(self, lost: "list[Pending]") -> None:
+    def _close(self, lost: list[Pending]) -> None:
         for pending in lost:
             self._lose(pending)
         self.pay()
 
-    def _judge(self, written: "list[Pending]", taken: list[int]) -> "list[Pending]":
+    def _judge(self, written: list[Pending], taken: list[int]) -> list[Pending]:
         """Owe again what may be sent again of these; what may not."""
 
-        def ahead(pending: "Pending") -> int:
+        def ahead(pending: Pending) -> int:
             return _distance(pending.end & ~MARK, taken[pending.site.c.lane])
 
         lost = []

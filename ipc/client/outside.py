@@ -20,9 +20,7 @@ from atoll.ipc.context import forbid_blocking
 from atoll.ipc.future import wait_for
 
 from .channel import ClientChannel
-from .pending import Pending
-
-Subscribe = Callable[[Callable[[], None]], None]
+from .host import Subscribe
 
 
 class _Order:
@@ -137,14 +135,13 @@ class Outside:
     def looping(self) -> bool:
         return trio.lowlevel.in_trio_run() or _running_loop() is not None
 
-    def owing(self, pending: Pending) -> None:
-        channel = pending.channel
+    def owing(self, when_paid: Subscribe, settle: Callable[[], None]) -> None:
         if trio.lowlevel.in_trio_run():
-            trio.lowlevel.spawn_system_task(self._wait_in_trio, channel.outbox.when_paid)
+            trio.lowlevel.spawn_system_task(self._wait_in_trio, when_paid)
         elif (loop := _running_loop()) is not None:
             self._arm_for_asyncio(loop)
         else:
-            channel.settle(pending)
+            settle()
 
     async def wait(self, subscribe: Subscribe) -> None:
         if trio.lowlevel.in_trio_run():

@@ -1,21 +1,22 @@
-"""Requests in hand at the client: one through one capability, kept until its reply is in. (Raw cffi.)"""
+"""Requests in hand at the client: one through one capability, kept until its reply is in. (Raw cffi.)
+
+A request knows no channel and no stream, only what it asks of the one that carries it (`Carrier`) and what it keeps for that
+one to feed (`Opened`).
+"""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import trio
 
-from atoll.ipc.errors import Aborted, AtollError
+from atoll.ipc.errors import AtollError
 from atoll.ipc.future import RawFuture
 from atoll.ipc.method import MethodSpec
 from atoll.native import Kind, ffi, lib
 
-from .stream import ChannelStream
-
-if TYPE_CHECKING:
-    from .channel import ClientChannel
+from .host import Host
 
 NANOSECONDS = 1_000_000_000
 AGAIN = 4
@@ -48,6 +49,55 @@ class Site:
         return found
 
 
+class Carrier(Protocol):
+    """What a request asks of the channel that carries it."""
+
+    host: Host
+    c: Any
+    """The channel in C memory."""
+    bound_to_loop: bool
+    """A receive loop drains it; nobody else may."""
+
+    def drain(self) -> int:
+        """Route what has arrived; how many messages."""
+        ...
+
+    def wait(self, pending: "Pending", limit: int) -> None:
+        """Block this thread until the request is done or CLOCK_MONOTONIC reaches `limit` (ns; 0: no limit)."""
+        ...
+
+    def expire(self, pending: "Pending") -> None:
+        """The request's deadline has passed: end it, tell the server."""
+        ...
+
+    def withdraw(self, pending: "Pending") -> None:
+        """Nobody waits for the request any more: end it, tell the server; nothing if it has ended."""
+        ...
+
+
+class Opened(Protocol):
+    """The stream that a request has opened, as the channel feeds it."""
+
+    began: bool
+    """Something was sent or received after the opening: it cannot simply be sent again."""
+
+    def arrived(self, items: list[bytes]) -> None:
+        """`PeerMisbehaved` if they came without credit."""
+        ...
+
+    def credited(self, limit: int) -> None:
+        """`PeerMisbehaved` if it is more than may be granted."""
+        ...
+
+    def ended(self, error: AtollError | None) -> None:
+        """Nothing more comes."""
+        ...
+
+    def disown(self, error: AtollError) -> None:
+        """In a fork: it is the parent's, and over here."""
+        ...
+
+
 class Pending(RawFuture):
     """A request whose reply is not in."""
 
@@ -66,7 +116,7 @@ class Pending(RawFuture):
 
     def __init__(
         self,
-        channel: "ClientChannel",
+        channel: Carrier,
         site: Site,
         payload: bytes,
         until: int,
@@ -89,7 +139,7 @@ class Pending(RawFuture):
         self.end = 0
         """Where it lies in its ring, with the mark of the epoch (see `Outbox`); 0: nowhere."""
         self.seconds: float | None = None
-        self.stream: ChannelStream | None = None
+        self.stream: Opened | None = None
 
     def disown(self, error: AtollError) -> None:
         """In a fork: it is the parent's, and over here. Nobody is called, and no lock taken."""
@@ -98,13 +148,8 @@ class Pending(RawFuture):
             self.stream.disown(error)
 
     def cancel(self) -> None:
-        self.abandon()
-
-    def abandon(self) -> None:
         """Nobody waits any more: tell the server."""
-        if self.channel.pending.pop(self.number, None) is not None:
-            self.fail(Aborted(self.site.spec.label, "its caller gave up waiting"))
-            self.channel.withdraw(self)
+        self.channel.withdraw(self)
 
     async def _wait(self) -> bytes | memoryview:
         channel = self.channel
@@ -116,7 +161,7 @@ class Pending(RawFuture):
             elif not await within((self.until - time.monotonic_ns()) / NANOSECONDS, self._arrival):
                 self.channel.expire(self)
         except BaseException:
-            self.abandon()
+            self.cancel()
             raise
         return self._outcome()
 

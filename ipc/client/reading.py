@@ -8,7 +8,7 @@ their callers never hear of a reader's end.
 
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, Struct
@@ -29,11 +29,9 @@ from atoll.ipc.system.state import Ahead, State
 from atoll.ipc.transport import Options, Translator
 
 from .channel import ClientChannel
+from .pending import Pending
 from .stream import ChannelStream
 from .transport import ChannelTransport
-
-if TYPE_CHECKING:
-    from .pending import Pending
 
 LOOK_EVERY: Final = 64
 """Calls after which a program that nobody wakes looks whether the kernel has said something."""
@@ -153,15 +151,15 @@ class Reads:
         arguments.least = max(arguments.least, self.seen)
         return _encode(arguments)
 
-    def watched(self, pending: "Pending") -> ChannelStream:
-        return _Watched(pending, self)
+    def watched(self, channel: ClientChannel, pending: Pending) -> ChannelStream:
+        return _Watched(channel, pending, self)
 
 
 class _Watched(ChannelStream):
     """A watch: what it brings was seen."""
 
-    def __init__(self, pending: "Pending", reads: Reads) -> None:
-        super().__init__(pending)
+    def __init__(self, channel: ClientChannel, pending: Pending, reads: Reads) -> None:
+        super().__init__(channel, pending)
         self._reads = reads
 
     def arrived(self, items: list[bytes]) -> None:

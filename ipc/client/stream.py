@@ -7,7 +7,6 @@ of what the other sends. What has credit and finds no room in the ring is owed (
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,21 +14,22 @@ from atoll.ipc.errors import Aborted, AtollError
 from atoll.ipc.streams import Receiver, Sender, cost, total
 from atoll.native import Kind
 
-if TYPE_CHECKING:
-    from .pending import Pending
+from .channel import ClientChannel
+from .host import Subscribe
+from .pending import Pending
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class ChannelStream:
-    """See `atoll.ipc.transport.RawStream`."""
+    """See `atoll.ipc.transport.RawStream`; `pending` is the request that opened it."""
 
-    def __init__(self, pending: "Pending") -> None:
+    def __init__(self, channel: ClientChannel, pending: Pending) -> None:
         label = pending.site.spec.label
         self.pending = pending
+        self._channel = channel
         self.upload = pending.site.spec.kind == "upload"
         self.began = False
-        """Something was sent or received after the opening: it cannot simply be sent again."""
         self._items: deque[tuple[list[bytes], int]] = deque()
         """As they arrived, with what they cost."""
         # Threads of a client receive for each other: what arrives is counted by whoever receives, the rest by the reader.
@@ -39,10 +39,9 @@ class ChannelStream:
         self._error: AtollError | None = None
         self._waiters: list[Callable[[], None]] = []
 
-    # called by the channel ----------------------------------------------------------------------------------------
+    # called by the channel (see Opened) ---------------------------------------------------------------------------
 
     def arrived(self, items: list[bytes]) -> None:
-        """`PeerMisbehaved` if they came without credit."""
         self.began = True
         price = total(items)
         self._receiver.arrive(price)
@@ -50,7 +49,6 @@ class ChannelStream:
         self._wake()
 
     def credited(self, limit: int) -> None:
-        """`PeerMisbehaved` if it is more than may be granted."""
         self._sender.grant(limit)
         self._wake()
 
@@ -61,7 +59,6 @@ class ChannelStream:
             self._wake()
 
     def disown(self, error: AtollError) -> None:
-        """In a fork: it is the parent's, and over here."""
         self._over, self._error = True, error
 
     def _wake(self) -> None:
@@ -79,7 +76,7 @@ class ChannelStream:
         return items
 
     def _control(self, kind: Kind, payload: bytes = b"") -> None:
-        self.pending.channel.outbox.control(self.pending, kind, payload)
+        self._channel.outbox.control(self.pending, kind, payload)
 
     def _end(self) -> None:
         if self._error is not None:
@@ -121,7 +118,7 @@ class ChannelStream:
         if self._sender.left < price:
             return False
         payload = _encode([item])
-        self.pending.channel.outbox.fits(self.pending, payload)
+        self._channel.outbox.fits(self.pending, payload)
         self.began = True
         self._sender.spend(price)
         self._control(Kind.ITEM, payload)
@@ -135,10 +132,10 @@ class ChannelStream:
     def cancel(self) -> None:
         if not self._over:
             self._over = True
-            self.pending.abandon()
+            self.pending.cancel()
             self._wake()
 
-    def _told(self, ready: Callable[[], bool]) -> "Callable[[Callable[[], None]], None]":
+    def _told(self, ready: Callable[[], bool]) -> Subscribe:
         """How to be told that something of this stream has changed; at once if it is `ready`."""
 
         def subscribe(notify: Callable[[], None]) -> None:
@@ -149,9 +146,9 @@ class ChannelStream:
         return subscribe
 
     def _block(self, ready: Callable[[], bool]) -> None:
-        self.pending.channel.host.may_block(self.pending.site.spec.label)
-        self.pending.channel.block(self.pending, ready, self._told(ready))
+        self._channel.host.may_block(self.pending.site.spec.label)
+        self._channel.block(self.pending, ready, self._told(ready))
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         while not ready():
-            await self.pending.channel.host.wait(self._told(ready))
+            await self._channel.host.wait(self._told(ready))

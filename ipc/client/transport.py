@@ -1,7 +1,7 @@
 """One capability as a client holds it: the `Transport` under its proxies. (Raw cffi.)
 
 The quickest call is the usual one: no deadline, no trace, nobody else receiving. It is one C call that sends, wakes, waits
-and receives; everything else goes through a `Pending` (channel.py).
+and receives; everything else is a request in hand (pending.py).
 """
 
 import time
@@ -35,7 +35,7 @@ class ChannelTransport:
         self._plain: dict[MethodSpec, Site] = {}
         self._call = lib.atoll_call
         self._enter = channel.receiving.acquire
-        self.streams: Callable[[Pending], ChannelStream] = ChannelStream
+        self.streams: Callable[[ClientChannel, Pending], ChannelStream] = ChannelStream
         """What carries a stream; whoever wants to see what passes puts its own here."""
 
     @property
@@ -107,8 +107,10 @@ class ChannelTransport:
         """Send a call that is to be kept in hand. `waits`: its caller waits for it, and not by halting its thread."""
         until, trace, block, seconds = _circumstances(method, options)
         site = self._site(method, options, Kind.CALL)
-        made = self.streams if method.kind != "call" else None
-        return self.channel.request(site, payload, until, trace, block, options.request, seconds, made, waits)
+        opens = self.streams if method.kind != "call" else None
+        return self.channel.request(
+            site, payload, until, trace, block, options.request, seconds, opens, waits
+        )
 
     async def call(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
         self.channel.calls += 1
@@ -135,7 +137,7 @@ class ChannelTransport:
         self.channel.streams += 1
         pending = self._request(method, payload, options, True)
         self.channel.host.sent()
-        assert pending.stream is not None
+        assert isinstance(pending.stream, ChannelStream)  # it is what `streams` made
         return pending.stream
 
     def statistics(self) -> ChannelStatistics:

@@ -82,7 +82,7 @@ class Process:
     def looping(self) -> bool:
         return threading.get_ident() == self._home
 
-    def owing(self, pending: Any) -> None:
+    def owing(self, when_paid: Any, settle: Any) -> None:
         """The loop looks for room, too."""
 
     def alive(self, wait: float = 0.0) -> bool:
