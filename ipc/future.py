@@ -5,12 +5,17 @@ counts and later ones are ignored, since a deadline, a cancellation and a reply 
 typed face.
 """
 
-import asyncio
+from __future__ import annotations
+
+import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import trio
+
+if TYPE_CHECKING:
+    import asyncio
 
 R = TypeVar("R")
 
@@ -135,9 +140,22 @@ async def _wait_in_trio(subscribe: Callable[[Callable[[], None]], None]) -> None
     await event.wait()
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio loop that this thread is in. asyncio is not imported for the answer: to load it is a sixth of what this
+    package takes, servers and commands run in trio, and whoever runs a loop of asyncio has it."""
+    loaded = sys.modules.get("asyncio")
+    if loaded is None:
+        return None
+    try:
+        return loaded.get_running_loop()  # type: ignore[no-any-return]
+    except RuntimeError:
+        return None
+
+
 async def _wait_in_asyncio(subscribe: Callable[[Callable[[], None]], None]) -> None:
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Future[None] = loop.create_future()
+    loop = running_loop()
+    assert loop is not None, "it is awaited in a task, and not in one of trio"
+    arrived = loop.create_future()
 
     def settle() -> None:
         if not arrived.done():

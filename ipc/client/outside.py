@@ -7,20 +7,25 @@ event loop watches the descriptor. Several loops may run, each in a thread of it
 all, and one that stops kicks the others.
 """
 
-import asyncio
+from __future__ import annotations
+
 import contextlib
 import os
 import select
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import trio
 
 from atoll.ipc.context import forbid_blocking
-from atoll.ipc.future import wait_for
+from atoll.ipc.future import running_loop, wait_for
 
 from .channel import ClientChannel
 from .host import Subscribe
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class _Order:
@@ -77,7 +82,7 @@ class Outside:
         if trio.lowlevel.in_trio_run():
             trio.lowlevel.notify_closing(self._epoll)
         for loop in readers:
-            if loop is _running_loop() or not loop.is_running():
+            if loop is running_loop() or not loop.is_running():
                 self._forget(loop)
             else:
                 loop.call_soon_threadsafe(self._forget, loop)
@@ -128,17 +133,17 @@ class Outside:
         self._report(channel, check)
 
     def sent(self) -> None:
-        loop = _running_loop()
+        loop = running_loop()
         if loop is not None and loop in self._readers:
             self._arm_for_asyncio(loop)
 
     def looping(self) -> bool:
-        return trio.lowlevel.in_trio_run() or _running_loop() is not None
+        return trio.lowlevel.in_trio_run() or running_loop() is not None
 
     def owing(self, when_paid: Subscribe, settle: Callable[[], None]) -> None:
         if trio.lowlevel.in_trio_run():
             trio.lowlevel.spawn_system_task(self._wait_in_trio, when_paid)
-        elif (loop := _running_loop()) is not None:
+        elif (loop := running_loop()) is not None:
             self._arm_for_asyncio(loop)
         else:
             settle()
@@ -147,7 +152,8 @@ class Outside:
         if trio.lowlevel.in_trio_run():
             await self._wait_in_trio(subscribe)
         else:
-            self._arm_for_asyncio(asyncio.get_running_loop())
+            if (loop := running_loop()) is not None:
+                self._arm_for_asyncio(loop)
             await wait_for(subscribe)
 
     # gathering --------------------------------------------------------------------------------------------------------
@@ -269,10 +275,3 @@ class Outside:
         self._gather()
         if self._something_open():
             self._arm_for_asyncio(loop)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -4,7 +4,6 @@ A request knows no channel and no stream, only what it asks of the one that carr
 one to feed (`Opened`).
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -193,6 +192,8 @@ async def within(seconds: float, action: Callable[[], Awaitable[None]]) -> bool:
         with trio.move_on_after(max(0.0, seconds)) as scope:
             await action()
         return not scope.cancelled_caught
+    import asyncio  # whoever comes here runs a loop of it: see `future.running_loop`
+
     try:
         async with asyncio.timeout(max(0.0, seconds)):
             await action()
