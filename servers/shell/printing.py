@@ -170,6 +170,11 @@ def end_with_reader() -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
+def say(sentence: str) -> None:
+    """A sentence beside a table: lines as wide as the table's may be, broken between words."""
+    print(textwrap.fill(sentence, console().width, break_on_hyphens=False, break_long_words=False))
+
+
 def answer(value: object, sentence: str, as_json: bool) -> None:
     """Print what a command did: the value as JSON, or one sentence."""
     print(json(value) if as_json else sentence, flush=True)

@@ -100,7 +100,7 @@ def ps(node: Node = "", as_json: Json = False) -> None:
     printing.rows(rows, PROCESSES, as_json, "no servers: the image names none")
     for row in rows:
         if row.reason and not as_json:
-            print(f"{row.server} is {row.state}: {row.reason}")
+            printing.say(f"{row.server} is {row.state}: {row.reason}")
 
 
 def top(
@@ -188,5 +188,5 @@ def show(server: Server, node: Node = "", as_json: Json = False) -> None:
     print(f"{server}: level {protection.level}{wanted}")
     printing.draw(protection.mechanisms, MECHANISMS)
     for weakening in protection.weakenings:
-        print(f"weakened: no {weakening.mechanism}: {weakening.reason}")
+        printing.say(f"weakened: no {weakening.mechanism}: {weakening.reason}")
     sys.stdout.flush()
