@@ -1,6 +1,13 @@
-"""In which order tests begin."""
+"""In which order tests begin, that what they start can be interrupted, and that no reason to skip one is lost."""
+
+import signal
+from collections.abc import Generator
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job that a shell put into the background ignores it, and so would every command and kernel that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONG = ("tests/docs/", "tests/shell/", "tests/servers/feedback/", "tests/fuzz/", "tests/microkernel/")
 """Files here take a minute and more, for they boot nodes or compile: what runs last would run alone, beside idle cores."""
@@ -11,3 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((at for at, folder in enumerate(LONG) if item.nodeid.startswith(folder)), len(LONG))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """pytest-trio skips a test anew, and leaves out why: what the test itself raised says so."""
+    try:
+        return (yield)
+    except pytest.skip.Exception as skipped:
+        raised: BaseException | None = skipped.__context__
+        while isinstance(raised, BaseExceptionGroup):
+            raised = raised.exceptions[0]
+        if isinstance(raised, pytest.skip.Exception):
+            raise raised from None
+        raise

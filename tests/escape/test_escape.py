@@ -49,6 +49,14 @@ def secret():
 
 
 @pytest.fixture
+def slices():
+    made = choose(f"escape{os.getpid()}")
+    if made.kind == "none":
+        pytest.skip(made.lacks[0])
+    return made
+
+
+@pytest.fixture
 def bystander():
     """An ordinary program of the user's. It may end up traced, and so stopped: it is not the tests that are
     attacked."""
@@ -124,10 +132,7 @@ async def test_without_own_users_only_the_sandbox_keeps_files_apart(level, secre
     assert said == "done"
 
 
-async def test_threads_are_bounded_by_the_slice():
-    slices = choose(f"escape{os.getpid()}")
-    if slices.kind == "none":
-        pytest.skip(slices.lacks[0])
+async def test_threads_are_bounded_by_the_slice(slices):
     group = slices.group("threads")
     if said := group.limit(Limits(pids=16)):
         pytest.skip("; ".join(said))
@@ -145,10 +150,7 @@ async def test_threads_are_bounded_by_the_slice():
     assert await slices.clean() == []
 
 
-async def test_memory_is_bounded_by_the_slice():
-    slices = choose(f"escape{os.getpid()}")
-    if slices.kind == "none":
-        pytest.skip(slices.lacks[0])
+async def test_memory_is_bounded_by_the_slice(slices):
     group = slices.group("memory")
     if said := group.limit(Limits(memory=64 << 20)):
         pytest.skip("; ".join(said))
