@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
-	@echo "make test    what a change must pass, under 10 minutes"
+	@echo "make test    what a change must pass: about ten minutes on two cores"
 	@echo "make soak    the same tests at full length"
 	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
 	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers"

@@ -21,9 +21,8 @@ Teller = interface("teller", "Teller")
 SECOND = Load(
     server="second", package=str(PACKAGES / "teller"), needs={"counter": ServerBinding(server="counter")}
 )
-OFTEN = {"load: committed", "stop: ended", "stop: committed", "grant: committed", "revoke: cleared",
-         "revoke: committed", "swap: handed over", "swap: committed"}  # fmt: skip
-"""The steps of the short form: around each row."""
+OFTEN = {"load: committed", "stop: committed", "revoke: cleared", "revoke: committed", "swap: committed"}
+"""The steps of the short form: right behind a row, and the one effect that comes before its row."""
 
 
 def granted(attached: Attached) -> int:
