@@ -378,7 +378,8 @@ def visit(node: RealNode) -> None:
 
 
 @looks_inside
-def test_readers_that_come_and_go_leave_no_descriptor_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.soak)])
+def test_readers_that_come_and_go_leave_no_descriptor_behind(tmp_path: Path, times: int) -> None:
     with node_with_readers(tmp_path) as node, node.attach() as me:
         assert node.kernel is not None
         state = me.keyspace("ledger")
@@ -398,7 +399,7 @@ def test_readers_that_come_and_go_leave_no_descriptor_behind(tmp_path: Path) -> 
 
         row, at_first = round_trip(frozenset())
         seen, counts = {row.pid}, at_first
-        for _ in range(3):
+        for _ in range(times):
             visit(node)
             os.kill(row.pid, signal.SIGKILL)
             row, counts = round_trip(frozenset(seen))

@@ -209,7 +209,13 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         node.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_during_boot_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     """Whenever it comes: after the first line that boot says, in the midst of it, and before it serves."""
     with booted(tmp_path) as node:
