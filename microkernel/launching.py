@@ -152,8 +152,7 @@ class Launching:
                 os.close(given)
             for descriptor in procs:
                 os.close(descriptor)
-        if hasattr(group, "add"):
-            group.add(process.pid)
+        group.joined(process.pid)
         node.parties[serving.number] = serving
         reach("start: spawned")
         for level, (output, _) in zip(("info", "error"), outputs, strict=True):

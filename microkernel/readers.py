@@ -214,7 +214,6 @@ class Readers:
 
     async def _end(self, reader: Reader, reason: str) -> None:
         """Let a reader go; those who read there go on at another one, or at the writer."""
-        reader.serving.expected_end = reason
         self._running.remove(reader)
         self._detach(reader)
         await ending.end(reader.serving, reason, self._node.clock, END_WITHIN)

@@ -23,6 +23,9 @@ class Group(Protocol):
     def open_procs(self) -> list[int]:
         """Open cgroup.procs files, one a hierarchy; the caller closes them."""
 
+    def joined(self, pid: int) -> None:
+        """Told of each process that was started in it: where there is no control group, nothing else says so."""
+
     def limit(self, limits: Limits) -> list[str]:
         """Apply limits, at any time. Returns a sentence for each that this host does not take."""
 

@@ -21,8 +21,7 @@ class GroupOfProcesses:
     def open_procs(self) -> list[int]:
         return []
 
-    def add(self, pid: int) -> None:
-        """Name a member. The kernel says so after each start, since nothing else does here."""
+    def joined(self, pid: int) -> None:
         self._pids.add(pid)
 
     def limit(self, limits: Limits) -> list[str]:

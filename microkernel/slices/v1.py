@@ -27,6 +27,9 @@ class GroupV1:
         places = dict.fromkeys(self._folders.values())
         return [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in places]
 
+    def joined(self, pid: int) -> None:
+        """It wrote itself into the group, and the group knows."""
+
     def limit(self, limits: Limits) -> list[str]:
         quota = UNLIMITED if limits.cpu_quota is None else max(1000, int(limits.cpu_quota * PERIOD))
         memory = UNLIMITED if limits.memory is None else limits.memory

@@ -23,6 +23,9 @@ class GroupV2:
     def open_procs(self) -> list[int]:
         return [os.open(self._folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
 
+    def joined(self, pid: int) -> None:
+        """It wrote itself into the group, and the group knows."""
+
     def limit(self, limits: Limits) -> list[str]:
         quota = "max" if limits.cpu_quota is None else str(max(1000, int(limits.cpu_quota * PERIOD)))
         wanted = [

@@ -190,7 +190,7 @@ async def test_without_control_groups_signals_stand_in():
     assert group.open_procs() == []
     async with forge() as made:
         process, read = await running(made, group)
-        group.add(process.pid)
+        group.joined(process.pid)
         await group.freeze()
         assert state(process.pid) == "T"
         await group.thaw()

@@ -169,6 +169,8 @@ def test_a_future_that_is_cancelled_cancels_its_handler(suite: Suite) -> None:
     settle(suite, ["a"])
     future.cancel()
     settle(suite, [])
+    with pytest.raises(errors.Aborted):
+        future.result()
 
 
 async def test_cancelling_the_task_that_awaits_cancels_the_handler(suite: Suite) -> None:
