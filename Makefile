@@ -17,6 +17,9 @@ CORE := $(wildcard native/*.c native/*.h native/interface/*.h) native/build.py s
 C_FILES := $(wildcard native/*.c native/*.h native/interface/*.h tests/fuzz/*.c tests/fuzz/*.h tests/native/*.c)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Whatever starts imports a hundred modules of this checkout: they are compiled once, and not at each start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help boot test soak fuzz sanitize lint format bench wheel lock clean
 .DEFAULT_GOAL := help
 
