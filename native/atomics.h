@@ -2,13 +2,24 @@
  * The ordered accesses of Atoll. No other file touches atomics, and every use names its partner.
  *
  * Memory shared with a peer is only ever read through `load_relaxed` and `load_acquire` (each one single
- * load, so a word is never read twice behind our back), `copy_words`, and `copy_bytes`.
+ * load, so a word is never read twice behind our back), `copy_words`, and `copy_bytes`, and only ever written
+ * through `store_relaxed`, `store_release`, `exchange` and `write_bytes`. A pointer to it is marked `SHARED`:
+ * tests/native/test_source.py has a compiler treat it as one into another address space, and fails whatever
+ * reaches through it otherwise.
  */
 #ifndef ATOLL_ATOMICS_H
 #define ATOLL_ATOMICS_H
 
 #include <stdint.h>
 #include <string.h>
+
+#ifdef ATOLL_SOURCE_CHECK
+#define SHARED __attribute__((noderef, address_space(1)))
+#else
+#define SHARED
+#endif
+/* The address alone, for calls that give a mapping back. */
+#define bare(address) ((void *)(uintptr_t)(address))
 
 /* A word of any struct: headers, entries and notices are copied word by word whatever their fields are. */
 typedef uint64_t __attribute__((may_alias)) any_word;
@@ -34,18 +45,23 @@ static inline void fence_stores(void) {
 }
 
 /* Copies `count` 64-bit words out of hostile memory, each read exactly once. */
-static inline void copy_words(void *to, const void *from, unsigned count) {
+static inline void copy_words(void *to, const void SHARED *from, unsigned count) {
     any_word *out = to;
-    const any_word *in = from;
+    const any_word SHARED *in = from;
     for (unsigned i = 0; i < count; i++)
         out[i] = load_relaxed(&in[i]);
 }
 
 /* Copies bytes out of hostile memory. What follows uses the copy: without the barrier a compiler that sees
  * both could read the source a second time in its place. */
-static inline void copy_bytes(void *to, const void *from, uint64_t length) {
-    memcpy(to, from, length);
+static inline void copy_bytes(void *to, const void SHARED *from, uint64_t length) {
+    memcpy(to, bare(from), length);
     __asm__ __volatile__("" ::: "memory");
+}
+
+/* Writes bytes where the peer reads them once it sees a later `store_release`. */
+static inline void write_bytes(void SHARED *to, const void *from, uint64_t length) {
+    memcpy(bare(to), from, length);
 }
 
 static inline void cpu_relax(void) {

@@ -11,7 +11,7 @@ static uint64_t rounded(uint64_t length) {
     return (length + LINE - 1) & ~(uint64_t)(LINE - 1);
 }
 
-void bulk_begin(struct bulk *bulk, unsigned char *data, uint64_t size) {
+void bulk_begin(struct bulk *bulk, unsigned char SHARED *data, uint64_t size) {
     bulk->data = data;
     bulk->size = size;
     bulk->count = 0;

@@ -3,6 +3,7 @@
 #ifndef ATOLL_BULK_H
 #define ATOLL_BULK_H
 
+#include "atomics.h"
 #include "layout.h"
 
 enum { BULK_RECORDS = 128 };
@@ -14,13 +15,13 @@ struct bulk_record {
 };
 
 struct bulk {
-    unsigned char *data;
+    unsigned char SHARED *data;
     uint64_t size;
     uint32_t count;
     struct bulk_record records[BULK_RECORDS]; /* by offset, without overlap */
 };
 
-void bulk_begin(struct bulk *bulk, unsigned char *data, uint64_t size);
+void bulk_begin(struct bulk *bulk, unsigned char SHARED *data, uint64_t size);
 
 /* Forgets records whose ring position lies behind the index `seen[lane]` that the consumer has passed. */
 void bulk_reclaim(struct bulk *bulk, const uint64_t *seen);

@@ -47,13 +47,13 @@ uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bi
     return rings_at(lanes) + 2ull * lanes * (1ull << ring_bits) + 2ull * (1ull << bulk_bits);
 }
 
-static unsigned char *ring_data(const struct atoll_channel *channel, uint32_t lane, int reply,
-                                uint64_t ring) {
+static unsigned char SHARED *ring_data(const struct atoll_channel *channel, uint32_t lane, int reply,
+                                       uint64_t ring) {
     return channel->memory + rings_at(channel->lanes) + (2ull * lane + (uint64_t)reply) * ring;
 }
 
-static struct consumed *ring_index(const struct atoll_channel *channel, uint32_t lane, int reply) {
-    return (struct consumed *)(channel->memory + 2 * LINE) + 2 * lane + (uint32_t)reply;
+static struct consumed SHARED *ring_index(const struct atoll_channel *channel, uint32_t lane, int reply) {
+    return (struct consumed SHARED *)(channel->memory + 2 * LINE) + 2 * lane + (uint32_t)reply;
 }
 
 static void begin(struct atoll_channel *channel, uint64_t base) {
@@ -98,27 +98,28 @@ static struct atoll_channel *map_channel(int memory, int doorbell, int server, u
     if (!channel)
         return NULL;
     memset(channel, 0, sizeof *channel);
-    channel->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
     channel->bulk_size = 1ull << bulk_bits;
     channel->buffer = mmap(NULL, channel->bulk_size, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (channel->memory == MAP_FAILED || channel->buffer == MAP_FAILED) {
+    if (mapped == MAP_FAILED || channel->buffer == MAP_FAILED) {
         int error = errno;
-        if (channel->memory != MAP_FAILED)
-            munmap(channel->memory, bytes);
+        if (mapped != MAP_FAILED)
+            munmap(mapped, bytes);
         if (channel->buffer != MAP_FAILED)
             munmap(channel->buffer, channel->bulk_size);
         free(channel);
         errno = error;
         return NULL;
     }
+    channel->memory = (unsigned char SHARED *)mapped;
     channel->bytes = bytes;
     channel->server = server;
     channel->doorbell = doorbell;
     channel->lanes = lanes;
     channel->epoch = epoch;
-    channel->own = (struct side *)channel->memory + (server ? 0 : 1);
-    channel->peer = (struct side *)channel->memory + (server ? 1 : 0);
+    channel->own = (struct side SHARED *)channel->memory + (server ? 0 : 1);
+    channel->peer = (struct side SHARED *)channel->memory + (server ? 1 : 0);
     uint64_t ring = 1ull << ring_bits, half = channel->bulk_size;
     for (uint32_t lane = 0; lane < lanes; lane++) {
         struct producer *out = &channel->out[lane];
@@ -129,7 +130,7 @@ static struct atoll_channel *map_channel(int memory, int doorbell, int server, u
         in->data = ring_data(channel, lane, !server, ring);
         in->consumed = ring_index(channel, lane, !server);
     }
-    unsigned char *bulk = channel->memory + rings_at(lanes) + 2ull * lanes * ring;
+    unsigned char SHARED *bulk = channel->memory + rings_at(lanes) + 2ull * lanes * ring;
     bulk_begin(&channel->bulk_out, server ? bulk + half : bulk, half);
     channel->bulk_in = server ? bulk : bulk + half;
     return channel;
@@ -149,7 +150,7 @@ atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t
     struct atoll_channel *channel = map_channel(memory, doorbell, server, lanes, ring_bits, bulk_bits, epoch);
     if (!channel)
         return NULL;
-    channel->notice = notice;
+    channel->notice = (const struct channel_notice SHARED *)notice;
     begin(channel, base);
     awake(channel);
     return channel;
@@ -189,7 +190,7 @@ atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, ui
 }
 
 void atoll_channel_close(atoll_channel *channel) {
-    munmap(channel->memory, channel->bytes);
+    munmap(bare(channel->memory), channel->bytes);
     munmap(channel->buffer, channel->bulk_size);
     free(channel);
 }
@@ -202,7 +203,7 @@ void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_
 }
 
 /* A consistent copy of this channel's notice: only the kernel writes it, under a sequence lock. */
-static int notice_read(const struct channel_notice *notice, struct channel_notice *out) {
+static int notice_read(const struct channel_notice SHARED *notice, struct channel_notice *out) {
     for (int i = 0; i < 1000; i++) {
         /* Pairs with store_release in atoll_notice_channel: fields no older than their sequence. */
         uint64_t before = load_acquire(&notice->sequence);
@@ -220,7 +221,7 @@ static int notice_read(const struct channel_notice *notice, struct channel_notic
 
 /* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
 int channel_noticed(const struct atoll_channel *channel) {
-    const struct channel_notice *notice = channel->notice;
+    const struct channel_notice SHARED *notice = channel->notice;
     if (!notice)
         return 0;
     /* Both pair with the fence in atoll_notice_channel: whoever has seen the notice finds, when it looks once
@@ -324,7 +325,7 @@ static int produce(struct atoll_channel *channel, struct header *header, const v
             channel->counters.full += result == R_FULL;
             return result;
         }
-        memcpy(channel->bulk_out.data + offset, payload, length);
+        write_bytes(channel->bulk_out.data + offset, payload, length);
         header->bulk = offset;
         header->flags |= FLAG_BULK;
         inline_length = 0;
@@ -450,7 +451,8 @@ int channel_wake(struct atoll_channel *channel) {
  */
 
 int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken) {
-    const struct consumed *index = (const struct consumed *)((const unsigned char *)memory + 2 * LINE);
+    const struct consumed SHARED *index =
+        (const struct consumed SHARED *)((const unsigned char SHARED *)memory + 2 * LINE);
     if (lanes > LANES_MOST)
         return -1;
     for (uint32_t lane = 0; lane < lanes; lane++)
@@ -459,5 +461,5 @@ int atoll_memory_taken(const void *memory, uint32_t lanes, uint64_t *taken) {
 }
 
 void atoll_memory_wake(void *memory, int client, int doorbell) {
-    wake_surely((struct side *)memory + (client ? 1 : 0), doorbell);
+    wake_surely((struct side SHARED *)memory + (client ? 1 : 0), doorbell);
 }

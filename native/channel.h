@@ -28,18 +28,18 @@ enum { DEAF_UNTOLD = 1, DEAF_TOLD = 2 };
 struct atoll_channel {
     int server, doorbell;
     uint32_t lanes, epoch;
-    unsigned char *memory;
+    unsigned char SHARED *memory;
     uint64_t bytes;
-    struct side *own, *peer;
+    struct side SHARED *own, *peer;
     struct producer out[LANES_MOST];
     struct consumer in[LANES_MOST];
     struct bulk bulk_out;
     uint64_t
         bulk_barrier[LANES_MOST]; /* after a hand-over: no bulk before the peer's index has passed these */
     int bulk_barred;
-    const unsigned char *bulk_in;
+    const unsigned char SHARED *bulk_in;
     uint64_t bulk_size;
-    const struct channel_notice *notice;
+    const struct channel_notice SHARED *notice;
     const char *fault;
     unsigned char *buffer; /* private: what was received; bulk_size bytes */
     atoll_message message;

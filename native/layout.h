@@ -100,7 +100,7 @@ struct notice {
     uint32_t reserved0;
     uint64_t revocations; /* how often the table has lost entries: who has checked before checks again */
     uint64_t withdrawals; /* how often something was taken back of buffers that this process shared or was
-                             shared */
+                             SHARED */
     uint64_t reserved[5];
 };
 _Static_assert(sizeof(struct notice) == LINE, "one line");

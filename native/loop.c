@@ -47,8 +47,8 @@ atoll_loop *atoll_loop_new(const void *notice, void *status, uint64_t buffer) {
         free(loop);
         return NULL;
     }
-    loop->notice = notice;
-    loop->status = status;
+    loop->notice = (const struct notice SHARED *)notice;
+    loop->status = (struct status SHARED *)status;
     loop->buffer_size = buffer;
     loop->window = 1;
     return loop;
@@ -164,7 +164,7 @@ void atoll_loop_remove(atoll_loop *loop, uint32_t number) {
 int atoll_loop_segment(atoll_loop *loop, uint32_t index, const void *entries) {
     if (index >= SEGMENTS_MOST)
         return ERANGE;
-    loop->table.segments[index] = entries;
+    loop->table.segments[index] = (const struct entry SHARED *)entries;
     return 0;
 }
 
@@ -491,7 +491,7 @@ static uint64_t spin(struct atoll_loop *loop) {
 /* The handler of the last message has returned. Its caller knows by its own clock that it was late; this is
  * for whoever runs the server. */
 static void note_return(struct atoll_loop *loop) {
-    struct status *status = loop->status;
+    struct status SHARED *status = loop->status;
     if (!load_relaxed(&status->in_handler))
         return;
     store_relaxed(&status->in_handler, 0);

@@ -45,8 +45,8 @@ struct method {
 };
 
 struct atoll_loop {
-    const struct notice *notice;
-    struct status *status;
+    const struct notice SHARED *notice;
+    struct status SHARED *status;
     int epoll;
     uint64_t until, turn_over; /* turn_over: when the event loop must be looked at next */
     struct table table;

@@ -21,8 +21,8 @@
 
 #include <string.h>
 
-void ring_producer_begin(struct producer *ring, unsigned char *data, const struct consumed *consumed,
-                         uint64_t size, uint64_t position) {
+void ring_producer_begin(struct producer *ring, unsigned char SHARED *data,
+                         const struct consumed SHARED *consumed, uint64_t size, uint64_t position) {
     ring->data = data;
     ring->consumed = consumed;
     ring->size = size;
@@ -33,8 +33,8 @@ void ring_producer_begin(struct producer *ring, unsigned char *data, const struc
      * where the first record will commit: who wrote what lies there could not know this epoch's base. */
 }
 
-void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed,
-                         uint64_t size, uint64_t position) {
+void ring_consumer_begin(struct consumer *ring, const unsigned char SHARED *data,
+                         struct consumed SHARED *consumed, uint64_t size, uint64_t position) {
     ring->data = data;
     ring->consumed = consumed;
     ring->size = size;
@@ -60,9 +60,9 @@ static void put(struct producer *ring, uint64_t position, const void *bytes, uin
     uint64_t at = position & (ring->size - 1), first = ring->size - at;
     if (first > length)
         first = length;
-    memcpy(ring->data + at, bytes, first);
+    write_bytes(ring->data + at, bytes, first);
     if (length > first)
-        memcpy(ring->data, (const unsigned char *)bytes + first, length - first);
+        write_bytes(ring->data, (const unsigned char *)bytes + first, length - first);
 }
 
 enum ring_result ring_produce(struct producer *ring, const struct header *header, const void *context,
@@ -82,13 +82,13 @@ enum ring_result ring_produce(struct producer *ring, const struct header *header
     }
     if (inline_length)
         put(ring, body, payload, inline_length);
-    unsigned char *line = ring->data + (position & (ring->size - 1));
-    memcpy(line + sizeof(uint64_t), (const unsigned char *)header + sizeof(uint64_t),
-           LINE - sizeof(uint64_t));
-    store_relaxed((uint64_t *)(ring->data + ((position + need) & (ring->size - 1))), 0);
+    unsigned char SHARED *line = ring->data + (position & (ring->size - 1));
+    write_bytes(line + sizeof(uint64_t), (const unsigned char *)header + sizeof(uint64_t),
+                LINE - sizeof(uint64_t));
+    store_relaxed((uint64_t SHARED *)(ring->data + ((position + need) & (ring->size - 1))), 0);
     ring->position = position + need;
     /* Pairs with load_acquire in ring_ready: the record and the zero behind it are visible before it is. */
-    store_release((uint64_t *)line, position + 1);
+    store_release((uint64_t SHARED *)line, position + 1);
     return RING_DONE;
 }
 

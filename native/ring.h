@@ -2,14 +2,15 @@
 #ifndef ATOLL_RING_H
 #define ATOLL_RING_H
 
+#include "atomics.h"
 #include "layout.h"
 
 /* The end that writes records. All fields are private memory; `data` and `consumed` point into the channel.
  */
 struct producer {
-    unsigned char *data;
-    const struct consumed *consumed; /* hostile: the peer's index */
-    uint64_t size;                   /* power of two */
+    unsigned char SHARED *data;
+    const struct consumed SHARED *consumed; /* hostile: the peer's index */
+    uint64_t size;                          /* power of two */
     uint64_t position;
     uint64_t seen;  /* last value of the peer's index that was checked */
     uint64_t stale; /* what the index held before the peer came to this epoch */
@@ -17,18 +18,18 @@ struct producer {
 
 /* The end that reads records. */
 struct consumer {
-    const unsigned char *data; /* hostile */
-    struct consumed *consumed;
+    const unsigned char SHARED *data; /* hostile */
+    struct consumed SHARED *consumed;
     uint64_t size;
     uint64_t position;
 };
 
 enum ring_result { RING_DONE = 0, RING_NOTHING = 1, RING_FULL = 2, RING_FAULT = 3 };
 
-void ring_producer_begin(struct producer *ring, unsigned char *data, const struct consumed *consumed,
-                         uint64_t size, uint64_t position);
-void ring_consumer_begin(struct consumer *ring, const unsigned char *data, struct consumed *consumed,
-                         uint64_t size, uint64_t position);
+void ring_producer_begin(struct producer *ring, unsigned char SHARED *data,
+                         const struct consumed SHARED *consumed, uint64_t size, uint64_t position);
+void ring_consumer_begin(struct consumer *ring, const unsigned char SHARED *data,
+                         struct consumed SHARED *consumed, uint64_t size, uint64_t position);
 
 /* Refreshes `seen` from the peer's index; RING_FAULT if the peer claims what cannot be. */
 enum ring_result ring_observe(struct producer *ring);
@@ -36,8 +37,6 @@ enum ring_result ring_observe(struct producer *ring);
 /* Writes one record (header, optional context, `inline_length` payload bytes) and makes it visible. */
 enum ring_result ring_produce(struct producer *ring, const struct header *header, const void *context,
                               const void *payload, uint32_t inline_length);
-
-static inline int ring_ready(const struct consumer *ring);
 
 /* Copies the next record's header into private memory; the caller checks it before it uses a field. On
  * RING_NOTHING `header` is left as it was. */
@@ -55,10 +54,9 @@ void ring_copy(const struct consumer *ring, uint64_t offset, void *to, uint64_t 
 /* Gives the record's bytes back to the producer. */
 void ring_finish(struct consumer *ring, uint64_t bytes);
 
-#include "atomics.h"
-
 static inline int ring_ready(const struct consumer *ring) {
-    const uint64_t *commit = (const uint64_t *)(ring->data + (ring->position & (ring->size - 1)));
+    const uint64_t SHARED *commit =
+        (const uint64_t SHARED *)(ring->data + (ring->position & (ring->size - 1)));
     /* Pairs with store_release of `commit` in ring_produce: without it header and payload could still be old.
      */
     return load_acquire(commit) == ring->position + 1;

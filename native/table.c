@@ -13,7 +13,7 @@
 
 enum { READ_TRIES = 1000 };
 
-static int entry_read(const struct entry *entry, struct entry *out) {
+static int entry_read(const struct entry SHARED *entry, struct entry *out) {
     for (int i = 0; i < READ_TRIES; i++) {
         /* Pairs with the stores of `sequence` in entry_publish. */
         uint64_t before = load_acquire(&entry->sequence);
@@ -51,12 +51,12 @@ enum refusal table_check(const struct table *table, uint32_t slot, uint32_t gene
     return REFUSED_NOT;
 }
 
-static void entry_publish(struct entry *entry, const struct entry *value) {
+static void entry_publish(struct entry SHARED *entry, const struct entry *value) {
     uint64_t sequence = load_relaxed(&entry->sequence) | 1;
     store_relaxed(&entry->sequence, sequence);
     fence_stores(); /* odd before any field; pairs with the reader's second look */
     const any_word *from = (const any_word *)value;
-    any_word *to = (any_word *)entry;
+    any_word SHARED *to = (any_word SHARED *)entry;
     for (unsigned i = 1; i < sizeof *entry / sizeof(uint64_t); i++)
         store_relaxed(&to[i], from[i]);
     /* Pairs with load_acquire in entry_read: even only after every field. */
@@ -74,13 +74,13 @@ void atoll_entry_write(void *segment, uint32_t index, uint32_t channel, uint32_t
                           .interface = interface,
                           .service = service,
                           .capability = capability};
-    entry_publish(&((struct entry *)segment)[index % TABLE_ENTRIES], &value);
+    entry_publish(&((struct entry SHARED *)segment)[index % TABLE_ENTRIES], &value);
 }
 
 void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation) {
     /* `capability` 0 marks it revoked; channel and generation stay so that the holder is told "revoked", not
      * "no slot". */
-    struct entry *entry = &((struct entry *)segment)[index % TABLE_ENTRIES];
+    struct entry SHARED *entry = &((struct entry SHARED *)segment)[index % TABLE_ENTRIES];
     struct entry value = {.channel = load_relaxed(&entry->channel), .generation = generation};
     entry_publish(entry, &value);
 }
@@ -88,11 +88,11 @@ void atoll_entry_clear(void *segment, uint32_t index, uint32_t generation) {
 void atoll_notice_gate(void *notice, uint32_t gate) {
     /* A request, ordered by nothing: a loop that misses it takes one message more. What a frozen process must
      * not have in its window, the kernel sees by looking once it stands still. */
-    store_relaxed(&((struct notice *)notice)->gate, gate);
+    store_relaxed(&((struct notice SHARED *)notice)->gate, gate);
 }
 
 void atoll_notice_revoked(void *notice) {
-    struct notice *page = notice;
+    struct notice SHARED *page = (struct notice SHARED *)notice;
     /* Behind the entries it counts by the fence of the last of them (entry_publish). */
     store_relaxed(&page->revocations, load_relaxed(&page->revocations) + 1);
     fence_store_load(); /* the entries before the caller looks at the window: pairs with the fence in loop.c's
@@ -100,14 +100,14 @@ void atoll_notice_revoked(void *notice) {
 }
 
 void atoll_notice_withdrew(void *notice) {
-    struct notice *page = notice;
+    struct notice SHARED *page = (struct notice SHARED *)notice;
     /* Ordered by nothing: the packet that it tells of went before it, by a system call. */
     store_relaxed(&page->withdrawals, load_relaxed(&page->withdrawals) + 1);
 }
 
 void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t state, uint64_t base,
                           const uint64_t *taken) {
-    struct channel_notice *line = &((struct channel_notice *)notice)[index + 1];
+    struct channel_notice SHARED *line = &((struct channel_notice SHARED *)notice)[index + 1];
     uint64_t sequence = load_relaxed(&line->sequence) | 1;
     store_relaxed(&line->sequence, sequence);
     /* Pairs with fence_loads in channel.c's notice_read: odd before any field. */
@@ -122,11 +122,11 @@ void atoll_notice_channel(void *notice, uint32_t index, uint32_t epoch, uint32_t
 }
 
 uint64_t atoll_status_window(const void *status) {
-    return load_acquire(&((const struct status *)status)->window);
+    return load_acquire(&((const struct status SHARED *)status)->window);
 }
 
 void atoll_status_read(const void *status, uint64_t *out) {
-    const struct status *page = status;
+    const struct status SHARED *page = (const struct status SHARED *)status;
     out[0] = load_relaxed(&page->heartbeat);
     out[1] = load_relaxed(&page->in_handler);
     out[2] = load_relaxed(&page->served);

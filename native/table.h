@@ -2,6 +2,7 @@
 #ifndef ATOLL_TABLE_H
 #define ATOLL_TABLE_H
 
+#include "atomics.h"
 #include "layout.h"
 
 enum { SEGMENTS_MOST = 64 };
@@ -19,7 +20,7 @@ enum refusal {
 };
 
 struct table {
-    const struct entry *segments[SEGMENTS_MOST];
+    const struct entry SHARED *segments[SEGMENTS_MOST];
 };
 
 /*

@@ -70,7 +70,7 @@ uint64_t clock_coarse(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void ring(struct side *sleeper, int doorbell, uint32_t how) {
+static void ring(struct side SHARED *sleeper, int doorbell, uint32_t how) {
     if (how & PARK_FUTEX)
         syscall(SYS_futex, &sleeper->parked, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
     if (how & PARK_DOORBELL) {
@@ -79,7 +79,7 @@ static void ring(struct side *sleeper, int doorbell, uint32_t how) {
     }
 }
 
-int wake(struct side *peer, int doorbell) {
+int wake(struct side SHARED *peer, int doorbell) {
     /* Pairs with the fence in park_announce: our record before our look at `parked`. Without it both could
      * sleep. */
     fence_store_load();
@@ -92,7 +92,7 @@ int wake(struct side *peer, int doorbell) {
     return how != 0;
 }
 
-void wake_surely(struct side *sleeper, int doorbell) {
+void wake_surely(struct side SHARED *sleeper, int doorbell) {
     /* Pairs with the fence in park_announce: the notice before the ring. Who announces itself later sees it.
      */
     fence_store_load();
@@ -101,7 +101,7 @@ void wake_surely(struct side *sleeper, int doorbell) {
     ring(sleeper, doorbell, PARK_FUTEX | PARK_DOORBELL);
 }
 
-int park_futex(struct side *own, uint64_t until) {
+int park_futex(struct side SHARED *own, uint64_t until) {
     uint64_t now = clock_now();
     if (now >= until)
         return ETIMEDOUT;
@@ -110,14 +110,14 @@ int park_futex(struct side *own, uint64_t until) {
     return syscall(SYS_futex, &own->parked, FUTEX_WAIT, PARK_FUTEX, &wait, NULL, 0) == 0 ? 0 : errno;
 }
 
-void park_announce(struct side *own, uint32_t how) {
+void park_announce(struct side SHARED *own, uint32_t how) {
     store_relaxed(&own->parked, how);
     /* Pairs with the fence in wake: our word before our last look at the rings. Without it both could sleep.
      */
     fence_store_load();
 }
 
-void park_over(struct side *own) {
+void park_over(struct side SHARED *own) {
     store_relaxed(&own->parked, 0);
 }
 

@@ -2,6 +2,7 @@
 #ifndef ATOLL_WAIT_H
 #define ATOLL_WAIT_H
 
+#include "atomics.h"
 #include "layout.h"
 
 uint64_t clock_now(void);    /* CLOCK_MONOTONIC, ns */
@@ -9,18 +10,18 @@ uint64_t clock_coarse(void); /* the same to a few ms, at a fifth of the price */
 
 /* Wakes the end whose `parked` word this is, if it sleeps. Call after the record is visible. 1: a system call
  * was made. */
-int wake(struct side *peer, int doorbell);
+int wake(struct side SHARED *peer, int doorbell);
 
 /* The same whatever the word says: for the kernel, which rings in place of an end that died or lies. */
-void wake_surely(struct side *sleeper, int doorbell);
+void wake_surely(struct side SHARED *sleeper, int doorbell);
 
 /* Sleeps on the own word while it holds PARK_FUTEX, `until` at most. Returns 0 or the errno of futex(2). */
-int park_futex(struct side *own, uint64_t until);
+int park_futex(struct side SHARED *own, uint64_t until);
 
 /* Says to producers that this end is going to sleep, to be followed by a look at every ring, then by the
  * sleep. */
-void park_announce(struct side *own, uint32_t how);
-void park_over(struct side *own);
+void park_announce(struct side SHARED *own, uint32_t how);
+void park_over(struct side SHARED *own);
 
 /* Takes the bytes off a doorbell that lie in it now; to be followed by a look at the rings. -1: its other end
  * was shut, and it will never ring again. */
