@@ -78,6 +78,7 @@ def describe_apart(packages: Mapping[str, Path], configs: Configs) -> Descriptio
                 await forge.close()
 
     with tempfile.TemporaryDirectory(prefix="atoll-describe-") as scratch:
+        os.chmod(scratch, 0o755)  # who describes has another user id, and no mounts where the host gives none
         copies, found = _copied(packages, Path(scratch))
         return (trio.run(run, copies) if copies else {}) | found
 

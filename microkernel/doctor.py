@@ -14,6 +14,7 @@ from msgspec import Struct
 from .protection import Host, levels, probe
 from .protection.level import Subject
 from .protection.plan import plan, together
+from .protection.surroundings import Surroundings, look
 from .slices import choose
 
 KERNEL_FLOOR = (6, 1)
@@ -75,6 +76,7 @@ def diagnose() -> Diagnosis:
             _kernel(),
             *_mechanisms(host),
             *_levels(host),
+            *around(host, look()),
             *_interpreter(host),
             *_slices(),
             *_memory(),
@@ -114,6 +116,13 @@ def _levels(host: Host) -> list[Finding]:
         missing = together(made.missing)
         found.append(_finding(f"level {name}", missing, together(made.weakenings), needed=True))
     return found
+
+
+def around(host: Host, surroundings: Surroundings) -> list[Finding]:
+    """What of the host's surroundings explains that namespaces were refused; none where they were not, or nothing does."""
+    refused = any((host.users if not host.root else "", host.mounts, host.processes, host.network))
+    said = surroundings.keeps_from(host.root, refused)
+    return [_finding("surroundings that leave namespaces to this user", said)] if said else []
 
 
 def _interpreter(host: Host) -> list[Finding]:

@@ -20,7 +20,12 @@ LIMITS = (
 )
 
 
-def _needs_root(host: Host) -> Absence | None:
+def _no_own_uid(host: Host) -> Absence | None:
+    if host.root and host.closed and host.mounts:
+        return Absence(
+            f"{', '.join(host.closed)} is closed to other users, and what servers load from it cannot be shown to them "
+            f"elsewhere ({host.mounts}): open it (chmod o+x), or use an interpreter that lies elsewhere"
+        )
     if host.root:
         return None
     return Absence(
@@ -87,7 +92,7 @@ LEVEL = Level(
         Mechanism(
             name="own-uid",
             stops="reading, signalling and debugging other servers and the user's programs",
-            absent=_needs_root,
+            absent=_no_own_uid,
             apply=_own_uid,
         ),
         Mechanism(
