@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -16,14 +17,17 @@ from atoll.ipc.attach import base_folder
 from atoll.ipc.errors import AtollError
 
 from . import boot, graph
+from .descriptions import describe_apart
 from .detach import detached
-from .image_check import Checked, load
+from .image import Image
+from .image_check import check, load, read_file
 from .image_read import ImageRefused
 from .journal import JournalDamaged
 from .node import Node
 from .ownership import BootRefused, own
 from .place import Place
 
+T = TypeVar("T")
 OK, FAULT, REFUSED, FINDINGS = 0, 1, 6, 10
 """As docs/manual.md has them; 2 is argparse's, for a wrong command line."""
 
@@ -32,8 +36,8 @@ class Ended(Exception):
     """A node ended, or did not come to serve, and nobody asked it to."""
 
 
-def place_of(arguments: argparse.Namespace, checked: Checked) -> Place:
-    name = arguments.name or checked.image.image.name
+def place_of(arguments: argparse.Namespace, image: Image) -> Place:
+    name = arguments.name or image.image.name
     folder = Path(arguments.folder) if arguments.folder else base_folder() / name
     return Place(
         name=name,
@@ -50,16 +54,17 @@ def command_boot(arguments: argparse.Namespace) -> int:
 
 
 def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path], None], up: boot.Up) -> int:
-    """Check, own, boot, serve. Returns the exit status. Raises `Ended`."""
+    """Read, own, boot, serve. Returns the exit status. Raises `Ended`."""
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
     )  # as the other two: until the node listens to them, an end is an end
-    checked = load(Path(arguments.image))
-    place = place_of(arguments, checked)
-    lock = own(place, say)
+    path = Path(arguments.image)
+    draft = read_file(path)
+    if draft.problems:  # it cannot be booted; what else is wrong with it is said, too
+        run(check, draft, path.parent, describe_apart)
+    place = place_of(arguments, draft.image)
+    owning = own(place, say)
     owned(place.folder)
-    say(graph.text(graph.graph(checked)).rstrip())
-    before = boot.prepare(place, checked, lock)
 
     def serving(node: Node) -> None:
         say(
@@ -68,7 +73,7 @@ def run_boot(arguments: argparse.Namespace, say: boot.Say, owned: Callable[[Path
         )
         up(node)
 
-    failure = trio.run(boot.Boot(place, checked, before, say, plan_only=arguments.plan).run, serving)
+    failure = run(boot.Boot(place, draft, owning, say, plan_only=arguments.plan).run, serving)
     if failure:
         raise Ended(f"{place.name} ended: {failure}")
     return OK
@@ -105,7 +110,7 @@ def command_clean(arguments: argparse.Namespace) -> int:
     from .clean import clean_all
 
     folders = [Path(arguments.folder)] if arguments.folder else None
-    done = trio.run(clean_all, base_folder(), folders)
+    done = run(clean_all, base_folder(), folders)
     print(
         msgspec.json.encode({"done": done}).decode()
         if arguments.json
@@ -161,20 +166,19 @@ def main(words: list[str]) -> int:
     except (BootRefused, Ended, JournalDamaged, AtollError, OSError) as error:
         print(f"atoll: {error}", file=sys.stderr)
         return REFUSED if isinstance(error, BootRefused) else FAULT
+
+
+def run(async_function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """`trio.run`. A single fault that a person can do something about comes without the groups around it."""
+    try:
+        return trio.run(async_function, *arguments)
     except BaseExceptionGroup as group:
-        told = _innermost(group)
-        if told is None:
-            raise
-        print(f"atoll: {told}", file=sys.stderr)
-        return REFUSED if isinstance(told, BootRefused) else FAULT
-
-
-def _innermost(group: BaseExceptionGroup) -> BaseException | None:
-    """The one fault of a group that a person can do something about; None if there is another kind among them."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
-        found = found.exceptions[0]
-    return found if isinstance(found, BootRefused | AtollError | OSError) else None
+        found: BaseException = group
+        while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+            found = found.exceptions[0]
+        if isinstance(found, ImageRefused | BootRefused | AtollError | OSError):
+            raise found from None
+        raise
 
 
 if __name__ == "__main__":

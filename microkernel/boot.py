@@ -10,7 +10,9 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import trio
@@ -20,11 +22,13 @@ from atoll.ipc.errors import AtollError, PeerFault
 from . import graph, journal, plan, weakenings
 from .authority import RIGHTS
 from .capability_rows import write_ended
+from .descriptions import describe_copies
 from .image import ServerBinding
-from .image_check import STORE, STORE_INTERFACE, Checked
+from .image_check import STORE, STORE_INTERFACE, Checked, check
+from .image_read import Draft
 from .journal import Journal
 from .node import Node
-from .ownership import BootRefused, needing_room
+from .ownership import BootRefused, Owned, disown, needing_room
 from .parties import KERNEL, Serving
 from .place import Place
 from .process_rows import process_row, protection_row
@@ -34,7 +38,7 @@ from .records import KEYSPACE, BootRow
 from .remains import END_WITHIN
 from .restore import Restore
 from .server import Server
-from .slices import choose
+from .slices import Slices, choose
 from .specs import from_image
 from .store import Store
 from .versions import Version, Versions
@@ -43,6 +47,7 @@ from .wiring import Parts, wire
 
 LAST_ROWS_WITHIN = 2.0
 """Seconds for the rows of a shutdown: without them the next boot takes it for a crash, and no more."""
+ENDED_EARLY = "it was told to end before it served"
 Say = Callable[[str], None]
 Up = Callable[[Node], None]
 
@@ -76,39 +81,75 @@ def may_open_all() -> None:
 
 
 class Boot:
-    """One boot of a node. `say` prints a line for whoever booted it."""
+    """One boot of a node, whose folder is owned. `say` prints a line for whoever booted it."""
 
     def __init__(
-        self, place: Place, checked: Checked, before: Before, say: Say, *, plan_only: bool = False
+        self, place: Place, draft: Draft, owned: Owned, say: Say, *, plan_only: bool = False
     ) -> None:
         self.place = place
-        self.checked = checked
-        self.before = before
+        self.draft = draft
+        self.owned = owned
         self.say = say
         self.plan_only = plan_only
+        self.down = trio.Event()
+        self.node: Node | None = None
 
-    async def run(self, up: Callable[[Node], None]) -> str:
-        """Bring the node up, call `up`, serve until it is to end, take it down. Returns why it ended; empty: it was
-        asked to. Raises `BootRefused`."""
+    async def run(self, up: Up) -> str:
+        """Check the image, bring the node up, call `up`, serve until it is to end, take it down. Returns why it ended;
+        empty: it was asked to. Raises `ImageRefused`, `BootRefused`.
+
+        Packages are described by children of the fork server that the node then lives on. If the node is not to be, its
+        folder is as it was."""
         may_open_all()
+        before = None
         slices = choose(self.place.group)
-        forge, watching = Forge(self.place.marker, slices.folders), Watching(self.place.marker)
+        forge = Forge(self.place.marker, slices.folders)
         forge.start()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._watch_signals)
+                checked = await self._checked(forge)
+                if checked is not None:
+                    self.say(graph.text(graph.graph(checked)).rstrip())
+                    before = prepare(self.place, checked, self.owned.lock)
+                    failure = await self._run(checked, before, forge, slices, up)
+                nursery.cancel_scope.cancel()
+            return ENDED_EARLY if checked is None else failure
+        finally:
+            with trio.CancelScope(shield=True):
+                await forge.close()
+                with trio.move_on_after(END_WITHIN):  # what does not end is for the next boot to name
+                    await slices.clean()
+            if before is None:
+                disown(self.place, self.owned)
+
+    async def _checked(self, forge: Forge) -> Checked | None:
+        """The image, checked; None: the node is to end."""
+        found: list[Checked] = []
+
+        async def look() -> None:
+            folder = Path(self.place.image_path).parent
+            found.append(await check(self.draft, folder, partial(describe_copies, forge)))
+
+        return found[0] if await unless(self.down, look) else None
+
+    async def _run(self, checked: Checked, before: Before, forge: Forge, slices: Slices, up: Up) -> str:
+        watching = Watching(self.place.marker)
         watching.start()
-        store = Store(self.before.journal, self.before.epoch)
-        node = Node(self.place, self.checked, store, forge, watching, slices, probe(), self.before.lock)
+        store = Store(before.journal, before.epoch)
+        node = Node(self.place, checked, store, forge, watching, slices, probe(), self.owned.lock, self.down)
         parts = wire(node, forge)
+        self.node = node
         try:
             async with trio.open_nursery() as nursery:
                 node.nursery = nursery
-                await nursery.start(watch_signals, node)
                 await nursery.start(node.loop.serve)
                 nursery.start_soon(forge.keep)
                 try:
-                    if await self._up_unless_ended(node, parts):
+                    if await unless(self.down, partial(self._up_or_refuse, node, parts, before)):
                         up(node)
                     elif not self.plan_only:
-                        node.failure = node.failure or "it was told to end before it served"
+                        node.failure = node.failure or ENDED_EARLY
                     await node.down.wait()
                 finally:
                     with trio.CancelScope(shield=True):
@@ -116,38 +157,33 @@ class Boot:
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await forge.close()
                 await watching.close()
-                with trio.move_on_after(END_WITHIN):  # what does not end is for the next boot to name
-                    await slices.clean()
             parts.logs.close()
-            self.before.journal.close()
+            before.journal.close()
         return node.failure
+
+    async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """SIGTERM, SIGINT and SIGHUP end the node in order; a second one does so at once."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self.down.is_set() and self.node is not None:
+                    self.node.down_deadline = 0.0
+                    kill_all(self.node)
+                self.down.set()
 
     # up -----------------------------------------------------------------------------------------------------
 
-    async def _up_unless_ended(self, node: Node, parts: Parts) -> bool:
-        """Bring the node up; False if it is to end before it serves: a signal came, or the store cannot run."""
-        async with trio.open_nursery() as nursery:
+    async def _up_or_refuse(self, node: Node, parts: Parts, before: Before) -> None:
+        try:
+            await self._up(node, parts, before)
+        except PeerFault as fault:
+            raise BootRefused(node.failure or str(fault)) from fault
 
-            async def give_up() -> None:
-                await node.down.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(give_up)
-            try:
-                await self._up(node, parts)
-            except PeerFault as fault:
-                raise BootRefused(node.failure or str(fault)) from fault
-            nursery.cancel_scope.cancel()
-        return not node.down.is_set()
-
-    async def _up(self, node: Node, parts: Parts) -> None:
+    async def _up(self, node: Node, parts: Parts, before: Before) -> None:
         nursery = node.nursery
         self._warn(node)
-        restore = Restore(
-            node, parts.allotments, parts.authority, parts.needs, self.before.versions, self.say
-        )
+        restore = Restore(node, parts.allotments, parts.authority, parts.needs, before.versions, self.say)
         await self._state_up(node, parts, restore)
         if self.plan_only:
             _, made = await restore.planned()
@@ -170,7 +206,7 @@ class Boot:
         nursery.start_soon(parts.gate.serve)
 
     def _warn(self, node: Node) -> None:
-        for weakness in graph.graph(self.checked).weaknesses:
+        for weakness in graph.graph(node.checked).weaknesses:
             node.weakenings.append((weakness.server, weakness.what, weakness.reason))
         for sentence in node.slices.lacks:
             node.weakenings.append(("node", "slices", sentence))
@@ -179,13 +215,13 @@ class Boot:
         """What is weaker than the image wants, beside what the image itself drops."""
         levels = [server.plan.level for server in node.servers.values() if server.plan is not None]
         node.weakenings += weakenings.attaching(levels, node.slices.kind)
-        for line in weakenings.lines(node.weakenings, graph.graph(self.checked).weaknesses):
+        for line in weakenings.lines(node.weakenings, graph.graph(node.checked).weaknesses):
             self.say(line)
 
     async def _state_up(self, node: Node, parts: Parts, restore: Restore) -> None:
         """`state` first, from the journal and the image alone."""
         row = restore.row(STORE)
-        server = restore.server(from_image(self.checked.image, row, self.place.degrade))
+        server = restore.server(from_image(node.image, row, self.place.degrade))
         restore.offer(server)
         node.tree.offer(KERNEL, "Kernel", RIGHTS)
         root = node.tree.root(STORE, STORE_INTERFACE)
@@ -269,15 +305,18 @@ def order(node: Node) -> list[str]:
     return found
 
 
-async def watch_signals(node: Node, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """SIGTERM, SIGINT and SIGHUP end the node in order; a second one does so at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            if node.down.is_set():
-                node.down_deadline = 0.0
-                kill_all(node)
-            node.down.set()
+async def unless(down: trio.Event, action: Callable[[], Awaitable[None]]) -> bool:
+    """Act; False: it was given up, or is in vain, since `down` was set meanwhile."""
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await down.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        await action()
+        nursery.cancel_scope.cancel()
+    return not down.is_set()
 
 
 async def take_down(node: Node, parts: Parts) -> None:

@@ -62,25 +62,24 @@ async def describe_all(forge: Spawner, packages: Mapping[str, Path], configs: Co
     return found
 
 
-def describe_apart(packages: Mapping[str, Path], configs: Configs) -> Descriptions:
-    """`describe_all` where no node runs: with a fork server for the time it takes, and of copies, since who describes
-    need not be able to read the packages' files."""
-
-    async def run(copies: Mapping[str, Path]) -> Descriptions:
-        forge = Forge(
-            f"atoll-describe={os.getpid()}", preload=("atoll.ipc.runtime.describe", "atoll.ipc.keyspace")
-        )
-        forge.start()
-        try:
-            return await describe_all(forge, copies, configs)
-        finally:
-            with trio.CancelScope(shield=True):
-                await forge.close()
-
+async def describe_copies(forge: Spawner, packages: Mapping[str, Path], configs: Configs) -> Descriptions:
+    """`describe_all` where no node runs yet: of copies, since who describes need not be able to read the packages'
+    files."""
     with tempfile.TemporaryDirectory(prefix="atoll-describe-") as scratch:
         os.chmod(scratch, 0o755)  # who describes has another user id, and no mounts where the host gives none
         copies, found = _copied(packages, Path(scratch))
-        return (trio.run(run, copies) if copies else {}) | found
+        return await describe_all(forge, copies, configs) | found
+
+
+async def describe_apart(packages: Mapping[str, Path], configs: Configs) -> Descriptions:
+    """`describe_copies` where no node is to run, with a fork server for the time it takes."""
+    forge = Forge(f"atoll-describe={os.getpid()}", preload=(ENTRY.partition(":")[0], "atoll.ipc.keyspace"))
+    forge.start()
+    try:
+        return await describe_copies(forge, packages, configs)
+    finally:
+        with trio.CancelScope(shield=True):
+            await forge.close()
 
 
 def _copied(packages: Mapping[str, Path], scratch: Path) -> tuple[dict[str, Path], Descriptions]:

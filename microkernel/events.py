@@ -19,9 +19,9 @@ from .node import Node
 from .parties import KERNEL
 from .processes import RENEW_PAUSE
 from .protection import filters
-from .protection.watcher import Flooded
-from .protection.watcher import Refusal as RefusedCall
 from .records import CrashRow, EventRow, RefusalRow
+from .watcher import Flooded
+from .watcher import Refusal as RefusedCall
 
 KINDS_MOST = 256
 """Different refusals kept of one party; what comes after is counted as `other`."""

@@ -7,14 +7,16 @@ the order of the file.
 """
 
 import grp
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import trio
+
 from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
 
-from .descriptions import describe_apart
+from .descriptions import Configs, Descriptions, describe_apart
 from .image import (
     DELEGATE,
     KEYSPACE_RIGHTS,
@@ -88,10 +90,19 @@ def terms() -> Terms:
     )
 
 
+Describe = Callable[[Mapping[str, Path], Configs], Awaitable[Descriptions]]
+"""How packages are asked what they are: by server its package's folder, and its configurations."""
+
+
 def load(path: Path) -> Checked:
     """Reads and checks an image file. Raises `ImageRefused` with all that is wrong, or `OSError` if the file
     cannot be read.
     """
+    return trio.run(check, read_file(path), path.parent, describe_apart)
+
+
+def read_file(path: Path) -> Draft:
+    """An image file as written. Raises `ImageRefused` where it is no text, or none of an image; `OSError`."""
     file = str(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -99,14 +110,15 @@ def load(path: Path) -> Checked:
         raise ImageRefused.at_start(
             file, "UTF-8 text", f"the byte {error.object[error.start]:#04x}"
         ) from None
-    return check(read(text, file), path.parent)
+    return read(text, file)
 
 
-def check(draft: Draft, folder: Path) -> Checked:
-    """`load`, for a text that was read. Paths of packages are relative to `folder`."""
+async def check(draft: Draft, folder: Path, describe: Describe) -> Checked:
+    """Hold what was read against servers and host. Paths of packages are relative to `folder`. Raises `ImageRefused` with
+    all that is wrong."""
     _Names(draft, terms()).check()
     packages = _packages(draft, folder)
-    descriptions = describe_apart(packages, {name: _configs(draft.image, name) for name in packages})
+    descriptions = await describe(packages, {name: _configs(draft.image, name) for name in packages})
     wiring = _Wiring(draft, descriptions)
     for name in packages:
         wiring.check_server(name)

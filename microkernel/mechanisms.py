@@ -14,8 +14,8 @@ import trio
 
 from .processes import Exit
 from .protection.confinement import Confinement
-from .protection.watcher import Flooded, Refusal
 from .slices import Group, Slices
+from .watcher import Flooded, Refusal
 
 __all__ = [
     "Chance",

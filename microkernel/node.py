@@ -38,7 +38,7 @@ class Node:
 
     def __init__(
         self, place: Place, checked: Checked, store: Store, forge: Spawner, watching: Watch,
-        slices: Slices, abilities: Host, lock: int,
+        slices: Slices, abilities: Host, lock: int, down: trio.Event,
     ) -> None:  # fmt: skip
         self.place = place
         self.checked = checked
@@ -68,7 +68,7 @@ class Node:
         self.started = self.now()
         self.weakenings: list[tuple[str, str, str]] = []
         """(server, mechanism, reason)."""
-        self.down = trio.Event()
+        self.down = down
         """Set when the node is to end."""
         self.down_deadline = 5.0
         self.failure = ""

@@ -9,10 +9,12 @@ one up, so the kernel opens it once.)
 import errno
 import fcntl
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -41,12 +43,22 @@ def needing_room(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def own(place: Place, say: Callable[[str], None]) -> int:
-    """The lock on a node's folder: its open description. Raises `BootRefused` where another node holds it, or where no
-    folder can be.
+class Owned(NamedTuple):
+    """A node's folder that is ours."""
+
+    lock: int
+    """The open description that holds it."""
+    fresh: bool
+    """It was made for this boot."""
+
+
+def own(place: Place, say: Callable[[str], None]) -> Owned:
+    """Own a node's folder, made if it is not there. Raises `BootRefused` where another node holds it, or where no folder
+    can be.
 
     What a dead kernel left is ended first: its `state` shares the lock."""
     folder = place.folder
+    fresh = not folder.exists()
     try:
         make_folder(folder)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -68,7 +80,14 @@ def own(place: Place, say: Callable[[str], None]) -> int:
     with needing_room(folder):
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
+    return Owned(lock, fresh)
+
+
+def disown(place: Place, owned: Owned) -> None:
+    """Give a folder up in which nothing has been done yet; a fresh one goes."""
+    if owned.fresh:
+        shutil.rmtree(place.folder)
+    os.close(owned.lock)
 
 
 def make_folder(folder: Path) -> None:

@@ -143,7 +143,7 @@ class Forge:
         self,
         marker: str,
         groups: Sequence[Path] = (),
-        preload: Sequence[str] = ("atoll.ipc.runtime.launch",),
+        preload: Sequence[str] = ("atoll.ipc.runtime.launch", "atoll.ipc.runtime.describe"),
     ) -> None:
         """`marker` stands on the command lines of zygote and children, and is how survivors are known. `groups` are
         the node's control groups, which the zygote empties if the kernel dies."""

@@ -8,7 +8,7 @@ import trio
 
 from .mechanisms import Process
 from .processes import execute
-from .protection.watcher import FLOOD, PACKET_LIMIT, SOCKET, Flooded, Refusal, Watch, encode, from_watcher
+from .watcher import FLOOD, PACKET_LIMIT, SOCKET, Flooded, Refusal, Watch, encode, from_watcher
 
 
 class Watching:
@@ -25,7 +25,7 @@ class Watching:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             arguments = (self._marker, str(self._flood))
-            self.process = execute("protection.watcher", arguments, {SOCKET: theirs.fileno()})
+            self.process = execute("watcher", arguments, {SOCKET: theirs.fileno()})
         self._socket = trio.socket.from_stdlib_socket(ours)
         return self.process
 

@@ -49,10 +49,7 @@ NUMBERS = 256
 DRAIN_MOST = 4096
 """Messages routed in one go: a server that sends without end must not keep an event loop from its other tasks."""
 SEND_PATIENCE = 5.0
-"""Seconds a call waits for room in a full ring before it is `Overloaded`."""
-LOOP_PATIENCE = 0.02
-"""The same on the thread of an event loop, which stands meanwhile: a server that is frozen must not halt those that call
-it."""
+"""Seconds a thread waits for room in a full ring before its call is `Overloaded`."""
 DYING = 0.1
 """Seconds within which a kernel that has closed its descriptors is seen to have ended."""
 REPLY = int(Kind.REPLY)
@@ -144,7 +141,7 @@ class ClientChannel:
         waits: bool = False,
     ) -> Pending:
         """Send a call and keep it until its reply is in. Raises what keeps it from being sent. `opens` makes the
-        stream that it opens; `waits`: see `_send`."""
+        stream that it opens; `waits`: a task waits for the reply."""
         pending = Pending(self, site, payload, until, trace, context)
         pending.number = number or next(self._numbers, 0) or self._more_numbers()
         pending.seconds = seconds
@@ -185,15 +182,16 @@ class ClientChannel:
         return first
 
     def _send(self, pending: Pending, site: Any, waits: bool = False) -> None:
-        """Write a request. Without room: owe it if its caller `waits` for the reply without halting its thread; else wait
-        for room, and then it is `Overloaded`."""
+        """Write a request. Without room it is owed on the thread of an event loop, which must not stand; as many as their
+        tasks wait for (`waits`), of others so much at most. A thread waits for room. Beyond it is `Overloaded`."""
         give_up = 0
         while True:
             self._reopen()
-            if waits:
+            result = self.outbox.put(pending, site) if not self.outbox.owed else int(Result.FULL)
+            if result == Result.FULL and (waits or self.host.looping()):
+                if not waits and not self.outbox.may_owe(pending):
+                    raise Overloaded(f"the channel to {self.peer}")
                 result = self.outbox.put_or_owe(pending, site)
-            else:
-                result = self.outbox.put(pending, site) if not self.outbox.owed else int(Result.FULL)
             if result >= 0:
                 lib.atoll_ring_bell(self.c)
                 return
@@ -201,8 +199,7 @@ class ClientChannel:
                 self.trouble(result, pending.site.spec, len(pending.payload))
                 continue
             now = time.monotonic_ns()
-            patience = LOOP_PATIENCE if self.host.looping() else SEND_PATIENCE
-            give_up = min(filter(None, (give_up, pending.until, now + int(patience * NANOSECONDS))))
+            give_up = min(filter(None, (give_up, pending.until, now + int(SEND_PATIENCE * NANOSECONDS))))
             if now >= give_up:
                 raise Overloaded(f"the channel to {self.peer}")
             lib.atoll_ring_bell(self.c)

@@ -1,8 +1,8 @@
 """What leaves by a channel: requests, and the records that belong to them (items, end, credit, cancellation). (Raw cffi.)
 
 What finds no room in its ring is *owed*: it is kept here and sent in order when the server has made room, and nothing that
-comes later overtakes it. How much is owed is bounded by what may be: a call waits for room or is `Overloaded`, items need
-credit.
+comes later overtakes it. How much is owed is bounded: by the tasks that wait for their calls, by the credit of items, and
+for calls that were merely started by `OWED_MOST`.
 
 A request is noted with where it was written: `Pending.end` holds the position behind it on its ring and the mark of the
 epoch (0: it is not in any ring). So after a server's death each request is judged by what was done with it and by nothing
@@ -20,6 +20,9 @@ from atoll.native import Kind, Result, ffi, lib
 
 from .pending import Pending
 
+OWED_MOST = 16 << 20
+"""Bytes of requests that may be owed: what one message may have. Each is reckoned `OVERHEAD` larger than its payload."""
+OVERHEAD = 1024
 MARK = 63
 """Of what the C core says of a sent record: the bits that hold the epoch's number; the others are the position."""
 FULL = int(Result.FULL)
@@ -95,6 +98,12 @@ class Outbox:
                 self.owed.append(Record(pending, site, None, pending.payload))
                 return 0
         return result
+
+    def may_owe(self, pending: Pending) -> bool:
+        """Whether one more request may be owed that no task waits for."""
+        with self._lock:
+            owed = sum(len(record.payload) + OVERHEAD for record in self.owed if record.kind is None)
+        return not owed or owed + len(pending.payload) + OVERHEAD <= OWED_MOST
 
     def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> None:
         """Send or owe a record that belongs to a request in hand, of a size that `fits`."""

@@ -104,7 +104,7 @@ class ChannelTransport:
         return self._request(method, payload, options).result()
 
     def _request(self, method: MethodSpec, payload: bytes, options: Options, waits: bool = False) -> Pending:
-        """Send a call that is to be kept in hand. `waits`: its caller waits for it, and not by halting its thread."""
+        """Send a call that is to be kept in hand. `waits`: a task waits for its reply."""
         until, trace, block, seconds = _circumstances(method, options)
         site = self._site(method, options, Kind.CALL)
         opens = self.streams if method.kind != "call" else None

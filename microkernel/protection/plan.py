@@ -84,7 +84,7 @@ def levels() -> dict[str, Level]:
     """Every level there is, lowest first: the modules of this package that have a `LEVEL`."""
     package: Any = importlib.import_module(__package__)
     names = [found.name for found in pkgutil.iter_modules(package.__path__)]
-    modules = [importlib.import_module(f"{__package__}.{name}") for name in names if name != "watcher"]
+    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
     found = [module.LEVEL for module in modules if hasattr(module, "LEVEL")]
     return {level.name: level for level in sorted(found, key=lambda level: level.rank)}
 

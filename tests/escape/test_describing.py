@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import trio
 
 from atoll.ipc.runtime.describe import Description
 from atoll.microkernel import descriptions
@@ -39,7 +40,7 @@ def package(tmp_path: Path, code: str) -> Path:
 
 def said(tmp_path: Path, code: str) -> Description | str:
     """What describing it gives; the code may raise what it found out."""
-    return describe_apart({"odd": package(tmp_path, code)}, {})["odd"]
+    return trio.run(describe_apart, {"odd": package(tmp_path, code)}, {})["odd"]
 
 
 def attempt(tmp_path: Path, action: str) -> str:

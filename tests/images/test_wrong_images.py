@@ -1,21 +1,37 @@
 """Each wrong image is refused with exactly the message beside it; a right one is not."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
-from atoll.microkernel.image_check import load
+from atoll.microkernel.descriptions import describe_copies
+from atoll.microkernel.image_check import Checked, check, load, read_file
 from atoll.microkernel.image_read import ImageRefused
+from atoll.microkernel.processes import Forge
 
 HERE = Path(__file__).parent
 WRONG = sorted((HERE / "wrong").glob("*.toml"))
 
 
+@pytest.fixture(scope="module")
+def loading() -> Iterator[Callable[[Path], Checked]]:
+    """`load`, with one fork server for all images."""
+    forge = Forge("--test=images")
+    forge.start()
+    yield lambda path: trio.run(check, read_file(path), path.parent, partial(describe_copies, forge))
+    trio.run(forge.close)
+
+
 @pytest.mark.parametrize("image", WRONG, ids=lambda path: path.stem)
-def test_a_wrong_image_is_refused_with_its_message(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_image_is_refused_with_its_message(
+    image: Path, loading: Callable[[Path], Checked], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(HERE)
     with pytest.raises(ImageRefused) as caught:
-        load(image.relative_to(HERE))
+        loading(image.relative_to(HERE))
     assert str(caught.value) + "\n" == image.with_suffix(".txt").read_text()
 
 

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from atoll.ipc import Interface, Serves, call, stream, upload
+from atoll.ipc.client.outbox import OWED_MOST
 from atoll.ipc.errors import DeadlineExceeded, Overloaded
 from atoll.ipc.system.control import Shape
 from atoll.native import Kind
@@ -243,3 +244,30 @@ def test_a_client_that_uploads_without_credit_is_found_out(served: Serving) -> N
     assert served.until_misbehaved().check == "upload without credit"
     served.misbehaved.clear()
     assert other.begun.now() == 0
+
+
+async def test_calls_that_are_started_on_a_loop_do_not_halt_it_and_are_owed(served: Serving) -> None:
+    works, other = served.proxies
+    with halted(served):
+        futures = [works.begun.start() for _ in range(2000)]
+        assert served.client(served.channels[0]).outbox.owed
+    assert [await future for future in futures] == [0] * 2000
+    assert await other.begun() == 0
+
+
+async def test_so_many_started_calls_are_owed_and_no_more(served: Serving) -> None:
+    works = served.proxies[0]
+    text = "x" * 6000
+    futures = []
+    with halted(served):
+        with contextlib.suppress(Overloaded):
+            while len(futures) * len(text) < 2 * OWED_MOST:
+                futures.append(works.note.start(text))
+        assert len(futures) * len(text) < OWED_MOST
+        assert len(futures) * len(text) > OWED_MOST / 2
+        with pytest.raises(Overloaded):
+            works.note.start(text)
+        waiting = works.begun()  # a task that waits is a bound itself
+    for future in futures:
+        await future
+    assert await waiting == 0

@@ -193,12 +193,21 @@ def test_a_wrong_name_is_told_with_the_nearest(node: RealNode) -> None:
         attached.open("countr", Counter)
 
 
-def test_an_image_that_is_wrong_changes_nothing(tmp_path: Path) -> None:
-    node = RealNode(tmp_path, '[image]\nname = "x"\n[server.state]\nneeds = {}\nlevle = "process"\n')
-    done = subprocess.run(node.command(), capture_output=True, text=True, check=False)
-    assert done.returncode == 6
-    assert "levle" in done.stderr and "did you mean" in done.stderr
-    assert not node.folder.exists()
+@pytest.mark.parametrize("wrong", ['levle = "process"', 'needs = { rooms = { folder = "store" } }'])
+def test_an_image_that_is_wrong_changes_nothing(tmp_path: Path, wrong: str) -> None:
+    """Wrong by itself, and by what its package says of itself."""
+    needs = "" if "needs" in wrong else "needs = {}\n"
+    node = RealNode(tmp_path, f'[image]\nname = "x"\n[server.state]\n{needs}{wrong}\n')
+    for kept in (False, True):
+        if kept:
+            (node.folder / "data").mkdir(parents=True)
+        done = subprocess.run(node.command(), capture_output=True, text=True, check=False)
+        assert done.returncode == 6
+        assert ("levle" if "levle" in wrong else "rooms") in done.stderr
+        assert "Traceback" not in done.stderr
+        assert node.folder.exists() == kept
+    assert {path.name for path in node.folder.iterdir()} <= {"data", "lock"}
+    assert node.processes() == []
 
 
 def test_clean_removes_what_a_dead_node_left(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from atoll.microkernel.protection import (
 )
 from atoll.microkernel.protection.host import attempt, closed_folders, outermost
 from atoll.microkernel.protection.plan import ladder, mechanisms
-from atoll.microkernel.protection.watcher import Flooded, Refusal
+from atoll.microkernel.watcher import Flooded, Refusal
 from atoll.microkernel.watching import Watching
 
 from .children import forge, planned, start, subject
