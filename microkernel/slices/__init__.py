@@ -5,7 +5,6 @@ group = slices.group("training", "trainer")
 said = group.limit(Limits(cpu_weight=200, memory=1 << 30))
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -69,21 +68,19 @@ class Chosen:
         return GroupOfProcesses(name)
 
     async def clean(self) -> list[str]:
-        self._groups.clear()
-        left = hierarchy.left_by(self.node)
-        own = {os.getpid()}
-        for folder in left:
-            if hierarchy.members(folder) - own:
-                await _end(folder)
-        return [
-            said for folder in left if not hierarchy.members(folder) and (said := hierarchy.remove(folder))
-        ]
+        for folder in hierarchy.left_by(self.node):
+            await _end(folder)
+        return self.leave()
 
     def leave(self) -> list[str]:
         self._groups.clear()
         if self.kind == "v2":
-            hierarchy.write(self._folders["unified"].parents[1] / "cgroup.procs", str(os.getpid()))
-        return [said for folder in hierarchy.left_by(self.node) if (said := hierarchy.remove(folder))]
+            v2.go_back(self._folders["unified"].parents[1], self.node)
+        return [
+            said
+            for folder in hierarchy.left_by(self.node)
+            if not hierarchy.members(folder) and (said := hierarchy.remove(folder))
+        ]
 
 
 async def _end(folder: Path) -> None:
@@ -135,8 +132,7 @@ def version_2(node: str, mount: hierarchy.Mount) -> Slices:
     folder = mount.base / hierarchy.ROOT / node
     wanted = mount.controllers & frozenset(v2.USED)
     folder.mkdir(parents=True, exist_ok=True)
-    if mount.own != "/":
-        v2.make_room(mount.base, node)
+    v2.make_room(mount.base, node)
     got = wanted
     for each in (mount.base, mount.base / hierarchy.ROOT, folder):
         got = v2.hand_down(each, got)

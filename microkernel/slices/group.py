@@ -64,11 +64,10 @@ class Slices(Protocol):
         """The group at `atoll/NODE/NAMES...`, made if it is not there: a slice, or a server inside one."""
 
     async def clean(self) -> list[str]:
-        """End and remove all that older boots of this node left. Returns a sentence for what could not be
-        removed."""
+        """End whatever boots of this node left, and `leave`. Returns a sentence for what could not be removed."""
 
     def leave(self) -> list[str]:
-        """At the end: go back to the group this process was started in, and remove the node's, which are empty."""
+        """Go back to the group this process was started in, and remove the node's groups that are empty then."""
 
 
 async def until_written(path: Path, wanted: str, ask: str) -> None:
@@ -94,8 +93,8 @@ async def settled(folder: Path, *, frozen: bool) -> None:
 
 
 async def kill_members(folder: Path) -> None:
-    """Kill until none is left alive: what forks faster than one look is met by the next."""
-    while living := [pid for pid in hierarchy.members(folder) if alive(pid)]:
+    """Kill until none is left alive but this process: what forks faster than one look is met by the next."""
+    while living := [pid for pid in hierarchy.members(folder) - {os.getpid()} if alive(pid)]:
         for pid in living:
             try:
                 pidfd = os.pidfd_open(pid)

@@ -78,10 +78,36 @@ def hand_down(folder: Path, wanted: frozenset[str]) -> frozenset[str]:
 
 def make_room(base: Path, node: str) -> None:
     """Move this process out of `base`, which can hand down controllers only when it has no process of its
-    own.
+    own. The root of all groups can anyway.
 
     Other processes there (a login's) keep it from that: then the groups group, and limit nothing.
     """
+    if _is_root(base):
+        return
     kernel = base / hierarchy.ROOT / node / "kernel"
     kernel.mkdir(parents=True, exist_ok=True)
     hierarchy.write(kernel / "cgroup.procs", str(os.getpid()))
+
+
+def go_back(base: Path, node: str) -> None:
+    """Undo `make_room`: a group takes a process only once it hands down nothing. Where another node's groups are in
+    `base`, it goes on doing that, and this process stays where it is."""
+    if _is_root(base):
+        return
+    own = base / hierarchy.ROOT / node
+    for folder in (*hierarchy.below(own), own, own.parent, base):
+        for controller in _handed_down(folder):
+            hierarchy.write(folder / "cgroup.subtree_control", f"-{controller}")
+    hierarchy.write(base / "cgroup.procs", str(os.getpid()))
+
+
+def _is_root(base: Path) -> bool:
+    """Also a container's own `/` is no root."""
+    return not (base / "cgroup.type").exists()
+
+
+def _handed_down(folder: Path) -> list[str]:
+    try:
+        return (folder / "cgroup.subtree_control").read_text().split()
+    except FileNotFoundError:
+        return []

@@ -4,6 +4,8 @@ cleaning up."""
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,39 @@ async def test_a_new_boot_ends_and_removes_what_the_old_one_left(slices):
         assert hierarchy.left_by(slices.node) == []
         os.close(read)
         process.close()
+
+
+IN_A_GROUP_OF_ITS_OWN = """
+import os, subprocess, sys, trio
+from pathlib import Path
+from atoll.microkernel.slices import hierarchy, version_2
+
+base, node = Path(sys.argv[1]), sys.argv[2]
+(base / "cgroup.procs").write_text(str(os.getpid()))
+unified = lambda: next(mount for mount in hierarchy.mounts() if mount.version == 2)
+before = unified()
+(joined,) = version_2(node, before).group("old").open_procs()
+left = subprocess.Popen(["sleep", "infinity"], preexec_fn=lambda: os.write(joined, b"0"))
+assert unified().base == before.base == base
+print(trio.run(version_2(node, unified()).clean), left.wait(), hierarchy.left_by(node), unified().own == before.own)
+"""
+
+
+def test_a_boot_ends_what_was_left_in_the_group_that_it_is_in_itself_and_lives_on():
+    """As a service or a user's session has it under version 2: the next boot is given the same group."""
+    unified = next((mount for mount in hierarchy.mounts() if mount.version == 2), None)
+    base = unified.base / f"trial-{secrets.token_hex(4)}" if unified else None
+    try:
+        base.mkdir()
+    except (OSError, AttributeError) as error:
+        pytest.skip(f"no version 2 group can be made here: {error}")
+    try:
+        words = [sys.executable, "-c", IN_A_GROUP_OF_ITS_OWN, str(base), secrets.token_hex(4)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "[] -9 [] True\n"), done.stderr
+        assert list(hierarchy.below(base)) == []
+    finally:
+        hierarchy.remove(base)
 
 
 async def test_two_nodes_do_not_touch_each_other(slices):
