@@ -199,7 +199,7 @@ class Authority:
             interface=self.interfaces[capability.server].index(capability.interface),
             rights=node.tree.rights_map(capability.server, capability.interface),
             service=self.service(capability),
-            now=node.now(),
+            now=node.lived(),
         )
 
     def held(self, channel: int, slot: int, generation: int) -> Capability:

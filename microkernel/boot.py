@@ -276,9 +276,9 @@ class Boot:
         """Ends what has expired."""
         while True:
             due = node.tree.next_expiry()
-            wait = 1.0 if due is None else min(1.0, max(0.0, (due - node.now()) / 1e9))
+            wait = 1.0 if due is None else min(1.0, max(0.0, (due - node.lived()) / 1e9))
             await trio.sleep(wait + 0.001)
-            ended = node.tree.expire(node.now())
+            ended = node.tree.expire(node.lived())
             if ended.gone:
                 parts.authority.clear(ended)
                 parts.events.capabilities((), ended)

@@ -66,6 +66,7 @@ class Node:
         self.bound: dict[tuple[str, str], int] = {}
         """By server and need the capability that stands for it."""
         self.started = self.now()
+        self._lived, self._asked = self.started, self.clock.monotonic()
         self.weakenings: list[tuple[str, str, str]] = []
         """(server, mechanism, reason)."""
         self.down = down
@@ -76,8 +77,16 @@ class Node:
         self._numbers = itertools.count(1)
 
     def now(self) -> int:
-        """Nanoseconds since the epoch."""
+        """Nanoseconds since the epoch: for rows."""
         return int(self.clock.now() * 1e9)
+
+    def lived(self) -> int:
+        """Nanoseconds since the epoch by a clock that goes on where the host's is set back: what has a term ends by it, for
+        a term must not grow."""
+        asked = self.clock.monotonic()
+        self._lived = max(self.now(), self._lived + asked - self._asked)
+        self._asked = asked
+        return self._lived
 
     def number(self) -> int:
         """For the next party."""

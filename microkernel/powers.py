@@ -218,7 +218,7 @@ class Powers:
             raise BadRequest(where="expires", expected="seconds, 0 for no bound of its own", got=str(expires))
         if not expires:
             return NEVER
-        asked = self._node.now() + int(expires * 1e9)
+        asked = self._node.lived() + int(expires * 1e9)
         return asked if held.expiry == NEVER else min(asked, held.expiry)
 
     # taking -------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Table:
         service: int,
         now: int,
     ) -> None:
-        """Make a capability valid on a channel. `now`: nanoseconds since the epoch. The entry must have room."""
+        """Make a capability valid on a channel. `now`: as `Node.lived` says it. The entry must have room."""
         expiry = 0
         if capability.expiry != NEVER:
             expiry = max(1, time.monotonic_ns() + capability.expiry - now)

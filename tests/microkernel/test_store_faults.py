@@ -1,8 +1,5 @@
 """What the medium does to the store, in real nodes: syncs that fail, a disk that is full, a format of another version."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from atoll.ipc.errors import Revoked
 from atoll.ipc.system.state import Write
 from atoll.servers.state.check import check_folder
 from tests.kit.disk import fill, small_disk
+from tests.kit.preloaded import preloaded
 
 from .nodes import IMAGE as COUNTER
 from .nodes import PACKAGES, booted, fill_store
@@ -33,22 +31,8 @@ restart = { first = 0.01, limit = 50 }
 @pytest.fixture
 def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Sets the faults to come, the next one last; the library that makes them is loaded into every process."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("faults are made by a small C library, and there is no compiler")
-    # Servers have users of their own: they must reach it.
-    orders = Path(f"/dev/shm/atoll-faults-{os.getpid()}")
-    orders.touch()
-    orders.chmod(0o666)
-    library = tmp_path / "faults.so"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", f'-DFAULTS="{orders}"', "-o", str(library),
-         str(Path(__file__).with_name("failing_sync.c")), "-ldl"],
-        check=True,
-    )  # fmt: skip
-    monkeypatch.setenv("LD_PRELOAD", str(library))
-    yield lambda kinds: orders.write_text(kinds) and None
-    orders.unlink()
+    with preloaded(Path(__file__).with_name("failing_sync.c"), "FAULTS", tmp_path, monkeypatch) as orders:
+        yield lambda kinds: orders.write_text(kinds) and None
 
 
 @pytest.mark.parametrize("kinds", ["s", "m", "l", "lms"])
