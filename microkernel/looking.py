@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib.metadata
 import os
 
@@ -99,18 +100,18 @@ class Looking:
             for (holder, server, interface), rights in edges.items()
         ]
 
-    def caps(self, server: str) -> list[calls.CapabilityRow]:
+    def caps(self, server: str, after: int) -> list[calls.CapabilityRow]:
         node = self._node
         if server:
             node.server(server)
+        wanted = (held for held in node.tree if held.id > after and server in ("", held.holder, held.server))
         return [
             calls.CapabilityRow(
                 number=held.id, parent=held.parent, holder=held.holder, server=held.server, interface=held.interface,
                 badge=held.badge, rights=sorted(held.rights), lasting=held.lasting, made=held.id >> 32,
                 expires=held.expiry,
             )
-            for held in node.tree
-            if server in ("", held.holder, held.server)
+            for held in heapq.nsmallest(calls.CAPS_AT_ONCE, wanted, key=lambda held: held.id)
         ]  # fmt: skip
 
     def versions(self, server: str, rows: list[VersionRow]) -> list[calls.VersionRow]:

@@ -23,6 +23,7 @@ from .server import Server
 
 KILL_AFTER = 1.0
 """Seconds beyond a stop's deadline until a process is killed."""
+LEFT_END_WITHIN = 5.0
 
 
 class Supervisor:
@@ -70,6 +71,7 @@ class Supervisor:
         """Wait for a process's end and tidy up after it, whatever else is given up; restart the server if nobody asked
         for the end."""
         exit = await ending.has_ended(serving)
+        await self._end_left(server, serving)
         crashed = server.serving is serving and not serving.expected_end and server.state != "starting"
         if server.serving is serving:
             self.lost(server, serving)
@@ -80,6 +82,15 @@ class Supervisor:
             await self._died_frozen(server, exit)
         else:
             await self.after_crash(server, serving, str(exit))
+
+    async def _end_left(self, server: Server, serving: Serving) -> None:
+        """What the last process of a server started ends with it: it would go on in its name, and fill its slice."""
+        if any(other is not serving for other in self._node.processes_of(server.name)):
+            return
+        with trio.CancelScope(shield=True), trio.move_on_after(LEFT_END_WITHIN) as scope:
+            await self._node.group(server).end()
+        if scope.cancelled_caught:
+            self._events.event("left behind", server.name, "processes that it started do not end")
 
     def lost(self, server: Server, serving: Serving) -> None:
         """The process that served is gone: the channels wait for the next one."""

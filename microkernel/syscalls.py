@@ -94,8 +94,8 @@ class Syscalls(Serves[Kernel]):
         return self._looking.graph()
 
     @Kernel.caps.serve
-    def caps(self, server: str = "") -> list[CapabilityRow]:
-        return self._looking.caps(server)
+    def caps(self, server: str = "", after: int = 0) -> list[CapabilityRow]:
+        return self._looking.caps(server, after)
 
     @Kernel.versions.serve
     async def versions(self, server: str = "") -> list[VersionRow]:

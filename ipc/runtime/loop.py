@@ -30,7 +30,6 @@ from atoll.ipc.errors import (
     PeerMisbehaved,
     QuotaExceeded,
     Revoked,
-    TooLarge,
 )
 from atoll.ipc.method import LANES, Service
 from atoll.ipc.serve import Endpoint, Entry
@@ -103,7 +102,7 @@ class ServeLoop:
         self._rights = [rights[interface.__name__] for interface in endpoint.interfaces]
         self._held: dict[tuple[int, int], frozenset[str]] = {}
         self._runs = [self._runner(entry) for entry in endpoint.table]
-        self._replies = Replies(self.c, self._channels, largest, self._misbehaved)
+        self._replies = Replies(self.c, self._channels, self._misbehaved)
         self._tasks = Tasks(self._replies, self._recheck)
         self._idle: Callable[[], float | None] | None = getattr(endpoint.server, "idle", None)
         self._idle_due = math.inf
@@ -356,7 +355,7 @@ class ServeLoop:
                 message = self._message
                 self._replies.keep(index, message.request, message.lane, packed >> 32, reply)
             case Op.LARGE:
-                return self._fault(TooLarge("a reply", len(reply), self._buffer.nbytes))
+                return self._fault(self._replies.too_large("a reply", index, reply))
             case Op.GATED:
                 await self._gated()
         return b"", 0

@@ -40,16 +40,13 @@ class Kept:
 class Replies:
     """`loop` is the C loop; `channels` the served ones by number; `misbehaved` closes one."""
 
-    def __init__(
-        self, loop: Any, channels: dict[int, Any], largest: int, misbehaved: Callable[[int], None]
-    ) -> None:
+    def __init__(self, loop: Any, channels: dict[int, Any], misbehaved: Callable[[int], None]) -> None:
         self._kept: dict[int, deque[Kept]] = {}
         """Per channel, in order."""
         self._held: set[int] = set()
         """Channels whose requests are left alone."""
         self._loop = loop
         self._channels = channels
-        self._largest = largest
         self._misbehaved = misbehaved
 
     def put(self, origin: Origin, kind: int, payload: bytes) -> None:
@@ -70,10 +67,14 @@ class Replies:
         if result == Result.MISBEHAVED:
             self._misbehaved(channel)
         elif result == Result.TOO_LARGE and kept.sent is None:
-            fault = errors.encode(TooLarge("a reply", len(kept.payload), self._largest))
+            fault = errors.encode(self.too_large("a reply", channel, kept.payload))
             kept.kind, kept.payload = int(Kind.FAULT), fault
             return self._send(channel, kept)
         return result
+
+    def too_large(self, what: str, channel: int, payload: bytes) -> TooLarge:
+        """More than this channel's memory ever holds at once."""
+        return TooLarge(what, len(payload), lib.atoll_channel_limit(self._channels[channel]))
 
     def keep(self, channel: int, request: int, lane: int, kind: int, payload: bytes) -> None:
         """Take nothing more from this client until it has taken its replies."""
@@ -119,7 +120,7 @@ class Replies:
             payload = _encode(part)
             result = await self._send_waiting(inhand.origin, payload)
             if result == Result.TOO_LARGE:
-                raise TooLarge(f"an item of {inhand.spec.label}", len(payload), self._largest)
+                raise self.too_large(f"an item of {inhand.spec.label}", inhand.origin.channel, payload)
             if result < 0:
                 inhand.cancel()
 

@@ -143,6 +143,9 @@ class Protection(Struct, frozen=True, kw_only=True):
     weakenings: list[Weakening]
 
 
+CAPS_AT_ONCE = 1000
+
+
 class CapabilityRow(Struct, frozen=True, kw_only=True):
     """A capability in the tree. `parent` 0: the root that a server's interface has. `expires` 0: never."""
 
@@ -383,8 +386,9 @@ class Kernel(Interface):
         """Who may call whom with which rights, now."""
 
     @call("observe", idempotent=True)
-    def caps(self, server: str = "") -> list[CapabilityRow]:
-        """Capabilities in the tree, parents first; with `server`, those it holds or serves."""
+    def caps(self, server: str = "", after: int = 0) -> list[CapabilityRow]:
+        """Capabilities in the tree, parents first; with `server`, those it holds or serves. At most `CAPS_AT_ONCE`, which
+        one reply holds: ask again with the last one's number as `after`."""
 
     @call("observe", idempotent=True)
     def versions(self, server: str = "") -> list[VersionRow]:

@@ -165,7 +165,10 @@ def refused(server: SomeServer = "", node: Node = "", as_json: Json = False) -> 
 def caps(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
     """List capabilities: who holds which rights on what, and from which it was derived."""
     with connect(node=node or None) as attached:
-        printing.rows(attached.kernel.caps.now(server), CAPABILITIES, as_json, "no capabilities")
+        rows = attached.kernel.caps.now(server)
+        while rows and (more := attached.kernel.caps.now(server, rows[-1].number)):
+            rows += more
+        printing.rows(rows, CAPABILITIES, as_json, "no capabilities")
 
 
 def versions(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:

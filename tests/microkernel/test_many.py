@@ -1,0 +1,193 @@
+"""Much of everything at once: channels, capabilities, processes. What there is not enough of is refused by name, and
+nobody else notices."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.attach import Node as Attached
+from atoll.ipc.errors import Revoked
+from atoll.ipc.system.kernel import CapabilityRow
+from atoll.microkernel.place import Place
+from atoll.microkernel.slices import choose, hierarchy
+from tests.kit.forked import forked
+
+from .nodes import PACKAGES, RealNode, booted, interface
+
+Counter = interface("counter", "Counter")
+Stubborn = interface("stubborn", "Stubborn")
+
+ROOMY = """
+[account.operators]
+channels = {channels}
+capabilities = {capabilities}
+descriptors = {descriptors}
+buffers = "1MiB"
+"""
+
+
+def resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def caps(attached: Attached) -> list[CapabilityRow]:
+    """All there are: one reply has no room for many."""
+    rows: list[CapabilityRow] = attached.kernel.caps.now()
+    while more := attached.kernel.caps.now("", rows[-1].number):
+        assert more[0].number > rows[-1].number
+        rows += more
+    return rows
+
+
+@contextmanager
+def bystander(node: RealNode) -> Iterator[None]:
+    """Somebody who calls all the while: each call is answered, and with its own count."""
+    over = threading.Event()
+    told: list[int] = []
+    wrong: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with node.attach() as attached:
+                counter = attached.open("counter", Counter)
+                while not over.is_set():
+                    told.append(counter.add.now("bystander"))
+        except BaseException as error:
+            wrong.append(error)
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    try:
+        while not told and not wrong:
+            time.sleep(0)
+        yield
+    finally:
+        over.set()
+        calling.join()
+    assert wrong == []
+    assert told == list(range(1, len(told) + 1))
+
+
+PROCESSES = 5
+
+
+@pytest.mark.parametrize("channels", [60, pytest.param(500, marks=pytest.mark.soak)])
+def test_many_channels_are_served_and_given_back(tmp_path: Path, channels: int) -> None:
+    """Programs from some processes, each with a channel to the kernel and one to the counter."""
+    programs = channels // 2 // PROCESSES
+    more = ROOMY.format(channels=channels + 10, capabilities=20 * channels, descriptors=20 * channels)
+    with booted(tmp_path, more=more) as node, bystander(node):
+        assert node.kernel is not None
+        kernel = node.kernel.pid
+        files, memory, began = open_files(kernel), resident(kernel), time.monotonic()
+        done, say_done = os.pipe()
+        over, say_over = os.pipe()
+
+        def call(process: int) -> None:
+            os.close(say_over)
+            with ExitStack() as held:
+                attached = [held.enter_context(node.attach()) for _ in range(programs)]
+                counters = [each.open("counter", Counter) for each in attached]
+                for number, counter in enumerate(counters):
+                    assert counter.add.now(f"{process}.{number}") == 1
+                os.write(say_done, b"!")
+                os.read(over, 1)
+
+        with ExitStack() as children:
+            for process in range(PROCESSES):
+                children.enter_context(forked(lambda process=process: call(process)))  # type: ignore[misc]
+            os.close(say_done)
+            for _ in range(PROCESSES):
+                assert os.read(done, 1) == b"!", "a process ended before its programs were served"
+            with node.attach() as attached:
+                assert len(attached.kernel.attachments.now()) == programs * PROCESSES + 2
+            more_files, more_memory = open_files(kernel) - files, resident(kernel) - memory
+            print(
+                f"{channels} channels in {time.monotonic() - began:.1f} s: in the kernel {more_files / channels:.1f} "
+                f"descriptors and {more_memory / channels:,.0f} resident bytes each"
+            )
+            os.close(say_over)
+        with node.attach() as attached:
+            while len(attached.kernel.attachments.now()) > 2:
+                time.sleep(0.01)
+        while open_files(kernel) > files:
+            time.sleep(0.01)
+    os.close(done)
+    os.close(over)
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_many_capabilities_of_one_client_are_each_used_and_revoked(tmp_path: Path, count: int) -> None:
+    more = ROOMY.format(channels=20, capabilities=count + 20, descriptors=2000)
+    with booted(tmp_path, more=more) as node, bystander(node), node.attach() as attached:
+        assert node.kernel is not None
+        kernel = node.kernel.pid
+        attached.open("counter", Counter)
+        before, memory, began = len(caps(attached)), resident(kernel), time.monotonic()
+        counters = [attached.open("counter", Counter) for _ in range(count)]
+        opened = time.monotonic()
+        used = [counter.get.start("x") for counter in counters]
+        assert [each.result() for each in used] == [0] * count
+        called = time.monotonic()
+        holder = f"@{attached.welcome.attachment}"
+        held = [row.number for row in caps(attached) if (row.holder, row.interface) == (holder, "Counter")]
+        assert len(held) == count + 1
+        more_memory = resident(kernel) - memory
+        for number in held:
+            assert attached.kernel.revoke.now(number) == 1
+        revoked = time.monotonic()
+        for counter in counters[:: max(1, count // 100)]:
+            with pytest.raises(Revoked):
+                counter.get.now("x")
+        assert len(caps(attached)) == before - 1
+        assert attached.open("counter", Counter).get.now("x") == 0
+        print(
+            f"{count} capabilities: opened in {opened - began:.2f} s, each used in {called - opened:.2f} s, each revoked "
+            f"in {revoked - called:.2f} s; {more_memory / count:,.0f} resident bytes each in the kernel"
+        )
+
+
+BOMBED = f"""
+[slice.few]
+pids = 64
+
+[server.stubborn]
+package = "{PACKAGES}/stubborn"
+slice = "few"
+needs = {{}}
+"""
+
+
+def groups_of(node: RealNode, slice: str) -> list[Path]:
+    """Where the number of a slice's processes is bounded."""
+    place = Place(name="test", folder=node.folder, image_path="", degrade=False)
+    found = [folder / slice for folder in hierarchy.left_by(place.group)]
+    return [folder for folder in found if (folder / "pids.max").exists()]
+
+
+def test_a_fork_bomb_stays_in_its_slice_and_is_ended_with_its_server(tmp_path: Path) -> None:
+    """At level `process`, whose filter keeps nobody from forking: what bounds it is the slice."""
+    if choose("trial").kind == "none":
+        pytest.skip("no control groups here: nothing bounds how many processes a server makes")
+    with booted(tmp_path, more=BOMBED) as node, bystander(node), node.attach() as attached:
+        (group,) = groups_of(node, "few")
+        attached.open("stubborn", Stubborn).bomb.now()
+        while len(members := hierarchy.members(group)) < 64:
+            assert len(members) <= 64
+        counter = attached.open("counter", Counter)
+        for number in range(100):
+            assert counter.add.now("meanwhile") == number + 1
+            assert len(hierarchy.members(group)) <= 64
+        assert attached.kernel.stop.now("stubborn").state == "stopped"
+        assert hierarchy.members(group) == set()
+        attached.kernel.restart.now("stubborn")
+        assert attached.kernel.stop.now("stubborn").state == "stopped"
