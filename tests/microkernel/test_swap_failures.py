@@ -1,126 +1,28 @@
 """A swap goes wrong at each of its steps, while every kind of client calls: the old version goes on, or the new one does,
 and no client is told of it."""
 
-import asyncio
 import os
+import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import trio
 
-from atoll.ipc.attach import connect
 from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut
 from atoll.ipc.system.kernel import ProcessRow, StartFailed, Swap, Swapped
 
+from .callers import REPEATABLE, called, called_steadily
 from .nodes import RealNode, booted, interface
 from .test_swap import version
 
 Counter = interface("counter", "Counter")
-Teller = interface("teller", "Teller")
 
 HAND_OVER = "    def hand_over(self) -> bytes:\n"
 RUN = "    async def run(self) -> None:\n        {0}\n\n" + HAND_OVER
 TAKEN = "self._taken = len(state)"
 TAKEN_RETURNED = "        return self._taken\n"
-
-
-class Callers:
-    """One client of each kind; each adds to a key of its own and counts what it was told."""
-
-    def __init__(self, node: RealNode) -> None:
-        self.node = node
-        self.told = dict.fromkeys(("blocking", "pipelined", "trio", "asyncio", "server", "stream"), 0)
-        self.failures: list[str] = []
-        self.over = threading.Event()
-        kinds: tuple[Callable[[], None], ...] = (
-            self._blocking, self._pipelined, self._server, self._stream,
-            lambda: trio.run(self._trio), lambda: asyncio.run(self._asyncio()),
-        )  # fmt: skip
-        self._threads = [threading.Thread(target=self._guarded, args=(kind,)) for kind in kinds]
-        for thread in self._threads:
-            thread.start()
-
-    def _guarded(self, kind: Callable[[], None]) -> None:
-        try:
-            kind()
-        except BaseException as error:
-            self.failures.append(f"{type(error).__name__}: {error}")
-
-    def _blocking(self) -> None:
-        with self.node.attach() as attached:
-            counter = attached.open("counter", Counter)
-            while not self.over.is_set():
-                counter.add.now("blocking")
-                self.told["blocking"] += 1
-
-    def _pipelined(self) -> None:
-        with self.node.attach() as attached:
-            counter = attached.open("counter", Counter)
-            while not self.over.is_set():
-                futures = [counter.add.start("pipelined") for _ in range(20)]
-                self.told["pipelined"] += len([future.result() for future in futures])
-
-    def _server(self) -> None:
-        with self.node.attach() as attached:
-            teller = attached.open("teller", Teller)
-            while not self.over.is_set():
-                teller.tell.now("server", 1)
-                self.told["server"] += 1
-
-    def _stream(self) -> None:
-        with self.node.attach() as attached, attached.open("counter", Counter).ticks.now(0) as ticks:
-            for tick in ticks:
-                self.told["stream"] += 1
-                assert tick.number == self.told["stream"], "a stream goes on where it was"
-                if self.over.is_set():
-                    return
-
-    async def _trio(self) -> None:
-        async with connect(str(self.node.folder)) as attached:
-            counter = attached.open("counter", Counter)
-            while not self.over.is_set():
-                await counter.add("trio")
-                self.told["trio"] += 1
-
-    async def _asyncio(self) -> None:
-        async with connect(str(self.node.folder)) as attached:
-            counter = attached.open("counter", Counter)
-            while not self.over.is_set():
-                await counter.add("asyncio")
-                self.told["asyncio"] += 1
-
-    def go_on(self) -> None:
-        """Each is told something that it asked after now."""
-        before = dict(self.told)
-        while any(self.told[kind] < before[kind] + 2 for kind in before):
-            assert self.failures == []
-            self.over.wait(0.005)
-
-    def end(self) -> None:
-        self.over.set()
-        for thread in self._threads:
-            thread.join()
-
-
-@contextmanager
-def called(node: RealNode) -> Iterator[Callers]:
-    callers = Callers(node)
-    try:
-        callers.go_on()
-        yield callers
-        callers.go_on()
-    finally:
-        callers.end()
-    assert callers.failures == []
-    with node.attach() as attached:
-        counter = attached.open("counter", Counter)
-        for kind in callers.told:
-            if kind != "stream":
-                assert counter.add.now(kind, 0) == callers.told[kind], kind
 
 
 def row_of(node: RealNode, server: str = "counter") -> ProcessRow:
@@ -149,14 +51,24 @@ FAILURES = {
 }
 
 
+WITHOUT_WAITING = [step for step in FAILURES if step != "hang after ready"]
+SOAK = random.Random(0).choices(WITHOUT_WAITING, k=200)
+
+
 @pytest.mark.parametrize(
-    "steps", [list(FAILURES)[:3], list(FAILURES)[3:6], list(FAILURES)[6:]], ids=", ".join
+    "steps",
+    [
+        *(list(FAILURES)[at : at + 3] for at in (0, 3, 6)),
+        pytest.param(SOAK, marks=pytest.mark.soak),
+    ],
+    ids=["first steps", "taking over", "first turn", "many"],
 )
 def test_a_version_that_fails_before_its_first_call_leaves_the_old_one_in_place(
     node: RealNode, tmp_path: Path, steps: list[str]
 ) -> None:
+    """Under a thousand calls a second, streams that go on, and calls that nobody may repeat."""
     before = row_of(node)
-    with called(node) as callers:
+    with called_steadily(node), called(node, (*REPEATABLE, "long")) as callers:
         for step in steps:
             old, new = FAILURES[step]
             with pytest.raises(StartFailed):
@@ -166,6 +78,32 @@ def test_a_version_that_fails_before_its_first_call_leaves_the_old_one_in_place(
             assert (row.pid, row.state, row.restarts, row.version) == (
                 before.pid, "serving", 0, before.version,
             ), step  # fmt: skip
+
+
+def test_a_version_that_dies_while_the_old_one_drains_leaves_that_in_place(node: RealNode) -> None:
+    before = row_of(node)
+    with called_steadily(node), called(node) as callers, node.attach() as attached:
+        slow = attached.open("counter", Counter).slow.start(1.5)
+        processes = set(node.processes())
+        refused: list[AtollError] = []
+
+        def one() -> None:
+            try:
+                swap(node)
+            except AtollError as error:
+                refused.append(error)
+
+        swapping = threading.Thread(target=one)
+        swapping.start()
+        while row_of(node).state != "draining":
+            assert swapping.is_alive()
+        (new,) = set(node.processes()) - processes
+        os.kill(new, signal.SIGKILL)
+        swapping.join()
+        assert [type(error) for error in refused] == [StartFailed]
+        assert slow.result() == "done"
+        callers.go_on()
+        assert (row_of(node).pid, row_of(node).state) == (before.pid, "serving")
 
 
 @pytest.mark.parametrize("at", ["take_over", "start"])
@@ -196,6 +134,20 @@ def test_a_version_that_fails_over_its_first_call_is_a_crash_of_its_own(
         )
         done = swap(node, package=changed)
         assert counter.taken.now() == 0
+        row = row_of(node)
+        assert (row.version, row.restarts, row.state) == (done.new, 1, "serving")
+
+
+def test_a_version_that_dies_over_its_first_call_under_load_loses_and_doubles_nothing(
+    node: RealNode, tmp_path: Path
+) -> None:
+    add = "        return self.rows.update("
+    changed = version(tmp_path, add, f"        if self._taken:\n            os._exit(9)\n{add}")
+    with node.attach() as attached:
+        attached.open("counter", Counter).keep.now(5)
+    with called_steadily(node), called(node) as callers:
+        done = swap(node, package=changed)
+        callers.go_on()
         row = row_of(node)
         assert (row.version, row.restarts, row.state) == (done.new, 1, "serving")
 
@@ -291,31 +243,3 @@ def kill_while_swapped(node: RealNode) -> None:
             thread.join()
             assert len(outcomes) == turn + 1
             callers.go_on()
-
-
-def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.soak)])
-def test_swaps_in_a_row_leave_nothing_behind(node: RealNode, times: int) -> None:
-    assert node.kernel is not None
-    kernel = node.kernel.pid
-    with node.attach() as attached:
-        counter = attached.open("counter", Counter)
-        for _ in range(3):
-            attached.kernel.swap.now(Swap(server="counter"))
-        before, memory = open_files(kernel), resident(kernel)
-        caps = len(attached.kernel.caps.now())
-        for turn in range(times):
-            attached.kernel.swap.now(Swap(server="counter"))
-            assert counter.add.now("x") == turn + 1
-        while open_files(kernel) > before:
-            attached.kernel.ps.now()
-        assert resident(kernel) < memory + (8 << 20)
-        assert len(attached.kernel.caps.now()) == caps
-        assert len(node.processes()) == 5

@@ -1,0 +1,203 @@
+"""Clients that call the counter of a node all the while, one of each kind, and know what they were told."""
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import trio
+
+from atoll.ipc.attach import connect
+from tests.kit.forked import forked
+
+from .nodes import RealNode, interface
+
+Counter = interface("counter", "Counter")
+Teller = interface("teller", "Teller")
+
+ADDING = ("blocking", "pipelined", "trio", "asyncio", "server")
+"""Each adds to a key of its own, one after the other or some at a time: as fast as it is answered."""
+REPEATABLE = (*ADDING, "stream")
+"""Kinds that go on also where the counter's process dies."""
+RATE = 1000
+"""Calls a second."""
+IN_HAND = 200
+"""Calls that wait for their answers at once: a server refuses more, by name."""
+LONG = 0.03
+"""Seconds that a call of the kind `long` takes. It may not be repeated: it is waited for, or ends in an error."""
+
+
+class Callers:
+    """One client of each kind; each counts what it was told."""
+
+    def __init__(self, node: RealNode, kinds: tuple[str, ...] = REPEATABLE) -> None:
+        self.node = node
+        self.told = dict.fromkeys(kinds, 0)
+        self.failures: list[str] = []
+        self.over = threading.Event()
+        ways: dict[str, Callable[[], None]] = {
+            "blocking": self._blocking, "pipelined": self._pipelined, "server": self._server,
+            "stream": self._stream, "long": self._long,
+            "trio": lambda: trio.run(self._trio), "asyncio": lambda: asyncio.run(self._asyncio()),
+        }  # fmt: skip
+        self._threads = [threading.Thread(target=self._guarded, args=(ways[kind],)) for kind in kinds]
+        for thread in self._threads:
+            thread.start()
+
+    def _guarded(self, kind: Callable[[], None]) -> None:
+        try:
+            kind()
+        except BaseException as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def _blocking(self) -> None:
+        with self.node.attach() as attached:
+            counter = attached.open("counter", Counter)
+            while not self.over.is_set():
+                counter.add.now("blocking")
+                self.told["blocking"] += 1
+
+    def _pipelined(self) -> None:
+        with self.node.attach() as attached:
+            counter = attached.open("counter", Counter)
+            while not self.over.is_set():
+                futures = [counter.add.start("pipelined") for _ in range(20)]
+                self.told["pipelined"] += len([future.result() for future in futures])
+
+    def _server(self) -> None:
+        with self.node.attach() as attached:
+            teller = attached.open("teller", Teller)
+            while not self.over.is_set():
+                teller.tell.now("server", 1)
+                self.told["server"] += 1
+
+    def _stream(self) -> None:
+        with self.node.attach() as attached, attached.open("counter", Counter).ticks.now(0) as ticks:
+            for tick in ticks:
+                self.told["stream"] += 1
+                assert tick.number == self.told["stream"], "a stream goes on where it was"
+                if self.over.is_set():
+                    return
+
+    def _long(self) -> None:
+        with self.node.attach() as attached:
+            counter = attached.open("counter", Counter)
+            while not self.over.is_set():
+                assert counter.slow.now(LONG) == "done"
+                self.told["long"] += 1
+
+    async def _trio(self) -> None:
+        async with connect(str(self.node.folder)) as attached:
+            counter = attached.open("counter", Counter)
+            while not self.over.is_set():
+                await counter.add("trio")
+                self.told["trio"] += 1
+
+    async def _asyncio(self) -> None:
+        async with connect(str(self.node.folder)) as attached:
+            counter = attached.open("counter", Counter)
+            while not self.over.is_set():
+                await counter.add("asyncio")
+                self.told["asyncio"] += 1
+
+    def go_on(self) -> None:
+        """Each is told something that it asked after now."""
+        before = dict(self.told)
+        while any(self.told[kind] < before[kind] + 2 for kind in before):
+            assert self.failures == []
+            self.over.wait(0.005)
+
+    def end(self) -> None:
+        self.over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def called(node: RealNode, kinds: tuple[str, ...] = REPEATABLE) -> Iterator[Callers]:
+    """Called by clients of these kinds: afterwards none was told of an error, and what they added is there, once."""
+    callers = Callers(node, kinds)
+    try:
+        callers.go_on()
+        yield callers
+        callers.go_on()
+    finally:
+        callers.end()
+    assert callers.failures == []
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        for kind in callers.told:
+            if kind in ADDING:
+                assert counter.add.now(kind, 0) == callers.told[kind], kind
+
+
+class Steady(NamedTuple):
+    """What the steady caller was told."""
+
+    numbers: list[int]
+    seconds: float
+
+
+@contextmanager
+def called_steadily(node: RealNode) -> Iterator[list[Steady]]:
+    """Called `RATE` times a second from a process of its own: afterwards each call was answered, and with a number that
+    no other was. What it was told is in the list then."""
+    ready, say_ready = os.pipe()
+    over, say_over = os.pipe()
+    told, tell = os.pipe()
+
+    def call() -> None:
+        os.close(say_over)
+        steady = trio.run(_steady, str(node.folder), say_ready, over)
+        with open(tell, "w") as out:
+            json.dump(steady, out)
+
+    found: list[Steady] = []
+    with forked(call):
+        for end in (say_ready, over, tell):
+            os.close(end)
+        assert os.read(ready, 1)
+        os.close(ready)
+        try:
+            yield found
+        finally:
+            os.close(say_over)
+            with open(told) as answer:
+                said = answer.read()
+    assert said, "the steady caller failed"
+    steady = Steady(*json.loads(said))
+    assert sorted(steady.numbers) == list(range(1, len(steady.numbers) + 1))
+    found.append(steady)
+
+
+async def _steady(folder: str, say_ready: int, over: int) -> Steady:
+    numbers: list[int] = []
+    in_hand = trio.Semaphore(IN_HAND)
+    async with connect(folder) as attached:
+        counter = attached.open("counter", Counter)
+
+        async def one() -> None:
+            numbers.append(await counter.add("steady"))
+            in_hand.release()
+
+        await in_hand.acquire()
+        await one()
+        os.write(say_ready, b"!")
+        began = due = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as calling:
+
+                async def until_over() -> None:
+                    await trio.lowlevel.wait_readable(over)
+                    calling.cancel()
+
+                nursery.start_soon(until_over)
+                while True:
+                    await in_hand.acquire()
+                    nursery.start_soon(one)
+                    due += 1 / RATE
+                    await trio.sleep_until(due)
+    return Steady(numbers, trio.current_time() - began)
