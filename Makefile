@@ -4,6 +4,7 @@
 #   ONLY=ipc,state            which benchmarks `make bench` runs
 #   TESTS="tests/ipc -x"      what `make test` runs
 #   WORKERS=4                 how many processes run it: one a core, if nothing is said
+#   SEEDS=1000                how many worlds `make simulate` lives through; SEED=17 one of them
 #   SECONDS=600               how long `make fuzz` runs each target
 
 VENV ?= .venv
@@ -13,6 +14,7 @@ ONLY ?=
 TESTS ?= tests
 WORKERS ?= auto
 SECONDS ?= 60
+SEEDS ?= 100
 CORE := $(wildcard native/*.c native/*.h native/interface/*.h) native/build.py setup.py pyproject.toml
 C_FILES := $(wildcard native/*.c native/*.h native/interface/*.h tests/fuzz/*.c tests/fuzz/*.h tests/native/*.c)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -20,13 +22,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whatever starts imports a hundred modules of this checkout: they are compiled once, and not at each start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help boot test soak fuzz sanitize lint format bench wheel lock clean
+.PHONY: help boot test soak simulate fuzz sanitize lint format bench wheel lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
 	@echo "make test    what a change must pass: about ten minutes on two cores"
 	@echo "make soak    the same tests at full length"
+	@echo "make simulate  kernel, servers and clients in one process, by seeds (SEEDS=1000)"
 	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
 	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers"
 	@echo "make format  ruff and clang-format, in place"
@@ -67,6 +70,9 @@ test: $(VENV)/.dev $(VENV)/.core
 
 soak: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m pytest -m soak --timeout 0 $(TESTS)
+
+simulate: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 fuzz: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m tests.fuzz $(SECONDS)

@@ -7,10 +7,8 @@ the lesser of its deadline and their own.
 """
 
 import logging
-import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +17,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from . import chance, clock
 from .errors import WouldBlock
 from .method import Service
 from .transport import Options
@@ -40,10 +39,10 @@ class SystemClock:
     """The host's clocks."""
 
     def time(self) -> float:
-        return time.time()
+        return clock.wall()
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return clock.monotonic()
 
 
 class Fields(Struct, frozen=True, kw_only=True):
@@ -171,7 +170,7 @@ class Call:
     def random(self) -> random.Random:
         """Chance of this call, the same again when the call is replayed."""
         if self._random is None:
-            self._random = random.Random(os.urandom(16) if self.fields.seed is None else self.fields.seed)
+            self._random = random.Random(chance.token(16) if self.fields.seed is None else self.fields.seed)
         return self._random
 
     def new_id(self) -> bytes:

@@ -31,6 +31,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from . import chance
 from .context import Call, Log, current_or_none
 from .deferred import Deferred
 from .errors import AtollError, Conflict, Overloaded, PeerDied
@@ -448,8 +449,8 @@ class Keyspace(Generic[T]):
         Raises the last `Conflict` or `Aborted` after that many attempts, and whatever else the body raises at
         once."""
         call = current_or_none()
-        chance = random.Random() if call is None else call.random
-        return await retried(lambda: self.transaction(deadline=deadline), body, attempts, chance)
+        source = random.Random(chance.token(16)) if call is None else call.random
+        return await retried(lambda: self.transaction(deadline=deadline), body, attempts, source)
 
     def _row_of(self, item: Item | None) -> Row[T] | None:
         return None if item is None or item.value is None else self._row(item)

@@ -23,6 +23,7 @@ from .holders import Holders
 from .node import Node
 from .own_loop import LoopHost
 from .parties import KERNEL, Party, Serving
+from .rights import mask
 from .tables import Table
 
 SMALL = Shape(lanes=3, ring_bits=14, bulk_bits=18)
@@ -211,6 +212,27 @@ class Authority:
                 what="capability", name=f"slot {slot}, generation {generation} of channel {channel}"
             )
         return capability
+
+    def check(self) -> list[str]:
+        """That tables say what the tree says, as sentences about what they say beside it: an entry that is valid is of a
+        capability that there is, with its badge and rights, on a channel of its holder's."""
+        wrong = []
+        for server, table in self.tables.items():
+            for entry in table.standing():
+                capability = self._node.tree.at(server, entry.slot, entry.generation)
+                if capability is None or capability.id != entry.capability:
+                    place = f"slot {entry.slot}, generation {entry.generation},"
+                    wrong.append(f"table of {server}: {place} is valid, and no capability is there")
+                    continue
+                rights = mask(capability.rights, self._node.tree.rights_map(server, capability.interface))
+                if (entry.badge, entry.rights) != (capability.badge, rights):
+                    wrong.append(f"table of {server}: slot {entry.slot} has another badge or other rights")
+                channel = self._node.channels.get(entry.channel)
+                if channel is not None and channel.client.holder != capability.holder:
+                    wrong.append(
+                        f"table of {server}: slot {entry.slot} is on a channel of {channel.client.holder}"
+                    )
+        return wrong
 
     # taking -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 import trio
 
+from atoll.ipc import clock
 from atoll.ipc.errors import AtollError, PeerFault
 
 from . import graph, journal, plan, weakenings
@@ -27,6 +27,7 @@ from .image import ServerBinding
 from .image_check import STORE, STORE_INTERFACE, Checked, check
 from .image_read import Draft
 from .journal import Journal
+from .mechanisms import Mechanisms
 from .node import Node
 from .ownership import BootRefused, Owned, disown, needing_room
 from .parties import KERNEL, Serving
@@ -38,7 +39,7 @@ from .records import KEYSPACE, BootRow
 from .remains import END_WITHIN
 from .restore import Restore
 from .server import Server
-from .slices import Slices, choose
+from .slices import choose
 from .specs import from_image
 from .store import Store
 from .versions import Version, Versions
@@ -64,7 +65,7 @@ class Before(NamedTuple):
 def prepare(place: Place, checked: Checked, lock: int) -> Before:
     """Open the journal, begin an epoch, copy packages."""
     path = place.folder / "journal"
-    now = time.time_ns()
+    now = int(clock.wall() * 1e9)
     with needing_room(place.folder):
         book = journal.open_(path) if path.exists() else journal.create(path, place.name, now)
         versions = Versions(place.folder / "versions")
@@ -72,6 +73,12 @@ def prepare(place: Place, checked: Checked, lock: int) -> Before:
         copied = {name: versions.add(package) for name, package in checked.packages.items()}
         epoch = book.boot(now)
     return Before(book, lock, epoch, copied)
+
+
+def host(place: Place) -> Mechanisms:
+    """What this host has for a node to be made over."""
+    slices = choose(place.group)
+    return Mechanisms(Forge(place.marker, slices.folders), Watching(place.marker), slices, probe())
 
 
 def may_open_all() -> None:
@@ -84,13 +91,15 @@ class Boot:
     """One boot of a node, whose folder is owned. `say` prints a line for whoever booted it."""
 
     def __init__(
-        self, place: Place, draft: Draft, owned: Owned, say: Say, *, plan_only: bool = False
-    ) -> None:
+        self, place: Place, draft: Draft, owned: Owned, say: Say, *, plan_only: bool = False,
+        over: Callable[[Place], Mechanisms] = host,
+    ) -> None:  # fmt: skip
         self.place = place
         self.draft = draft
         self.owned = owned
         self.say = say
         self.plan_only = plan_only
+        self.over = over
         self.down = trio.Event()
         self.node: Node | None = None
 
@@ -102,49 +111,47 @@ class Boot:
         folder is as it was."""
         may_open_all()
         before = None
-        slices = choose(self.place.group)
-        forge = Forge(self.place.marker, slices.folders)
-        forge.start()
+        over = self.over(self.place)
+        over.spawner.start()
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals)
-                checked = await self._checked(forge)
+                checked = await self._checked(over)
                 if checked is not None:
                     self.say(graph.text(graph.graph(checked)).rstrip())
                     before = prepare(self.place, checked, self.owned.lock)
-                    failure = await self._run(checked, before, forge, slices, up)
+                    failure = await self._run(checked, before, over, up)
                 nursery.cancel_scope.cancel()
             return ENDED_EARLY if checked is None else failure
         finally:
             with trio.CancelScope(shield=True):
-                await forge.close()
+                await over.spawner.close()
                 with trio.move_on_after(END_WITHIN):  # what does not end is for the next boot to name
-                    await slices.clean()
+                    await over.slices.clean()
             if before is None:
                 disown(self.place, self.owned)
 
-    async def _checked(self, forge: Forge) -> Checked | None:
+    async def _checked(self, over: Mechanisms) -> Checked | None:
         """The image, checked; None: the node is to end."""
         found: list[Checked] = []
 
         async def look() -> None:
             folder = Path(self.place.image_path).parent
-            found.append(await check(self.draft, folder, partial(describe_copies, forge)))
+            found.append(await check(self.draft, folder, partial(describe_copies, over.spawner, over.abilities)))
 
         return found[0] if await unless(self.down, look) else None
 
-    async def _run(self, checked: Checked, before: Before, forge: Forge, slices: Slices, up: Up) -> str:
-        watching = Watching(self.place.marker)
-        watching.start()
+    async def _run(self, checked: Checked, before: Before, over: Mechanisms, up: Up) -> str:
+        over.watch.start()
         store = Store(before.journal, before.epoch)
-        node = Node(self.place, checked, store, forge, watching, slices, probe(), self.owned.lock, self.down)
-        parts = wire(node, forge)
+        node = Node(self.place, checked, store, over, self.owned.lock, self.down)
+        parts = wire(node)
         self.node = node
         try:
             async with trio.open_nursery() as nursery:
                 node.nursery = nursery
                 await nursery.start(node.loop.serve)
-                nursery.start_soon(forge.keep)
+                nursery.start_soon(over.spawner.keep)
                 try:
                     if await unless(self.down, partial(self._up_or_refuse, node, parts, before)):
                         up(node)
@@ -157,7 +164,7 @@ class Boot:
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await watching.close()
+                await over.watch.close()
             parts.logs.close()
             before.journal.close()
         return node.failure

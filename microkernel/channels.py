@@ -8,6 +8,7 @@ random base: no byte of an earlier epoch can be taken for a record of this one.
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator
 
 from atoll.ipc.system.control import OpenChannel, Shape
@@ -15,7 +16,7 @@ from atoll.native import ffi, lib
 
 from .mechanisms import Chance
 from .memory import Memory
-from .notices import CLOSED, OPEN, RESTARTING
+from .notices import CLOSED, LINE, OPEN, RESTARTING
 from .parties import Party
 
 PER_LOOP = 4096
@@ -107,6 +108,12 @@ class Channel:
         finally:
             words.release()
 
+    def notice(self) -> tuple[int, int, int]:
+        """Epoch, state and base, as its client reads them."""
+        at = (self.line + 1) * LINE
+        _, epoch, state, base = struct.unpack_from("=QIIQ", self.client.notice.memory.map, at)
+        return epoch, state, base
+
     def close_for_client(self) -> None:
         """Calls of this channel end: there will be no server."""
         taken = self._last_taken()
@@ -179,6 +186,26 @@ class Channels:
         if not channel.client.gone:
             channel.client.notice.give_back(channel.line)
         channel.close()
+
+    def check(self) -> list[str]:
+        """What holds at all times, as sentences about what does not."""
+        wrong = []
+        lines: set[tuple[int, int]] = set()
+        for number, channel in self._all.items():
+            if channel.number != number or self.between(channel.client, channel.server) is not channel:
+                wrong.append(f"channel {number} is not the one of its client to {channel.server}")
+            if channel.client.gone:
+                wrong.append(f"channel {number} outlives its client")
+            if (channel.client.number, channel.line) in lines or not channel.client.notice.taken(
+                channel.line
+            ):
+                wrong.append(f"channel {number} has no line of its own in its client's notice")
+            lines.add((channel.client.number, channel.line))
+            if channel.notice() != (channel.epoch, channel.state, channel.base):
+                wrong.append(
+                    f"channel {number} is at epoch {channel.epoch}, and its client is told otherwise"
+                )
+        return wrong
 
     def new_base(self) -> int:
         """Where an epoch's positions start: 62 random bits, a multiple of 64."""

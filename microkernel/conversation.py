@@ -53,6 +53,8 @@ class Conversation:
                 self._events.refused(serving.serves, channel, method, why, count)
             case control.Misbehaved(channel=channel, check=check):
                 self._authority.misbehaved(serving.serves, channel, check)
+            case control.Drained(number=number) if number != serving.drain:
+                pass  # for a swap that was given up
             case control.Drained(pending=pending, lost=lost):
                 serving.pending, serving.lost = pending, lost
                 serving.drained.set()

@@ -21,7 +21,7 @@ from atoll.ipc.runtime.describe import Answer, Asked, Description
 
 from .mechanisms import Process, Spawner
 from .processes import CannotConfine, Forge
-from .protection import Bind, Confinement, Limit, Subject, plan, probe
+from .protection import Bind, Confinement, Host, Limit, Subject, plan, probe
 from .versions import interface_folders, readable_copy
 
 LEVEL = "sandbox"
@@ -43,7 +43,9 @@ Configs = Mapping[str, Mapping[str, Mapping[str, Any]]]
 Descriptions = dict[str, Description | str]
 
 
-async def describe_all(forge: Spawner, packages: Mapping[str, Path], configs: Configs) -> Descriptions:
+async def describe_all(
+    forge: Spawner, host: Host, packages: Mapping[str, Path], configs: Configs
+) -> Descriptions:
     """By server: its description, with faults of its configuration (`configs`: per server and need), or a
     sentence why there is none. All are asked at once. Raises `ZygoteDied`.
     """
@@ -52,7 +54,7 @@ async def describe_all(forge: Spawner, packages: Mapping[str, Path], configs: Co
     async def ask(name: str, package: Path) -> None:
         given = {need: dict(table) for need, table in configs.get(name, {}).items()}
         answer = await _ask(
-            forge, name, Asked(folder=str(package.parent), package=package.name, configs=given)
+            forge, host, name, Asked(folder=str(package.parent), package=package.name, configs=given)
         )
         found[name] = answer.description or answer.fault
 
@@ -62,13 +64,15 @@ async def describe_all(forge: Spawner, packages: Mapping[str, Path], configs: Co
     return found
 
 
-async def describe_copies(forge: Spawner, packages: Mapping[str, Path], configs: Configs) -> Descriptions:
+async def describe_copies(
+    forge: Spawner, host: Host, packages: Mapping[str, Path], configs: Configs
+) -> Descriptions:
     """`describe_all` where no node runs yet: of copies, since who describes need not be able to read the packages'
     files."""
     with tempfile.TemporaryDirectory(prefix="atoll-describe-") as scratch:
         os.chmod(scratch, 0o755)  # who describes has another user id, and no mounts where the host gives none
         copies, found = _copied(packages, Path(scratch))
-        return await describe_all(forge, copies, configs) | found
+        return await describe_all(forge, host, copies, configs) | found
 
 
 async def describe_apart(packages: Mapping[str, Path], configs: Configs) -> Descriptions:
@@ -76,7 +80,7 @@ async def describe_apart(packages: Mapping[str, Path], configs: Configs) -> Desc
     forge = Forge(f"atoll-describe={os.getpid()}", preload=(ENTRY.partition(":")[0], "atoll.ipc.keyspace"))
     forge.start()
     try:
-        return await describe_copies(forge, packages, configs)
+        return await describe_copies(forge, probe(), packages, configs)
     finally:
         with trio.CancelScope(shield=True):
             await forge.close()
@@ -94,7 +98,7 @@ def _copied(packages: Mapping[str, Path], scratch: Path) -> tuple[dict[str, Path
     return copies, faults
 
 
-def _confined(name: str, folder: str) -> Confinement:
+def _confined(name: str, folder: str, host: Host) -> Confinement:
     subject = Subject(
         name=f"describe {name}",
         binds=tuple(Bind(source=path) for path in (folder, *interface_folders())),
@@ -102,15 +106,15 @@ def _confined(name: str, folder: str) -> Confinement:
         refusal="error",
         oom_score=FIRST_TO_GO,
     )
-    return plan(LEVEL, subject, probe(), degrade=True).require()
+    return plan(LEVEL, subject, host, degrade=True).require()
 
 
-async def _ask(forge: Spawner, name: str, asked: Asked) -> Answer:
+async def _ask(forge: Spawner, host: Host, name: str, asked: Asked) -> Answer:
     ours, theirs = socket.socketpair()
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         process = await forge.spawn(
-            _confined(name, asked.folder),
+            _confined(name, asked.folder, host),
             entry=ENTRY,
             descriptors={1: nowhere, 2: nowhere, SOCKET: theirs.fileno()},
             arguments=(SOCKET,),

@@ -73,7 +73,10 @@ class Gate:
         """Take who comes, until the node ends."""
         assert self._listening is not None
         while True:
-            await trio.lowlevel.wait_readable(self._listening)
+            try:
+                await trio.lowlevel.wait_readable(self._listening)
+            except trio.ClosedResourceError:
+                return
             try:
                 end, _ = self._listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -86,6 +89,7 @@ class Gate:
 
     def close(self) -> None:
         if self._listening is not None:
+            trio.lowlevel.notify_closing(self._listening)  # its number is another's from now on
             self._listening.close()
             with suppress(FileNotFoundError):
                 self._path.unlink()
@@ -96,7 +100,7 @@ class Gate:
         connection = Connection(end)
         who = ""
         try:
-            peer = Peer(end)
+            peer = self._node.doors.peer(end)
             try:
                 who = f"uid {peer.uid}"
                 party = await self._let_in(peer, connection)
@@ -230,7 +234,7 @@ class Gate:
             self._leave(party)
             raise
         calls = node.channels.of_client(party)
-        kernel = os.pidfd_open(os.getpid())
+        kernel = node.doors.own()
         try:
             party.connection = connection
             connection.send(

@@ -19,10 +19,9 @@ from .accounts import Ledger
 from .capabilities import Tree
 from .channels import Channels
 from .image_check import Checked
-from .mechanisms import Chance, Clock, Group, HostChance, HostClock, Slices, Spawner, Watch
+from .mechanisms import Group, Mechanisms
 from .parties import KERNEL, Party, Serving
 from .place import Place
-from .protection import Host
 from .protection.process import SHARED_UID
 from .server import Server
 from .store import Store
@@ -37,26 +36,27 @@ class Node:
     nursery: trio.Nursery
 
     def __init__(
-        self, place: Place, checked: Checked, store: Store, forge: Spawner, watching: Watch,
-        slices: Slices, abilities: Host, lock: int, down: trio.Event,
-    ) -> None:  # fmt: skip
+        self, place: Place, checked: Checked, store: Store, over: Mechanisms, lock: int, down: trio.Event
+    ) -> None:
         self.place = place
         self.checked = checked
         self.image = checked.image
         self.store = store
         self.boot = store.boot
-        self.forge = forge
-        self.watching = watching
-        self.slices = slices
-        self.abilities = abilities
+        self.forge = over.spawner
+        self.watching = over.watch
+        self.slices = over.slices
+        self.abilities = over.abilities
+        self.clock = over.clock
+        self.chance = over.chance
+        self.doors = over.doors
+        self.threads = over.threads
         self.lock = lock
-        self.clock: Clock = HostClock()
-        self.chance: Chance = HostChance()
         self.ledger = Ledger(self.image.account)
         self.tree = Tree(self.boot, self.ledger)
         self.channels = Channels(self.chance)
         self.versions = Versions(place.folder / "versions")
-        self.uids = Uids(place.folder / "uids", checked.image.node.uids, abilities.root)
+        self.uids = Uids(place.folder / "uids", checked.image.node.uids, over.abilities.root)
         self.kernel = Party(0, KERNEL, KERNEL)
         self.servers: dict[str, Server] = {}
         self.reading: dict[str, Serving] = {}

@@ -6,7 +6,7 @@ way round: a serving process writes, and the kernel believes nothing of it but s
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from atoll.ipc.errors import QuotaExceeded
 from atoll.native import ffi, lib
@@ -27,7 +27,7 @@ class Notice:
     def __init__(self, name: str) -> None:
         self.memory = Memory(f"notice {name}", (CHANNELS_MOST + 1) * LINE)
         self.name = name
-        self._c = ffi.from_buffer(self.memory.map)
+        self._c: Any = ffi.from_buffer(self.memory.map)
         # The line given back last is taken last: a client may look at the line of a channel that was closed until it has
         # heard of that, and must not find another channel there.
         self._free = deque(range(CHANNELS_MOST))
@@ -37,6 +37,10 @@ class Notice:
         if not self._free:
             raise QuotaExceeded(account=self.name, resource="channels", limit=CHANNELS_MOST)
         return self._free.popleft()
+
+    def taken(self, index: int) -> bool:
+        """Whether a channel has the line."""
+        return index not in self._free
 
     def give_back(self, index: int) -> None:
         """The process has closed the channel of this line."""
@@ -62,6 +66,7 @@ class Notice:
 
     def close(self) -> None:
         ffi.release(self._c)
+        self._c = None  # who writes into it now gets an error, not other memory
         self.memory.close()
 
 
@@ -83,7 +88,7 @@ class Status:
 
     def __init__(self, name: str) -> None:
         self.memory = Memory(f"status {name}", 2 * LINE, written_by_others=True)
-        self._c = ffi.from_buffer(self.memory.map)
+        self._c: Any = ffi.from_buffer(self.memory.map)
         self._words = ffi.new("uint64_t[5]")
 
     def window(self) -> int:
@@ -96,4 +101,5 @@ class Status:
 
     def close(self) -> None:
         ffi.release(self._c)
+        self._c = None
         self.memory.close()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-
-import trio
 
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.naming import nearest
@@ -32,7 +31,7 @@ class Packages:
         """The package's version, copied into the node's folder. Raises `NotFound`, `BadRequest`."""
         if not package.is_absolute():
             raise BadRequest(where="package", expected="an absolute path", got=str(package))
-        return await trio.to_thread.run_sync(self._node.versions.add, package)
+        return await self._node.threads.run(partial(self._node.versions.add, package))
 
     async def describe(self, spec: Spec, version: Version) -> Description:
         """What a version says of itself, beside the configuration that a server's spec has for it. Raises `StartFailed`
@@ -41,7 +40,7 @@ class Packages:
         configs = {
             need: bound.config for need, bound in spec.needs.items() if isinstance(bound, ConfigBinding)
         }
-        found = await describe_all(self._node.forge, {name: package}, {name: configs})
+        found = await describe_all(self._node.forge, self._node.abilities, {name: package}, {name: configs})
         described = found[name]
         if isinstance(described, str):
             raise calls.StartFailed(server=name, step="import", reason=described)

@@ -67,6 +67,8 @@ class Serving(Party):
         """Set by the next `Ready` or `Failed`, and by the process's end."""
         self.offered: control.Ready | None = None
         self.failed: control.Failed | None = None
+        self.drain = 0
+        """Number of the last drain that it was asked for."""
         self.drained: trio.Event = trio.Event()
         self.pending: tuple[str, ...] = ()
         self.lost: tuple[str, ...] = ()

@@ -131,7 +131,7 @@ class Restore:
                 packages[row.server] = node.versions.get(row.package, row.version).folder / row.package
             except NotFound as error:
                 self._left_out(row.server, str(error))
-        found = await describe_all(node.forge, packages, {})
+        found = await describe_all(node.forge, node.abilities, packages, {})
         for name, described in found.items():
             if isinstance(described, str):
                 self._left_out(name, described)

@@ -220,10 +220,11 @@ class _Swap:
         node, old, what = self.node, self.old, self.what
         if old.gone:
             raise StartFailed(server=self.server.name, step="drain", reason="the old version ended meanwhile")
-        old.drained = trio.Event()
+        old.drain, old.drained = old.drain + 1, trio.Event()
         self.server.state = "draining"
         self.server.down()
-        old.send(control.Drain(deadline=node.clock.monotonic() + int(what.deadline * 1e9)))
+        end = node.clock.monotonic() + int(what.deadline * 1e9)
+        old.send(control.Drain(deadline=end, number=old.drain))
         self.paused = node.clock.monotonic()
         with trio.move_on_after(what.deadline + OLD_ENDS_WITHIN):
             await old.drained.wait()

@@ -4,9 +4,11 @@ One table a server, of segments that are added as it grows. It belongs to the se
 next process of the server gets the same memory.
 """
 
-import time
-from typing import Final
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
+from atoll.ipc import clock
 from atoll.native import ffi, lib
 
 from .capabilities import NEVER, Capability
@@ -19,6 +21,21 @@ ENTRY: Final = 64
 SEGMENTS_MOST: Final = 64
 
 
+_ENTRY = struct.Struct("=QIIQQQIIQQ")
+"""`struct entry` of native/layout.h."""
+
+
+class Standing(NamedTuple):
+    """A valid entry."""
+
+    slot: int
+    generation: int
+    channel: int
+    rights: int
+    badge: int
+    capability: int
+
+
 class Table:
     """One server's table. `added` is called with each new segment's index, so that the process learns of it."""
 
@@ -26,6 +43,8 @@ class Table:
         self.server = server
         self.segments: list[Memory] = []
         self._c: list[object] = []
+        self._used = 0
+        """Entries below which all lie that were ever written."""
         self._add()
 
     def _add(self) -> None:
@@ -54,7 +73,8 @@ class Table:
         """Make a capability valid on a channel. `now`: as `Node.lived` says it. The entry must have room."""
         expiry = 0
         if capability.expiry != NEVER:
-            expiry = max(1, time.monotonic_ns() + capability.expiry - now)
+            expiry = max(1, clock.monotonic_ns() + capability.expiry - now)
+        self._used = max(self._used, capability.slot + 1)
         lib.atoll_entry_write(
             self._c[capability.slot // ENTRIES],
             capability.slot % ENTRIES,
@@ -74,6 +94,22 @@ class Table:
             lib.atoll_entry_clear(
                 self._c[capability.slot // ENTRIES], capability.slot % ENTRIES, capability.generation
             )
+
+    def standing(self) -> Iterator[Standing]:
+        """What the entries say that are valid: read back from the memory that servers check against."""
+        for number, memory in enumerate(self.segments):
+            for index, words in enumerate(_ENTRY.iter_unpack(self._written(number, memory))):
+                _, channel, generation, rights, badge, _, _, _, capability, _ = words
+                if capability:
+                    yield Standing(number * ENTRIES + index, generation, channel, rights, badge, capability)
+
+    def _written(self, number: int, memory: Memory) -> bytes:
+        """The part of a segment in which an entry was ever written."""
+        return memory.map[: max(0, min(ENTRIES, self._used - number * ENTRIES)) * ENTRY]
+
+    def contents(self) -> list[bytes]:
+        """All that was ever written into each segment, as it is now."""
+        return [self._written(number, memory) for number, memory in enumerate(self.segments)]
 
     def close(self) -> None:
         for mapped in self._c:

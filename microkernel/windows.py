@@ -25,6 +25,8 @@ class Windows:
                 nursery.start_soon(self._passed, serving)
 
     async def _passed(self, serving: Serving) -> None:
+        if serving.gone:
+            return
         seen = serving.status.window()
         if not seen & 1:
             return

@@ -26,7 +26,6 @@ from .node import Node
 from .packages import Packages
 from .parties import KERNEL
 from .powers import Powers
-from .processes import Forge
 from .readers import Readers
 from .supervisor import Supervisor
 from .swap import Swaps
@@ -50,12 +49,12 @@ class Parts(NamedTuple):
     gate: Gate
 
 
-def wire(node: Node, forge: Forge) -> Parts:
+def wire(node: Node) -> Parts:
     """Make a node's parts, and its loop, which calls them."""
     logs = Logs(node)
     events = Events(node, logs)
     node.ledger.refused = events.over_quota
-    forge.renewed = lambda how: events.event(
+    node.forge.renewed = lambda how: events.event(
         "fork server ended", KERNEL, f"the fork server {how}, and there is another"
     )
     grants, holders = Grants(node), Holders(node)

@@ -38,6 +38,7 @@ class Op(IntEnum):
     FULL = 10
     GATED = 11
     LARGE = 12
+    PARKED = 13
 
 
 class Refusal(IntEnum):

@@ -84,6 +84,12 @@ int atoll_loop_watch(atoll_loop *loop, int descriptor) {
     return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, descriptor, &event) ? errno : 0;
 }
 
+/* From now on we sleep in the event loop: the descriptor that it waits for. */
+int atoll_loop_sleep_outside(atoll_loop *loop) {
+    loop->outside = 1;
+    return loop->epoll;
+}
+
 static struct atoll_channel *find(const struct atoll_loop *loop, uint32_t number) {
     struct atoll_channel *channel = loop->channels[number % CHANNELS_MOST];
     return channel && channel->number == number ? channel : NULL;
@@ -433,7 +439,15 @@ static int gather(struct atoll_loop *loop, uint64_t until) {
     return external;
 }
 
-/* Sleeps until something happens. 1: the event loop has something, or time is up. */
+/* After OP_PARKED: the event loop has slept for us. */
+void atoll_loop_wake(atoll_loop *loop) {
+    store_relaxed(&loop->status->parked, 0);
+    gather(loop, 1);
+    loop->woken = 1;
+}
+
+/* Sleeps until something happens. OP_EXTERNAL: the event loop has something, or time is up. OP_PARKED: it is to
+ * sleep. 0: look again. */
 static int park(struct atoll_loop *loop) {
     for (uint32_t i = 0; i < loop->active_count;) {
         struct atoll_channel *channel = loop->active[i];
@@ -449,13 +463,15 @@ static int park(struct atoll_loop *loop) {
         loop->active[i] = loop->active[--loop->active_count];
     }
     if (load_relaxed(&loop->notice->gate))
-        return 1;
+        return OP_EXTERNAL;
     loop->parks++;
     store_relaxed(&loop->status->parked, 1);
+    if (loop->outside)
+        return OP_PARKED;
     int external = gather(loop, loop->until);
     store_relaxed(&loop->status->parked, 0);
     loop->woken = 1;
-    return external || (loop->until && clock_now() >= loop->until);
+    return external || (loop->until && clock_now() >= loop->until) ? OP_EXTERNAL : 0;
 }
 
 /* Spins for the next message while a client runs on another core. */
@@ -563,7 +579,8 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
         }
         if ((found = spin(loop)))
             return found;
-        if (park(loop))
-            return op(OP_EXTERNAL, 0, 0);
+        int parked = park(loop);
+        if (parked)
+            return op(parked, 0, 0);
     }
 }

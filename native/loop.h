@@ -37,6 +37,7 @@ enum op {
     OP_FULL,       /* the reply did not fit: keep it, hold the channel, try again */
     OP_GATED,      /* the kernel has closed the gate */
     OP_LARGE,      /* the reply is larger than a channel carries */
+    OP_PARKED,     /* every ring is drained and armed: the event loop sleeps for us, then atoll_loop_wake */
 };
 
 struct method {
@@ -64,7 +65,7 @@ struct atoll_loop {
     uint64_t buffer_size;
     atoll_message message;
     uint64_t window;
-    int idle_wanted, idle_said, draining;
+    int idle_wanted, idle_said, draining, outside;
     uint64_t idle_missed; /* when the event loop's turn came and the rings had not been drained since the last
                              OP_IDLE */
     uint64_t calls;       /* of atoll_loop_next */

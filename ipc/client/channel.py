@@ -14,14 +14,13 @@ import contextlib
 import mmap
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any
 
 import msgspec
 
-from atoll.ipc import errors
+from atoll.ipc import clock, errors
 from atoll.ipc.errors import (
     Aborted,
     BadRequest,
@@ -198,14 +197,14 @@ class ClientChannel:
             if result != Result.FULL:
                 self.trouble(result, pending.site.spec, len(pending.payload))
                 continue
-            now = time.monotonic_ns()
+            now = clock.monotonic_ns()
             give_up = min(filter(None, (give_up, pending.until, now + int(SEND_PATIENCE * NANOSECONDS))))
             if now >= give_up:
                 raise Overloaded(f"the channel to {self.peer}")
             lib.atoll_ring_bell(self.c)
             if not self.drain():
                 self._look_at_kernel()  # a dead node makes no room
-                time.sleep(0.0002)
+                clock.sleep(0.0002)
 
     def _reopen(self) -> None:
         """Raise why the channel has ended, unless its server was started again meanwhile."""
@@ -241,7 +240,7 @@ class ClientChannel:
     def settle(self, pending: Pending) -> None:
         """Halt this thread until nothing is owed, for as long as a call waits for room at most. `pending`: a request that is
         over."""
-        limit = time.monotonic_ns() + int(SEND_PATIENCE * NANOSECONDS)
+        limit = clock.monotonic_ns() + int(SEND_PATIENCE * NANOSECONDS)
         with contextlib.suppress(errors.AtollError):  # the channel has ended: nothing is owed
             self.block(pending, lambda: not self.outbox.owed, self.outbox.when_paid, limit)
 
@@ -375,11 +374,11 @@ class ClientChannel:
         limit: int = 0,
     ) -> None:
         """Block this thread, receiving when it is its turn, until `over()`, the limit, or the deadline of `pending`."""
-        began = time.monotonic_ns()
+        began = clock.monotonic_ns()
         handed = False  # it is our turn, and we have not received yet
         while not over():
             until = min(filter(None, (limit, pending.until)), default=0)
-            now = time.monotonic_ns()
+            now = clock.monotonic_ns()
             if until and now >= until:
                 if pending.until and now >= pending.until:
                     self.expire(pending)
@@ -405,7 +404,7 @@ class ClientChannel:
                 handed = True
         if handed:
             self._pass_on()  # we need it no more
-        self.waited += time.monotonic_ns() - began
+        self.waited += clock.monotonic_ns() - began
 
     def _receive_for(self, pending: Pending, over: Callable[[], bool], until: int) -> None:
         """Receive and route until `over()` or `until`. Holds `receiving`."""
@@ -415,7 +414,7 @@ class ClientChannel:
                 self.route_current()
                 if self.outbox.owed:
                     self.outbox.pay()
-                if until and result == Result.OTHER and time.monotonic_ns() >= until:
+                if until and result == Result.OTHER and clock.monotonic_ns() >= until:
                     return  # a server that sends without end keeps nobody past a deadline
             elif result == Result.DEADLINE:
                 return

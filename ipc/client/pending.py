@@ -4,12 +4,12 @@ A request knows no channel and no stream, only what it asks of the one that carr
 one to feed (`Opened`).
 """
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import trio
 
+from atoll.ipc import clock
 from atoll.ipc.errors import AtollError
 from atoll.ipc.future import RawFuture
 from atoll.ipc.method import MethodSpec
@@ -157,7 +157,7 @@ class Pending(RawFuture):
         try:
             if not self.until:
                 await self._arrival()
-            elif not await within((self.until - time.monotonic_ns()) / NANOSECONDS, self._arrival):
+            elif not await within((self.until - clock.monotonic_ns()) / NANOSECONDS, self._arrival):
                 self.channel.expire(self)
         except BaseException:
             self.cancel()
@@ -173,7 +173,7 @@ class Pending(RawFuture):
         if not self._done:
             self.channel.host.may_block(self.site.spec.label)
             self.channel.wait(
-                self, 0 if timeout is None else time.monotonic_ns() + int(timeout * NANOSECONDS)
+                self, 0 if timeout is None else clock.monotonic_ns() + int(timeout * NANOSECONDS)
             )
             if not self._done:
                 raise TimeoutError(

@@ -4,11 +4,10 @@ The quickest call is the usual one: no deadline, no trace, nobody else receiving
 and receives; everything else is a request in hand (pending.py).
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from atoll.ipc import context
+from atoll.ipc import clock, context
 from atoll.ipc.errors import DeadlineExceeded
 from atoll.ipc.future import RawReply
 from atoll.ipc.method import LANES, MethodSpec
@@ -158,7 +157,7 @@ def _circumstances(method: MethodSpec, options: Options) -> tuple[int, int, byte
     options = context.inherited(options)
     until = 0
     if options.deadline is not None or options.until is not None:
-        now = time.monotonic()
+        now = clock.monotonic()
         end = options.expiry(now)
         if end is None or end <= now:
             raise DeadlineExceeded(method.label, options.deadline)

@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from atoll.ipc import context, schema
+from atoll.ipc import clock, context, schema
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.errors import AtollError, NodeDown
 from atoll.ipc.future import wait_for
@@ -47,12 +48,19 @@ DELIVERED = (control.Deliver, control.DeliverBuffer, control.WithdrawBuffer)
 BUSY_SHARE = 0.5
 """A thread that used more than this share of the time since the last ping is named as busy."""
 
+Load = Callable[[control.Start], type[Serves[Any]]]
+
 
 class Process:
     """This server process: its control socket, its channels, its loop. Also the `Host` of its client channels."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(
+        self, end: socket.socket, load: Load | None = None, leave: Callable[[int], object] = os._exit
+    ) -> None:
+        """`load`: where not from its package's folder, its class; `leave`: ends the process at once."""
         self.control = ControlSocket(end)
+        self._load = load or _load
+        self._leave = leave
         self.clients: dict[int, ClientChannel] = {}
         self.deliveries = Deliveries(self.clients, self._pump, heard=True)
         self.loop: ServeLoop | None = None
@@ -137,7 +145,7 @@ class Process:
         try:
             start, sockets = await self._receive_start()
             step = "import"
-            server = _load(start)
+            server = self._load(start)
             step = "needs"
             await self._receive_rest(start)
             endpoint = self._endpoint(start, server, sockets)
@@ -163,7 +171,7 @@ class Process:
         except BaseException as error:
             cause = _only(error)
             if isinstance(cause, NodeDown):
-                os._exit(1)
+                self._leave(1)
             self._failed(step, cause)
             raise
 
@@ -300,9 +308,10 @@ class Process:
         loop = self.loop
         assert loop is not None
         match message:
-            case control.Drain(deadline=deadline):
+            case control.Drain(deadline=deadline, number=number):
                 assert self._nursery is not None
-                self._nursery.start_soon(self._drain_and_tell, deadline)
+                self._drain(loop)  # at once: behind this packet `Resume` may lie
+                self._nursery.start_soon(self._settle_and_tell, loop, deadline, number)
             case control.HandOver():
                 self._hand_over(loop)
             case control.TakeOver(size=size):
@@ -315,7 +324,8 @@ class Process:
                 loop.tell_clients()
                 loop.drain(False)
             case control.Stop(deadline=deadline):
-                await self._drain(deadline)
+                self._drain(loop)
+                await self._settled(loop, deadline)
                 with trio.move_on_after(_seconds(deadline)):
                     await loop.endpoint.server.stop()
                 loop.stop()
@@ -357,19 +367,21 @@ class Process:
             case _:
                 raise RuntimeError(f"an unexpected packet: {type(message).__name__}")
 
-    async def _drain(self, deadline: int) -> None:
-        assert self.loop is not None
-        self.loop.drain(True)
-        self.loop.let_streams_go()
-        with trio.move_on_after(_seconds(deadline)):
-            await self.loop.settled()
+    @staticmethod
+    def _drain(loop: ServeLoop) -> None:
+        loop.drain(True)
+        loop.let_streams_go()
 
-    async def _drain_and_tell(self, deadline: int) -> None:
+    @staticmethod
+    async def _settled(loop: ServeLoop, deadline: int) -> None:
+        with trio.move_on_after(_seconds(deadline)):
+            await loop.settled()
+
+    async def _settle_and_tell(self, loop: ServeLoop, deadline: int, number: int) -> None:
         """In a task of its own: revocations and pings are heard meanwhile."""
-        assert self.loop is not None
-        await self._drain(deadline)
-        pending, lost = self.loop.pending(), self.loop.pending(lost=True)
-        self.control.send(control.Drained(pending=tuple(pending), lost=tuple(lost)))
+        await self._settled(loop, deadline)
+        pending, lost = loop.pending(), loop.pending(lost=True)
+        self.control.send(control.Drained(pending=tuple(pending), lost=tuple(lost), number=number))
 
     def _hand_over(self, loop: ServeLoop) -> None:
         state = loop.endpoint.server.hand_over()
@@ -386,7 +398,7 @@ class Process:
 
     def _busy(self) -> str:
         """The Python thread, other than the loop's, that has kept the interpreter busy since the last ping."""
-        now, busiest, share = time.monotonic_ns(), "", BUSY_SHARE
+        now, busiest, share = clock.monotonic_ns(), "", BUSY_SHARE
         for thread in threading.enumerate():
             if thread.ident is None or thread.ident == self._home:
                 continue
@@ -407,7 +419,7 @@ def _only(error: BaseException) -> BaseException:
 
 
 def _seconds(deadline: int) -> float:
-    return max(0.0, deadline / 1e9 - time.monotonic()) if deadline else math.inf
+    return max(0.0, deadline / 1e9 - clock.monotonic()) if deadline else math.inf
 
 
 def _mapped(descriptors: list[int]) -> mmap.mmap:

@@ -2,7 +2,8 @@
 
 One C call answers the last message, waits and hands out the next, so nothing is awaited for a plain handler: it runs
 inline, right here. Everything that waits has a task in `nursery`: async handlers, streams, uploads. The loop gives trio
-its turn when something is runnable there, when trio's epoll or deadline says so, and otherwise sleeps in C.
+its turn when something is runnable there, when trio's epoll or deadline says so, and otherwise sleeps in C; or in trio,
+where trio's epoll is not to be had (another trio, a simulation).
 
 First step of every handler: has a revocation happened since the capability was checked? Then check again; and only then
 leave the window between check and dispatch that `revoke` waits for.
@@ -11,7 +12,6 @@ leave the window between check and dispatch that `revoke` waits for.
 import math
 import mmap
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
-from atoll.ipc import errors
+from atoll.ipc import clock, errors
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.context import INLINE, Call, Fields
 from atoll.ipc.errors import (
@@ -106,6 +106,9 @@ class ServeLoop:
         self._tasks = Tasks(self._replies, self._recheck)
         self._idle: Callable[[], float | None] | None = getattr(endpoint.server, "idle", None)
         self._idle_due = math.inf
+        self._outside = -1
+        self._sleep: trio.CancelScope | None = None
+        """Where the loop sleeps in trio, and does so now."""
         self._draining = False
         self._stopping = False
         self._knows_clients = False
@@ -271,19 +274,27 @@ class ServeLoop:
         descriptor = trio_inside.descriptor()
         if descriptor is not None:
             lib.atoll_loop_watch(self.c, descriptor)
-        runnable = trio_inside.Runnable(lambda: lib.atoll_loop_until(self.c, 1))
+        else:
+            self._outside = lib.atoll_loop_sleep_outside(self.c)
+        runnable = trio_inside.Runnable(self._stir)
         trio.lowlevel.add_instrument(runnable)
         try:
             async with trio.open_nursery() as nursery:
                 self._tasks.nursery = nursery
                 task_status.started()
-                await self._serve(runnable, descriptor is not None)
+                await self._serve(runnable)
                 nursery.cancel_scope.cancel()
         finally:
             trio.lowlevel.remove_instrument(runnable)
             INLINE.read = None
 
-    async def _serve(self, runnable: trio_inside.Runnable, parks: bool) -> None:
+    def _stir(self) -> None:
+        """trio has something to do."""
+        lib.atoll_loop_until(self.c, 1)
+        if self._sleep is not None:
+            self._sleep.cancel()
+
+    async def _serve(self, runnable: trio_inside.Runnable) -> None:
         receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
         notice, status, inline = self._notice_words, self._status_words, INLINE
         full = self._tasks.shares.full
@@ -326,19 +337,19 @@ class ServeLoop:
                     if result is not None:
                         self._later((received >> 32) & 0xFFFFFF, result, op == cast)
                 continue
-            reply, packed = await self._other(op, received, reply, packed, runnable, parks)
+            reply, packed = await self._other(op, received, reply, packed, runnable)
             if self._stopping and op == Op.EXTERNAL:
                 lib.atoll_loop_flush(loop)
                 return
 
     async def _other(
-        self, op: int, received: int, reply: bytes, packed: int, runnable: trio_inside.Runnable, parks: bool
+        self, op: int, received: int, reply: bytes, packed: int, runnable: trio_inside.Runnable
     ) -> tuple[bytes, int]:
         """Everything that is not a call to dispatch; gives what to reply with."""
         index = received >> 32 & 0xFFFFFF
         match op:
             case Op.EXTERNAL:
-                await self._turn(runnable, parks)
+                await self._turn(runnable)
             case Op.CLIENT:
                 self._replies_of(self.clients[index])
             case Op.STREAM:
@@ -358,6 +369,8 @@ class ServeLoop:
                 return self._fault(self._replies.too_large("a reply", index, reply))
             case Op.GATED:
                 await self._gated()
+            case Op.PARKED:
+                await self._sleep_in_trio()
         return b"", 0
 
     def _replies_of(self, client: ClientChannel) -> None:
@@ -366,24 +379,34 @@ class ServeLoop:
             # What it wrote stays in its ring: looked at again, it would take up every turn until the kernel closes it.
             lib.atoll_loop_remove(self.c, client.number)
 
-    async def _turn(self, runnable: trio_inside.Runnable, parks: bool) -> None:
+    async def _turn(self, runnable: trio_inside.Runnable) -> None:
         """trio's turn; then say until when the C loop may wait."""
         INLINE.read = None
         self._replies.flush()
-        if time.monotonic() >= self._idle_due:
+        if clock.monotonic() >= self._idle_due:
             self._run_idle()
         await trio.lowlevel.checkpoint()
         INLINE.read = self._fields
-        self._wait_until(runnable, parks)
+        self._wait_until(runnable)
 
-    def _wait_until(self, runnable: trio_inside.Runnable, parks: bool) -> None:
+    async def _sleep_in_trio(self) -> None:
+        """Until a ring, or something that trio has to do, or the time to be idle."""
+        INLINE.read = None
+        with trio.CancelScope() as self._sleep:
+            if self._idle_due != math.inf:
+                self._sleep.deadline = trio.current_time() + self._idle_due - clock.monotonic()
+            await trio.lowlevel.wait_readable(self._outside)
+        self._sleep = None
+        lib.atoll_loop_wake(self.c)
+        lib.atoll_loop_until(self.c, 1)
+        INLINE.read = self._fields
+
+    def _wait_until(self, runnable: trio_inside.Runnable) -> None:
         if runnable.any or self._stopping:
             lib.atoll_loop_until(self.c, 1)
             return
-        wait = min(trio_inside.seconds_to_deadline(), self._idle_due - time.monotonic())
-        if not parks:
-            wait = min(wait, 0.002)
-        until = 0 if wait == math.inf else max(2, time.monotonic_ns() + int(wait * NANOSECONDS))
+        wait = min(trio_inside.seconds_to_deadline(), self._idle_due - clock.monotonic())
+        until = 0 if wait == math.inf else max(2, clock.monotonic_ns() + int(wait * NANOSECONDS))
         lib.atoll_loop_until(self.c, until)
 
     async def _gated(self) -> None:
@@ -396,9 +419,9 @@ class ServeLoop:
         if self._idle is None:
             return
         wait = self._idle()
-        self._idle_due = math.inf if wait is None else time.monotonic() + wait
+        self._idle_due = math.inf if wait is None else clock.monotonic() + wait
         if wait is not None:
-            lib.atoll_loop_until(self.c, max(2, time.monotonic_ns() + int(wait * NANOSECONDS)))
+            lib.atoll_loop_until(self.c, max(2, clock.monotonic_ns() + int(wait * NANOSECONDS)))
 
     # one call ---------------------------------------------------------------------------------------------------------
 

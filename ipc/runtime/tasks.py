@@ -1,12 +1,11 @@
 """Calls that are not answered at once: Deferreds, async handlers, streams and uploads, each known as in hand."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
-from atoll.ipc import context, errors
+from atoll.ipc import clock, context, errors
 from atoll.ipc.context import Call
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, DeadlineExceeded, Overloaded, QuotaExceeded
@@ -106,7 +105,7 @@ class Tasks:
         with context.in_hand(call), trio.CancelScope() as scope:
             inhand.scope = scope
             if origin.deadline:
-                left = origin.deadline / NANOSECONDS - time.monotonic()
+                left = origin.deadline / NANOSECONDS - clock.monotonic()
                 scope.deadline = trio.current_time() + max(0.0, left)
             if inhand.cancelled:
                 scope.cancel()
@@ -148,11 +147,11 @@ class Tasks:
         """A plain generator: its items fill records, and between two records others have their turn."""
         over = False
         while not over:
-            items, size, end = [], 0, time.monotonic_ns() + STREAM_TURN
+            items, size, end = [], 0, clock.monotonic_ns() + STREAM_TURN
             for item in work:
                 items.append(item)
                 size += len(item)
-                if len(items) >= RECORD_ITEMS or size >= RECORD_BYTES or time.monotonic_ns() >= end:
+                if len(items) >= RECORD_ITEMS or size >= RECORD_BYTES or clock.monotonic_ns() >= end:
                     break
             else:
                 over = True
@@ -164,7 +163,7 @@ def _ended(inhand: InHand) -> AtollError:
     """Why a handler's task was cancelled."""
     if inhand.moved:
         return errors.PeerDied(inhand.spec.label, True)
-    if inhand.origin.deadline and time.monotonic_ns() >= inhand.origin.deadline:
+    if inhand.origin.deadline and clock.monotonic_ns() >= inhand.origin.deadline:
         return DeadlineExceeded(inhand.spec.label)
     return errors.Aborted(inhand.spec.label, "it was cancelled")
 

@@ -3,7 +3,7 @@
 A serving task sleeps inside the C core, in an epoll that also holds trio's own. It may only do so while no other task can
 run. trio's run queue cannot tell (tasks of the batch in progress have left it), so an instrument keeps book: a task that was
 scheduled and has not stepped is runnable. The one private thing is trio's epoll descriptor; without it `descriptor`
-is None and the loop sleeps in short slices instead.
+is None, and the loop sleeps in trio.
 """
 
 from collections.abc import Callable

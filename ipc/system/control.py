@@ -220,9 +220,11 @@ class ReadAt(Message, frozen=True, kw_only=True):
 
 
 class Drain(Message, frozen=True, kw_only=True):
-    """Take no further message; finish what is in hand until `deadline` (CLOCK_MONOTONIC ns), then `Drained`."""
+    """Take no further message; finish what is in hand until `deadline` (CLOCK_MONOTONIC ns), then `Drained` with the same
+    number: the kernel may have given the swap up meanwhile, and drain for another one."""
 
     deadline: int
+    number: int = 0
 
 
 class HandOver(Message, frozen=True, kw_only=True):
@@ -311,6 +313,7 @@ class Drained(Message, frozen=True, kw_only=True):
 
     pending: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    number: int = 0
 
 
 class HandedOver(Message, frozen=True, kw_only=True):

@@ -102,6 +102,11 @@ void atoll_loop_hold(atoll_loop *loop, uint32_t channel, int held);
 void atoll_loop_drain(atoll_loop *loop, int draining);
 int atoll_loop_recheck(atoll_loop *loop, const atoll_message *message);
 uint64_t atoll_loop_parks(atoll_loop *loop);
+int atoll_loop_sleep_outside(atoll_loop *loop);
+void atoll_loop_wake(atoll_loop *loop);
+
+/* For simulations: have the time of this process stand at a moment (CLOCK_MONOTONIC ns); 0: let it run. */
+void atoll_clock_stand(uint64_t at);
 
 /* The kernel's side: tables, notices, wake-ups. `segment`, `notice` and `memory` are its own writable
  * mappings. */

@@ -7,9 +7,10 @@ believes. A claim is made by the first batch of a writer rather than at open, so
 taken back before it wrote leaves the old one in its rights.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Final
+
+from atoll.ipc import chance
 
 from . import layout
 from .engine import Batch, Engine, Table
@@ -93,7 +94,7 @@ class Ownership:
     def __init__(self, engine: Engine, boot: int) -> None:
         self._engine = engine
         self._boot = boot
-        self._row = layout.pack(boot) + os.urandom(8)
+        self._row = layout.pack(boot) + chance.token(8)
         self._claimed = False
 
     def bind(self, batch: Batch) -> None:

@@ -6,10 +6,10 @@ called `idle`) each commit is a group of its own. All members of a group are set
 replies are put without a wake-up each.
 """
 
-import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+from atoll.ipc import clock
 from atoll.ipc.context import current
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
@@ -46,6 +46,7 @@ RANGE_LIMIT: Final = 10_000
 
 class Server(Serves[State]):
     config: Settings
+    open_engine = staticmethod(open_engine)
 
     def __init__(self) -> None:
         self._handed_over = b""
@@ -56,7 +57,7 @@ class Server(Serves[State]):
         self._looped = False
 
     async def start(self) -> None:
-        self._engine, sentence = open_engine(self.config)
+        self._engine, sentence = self.open_engine(self.config)
         self._keyspaces = Keyspaces(self._engine)
         self._history = History(self._engine, self._keyspaces.name)
         self._watchers = Watchers(self._history)
@@ -90,7 +91,7 @@ class Server(Serves[State]):
         size = len(self._group)
         if not size:
             return None
-        wait = self._gather.wait(size, time.monotonic() - self._began)
+        wait = self._gather.wait(size, clock.monotonic() - self._began)
         if wait > 0 and not self._group.full:
             return wait
         self._flush()
@@ -314,7 +315,7 @@ class Server(Serves[State]):
         """Into the group; commits at once if nobody else will, or if the group is full."""
         done: Deferred[Committed] = Deferred()
         if not len(self._group):
-            self._began = time.monotonic()
+            self._began = clock.monotonic()
         self._group.admit(transaction, done)
         if not self._looped or self._group.full:
             self._flush()
@@ -327,12 +328,12 @@ class Server(Serves[State]):
         size = len(self._group)
         if not size:
             return
-        began = time.monotonic()
+        began = clock.monotonic()
         try:
             self._group.flush()
         except (Broken, Disowned) as fault:
             raise SystemExit(f"state: {fault}") from fault
-        self._gather.committed(size, time.monotonic() - began)
+        self._gather.committed(size, clock.monotonic() - began)
 
     def _reading(self, as_of: AsOf) -> int:
         self._reads += 1

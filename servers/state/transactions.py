@@ -12,14 +12,13 @@ What the callee sends afterwards, because it has not heard that nobody waits for
 it can undo no more than what was written in its part.
 """
 
-import os
-import time
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
+from atoll.ipc import chance, clock
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, Overloaded, TooLarge
 from atoll.ipc.system.state import Expect, Item, Page, Range, UnknownTransaction
 
@@ -79,11 +78,11 @@ class Transactions:
         self,
         history: History,
         *,
-        now: Callable[[], float] = time.monotonic,
-        new_id: Callable[[], bytes] = lambda: os.urandom(ID_SIZE),
+        now: Callable[[], float] | None = None,
+        new_id: Callable[[], bytes] = lambda: chance.token(ID_SIZE),
     ) -> None:
         self._history = history
-        self._now = now
+        self._now = now or clock.monotonic
         self._new_id = new_id
         self._open: dict[bytes, Open] = {}
         self._whole: dict[bytes, bytes] = {}

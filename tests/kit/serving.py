@@ -154,6 +154,14 @@ class Serving:
         self._send(control.Drain(deadline=FOREVER))
         return self._expect(control.Drained).pending
 
+    def begin_drain(self, number: int) -> None:
+        """`drain`, waited for by `drained`."""
+        self._send(control.Drain(deadline=FOREVER, number=number))
+
+    def drained(self) -> int:
+        """The number of the drain that the server has come through."""
+        return self._expect(control.Drained).number
+
     def resume(self) -> None:
         self._send(control.Resume())
 
