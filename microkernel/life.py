@@ -14,6 +14,7 @@ from atoll.ipc.system.state import Retention
 from . import needs
 from .authority import Authority
 from .capability_rows import write_ended, write_made
+from .changes import Batch
 from .events import Events
 from .failpoints import reach
 from .grants import Grants
@@ -58,9 +59,7 @@ class Life:
             raise BadRequest(
                 where="load: server", expected="a-z, then a-z 0-9 _ -, 40 at most", got=repr(what.server)
             )
-        if what.server in node.servers or what.server == KERNEL:
-            got = f"{what.server!r}, which there is: `atoll swap {what.server} PACKAGE` replaces it"
-            raise BadRequest(where="load: server", expected="a name that is free", got=got)
+        self._free(what.server)
         version = await self._packages.version_of(Path(what.package))
         spec = from_load(what, version, node.image.node.account)
         description = await self._packages.describe(spec, version)
@@ -70,28 +69,39 @@ class Life:
         needs.known(named, node.keyspaces)
         self._packages.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")
-        node.servers[server.name] = server
-        self._authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
-        try:
-            for offer in description.interfaces:
-                write_made(batch, node.tree.offer(server.name, offer.name, offer.rights)[0])
-            for name in needs.keyspaces_of(server):
-                if name not in node.keyspaces:
-                    badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, Retention())
-                    batch.put(KeyspaceRow(keyspace=name, badge=badge))
-            self._needs.drop(self._needs.bind(server, batch), batch)
-            batch.put(server.spec.row(), self._packages.version_row(version, what.package, description))
-            await node.store.commit(batch.changes())
-            reach("load: committed")
-            async with server.changing:
-                await self._supervisor.start(server)
-            reach("load: started")
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._unload(server)
-            raise
+        batch.put(server.spec.row(), self._packages.version_row(version, what.package, description))
+        async with server.changing:  # from before others can name it: they wait until it is loaded, or is not
+            self._free(what.server)
+            node.servers[server.name] = server
+            self._authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
+            try:
+                await self._begin(server, batch)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._unload(server)
+                raise
         self._record_start(server)
         return server
+
+    def _free(self, name: str) -> None:
+        if name in self._node.servers or name == KERNEL:
+            got = f"{name!r}, which there is: `atoll swap {name} PACKAGE` replaces it"
+            raise BadRequest(where="load: server", expected="a name that is free", got=got)
+
+    async def _begin(self, server: Server, batch: Batch) -> None:
+        """Its capabilities and rows, then its process."""
+        node = self._node
+        for offer in server.description.interfaces:
+            write_made(batch, node.tree.offer(server.name, offer.name, offer.rights)[0])
+        for name in needs.keyspaces_of(server):
+            if name not in node.keyspaces:
+                badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, Retention())
+                batch.put(KeyspaceRow(keyspace=name, badge=badge))
+        self._needs.drop(self._needs.bind(server, batch), batch)
+        await node.store.commit(batch.changes())
+        reach("load: committed")
+        await self._supervisor.start(server)
+        reach("load: started")
 
     async def _unload(self, server: Server) -> None:
         """As if it had never been loaded; its keyspaces stay."""
@@ -133,7 +143,7 @@ class Life:
             raise BadRequest(
                 where="stop", expected="a server other than the store", got="state: every call needs it"
             )
-        async with server.changing:
+        async with self._node.changing(server):
             # Half a stop would leave callers that wait for nobody: once begun, no deadline of the caller's ends it.
             with trio.CancelScope(shield=True):
                 await self._stop(server, deadline, "a person stopped it")
@@ -157,7 +167,7 @@ class Life:
 
     async def restart(self, server: Server, deadline: float) -> None:
         """Stop a server, if it runs, and start its version anew."""
-        async with server.changing:
+        async with self._node.changing(server):
             with trio.CancelScope(shield=True):
                 await self._restart(server, deadline)
         self._record_start(server)
@@ -199,7 +209,7 @@ class Life:
             raise BadRequest(
                 where="freeze", expected="a server other than the store", got="state: every call needs it"
             )
-        async with server.changing:
+        async with self._node.changing(server):
             serving = server.serving
             if serving is None or server.state != "serving":
                 raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
@@ -231,7 +241,7 @@ class Life:
 
     async def thaw(self, server: Server) -> None:
         """Let a frozen server go on: the row first, since this gives back what was taken."""
-        async with server.changing:
+        async with self._node.changing(server):
             if server.state != "frozen":
                 raise calls.WrongState(server=server.name, state=server.state, wanted="frozen")
             await self._record("thaw", server, "it goes on")

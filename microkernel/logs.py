@@ -118,7 +118,12 @@ class Logs:
         try:
             while True:
                 await trio.lowlevel.wait_readable(output)
-                data = os.read(output, READ_AT_ONCE)
+                try:
+                    data = os.read(output, READ_AT_ONCE)
+                except (
+                    BlockingIOError
+                ):  # what was readable bore this number before, and lives on in another process
+                    continue
                 if self._unwritten.get(server, 0) >= UNWRITTEN_MOST and data:
                     self._dropped[server] = self._dropped.get(server, 0) + data.count(b"\n")
                     rest = b""

@@ -7,7 +7,8 @@ capabilities, `supervisor` servers' lives, `swap`, `gate`, `grants`. `boot` brin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -100,6 +101,14 @@ class Node:
         if found is None:
             raise NotFound.among("server", name, self.servers)
         return found
+
+    @asynccontextmanager
+    async def changing(self, server: Server) -> AsyncIterator[None]:
+        """One change of a server's life at a time. Raises `NotFound` for one whose load came to nothing meanwhile."""
+        async with server.changing:
+            if self.server(server.name) is not server:
+                raise NotFound.among("server", server.name, self.servers)
+            yield
 
     def serving(self, server: str) -> Serving | None:
         """The process that the channels of a server, or of a reader, go to now: none while one hands over to the next."""

@@ -74,7 +74,7 @@ class Swaps:
     async def swap(self, what: calls.Swap) -> Swapped:
         """See `Kernel.swap`."""
         server = self.node.server(what.server)
-        async with server.changing:
+        async with self.node.changing(server):
             if server.serving is None or server.state != "serving":
                 raise WrongState(server=server.name, state=server.state, wanted="serving")
             async with self.readers.aside(server):

@@ -24,9 +24,9 @@ def main() -> int:
         calls, acknowledged = calls + verdict.calls, acknowledged + verdict.acknowledged
         if verdict.broken:
             failed.append(seed)
-            print(f"seed {seed}, {verdict.steps} steps: {verdict.command}")
+            print(f"seed {seed}, {verdict.steps} steps: {verdict.command}", flush=True)
             for sentence in verdict.broken:
-                print(f"    {sentence}")
+                print(f"    {sentence}", flush=True)
             if given.stop:
                 break
     took = time.monotonic() - began

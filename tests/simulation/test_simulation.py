@@ -46,7 +46,11 @@ def test_a_seed_has_one_way() -> None:
     for hashing in ("1", "2"):
         command = [sys.executable, "-m", "tests.simulation", "--seed", "1"]
         told = subprocess.run(
-            command, env=os.environ | {"PYTHONHASHSEED": hashing}, stdout=subprocess.PIPE, text=True, check=True
+            command,
+            env=os.environ | {"PYTHONHASHSEED": hashing},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         ways.add(told.stdout.splitlines()[-1])
     assert len(ways) == 1 and ways.pop().startswith("hash ")
