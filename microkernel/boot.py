@@ -137,7 +137,9 @@ class Boot:
 
         async def look() -> None:
             folder = Path(self.place.image_path).parent
-            found.append(await check(self.draft, folder, partial(describe_copies, over.spawner, over.abilities)))
+            found.append(
+                await check(self.draft, folder, partial(describe_copies, over.spawner, over.abilities))
+            )
 
         return found[0] if await unless(self.down, look) else None
 

@@ -165,7 +165,8 @@ class Launching:
         except BaseException as error:
             connection.close()
             serving.silent.set()  # it was told nothing, so it says nothing
-            await end_now(serving, f"it was not started: {error}")
+            why = "its start was given up" if isinstance(error, trio.Cancelled) else str(error)
+            await end_now(serving, f"it was not started: {why}")
             raise
         node.soon(self._conversation.hear, serving)
         started = process_row(node, server, serving)

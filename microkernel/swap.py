@@ -147,7 +147,7 @@ class _Swap:
         except BaseException as error:
             server.spec, server.description = before
             with trio.CancelScope(shield=True):
-                await self._roll_back(new, version, level, committed, str(error) or "it was given up")
+                await self._roll_back(new, version, level, committed, _why(error))
             raise
         return await self._settle(new, version, plan, handed_over, died)
 
@@ -413,6 +413,11 @@ class _Swap:
             new=version.hash, old_level=server.plan.level if server.plan else "", new_level=level, began=self.began,
             ended=node.now(), done=done, sentence=sentence,
         )  # fmt: skip
+
+
+def _why(error: BaseException) -> str:
+    """For the record: whoever asked may have gone, and what trio says of that is for programmers."""
+    return "it was given up" if isinstance(error, trio.Cancelled) else str(error)
 
 
 def _exit(serving: Serving) -> str:

@@ -446,8 +446,8 @@ void atoll_loop_wake(atoll_loop *loop) {
     loop->woken = 1;
 }
 
-/* Sleeps until something happens. OP_EXTERNAL: the event loop has something, or time is up. OP_PARKED: it is to
- * sleep. 0: look again. */
+/* Sleeps until something happens. OP_EXTERNAL: the event loop has something, or time is up. OP_PARKED: it is
+ * to sleep. 0: look again. */
 static int park(struct atoll_loop *loop) {
     for (uint32_t i = 0; i < loop->active_count;) {
         struct atoll_channel *channel = loop->active[i];

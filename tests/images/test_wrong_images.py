@@ -11,6 +11,7 @@ from atoll.microkernel.descriptions import describe_copies
 from atoll.microkernel.image_check import Checked, check, load, read_file
 from atoll.microkernel.image_read import ImageRefused
 from atoll.microkernel.processes import Forge
+from atoll.microkernel.protection import probe
 
 HERE = Path(__file__).parent
 WRONG = sorted((HERE / "wrong").glob("*.toml"))
@@ -21,7 +22,7 @@ def loading() -> Iterator[Callable[[Path], Checked]]:
     """`load`, with one fork server for all images."""
     forge = Forge("--test=images")
     forge.start()
-    yield lambda path: trio.run(check, read_file(path), path.parent, partial(describe_copies, forge))
+    yield lambda path: trio.run(check, read_file(path), path.parent, partial(describe_copies, forge, probe()))
     trio.run(forge.close)
 
 

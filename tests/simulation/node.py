@@ -9,12 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from atoll.ipc.runtime.describe import describe
 from atoll.ipc.serve import Serves
 from atoll.microkernel import boot, image_check
 from atoll.microkernel.image_check import Checked
+from atoll.microkernel.mechanisms import Mechanisms
 from atoll.microkernel.node import Node as KernelNode
-from atoll.microkernel.ownership import BootRefused
+from atoll.microkernel.ownership import Owned
 from atoll.microkernel.place import Place
 from atoll.microkernel.wiring import Parts
 
@@ -48,6 +51,7 @@ needs = { rows = { keyspace = "counter", rights = ["read", "write"] } }
 package = "./packages/teller"
 needs = { counter = { server = "counter", rights = ["read", "write"] } }
 """
+DRAFT = image_check.read(IMAGE, "simulated.toml")
 GUARDIAN = 1.0
 """Seconds within which nothing of a node is left whose kernel died."""
 
@@ -56,7 +60,7 @@ GUARDIAN = 1.0
 def image() -> Checked:
     """The image, checked; its packages describe themselves in this process."""
 
-    def describe_here(packages: Any, configs: Any) -> Any:
+    async def describe_here(packages: Any, configs: Any) -> Any:
         return {
             name: describe(
                 mechanisms.from_folder(path.name, str(path.parent), "described"), configs.get(name)
@@ -64,12 +68,7 @@ def image() -> Checked:
             for name, path in packages.items()
         }
 
-    real, image_check.describe_apart = image_check.describe_apart, describe_here
-    try:
-        draft = image_check.read(IMAGE, "simulated.toml")
-        return image_check.check(draft, Path(__file__).parent)
-    finally:
-        image_check.describe_apart = real
+    return trio.run(image_check.check, DRAFT, Path(__file__).parent, describe_here)
 
 
 class Node:
@@ -88,7 +87,7 @@ class Node:
         self.serves = False
         self.spawner: mechanisms.Spawner | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.second = self._second_version(folder)
 
     def _second_version(self, folder: Path) -> Path:
@@ -119,9 +118,7 @@ class Node:
             self.spawner = made.spawner  # type: ignore[assignment]
             return made
 
-        before = boot.prepare(self.place, self.checked, self._lock)
-        world.note(f"boot {before.epoch}")
-        booted = _Boot(self, before, over)
+        booted = _Boot(self, over)
         failure = await booted.run(self._up)
         world.note("down", failure)
 
@@ -150,16 +147,21 @@ class Node:
 class _Boot(boot.Boot):
     """Says which parts it made."""
 
-    def __init__(self, owner: Node, before: boot.Before, over: Any) -> None:
-        super().__init__(owner.place, owner.checked, before, self._say, over=over)
+    def __init__(self, owner: Node, over: Any) -> None:
+        super().__init__(owner.place, DRAFT, Owned(owner.lock, False), self._say, over=over)
         self._owner = owner
+
+    async def _checked(self, over: Mechanisms) -> Checked | None:
+        """Checking an image is not simulated: it takes no turns."""
+        return self._owner.checked
 
     def _say(self, line: str) -> None:
         self._owner.world.note("say", line)
 
-    async def _up(self, node: KernelNode, parts: Parts) -> None:
+    async def _up(self, node: KernelNode, parts: Parts, before: boot.Before) -> None:
         self._owner.node, self._owner.parts = node, parts
-        await super()._up(node, parts)
+        self._owner.world.note(f"boot {before.epoch}")
+        await super()._up(node, parts, before)
 
 
-__all__ = ["BootRefused", "Node"]
+__all__ = ["Node"]

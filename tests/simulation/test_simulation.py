@@ -15,7 +15,7 @@ from .run import one
 
 KEPT = tomllib.loads((Path(__file__).parent / "seeds.toml").read_text())["seed"]
 """Seeds that found something, with what they found."""
-SOON = range(1, 9)
+SOON = range(1, 4)
 LONG = range(1, 1001)
 
 
@@ -44,7 +44,7 @@ def test_a_seed_has_one_way() -> None:
     """In two processes with two hash seeds: the same hash over all events."""
     ways = set()
     for hashing in ("1", "2"):
-        command = [sys.executable, "-m", "tests.simulation", "--seed", "1"]
+        command = [sys.executable, "-m", "tests.simulation", "--seed", "2"]
         told = subprocess.run(
             command,
             env=os.environ | {"PYTHONHASHSEED": hashing},
