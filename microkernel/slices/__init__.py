@@ -79,7 +79,8 @@ class Chosen:
         return [
             said
             for folder in hierarchy.left_by(self.node)
-            if not hierarchy.members(folder) and (said := hierarchy.remove(folder))
+            for each in (*hierarchy.below(folder), folder)
+            if not hierarchy.members(each) and (said := hierarchy.remove(each))
         ]
 
 
@@ -88,6 +89,9 @@ async def _end(folder: Path) -> None:
         if (freezer / "freezer.state").exists():
             hierarchy.write(freezer / "freezer.state", "THAWED")
     await kill_members(folder)
+    for each in (folder, *hierarchy.below(folder)):
+        if (each / "cgroup.freeze").exists():
+            hierarchy.write(each / "cgroup.freeze", "0")  # whoever starts in it, if it stays, is to go on
 
 
 def choose(node: str) -> Slices:

@@ -23,7 +23,8 @@ def slices():
     made = choose(f"test-{secrets.token_hex(4)}")
     if made.kind == "none":
         pytest.skip(made.lacks[0])
-    return made
+    yield made
+    made.leave()
 
 
 def state(pid):
