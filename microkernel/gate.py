@@ -105,7 +105,7 @@ class Gate:
                 who = f"uid {peer.uid}"
                 party = await self._let_in(peer, connection)
                 try:
-                    await self._converse(party, connection, peer.pidfd)
+                    await self._converse(party, connection, peer)
                 finally:
                     self._leave(party)
             finally:
@@ -263,12 +263,13 @@ class Gate:
             root.id, by=server, to=party.holder, badge=badge, rights=rights, account=account
         )
 
-    async def _converse(self, party: Attached, connection: Connection, pidfd: int) -> None:
+    async def _converse(self, party: Attached, connection: Connection, peer: Peer) -> None:
         """Until it closes its end, or is dead: a child that it left behind with its end is another program."""
         async with trio.open_nursery() as nursery:
 
             async def end_with_the_program() -> None:
-                await trio.lowlevel.wait_readable(pidfd)
+                while peer.lives():  # that its number is readable may be told of who bore it before
+                    await trio.lowlevel.wait_readable(peer.pidfd)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(connection.pump)

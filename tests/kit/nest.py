@@ -13,7 +13,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-from atoll.ipc.runtime import launch, shares
+from atoll.ipc.runtime import launch, shares, trio_inside
 from atoll.ipc.serve import Serves
 
 from .forked import die_with_parent
@@ -25,7 +25,9 @@ _ANYWHERE = -1
 class Nest:
     """`versions`: the server classes it can start, by index. Make it outside any event loop."""
 
-    def __init__(self, versions: Sequence[type[Serves[Any]]], in_hand: int | None = None) -> None:
+    def __init__(
+        self, versions: Sequence[type[Serves[Any]]], in_hand: int | None = None, in_trio: bool = False
+    ) -> None:
         self._own, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -38,6 +40,8 @@ class Nest:
                 die_with_parent(parent)
                 if in_hand is not None:
                     shares.IN_HAND_MOST = in_hand
+                if in_trio:
+                    trio_inside.descriptor = lambda: None  # as in a trio that keeps its epoll elsewhere
                 _hatch(child, versions)
                 code = 0
             except BaseException:

@@ -53,6 +53,7 @@ class Serving:
         core: int | None,
         config: Config | None,
         in_hand: int | None,
+        in_trio: bool,
     ) -> None:
         self.interfaces: list[type[Interface]] = list(versions[0].interfaces)
         self.shape = shape
@@ -68,7 +69,7 @@ class Serving:
         self._segments: list[Segment] = []
         self._needs = _config_need(versions[0], config)
         self._slots = FIRST_SLOT
-        self._nest = Nest(versions, in_hand)
+        self._nest = Nest(versions, in_hand, in_trio)
         self._notice = self._segment("client notice")
         self._client_notice = mmap.mmap(
             self._notice.descriptor, SEGMENT_BYTES, mmap.MAP_SHARED, mmap.PROT_READ
@@ -366,9 +367,11 @@ def serving(
     config: Config | None = None,
     shape: control.Shape | None = None,
     in_hand: int | None = None,
+    in_trio: bool = False,
 ) -> Iterator[Serving]:
-    """Serve the first of `versions` until the block ends; the others are for `restart` and `hand_over`."""
-    served = Serving(versions, shape or control.Shape(), core, config, in_hand)
+    """Serve the first of `versions` until the block ends; the others are for `restart` and `hand_over`. `in_trio`: its loop
+    sleeps in trio, as in a simulation."""
+    served = Serving(versions, shape or control.Shape(), core, config, in_hand, in_trio)
     try:
         served.add_clients(clients, rights)
         yield served

@@ -40,15 +40,16 @@ class Child:
         self.process = process
         self.name = process.name
         self.pid = process.pid
-        self.pidfd = os.dup(process.life)
+        self.pidfd = process.pidfd()
         self.exit: Exit | None = None
         self.listener: int | None = None
 
     async def wait(self) -> Exit:
         while self.exit is None:
             await trio.lowlevel.wait_readable(self.pidfd)
-            status = self.process.status
-            self.exit = Exit(status, signal.SIGKILL if status is None else None)
+            if not self.process.alive:
+                status = self.process.status
+                self.exit = Exit(status, signal.SIGKILL if status is None else None)
         return self.exit
 
     def signal(self, number: int) -> None:
@@ -71,9 +72,11 @@ Classes = Callable[[str, str, str], type[Serves[Any]]]
 class Spawner:
     """Starts simulated processes of servers."""
 
-    def __init__(self, world: World, classes: Classes) -> None:
+    def __init__(self, world: World, classes: Classes, intended: Callable[[str], bool]) -> None:
+        """`intended`: whether the start of the process with a mark was written down before."""
         self.world = world
         self.classes = classes
+        self.intended = intended
         self.children: dict[int, Process] = {}
         self.renewed: Callable[[str], None] = lambda how: None
 
@@ -101,6 +104,9 @@ class Spawner:
         if world.chance.random() < world.faults.unspawned:
             world.note("not spawned")
             raise CannotConfine(confinement.name, "making the process", "", os.strerror(11))
+        mark = environment.get("ATOLL_PROCESS", "")
+        if mark and not self.intended(mark):
+            world.wrong(f"{confinement.name} is started, and nothing says that it was to be")
         held = {target: os.dup(given) for target, given in descriptors.items()}
         if entry:
             process = world.start(f"describe {confinement.name}", self._describe, held[LISTEN])
@@ -267,7 +273,7 @@ class Peer:
         self.groups: set[int] = set()
         self.cgroup = ""
         self.program = process.name
-        self.pidfd = os.dup(process.life)
+        self.pidfd = process.pidfd()
 
     def lives(self) -> bool:
         return self._process.alive
@@ -291,7 +297,7 @@ class Doors:
         return Peer(process)
 
     def own(self) -> int:
-        return os.dup(self._kernel.life)
+        return self._kernel.pidfd()
 
 
 class Threads:
@@ -304,9 +310,9 @@ class Threads:
         return done
 
 
-def made(world: World, kernel: Process, classes: Classes) -> Mechanisms:
+def made(world: World, kernel: Process, classes: Classes, intended: Callable[[str], bool]) -> Mechanisms:
     """All of it, for one boot."""
-    spawner = Spawner(world, classes)
+    spawner = Spawner(world, classes, intended)
     return Mechanisms(
         spawner, Watch(), Slices(spawner.children), ABILITIES, Clock(world), Chance(world), Doors(world, kernel),
         Threads(),

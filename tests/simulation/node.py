@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,44 @@ class Node:
     def classes(self, package: str, folder: str, version: str) -> type[Serves[Any]]:
         return self.store if package == "state" else mechanisms.from_folder(package, folder, version)
 
+    def intended(self, mark: str) -> bool:
+        """Whether the start of a process was written down."""
+        assert self.node is not None
+        waiting = self.node.store.journal.waiting.values()
+        kept = any(
+            mark.encode() in (value or b"") for changes in waiting for value in changes.writes.values()
+        )
+        return kept or self.disk.holds(mark.encode())
+
+    # doorbells ---------------------------------------------------------------------------------------------------
+
+    def ring(self) -> None:
+        """A ring that means nothing, on some channel, to either end."""
+        channels = [] if self.node is None else list(self.node.channels)
+        if channels:
+            channel = self.world.chance.choice(channels)
+            bell = self.world.chance.choice([channel._server_bell, channel._client_bell])
+            self.world.note(f"ring {channel.number}")
+            with contextlib.suppress(BlockingIOError):
+                bell.send(b"!", socket.MSG_DONTWAIT)
+
+    def unring(self, process: Process) -> None:
+        """A process that is killed may have taken words that say who sleeps, and not rung yet."""
+        world = self.world
+        if self.node is None or world.chance.random() >= world.faults.unrung:
+            return
+        for channel in self.node.channels:
+            if getattr(channel.client, "pid", 0) == process.pid:
+                far = channel._server_bell
+            else:
+                serving = self.node.serving(channel.server)
+                if serving is None or serving.pid != process.pid:
+                    continue
+                far = channel._client_bell
+            with contextlib.suppress(BlockingIOError):
+                far.recv(4096, socket.MSG_DONTWAIT)
+        world.note("not rung")
+
     # boots ------------------------------------------------------------------------------------------------------
 
     def boot(self) -> None:
@@ -114,7 +154,7 @@ class Node:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         def over(place: Place) -> Any:
-            made = mechanisms.made(world, kernel, self.classes)
+            made = mechanisms.made(world, kernel, self.classes, self.intended)
             self.spawner = made.spawner  # type: ignore[assignment]
             return made
 

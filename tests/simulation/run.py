@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+from atoll.ipc.client.outside import Outside
 from atoll.ipc.errors import AtollError
 from atoll.microkernel import failpoints
 from atoll.microkernel.connections import Connection
@@ -120,6 +121,8 @@ class Scenario:
         world.watchers.append(self._look)
         world.over = self._over
         world.finish = self._finish
+        world.after_kill = self.node.unring
+        world.between = self._between
         witness.serves = self._serves
         _instrument(world)
 
@@ -153,6 +156,10 @@ class Scenario:
             process.stalled = 0
         world.note("quiet")
         world.start("auditor", self._audit)
+
+    def _between(self) -> None:
+        if self.world.chance.random() < self.world.faults.spurious:
+            self.node.ring()
 
     def _late(self) -> None:
         if not self.done:
@@ -258,6 +265,16 @@ def _instrument(world: World) -> None:
     Connection._try = sending  # type: ignore[method-assign]
     Journal._append = appending  # type: ignore[method-assign]
     failpoints.reach = world.pass_point
+    alive = Outside.alive
+
+    def lives(self: Outside, wait: float = 0.0) -> bool:
+        """Waits in the world's time: the kernel that may be ending needs it, too."""
+        until = world.now + int(wait * SECOND)
+        while (up := alive(self)) and world.now < until:
+            world.halt(wait / 10)
+        return up
+
+    Outside.alive = lives  # type: ignore[method-assign]
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("atoll.microkernel.") and hasattr(module, "reach"):
             module.reach = world.pass_point  # type: ignore[attr-defined]

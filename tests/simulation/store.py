@@ -28,6 +28,15 @@ class Disk(MemoryEngine):
         super().__init__(limit=1 << 26, reserve=1 << 20)
         self._world = world
 
+    def holds(self, part: bytes) -> bool:
+        """Whether any value that was ever written has this in it."""
+        return any(
+            part in (value or b"")
+            for rows in self._rows.values()
+            for values in rows.values()
+            for _, value in values
+        )
+
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
         world = self._world
         world.pass_point("commit")

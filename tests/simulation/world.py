@@ -85,8 +85,7 @@ class Process:
         """One of its steps is in progress, below this one."""
         self.at_death: list[Callable[[], object]] = []
         """What its host does for it when it is gone: close its descriptors."""
-        self.life, self._pulse = os.pipe()
-        """Readable once it has ended, as a pidfd is."""
+        self._pulses: list[int] = []
         self._events: list[Any] = []
         self._due = 0.0
         self._steps = 0
@@ -108,6 +107,15 @@ class Process:
     def due(self) -> int:
         """When it wants to move at the latest."""
         return max(self.stalled, int(self._due * SECOND) + 1)
+
+    def pidfd(self) -> int:
+        """A descriptor that is readable once it has ended; the caller's."""
+        end, pulse = os.pipe()
+        if self.alive:
+            self._pulses.append(pulse)
+        else:
+            os.close(pulse)
+        return end
 
     def can_move(self) -> bool:
         if not self.alive or self.frozen or self.inside or self.stalled > self.world.now:
@@ -150,7 +158,9 @@ class Process:
         self.alive = False
         for action in self.at_death:
             action()
-        os.close(self._pulse)
+        for pulse in self._pulses:
+            os.close(pulse)
+        self._pulses.clear()
 
 
 class _nowhere:
@@ -211,13 +221,13 @@ class Faults:
         def some(most: float) -> float:
             return 0.0 if none or chance.random() < 0.4 else most * chance.random() ** 2
 
-        self.killed_at_point = some(0.02)
-        self.killed_at_step = some(0.003)
+        self.killed_at_point = some(0.05)
+        self.killed_at_step = some(0.005)
         self.interrupted = 0.3
-        self.stalled = some(0.02)
+        self.stalled = some(0.08)
         self.stolen = some(0.001)
         """A process gets no time for seconds."""
-        self.spurious = some(0.02)
+        self.spurious = some(0.05)
         """A ring that nobody rang."""
         self.unrung = some(0.5)
         """Who is killed had taken a `parked` word and not rung yet."""
@@ -227,7 +237,7 @@ class Faults:
         self.unspawned = some(0.1)
         self.jump = some(0.002)
         """The wall clock is set."""
-        self.kernel = chance.random() < 0.5
+        self.kernel = chance.random() < 0.6
         """The kernel may die, too."""
 
 
@@ -252,6 +262,10 @@ class World:
         self.over: Callable[[], bool] = lambda: False
         self.finish: Callable[[], object] = lambda: os._exit(0)
         """Ends the world; it does not return."""
+        self.after_kill: Callable[[Process], object] = lambda process: None
+        """What else is lost with one that is killed."""
+        self.between: Callable[[], object] = lambda: None
+        """What else may happen between two steps."""
         self.steps = 0
         self.killed = 0
         self.unkillable: set[str] = set()
@@ -351,6 +365,7 @@ class World:
         self._look()
         if process.alive and self._dies(process, self.faults.killed_at_step):
             self.kill(process)
+        self.between()
         if self.chance.random() < self.faults.jump:
             self.skew += self.chance.uniform(-100, 100)
             self.note(f"the clock is set by {self.skew}")
@@ -390,6 +405,7 @@ class World:
         if process.alive:
             self.killed += 1
             self.buried(process, "killed")
+            self.after_kill(process)
 
     def buried(self, process: Process, how: str) -> None:
         self.note(f"end {process.name} {process.pid} {how}")

@@ -5,6 +5,7 @@ A further transport is one more opener in OPENERS; no test changes.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import pytest
@@ -31,7 +32,11 @@ class Served(Protocol):
 Opener = Callable[..., AbstractContextManager[Served]]
 Open = Callable[..., Served]
 
-OPENERS: dict[str, Opener] = {"inprocess": testing.running, "channel": over_channels.running}
+OPENERS: dict[str, Opener] = {
+    "inprocess": testing.running,
+    "channel": over_channels.running,
+    "channel, asleep in trio": partial(over_channels.running, in_trio=True),
+}
 
 
 @pytest.fixture(params=OPENERS)

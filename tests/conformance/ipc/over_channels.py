@@ -30,7 +30,9 @@ class OverChannels:
 
 
 @contextmanager
-def running(server: type[Serves[Any]], *, in_hand: int | None = None) -> Iterator[OverChannels]:
-    """Like `testing.running`."""
-    with serving(server, clients=0, in_hand=in_hand) as served:
+def running(
+    server: type[Serves[Any]], *, in_hand: int | None = None, in_trio: bool = False
+) -> Iterator[OverChannels]:
+    """Like `testing.running`. `in_trio`: the server sleeps as simulated ones do."""
+    with serving(server, clients=0, in_hand=in_hand, in_trio=in_trio) as served:
         yield OverChannels(served)

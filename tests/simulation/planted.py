@@ -1,0 +1,109 @@
+"""Bugs put in on purpose, each of a kind that the design warns of: by name, what puts it into a world's process.
+
+They show that the simulation looks: a plant that no seed finds is a hole in what it checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from atoll.ipc.deferred import Deferred
+from atoll.ipc.runtime.loop import ServeLoop
+from atoll.microkernel import powers
+from atoll.microkernel.authority import Authority
+from atoll.microkernel.capability_rows import write_made
+from atoll.microkernel.channels import Channel
+from atoll.microkernel.notices import RESTARTING
+from atoll.microkernel.powers import Powers
+from atoll.microkernel.store import Store
+from atoll.microkernel.tables import Table
+from atoll.servers.state import group
+from atoll.servers.state import server as state
+
+
+def no_second_look() -> None:
+    """A handler's task begins without a second look at its capability."""
+
+    def recheck(self: ServeLoop, inhand: Any) -> None:
+        self._status_words[0] = 0
+
+    ServeLoop._recheck = recheck  # type: ignore[assignment,method-assign]
+
+
+def row_after_reply() -> None:
+    """A lasting grant is answered before its row is there."""
+
+    async def record(self: Powers, made: Any) -> None:
+        self._node.store.later(write_made(self._node.store.batch("grant"), made))
+
+    Powers._record = record  # type: ignore[method-assign]
+
+
+def row_stays() -> None:
+    """What was revoked keeps its row."""
+    powers.write_ended = lambda batch, ended: batch  # type: ignore[attr-defined]
+
+
+def epoch_stays() -> None:
+    """The epoch does not rise when a server dies."""
+
+    def died(self: Channel, base: int) -> None:
+        self.state = RESTARTING
+        self._tell(self.taken())
+        self.wake_client()
+
+    Channel.server_died = died  # type: ignore[method-assign]
+
+
+def no_intent() -> None:
+    """A process is started, and nothing was written down before."""
+    commit = Store.commit_or_keep
+
+    async def keep(self: Store, changes: Any) -> None:
+        if not changes.note.startswith("intent"):
+            await commit(self, changes)
+
+    Store.commit_or_keep = keep  # type: ignore[method-assign]
+
+
+def answered_before_durable() -> None:
+    """The store answers a group, then commits it."""
+    flush = group.Group.flush
+
+    def early(self: group.Group) -> None:
+        members, self._members = self._members, [(each[0], Deferred(), each[2]) for each in self._members]
+        for _, done, outcome in members:
+            done.complete(outcome)
+        flush(self)
+
+    group.Group.flush = early  # type: ignore[method-assign]
+
+
+def commits_forgotten() -> None:
+    """The store does not know a commit by its id, so one that is sent again is applied again."""
+    group.committed_before = state.committed_before = lambda snapshot, id: None  # type: ignore[assignment,attr-defined]
+
+
+def entry_stays() -> None:
+    """What was revoked stays valid in the table."""
+    Table.clear = lambda self, capability: None  # type: ignore[method-assign,assignment]
+
+
+def entry_on_any_channel() -> None:
+    """A table entry is written for the channel that was made last, not for its holder's."""
+    enter = Authority.enter
+
+    def careless(self: Authority, capability: Any, channel: Channel) -> None:
+        enter(self, capability, [each for each in self._node.channels if each.server == channel.server][-1])
+
+    Authority.enter = careless  # type: ignore[method-assign]
+
+
+PLANTED: dict[str, Callable[[], None]] = {
+    plant.__name__: plant
+    for plant in (
+        no_second_look, row_after_reply, row_stays, epoch_stays, no_intent, answered_before_durable, commits_forgotten,
+        entry_stays, entry_on_any_channel,
+    )
+}  # fmt: skip

@@ -1,0 +1,26 @@
+"""Bugs put in on purpose are found, each within a few worlds."""
+
+import pytest
+
+from .planted import PLANTED
+from .run import one
+
+WITHIN = 40
+"""Seeds. Most are found in the first five."""
+QUICK = ("no_intent", "entry_stays", "entry_on_any_channel")
+
+
+def found_at(plant: str) -> int:
+    """The first seed whose world breaks; 0: none does."""
+    return next((seed for seed in range(1, WITHIN + 1) if one(seed, plant=PLANTED[plant]).broken), 0)
+
+
+@pytest.mark.parametrize("plant", QUICK)
+def test_a_planted_bug_is_found_soon(plant: str) -> None:
+    assert found_at(plant)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("plant", [plant for plant in PLANTED if plant not in QUICK])
+def test_a_planted_bug_is_found(plant: str) -> None:
+    assert found_at(plant)
