@@ -1,4 +1,4 @@
-"""`python -m atoll.microkernel`: what runs without a node. `boot`, `image check`, `plan`, `doctor`, `clean`."""
+"""`python -m atoll.microkernel`: what runs without a node. `boot`, `image check`, `plan`, `doctor`, `filter`, `clean`."""
 
 from __future__ import annotations
 
@@ -106,6 +106,13 @@ def command_doctor(arguments: argparse.Namespace) -> int:
     return FINDINGS if found.lacking else OK
 
 
+def command_filter(arguments: argparse.Namespace) -> int:
+    from .protection import filters
+
+    print(filters.text(tuple(arguments.grants)), end="")
+    return OK
+
+
 def command_clean(arguments: argparse.Namespace) -> int:
     from .clean import clean_all
 
@@ -141,6 +148,11 @@ def parser() -> argparse.ArgumentParser:
     doctoring = commands.add_parser("doctor", help="what this host can do")
     doctoring.add_argument("--json", action="store_true")
     doctoring.set_defaults(run=command_doctor)
+    filtering = commands.add_parser(
+        "filter", help="which system calls a server at level seccomp has, and why"
+    )
+    filtering.add_argument("grants", nargs="*", help="groups that its image grants")
+    filtering.set_defaults(run=command_filter)
     cleaning = commands.add_parser("clean", help="remove what dead nodes left")
     cleaning.add_argument("--folder", default="")
     cleaning.add_argument("--json", action="store_true")

@@ -221,6 +221,20 @@ def rows(grants: Iterable[str] = ()) -> tuple[Row, ...]:
     return tuple(row for group in dict.fromkeys(chosen) for row in GROUPS[group])
 
 
+def text(grants: tuple[str, ...] = ()) -> str:
+    """For a person: a line a row with what it asks of the arguments and its reason, and how long the program is. Raises
+    UnknownGrant."""
+    lines = [f"{row.call:<24} {_asked(row)}{row.reason}\n" for row in rows(grants)]
+    size = len(export(grants, "kill")) // 8
+    return "".join(lines) + f"everything else is refused; {size} instructions\n"
+
+
+def _asked(row: Row) -> str:
+    tests = [f"argument {test.argument} & {test.mask:#x} = {test.value:#x}" for test in row.tests]
+    fails = [f"fails with {errno.errorcode[row.error]}"] if row.error else []
+    return "".join(f"[{said}] " for said in (*tests, *fails))
+
+
 def _library() -> Any:
     """pyseccomp, which has no types and loads libseccomp: only the kernel needs it."""
     return importlib.import_module("pyseccomp")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from atoll.microkernel.protection import probe
+from atoll.microkernel.protection import Confinement, probe
+from atoll.microkernel.protection.host import NEW_HOSTNAME, NEW_MOUNTS
 from atoll.microkernel.slices import Limits, choose
-from tests.microkernel.children import forge, planned, start, told
+from atoll.native import segments
+from tests.microkernel.children import forge, heard, planned, start, told, unwatch
 
 host = probe()
 ROOT = os.geteuid() == 0
@@ -28,6 +30,8 @@ CLAIMS = {
     "read_memory": ("process", "sandbox"),
     "see": ("sandbox", "sandbox"),
     "mount": ("process", "process"),
+    "load_module": ("process", "process"),
+    "exhaust_descriptors": ("process", "process"),
     "new_user_namespace": ("seccomp", "seccomp"),
     "rename_host": ("process", "process"),
     "become_root": ("process", "process"),
@@ -35,6 +39,11 @@ CLAIMS = {
     "execute": ("seccomp", "seccomp"),
 }
 LEVELS = ("process", "seccomp", "sandbox")
+APART = "/mnt"
+"""Covered, so that what is mounted beside it stays in the victim's own view."""
+GIVEN = 6
+DESCRIPTORS_MOST = 4097
+"""One more than level `process` lets a server have."""
 
 
 @pytest.fixture
@@ -73,6 +82,7 @@ def targets(secret, listening, abstract):
         "list_folder": str(secret.parent),
         "connect": str(listening.getsockname()[1]),
         "abstract_socket": abstract.getsockname()[1:].decode(),
+        "exhaust_descriptors": str(DESCRIPTORS_MOST),
     }
 
 
@@ -99,6 +109,52 @@ async def test_each_attack_is_stopped_exactly_where_claimed(level, secret, bysta
                 said[attack], ended = await told(made, plan.confinement, "attempt", attack, target)
                 assert ended.clean, (attack, ended, said[attack])
     assert {attack: text.startswith("stopped") for attack, text in said.items()} == claimed, said
+
+
+@pytest.mark.skipif(not ROOT, reason="an ordinary user may do none of it, whatever the level")
+@pytest.mark.parametrize(
+    "attack", ["mount", "load_module", "rename_host", "become_root", "exhaust_descriptors"]
+)
+async def test_what_every_level_stops_is_possible_without_one(attack):
+    """Else nothing would tell that the attack is one."""
+    apart = Confinement(name="victim", namespaces=NEW_MOUNTS | NEW_HOSTNAME, covers=(APART,))
+    async with forge() as made:
+        said, ended = await told(made, apart, "attempt", attack, str(DESCRIPTORS_MOST))
+    if attack == "load_module" and "not implemented" in said:
+        pytest.skip("this kernel loads no modules")
+    assert (said, ended.clean) == ("done", True)
+
+
+def grant(sealed):
+    """A page that the kernel writes, as a descriptor to read it by; sealed as a read-only grant is, or open."""
+    memory = os.memfd_create("grant", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, 4096)
+    os.fchmod(memory, 0o666)
+    if sealed:
+        segments.seal(memory, segments.SEALS["readonly"])
+    reading = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(memory)
+    return reading
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "open"])
+async def test_no_level_is_what_keeps_a_grant_from_being_written_its_seals_are(level, sealed):
+    plan = planned(level)
+    if plan.missing:
+        pytest.skip(f"level {level} is not possible here: {'; '.join(map(str, plan.missing))}")
+    reading = grant(sealed)
+    async with forge() as made:
+        process, read = await start(
+            made, plan.confinement, "attempt", "write_grant", str(GIVEN), more={GIVEN: reading}
+        )
+        unwatch(process)
+        said = await heard(read)
+        assert (await process.wait()).clean, said
+        process.close()
+    written = os.pread(reading, 4, 0) == b"mine"
+    os.close(reading)
+    assert (said.startswith("stopped"), written) == (sealed, not sealed), said
 
 
 @pytest.mark.skipif(not ROOT, reason="servers of one user have no users of their own to be kept apart by")

@@ -5,7 +5,9 @@ They run inside a confined child, so they use the standard library only.
 """
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import re
 import resource
@@ -18,6 +20,8 @@ MS_BIND = 4096
 PTRACE_ATTACH = 16
 NEW_USER = 0x1000_0000
 F_SETSIG = 10
+INIT_MODULE = {"x86_64": 175, "aarch64": 105}
+REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 REQUEST_KEY = {"x86_64": 249, "aarch64": 218}
 
 
@@ -89,6 +93,12 @@ def mount(target: str) -> None:
     _checked(libc.mount(b"/usr", b"/tmp", None, MS_BIND, None))
 
 
+def load_module(target: str) -> None:
+    """An empty module: who may load one is told that it is none."""
+    if libc.syscall(INIT_MODULE[os.uname().machine], b"", 0, b"") < 0 and ctypes.get_errno() in REFUSED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def new_user_namespace(target: str) -> None:
     _checked(libc.unshare(NEW_USER))
 
@@ -156,6 +166,28 @@ def exhaust_threads(most: str) -> None:
         raise OSError(11, "no more threads") from error
     finally:
         gate.set()
+
+
+def exhaust_descriptors(most: str) -> None:
+    held = []
+    try:
+        for _ in range(int(most)):
+            held.append(os.open("/dev/null", os.O_RDONLY))
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def write_grant(grant: str) -> None:
+    """A descriptor that was handed over for reading, opened again by way of /proc: mapped, or written to."""
+    try:
+        again = os.open(f"/proc/self/fd/{grant}", os.O_RDWR)
+    except PermissionError:
+        again = int(grant)
+    try:
+        mmap.mmap(again, 4096)[:4] = b"mine"
+    except PermissionError:
+        os.pwrite(again, b"mine", 0)
 
 
 def exhaust_memory(size: str) -> None:

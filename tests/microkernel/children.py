@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -45,7 +45,12 @@ async def forge(marker: str | None = None) -> AsyncIterator[Forge]:
 
 
 async def start(
-    made: Forge, confinement: Confinement, function: str, *arguments: int | str, groups: Sequence[int] = ()
+    made: Forge,
+    confinement: Confinement,
+    function: str,
+    *arguments: int | str,
+    groups: Sequence[int] = (),
+    more: Mapping[int, int] = {},
 ) -> tuple[Process, int]:
     """A child that runs a victim's function with a pipe as its first argument; returns it and the pipe's
     other end."""
@@ -53,7 +58,7 @@ async def start(
     try:
         process = await made.spawn(
             confinement,
-            descriptors={OUT: write},
+            descriptors={OUT: write, **more},
             arguments=(OUT, *arguments),
             entry=f"victims:{function}",
             path=(VICTIMS,),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atoll.microkernel.__main__ import main
 from atoll.microkernel.protection import filters
 from tests.kit import bpf
 
@@ -26,3 +27,15 @@ def test_a_program_says_what_its_rows_mean(grants: tuple[str, ...], called: tupl
 @pytest.mark.parametrize("grants", GRANTED)
 def test_no_number_passes_that_no_row_names(grants: tuple[str, ...]) -> None:
     check_numbers(THIS, grants)
+
+
+@pytest.mark.parametrize("grants", GRANTED)
+def test_a_person_can_read_what_passes_and_why(
+    grants: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["filter", *grants]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    for line, row in zip(lines, filters.rows(grants), strict=True):
+        assert line.split()[0] == row.call and line.endswith(row.reason)
+        assert line.count("argument ") == len(row.tests) and ("fails with " in line) is bool(row.error)
+    assert f"{len(filters.export(grants, 'kill')) // 8} instructions" in last

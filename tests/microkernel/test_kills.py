@@ -4,20 +4,25 @@ Every write has a key of its own, so that what was acknowledged can be compared 
 counted once. What a client was not told of may be there or not, and never in part.
 """
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from atoll.ipc.errors import AtollError, NodeDown
+from atoll.microkernel.place import Place
 from atoll.microkernel.remains import survivors
+from atoll.microkernel.slices import hierarchy
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -27,6 +32,8 @@ Teller = interface("teller", "Teller")
 SERVERS = ("state", "counter", "teller")
 VICTIMS = (*SERVERS, "zygote", "watcher", "kernel")
 QUICK = "restart = { first = 0, most = 0, limit = 1000, within = 1 }"
+ORPHANED: list[float] = []
+"""Seconds from a kernel's death to that of the last process of its node, for each that was killed."""
 SEED = int(os.environ.get("ATOLL_TEST_SEED", "0"))
 
 
@@ -154,8 +161,10 @@ def kill_kernel(node: RealNode, load: Load) -> None:
     processes = node.processes()
     load.node_is(False)
     node.kill()
+    killed = time.monotonic()
     for pid in processes:
         wait_for_end(pid)
+    ORPHANED.append(time.monotonic() - killed)
     assert node.processes() == []
     check = [sys.executable, "-m", "atoll.servers.state.check", str(node.folder / "data" / "state")]
     checked = subprocess.run(check, capture_output=True, text=True, check=False)
@@ -168,7 +177,33 @@ def kill_kernel(node: RealNode, load: Load) -> None:
     load.goes_on()
 
 
+class Left(NamedTuple):
+    """What a node could leave on its host beside processes."""
+
+    mounts: frozenset[str]
+    memory: int
+    """Shared memory that this program has open: what nobody has open or mapped is gone."""
+
+    @classmethod
+    def now(cls) -> "Left":
+        gc.collect()  # attachments that ended
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        return cls(
+            frozenset(line.split()[4] for line in mounts), sum("memfd:" in path for path in open_links())
+        )
+
+
+def open_links() -> list[str]:
+    """What this program has open, as far as it still has."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
+
+
 def run(folder: Path, victims: list[str]) -> None:
+    before = Left.now()
     plain = IMAGE.format(level="seccomp", packages=PACKAGES, counter=QUICK, more=QUICK)
     text = plain.replace("[server.state]", f"[server.state]\n{QUICK}")
     with booted(folder, text=text) as node:
@@ -178,6 +213,11 @@ def run(folder: Path, victims: list[str]) -> None:
                 kill(node, load, victim)
         load.compare()
         assert node.stop() == 0
+        assert node.processes() == []
+    place = Place(name="test", folder=node.folder, image_path="", degrade=False)
+    assert hierarchy.left_by(place.group) == []
+    assert {path for path in Left.now().mounts - before.mounts if str(folder) in path} == set()
+    assert Left.now().memory <= before.memory
 
 
 def test_each_process_is_killed_in_turn_under_load(tmp_path: Path) -> None:
@@ -188,3 +228,6 @@ def test_each_process_is_killed_in_turn_under_load(tmp_path: Path) -> None:
 def test_processes_are_killed_at_random_under_load(tmp_path: Path, times: int) -> None:
     chance = random.Random(SEED)
     run(tmp_path, [chance.choice(VICTIMS) for _ in range(times)])
+    print(
+        f"{len(ORPHANED)} kernels killed: the last process was gone after {max(ORPHANED, default=0):.3f} s at most"
+    )

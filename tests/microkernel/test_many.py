@@ -178,7 +178,12 @@ def test_a_fork_bomb_stays_in_its_slice_and_is_ended_with_its_server(tmp_path: P
     """At level `process`, whose filter keeps nobody from forking: what bounds it is the slice."""
     if choose("trial").kind == "none":
         pytest.skip("no control groups here: nothing bounds how many processes a server makes")
-    with booted(tmp_path, more=BOMBED) as node, bystander(node), node.attach() as attached:
+    with booted(tmp_path, more=BOMBED) as node:
+        bomb(node)
+
+
+def bomb(node: RealNode) -> None:
+    with bystander(node), node.attach() as attached:
         (group,) = groups_of(node, "few")
         attached.open("stubborn", Stubborn).bomb.now()
         while len(members := hierarchy.members(group)) < 64:
