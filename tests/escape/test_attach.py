@@ -15,7 +15,7 @@ import pytest
 from atoll.ipc.attach import SOCKET, Unwelcome
 from atoll.ipc.system import control
 from atoll.microkernel.gate import GREETED_MOST
-from atoll.microkernel.slices import choose
+from tests.kit.groups import control_groups
 from tests.microkernel.children import planned
 from tests.microkernel.nodes import RealNode
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(PACKAGES))
 from hostile.interface import Hostile  # noqa: E402
 
 ROOT = os.geteuid() == 0
-GROUPS = choose(f"escape-{os.getpid()}").kind != "none"
+GROUPS = control_groups()
 root_only = pytest.mark.skipif(not ROOT, reason="needs root: it takes another user id")
 
 IMAGE = """

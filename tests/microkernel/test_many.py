@@ -14,8 +14,9 @@ from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import Revoked
 from atoll.ipc.system.kernel import CapabilityRow
 from atoll.microkernel.place import Place
-from atoll.microkernel.slices import choose, hierarchy
+from atoll.microkernel.slices import hierarchy
 from tests.kit.forked import forked
+from tests.kit.groups import control_groups
 
 from .nodes import PACKAGES, RealNode, booted, interface
 
@@ -176,7 +177,7 @@ def groups_of(node: RealNode, slice: str) -> list[Path]:
 
 def test_a_fork_bomb_stays_in_its_slice_and_is_ended_with_its_server(tmp_path: Path) -> None:
     """At level `process`, whose filter keeps nobody from forking: what bounds it is the slice."""
-    if choose("trial").kind == "none":
+    if not control_groups():
         pytest.skip("no control groups here: nothing bounds how many processes a server makes")
     with booted(tmp_path, more=BOMBED) as node:
         bomb(node)

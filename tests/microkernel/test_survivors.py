@@ -11,7 +11,8 @@ import pytest
 
 from atoll.microkernel.place import Place
 from atoll.microkernel.remains import survivors
-from atoll.microkernel.slices import choose, hierarchy
+from atoll.microkernel.slices import hierarchy
+from tests.kit.groups import control_groups
 
 from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -31,8 +32,7 @@ FROM_STATE = 'package = "{package}"\n'
 
 
 def grouped() -> None:
-    kind = choose("trial").kind
-    if kind == "none":
+    if not control_groups():
         pytest.skip("no control groups here: who leaves both its session and its program is not found")
 
 
