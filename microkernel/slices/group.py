@@ -112,8 +112,13 @@ async def kill_members(folder: Path) -> None:
 
 def alive(pid: int) -> bool:
     """False for one that is gone, or has ended and waits for its parent."""
+    return started(pid) is not None
+
+
+def started(pid: int) -> int | None:
+    """When it did, in clock ticks since the host's boot; None for one that is not alive."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in (b"Z", b"X")
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import trio
 
-from .group import LOOK_AGAIN, alive
+from .group import LOOK_AGAIN, started
 from .limits import Limits
 
 
@@ -16,13 +16,15 @@ class GroupOfProcesses:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._pids: set[int] = set()
+        self._since: dict[int, int] = {}
+        """By process when it started: a number is given to another program once its process is gone."""
 
     def open_procs(self) -> list[int]:
         return []
 
     def joined(self, pid: int) -> None:
-        self._pids.add(pid)
+        if (since := started(pid)) is not None:
+            self._since[pid] = since
 
     def limit(self, limits: Limits) -> list[str]:
         asked = [
@@ -37,8 +39,8 @@ class GroupOfProcesses:
         return [f"{', '.join(asked)} of {self.name} not enforced: no control groups here"] if asked else []
 
     def members(self) -> set[int]:
-        self._pids = {pid for pid in self._pids if alive(pid)}
-        return set(self._pids)
+        self._since = {pid: since for pid, since in self._since.items() if started(pid) == since}
+        return set(self._since)
 
     def killed_for_memory(self) -> int:
         return 0

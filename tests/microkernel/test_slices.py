@@ -218,6 +218,17 @@ async def test_two_nodes_do_not_touch_each_other(slices):
         process.close()
 
 
+def test_without_control_groups_a_number_that_was_used_again_is_no_member():
+    """The process is gone, and its number another program's: that is neither stopped nor ended."""
+    group = GroupOfProcesses("server")
+    with subprocess.Popen(["sleep", "infinity"]) as another:
+        group.joined(another.pid)
+        assert group.members() == {another.pid}
+        group._since[another.pid] -= 1  # as if it had been one that started before
+        assert group.members() == set()
+        another.kill()
+
+
 async def test_without_control_groups_signals_stand_in():
     """What an ordinary user gets: freezing and ending work, limits are a sentence."""
     group = GroupOfProcesses("server")
