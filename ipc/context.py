@@ -228,6 +228,11 @@ def current() -> Call:
     return call
 
 
+def enter(call: Call) -> None:
+    """Make it the call in hand wherever the current context is seen."""
+    _in_task.set(call)
+
+
 @contextmanager
 def in_hand(call: Call | None) -> Iterator[None]:
     """Make it the call in hand of this task, or of this stretch of a thread."""

@@ -14,6 +14,7 @@ import mmap
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 from typing import Any, Protocol
 
 import msgspec
@@ -280,7 +281,7 @@ class ServeLoop:
         trio.lowlevel.add_instrument(runnable)
         try:
             async with trio.open_nursery() as nursery:
-                self._tasks.nursery = nursery
+                self._tasks.opened(nursery)
                 task_status.started()
                 await self._serve(runnable)
                 nursery.cancel_scope.cancel()
@@ -335,7 +336,7 @@ class ServeLoop:
                 else:
                     reply, packed = b"", 0
                     if result is not None:
-                        self._later((received >> 32) & 0xFFFFFF, result, op == cast)
+                        reply, packed = self._later((received >> 32) & 0xFFFFFF, result, op == cast)
                 continue
             reply, packed = await self._other(op, received, reply, packed, runnable)
             if self._stopping and op == Op.EXTERNAL:
@@ -432,9 +433,23 @@ class ServeLoop:
             )
         return entry.run
 
-    def _later(self, index: int, result: Any, cast: bool) -> None:
+    def _later(self, index: int, result: Any, cast: bool) -> tuple[bytes, int]:
+        """A handler returned something to wait for. The answer, if there is one already."""
+        spec, message = self.endpoint.table[index].spec, self._message
         call = Call(self._fields(), INLINE.clock)
-        self._tasks.later(self.endpoint.table[index].spec, self._origin(cast), result, call)
+        if result.__class__ is not CoroutineType or not self._tasks.may_begin(
+            message.channel, message.request
+        ):
+            self._tasks.later(spec, self._origin(cast), result, call)
+            return b"", 0
+        INLINE.read = None
+        try:
+            reply = self._tasks.begin(spec, partial(self._origin, cast), result, call)
+        except AtollError as error:
+            return self._fault(error)
+        finally:
+            INLINE.read = self._fields
+        return (b"", 0) if reply is None else (reply, Kind.REPLY << 32 | len(reply))
 
     def channel_in_hand(self) -> int:
         """The number of the channel that the message in hand came by."""

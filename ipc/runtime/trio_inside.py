@@ -1,4 +1,5 @@
-"""What the receive loop must know of trio: is anything runnable, what is its epoll descriptor, when is its next deadline.
+"""What the receive loop must know of trio: is anything runnable, what is its epoll descriptor, when is its next deadline;
+and how to run a step of a task without a turn of trio's.
 
 A serving task sleeps inside the C core, in an epoll that also holds trio's own. It may only do so while no other task can
 run. trio's run queue cannot tell (tasks of the batch in progress have left it), so an instrument keeps book: a task that was
@@ -6,9 +7,23 @@ scheduled and has not stepped is runnable. The one private thing is trio's epoll
 is None, and the loop sleeps in trio.
 """
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any
 
+import outcome
 import trio
+
+try:
+    from trio._core._run import GLOBAL_RUN_CONTEXT
+    from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
+
+    STEPS = {"_abort_func", "_cancel_points", "_schedule_points"} <= {
+        field.name for field in trio.lowlevel.Task.__attrs_attrs__
+    } and hasattr(trio.lowlevel.Task, "_attempt_delivery_of_any_pending_cancel")
+except (ImportError, AttributeError):
+    STEPS = False
 
 NANOSECONDS = 1_000_000_000
 
@@ -39,13 +54,76 @@ class Runnable(trio.abc.Instrument):
 def descriptor() -> int | None:
     """trio's epoll descriptor, or None if this trio keeps it elsewhere."""
     try:
-        from trio._core._run import GLOBAL_RUN_CONTEXT
-
         return int(GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
-    except (ImportError, AttributeError):
+    except (NameError, AttributeError):
         return None
 
 
 def seconds_to_deadline() -> float:
     """Until trio's next deadline; infinite if there is none."""
     return float(trio.lowlevel.current_statistics().seconds_to_next_deadline)
+
+
+# steps ----------------------------------------------------------------------------------------------------------------
+#
+# A parked task is one that waits in `wait_task_rescheduled`. It is not in any queue of trio's, so whoever has it may run a
+# coroutine as if it were its: trio's primitives ask who the current task is, note that one and yield to trio's loop.
+
+
+def begin(parked: trio.lowlevel.Task, context: Context, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in the place of a parked task until it first waits. Gives what it yields to trio's loop then: the
+    parked task has to `go_on` with it, before anything else happens. Raises what the coroutine raises, StopIteration with
+    its value if it is over."""
+    running = GLOBAL_RUN_CONTEXT.task
+    GLOBAL_RUN_CONTEXT.task = parked
+    parked.context = context
+    try:
+        trap = context.run(work.send, None)
+        while trap is not CancelShieldedCheckpoint and type(trap) is not WaitTaskRescheduled:
+            error = TypeError(f"a handler waits for something that is not trio's: it yielded {trap!r}")
+            trap = context.run(work.throw, error)
+        return trap
+    finally:
+        GLOBAL_RUN_CONTEXT.task = running
+
+
+def go_on(parked: trio.lowlevel.Task, handed: Any) -> None:
+    """A parked task is handed something and goes on with it, at once, until it yields to trio's loop: what that makes of it
+    is done here."""
+    task: Any = parked
+    running = GLOBAL_RUN_CONTEXT.task
+    GLOBAL_RUN_CONTEXT.task = task
+    task._abort_func = None
+    try:
+        trap = task.context.run(task.coro.send, outcome.Value(handed))
+        task._schedule_points += 1
+        if trap is CancelShieldedCheckpoint:
+            trio.lowlevel.reschedule(task)
+        else:
+            task._cancel_points += 1
+            task._abort_func = trap.abort_func
+            task._attempt_delivery_of_any_pending_cancel()
+    finally:
+        GLOBAL_RUN_CONTEXT.task = running
+
+
+def still_parked(parked: trio.lowlevel.Task, abort: Callable[[Any], trio.lowlevel.Abort]) -> None:
+    """It was not needed. If it was cancelled meanwhile, `abort` hears of it now."""
+    task: Any = parked
+    task._abort_func = abort
+    task._attempt_delivery_of_any_pending_cancel()
+
+
+@types.coroutine
+def the_rest(work: Coroutine[Any, Any, Any], trap: Any) -> Generator[Any, Any, Any]:
+    """Of a coroutine that has begun elsewhere and has yielded `trap`: its result."""
+    while True:
+        try:
+            try:
+                told = yield trap
+            except BaseException as error:  # whatever it is, it is the coroutine's
+                trap = work.throw(error)
+            else:
+                trap = work.send(told)
+        except StopIteration as over:
+            return over.value

@@ -166,8 +166,9 @@ class Serving:
     def resume(self) -> None:
         self._send(control.Resume())
 
-    def stop(self) -> int:
-        self._send(control.Stop(deadline=FOREVER))
+    def stop(self, deadline: int = FOREVER) -> int:
+        """End it, and calls in hand by the deadline (ns of CLOCK_MONOTONIC). Its exit code."""
+        self._send(control.Stop(deadline=deadline))
         return self.wait()
 
     def close(self) -> None:
