@@ -60,6 +60,7 @@ struct atoll_channel {
     /* Only the receive loop touches these. */
     uint32_t number, turn;
     int client_role, active, held;
+    uint32_t stuck;                  /* lanes whose next record is a call, while the loop drains */
     uint32_t told_epoch, told_state; /* what the loop has said of the kernel's notice of a client's channel */
     uint32_t quiet;                  /* polls in a row that found nothing */
     uint64_t seen_in;                /* load window in which a message was last taken */

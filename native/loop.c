@@ -123,11 +123,26 @@ static int arm(struct atoll_loop *loop, struct atoll_channel *channel) {
 
 void atoll_loop_drain(atoll_loop *loop, int draining) {
     loop->draining = draining;
-    /* What arrived meanwhile has rung its bell already, and nothing was taken: every channel is looked at
+    /* What arrived meanwhile has rung its bell already, and calls were not taken: every channel is looked at
      * again. */
-    for (uint32_t i = 0; !draining && i < CHANNELS_MOST; i++)
-        if (loop->channels[i])
+    for (uint32_t i = 0; i < CHANNELS_MOST; i++)
+        if (loop->channels[i]) {
+            loop->channels[i]->stuck = 0;
             activate(loop, loop->channels[i]);
+        }
+}
+
+/* Whether a lane of a channel has something to take: while the loop drains, calls are left where they are,
+ * and what comes behind them with them. */
+static int lane_ready(const struct atoll_channel *channel, uint32_t lane) {
+    return !(channel->stuck >> lane & 1) && ring_ready(&channel->in[lane]);
+}
+
+static int lanes_ready(const struct atoll_channel *channel) {
+    for (uint32_t lane = 0; lane < channel->lanes; lane++)
+        if (lane_ready(channel, lane))
+            return 1;
+    return 0;
 }
 
 int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, int client) {
@@ -141,6 +156,7 @@ int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, in
     channel->number = number;
     channel->client_role = client;
     channel->active = channel->held = 0;
+    channel->stuck = 0;
     loop->channels[number % CHANNELS_MOST] = channel;
     activate(loop, channel);
     return 0;
@@ -293,7 +309,7 @@ static int next_lane(struct atoll_channel *channel) {
     int reverse = (++channel->turn & 7) == 0;
     for (uint32_t i = 0; i < channel->lanes; i++) {
         uint32_t lane = reverse ? channel->lanes - 1 - i : i;
-        if (ring_ready(&channel->in[lane]))
+        if (lane_ready(channel, lane))
             return (int)lane;
     }
     return -1;
@@ -330,6 +346,10 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         return op(OP_MISBEHAVED, channel->number, 0);
     if (!found)
         return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
+    if (loop->draining && header.kind <= KIND_CAST) {
+        channel->stuck |= 1u << lane;
+        return 0;
+    }
     atoll_message *message = &loop->message;
     message->request = header.request;
     message->deadline = header.deadline;
@@ -383,7 +403,7 @@ static uint64_t poll(struct atoll_loop *loop) {
             loop->turn++;
             batch_over(loop, channel);
             return op(OP_EXTERNAL, 0, 0);
-        } else if (!channel->held && !loop->draining) {
+        } else if (!channel->held) {
             int lane = next_lane(channel);
             if (lane >= 0 && loop->burst >= BURST && loop->active_count == 1)
                 batch_over(loop, channel);
@@ -453,9 +473,9 @@ static int park(struct atoll_loop *loop) {
         struct atoll_channel *channel = loop->active[i];
         park_announce(channel->own, PARK_DOORBELL);
         /* A server that died rings like one that replied: what the kernel says of it is news, too. */
-        int pending = channel_pending(channel) || (channel->client_role && channel_news(channel, 0));
-        if (channel_room(channel, 0) ||
-            (pending && !(channel->held || (loop->draining && !channel->client_role)))) {
+        int pending = channel->client_role ? channel_pending(channel) || channel_news(channel, 0)
+                                           : lanes_ready(channel);
+        if (channel_room(channel, 0) || (pending && !channel->held)) {
             park_over(channel->own);
             return 0; /* those armed so far stay armed: their doorbells are in the epoll */
         }

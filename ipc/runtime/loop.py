@@ -112,6 +112,7 @@ class ServeLoop:
         """Where the loop sleeps in trio, and does so now."""
         self._draining = False
         self._stopping = False
+        self._runnable = trio_inside.Runnable(self._stir)
         self._knows_clients = False
         self._again = ffi.new("atoll_message *")
         lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
@@ -277,16 +278,15 @@ class ServeLoop:
             lib.atoll_loop_watch(self.c, descriptor)
         else:
             self._outside = lib.atoll_loop_sleep_outside(self.c)
-        runnable = trio_inside.Runnable(self._stir)
-        trio.lowlevel.add_instrument(runnable)
+        trio.lowlevel.add_instrument(self._runnable)
         try:
             async with trio.open_nursery() as nursery:
                 self._tasks.opened(nursery)
                 task_status.started()
-                await self._serve(runnable)
+                await self._serve()
                 nursery.cancel_scope.cancel()
         finally:
-            trio.lowlevel.remove_instrument(runnable)
+            trio.lowlevel.remove_instrument(self._runnable)
             INLINE.read = None
 
     def _stir(self) -> None:
@@ -295,7 +295,7 @@ class ServeLoop:
         if self._sleep is not None:
             self._sleep.cancel()
 
-    async def _serve(self, runnable: trio_inside.Runnable) -> None:
+    async def _serve(self) -> None:
         receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
         notice, status, inline = self._notice_words, self._status_words, INLINE
         full = self._tasks.shares.full
@@ -338,19 +338,17 @@ class ServeLoop:
                     if result is not None:
                         reply, packed = self._later((received >> 32) & 0xFFFFFF, result, op == cast)
                 continue
-            reply, packed = await self._other(op, received, reply, packed, runnable)
+            reply, packed = await self._other(op, received, reply, packed)
             if self._stopping and op == Op.EXTERNAL:
                 lib.atoll_loop_flush(loop)
                 return
 
-    async def _other(
-        self, op: int, received: int, reply: bytes, packed: int, runnable: trio_inside.Runnable
-    ) -> tuple[bytes, int]:
+    async def _other(self, op: int, received: int, reply: bytes, packed: int) -> tuple[bytes, int]:
         """Everything that is not a call to dispatch; gives what to reply with."""
         index = received >> 32 & 0xFFFFFF
         match op:
             case Op.EXTERNAL:
-                await self._turn(runnable)
+                await self._turn()
             case Op.CLIENT:
                 self._replies_of(self.clients[index])
             case Op.STREAM:
@@ -380,7 +378,7 @@ class ServeLoop:
             # What it wrote stays in its ring: looked at again, it would take up every turn until the kernel closes it.
             lib.atoll_loop_remove(self.c, client.number)
 
-    async def _turn(self, runnable: trio_inside.Runnable) -> None:
+    async def _turn(self) -> None:
         """trio's turn; then say until when the C loop may wait."""
         INLINE.read = None
         self._replies.flush()
@@ -388,7 +386,7 @@ class ServeLoop:
             self._run_idle()
         await trio.lowlevel.checkpoint()
         INLINE.read = self._fields
-        self._wait_until(runnable)
+        self._wait_until()
 
     async def _sleep_in_trio(self) -> None:
         """Until a ring, or something that trio has to do, or the time to be idle."""
@@ -402,8 +400,9 @@ class ServeLoop:
         lib.atoll_loop_until(self.c, 1)
         INLINE.read = self._fields
 
-    def _wait_until(self, runnable: trio_inside.Runnable) -> None:
-        if runnable.any or self._stopping:
+    def _wait_until(self) -> None:
+        """Say until when the C loop may wait: trio's next deadline, or not at all if something is runnable there."""
+        if self._runnable.any or self._stopping:
             lib.atoll_loop_until(self.c, 1)
             return
         wait = min(trio_inside.seconds_to_deadline(), self._idle_due - clock.monotonic())
@@ -449,7 +448,10 @@ class ServeLoop:
             return self._fault(error)
         finally:
             INLINE.read = self._fields
-        return (b"", 0) if reply is None else (reply, Kind.REPLY << 32 | len(reply))
+        if reply is None:
+            self._wait_until()  # what it waits for may be a moment
+            return b"", 0
+        return reply, Kind.REPLY << 32 | len(reply)
 
     def channel_in_hand(self) -> int:
         """The number of the channel that the message in hand came by."""
