@@ -100,6 +100,11 @@ void channel_take(struct atoll_channel *channel, uint32_t lane, const struct hea
 /* Has the peer freed room since a record found none? `take`: whoever asks writes what waits for it. */
 int channel_room(struct atoll_channel *channel, int take);
 
+/* Leaves the record that channel_peek approved where it is: its next reader looks at it as if nobody had. */
+static inline void channel_leave(const struct atoll_channel *channel, uint32_t lane) {
+    (void)channel, (void)lane;
+}
+
 /* The end of a batch of channel_take: wakes the peer if it sleeps and wants the room. */
 void channel_freed(struct atoll_channel *channel);
 

@@ -347,6 +347,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     if (!found)
         return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
     if (loop->draining && header.kind <= KIND_CAST) {
+        channel_leave(channel, lane);
         channel->stuck |= 1u << lane;
         return 0;
     }

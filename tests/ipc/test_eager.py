@@ -181,7 +181,8 @@ class Server(Serves[Things]):
 
     @Things.sleep.serve
     async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+        with trio.move_on_after(seconds):
+            await trio.sleep_forever()
 
     @Things.generator.serve
     async def generator(self) -> list[int]:

@@ -139,7 +139,7 @@ CLAIMS = (
           r"store_release\(&\w+->sequence,"),
     Claim("a record's place on a ring", r"\bring->position = position \+", r"store_release\([^;]*line, position \+ 1\)"),
     # What was approved and is not taken would be approved again at every look.
-    Claim("an approved record", r"\bchannel_peek\(", r"\bchannel_take\(", (("found < 0", True), ("!found", True))),
+    Claim("an approved record", r"\bchannel_peek\(", r"\bchannel_(take|leave)\(", (("found < 0", True), ("!found", True))),
     # The handler's first step closes the window that a good check has opened.
     Claim("the window between check and dispatch", r"\bwindow_open\(", r"\bwindow_close\(", (_REFUSED,)),
     Claim("the window that a check left open", r"\bcheck\(loop,", r"\bwindow_close\(|\? OP_CALL : OP_CAST",
