@@ -76,18 +76,18 @@ def test_a_caller_that_gives_up_is_heard(served: Serving) -> None:
     works, other = served.proxies
     future = works.never.start()
     until_begun(other, 1)
-    served.begin_to_drain()
+    served.begin_drain(1)
     future.cancel()
-    assert served.drained() == ()
+    assert served.drained() == 1
 
 
 def test_a_stream_goes_on_to_its_end(served: Serving) -> None:
     works, other = served.proxies
     numbers: Any = works.numbers.now(MANY)
     until_begun(other, 1)
-    served.begin_to_drain()
+    served.begin_drain(1)
     assert list(numbers) == list(range(MANY))
-    assert served.drained() == ()
+    assert served.drained() == 1
 
 
 def test_an_upload_goes_on_to_its_end(served: Serving) -> None:
@@ -96,11 +96,11 @@ def test_an_upload_goes_on_to_its_end(served: Serving) -> None:
     def items() -> Iterator[int]:
         yield 0
         until_begun(other, 1)
-        served.begin_to_drain()
+        served.begin_drain(1)
         yield from range(1, MANY)
 
     assert works.total.now(items()) == sum(range(MANY))
-    assert served.drained() == ()
+    assert served.drained() == 1
 
 
 def test_calls_wait_until_it_serves_again(served: Serving) -> None:
@@ -108,9 +108,9 @@ def test_calls_wait_until_it_serves_again(served: Serving) -> None:
     works, other = served.proxies
     future = works.never.start()
     until_begun(other, 1)
-    served.begin_to_drain()
+    served.begin_drain(1)
     future.cancel()
-    assert served.drained() == ()
+    assert served.drained() == 1
     waiting = [each.number.start() for each in (works, other) for _ in range(10)]
     with pytest.raises(TimeoutError):
         waiting[-1].result(0.2)

@@ -152,13 +152,7 @@ class Serving:
 
     def drain(self) -> tuple[str, ...]:
         """Have the server take nothing more; what is left in hand (nothing: there is no deadline)."""
-        self.begin_to_drain()
-        return self.drained()
-
-    def begin_to_drain(self) -> None:
         self._send(control.Drain(deadline=FOREVER))
-
-    def drained(self) -> tuple[str, ...]:
         return self._expect(control.Drained).pending
 
     def begin_drain(self, number: int) -> None:
