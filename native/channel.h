@@ -105,6 +105,19 @@ static inline void channel_leave(const struct atoll_channel *channel, uint32_t l
     (void)channel, (void)lane;
 }
 
+/* Whether a lane of a channel has something to take: while the loop drains, calls are left where they are,
+ * and what comes behind them with them. */
+static inline int lane_ready(const struct atoll_channel *channel, uint32_t lane) {
+    return !(channel->stuck >> lane & 1) && ring_ready(&channel->in[lane]);
+}
+
+static inline int lanes_ready(const struct atoll_channel *channel) {
+    for (uint32_t lane = 0; lane < channel->lanes; lane++)
+        if (lane_ready(channel, lane))
+            return 1;
+    return 0;
+}
+
 /* The end of a batch of channel_take: wakes the peer if it sleeps and wants the room. */
 void channel_freed(struct atoll_channel *channel);
 

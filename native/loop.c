@@ -132,19 +132,6 @@ void atoll_loop_drain(atoll_loop *loop, int draining) {
         }
 }
 
-/* Whether a lane of a channel has something to take: while the loop drains, calls are left where they are,
- * and what comes behind them with them. */
-static int lane_ready(const struct atoll_channel *channel, uint32_t lane) {
-    return !(channel->stuck >> lane & 1) && ring_ready(&channel->in[lane]);
-}
-
-static int lanes_ready(const struct atoll_channel *channel) {
-    for (uint32_t lane = 0; lane < channel->lanes; lane++)
-        if (lane_ready(channel, lane))
-            return 1;
-    return 0;
-}
-
 int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, int client) {
     if (loop->channels[number % CHANNELS_MOST])
         return EEXIST;
