@@ -121,6 +121,7 @@ class Authority:
                     serving.send(told)
                     serving.served.discard(channel.number)
         if not channel.client.gone:
+            channel.close_for_client()  # a thread that waits in the C core hears no packet
             channel.client.send(told)
         self._grants.closed(channel.number)
         node.channels.forget(channel)
@@ -137,6 +138,7 @@ class Authority:
             return
         peer = server if client == accuser else client
         self._events.event("misbehaved", peer, f"channel {channel} between {client} and {server}: {check}")
+        self._events.refuse(peer, "protocol", f"{accuser} says that it broke the protocol: {check}")
         self.disconnect(found, f"{peer} broke the protocol: {check}")
         if found.client is self._node.kernel:
             # It has no channel but to the store, and there is no way to go on whose rows would not be lost.

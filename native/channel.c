@@ -299,7 +299,7 @@ static int bulk_room(struct atoll_channel *channel, uint32_t length, uint64_t *o
     uint64_t seen[LANES_MOST] = {0};
     for (uint32_t lane = 0; lane < channel->lanes; lane++) {
         if (ring_observe(&channel->out[lane]) == RING_FAULT)
-            return (int)channel_fail(channel, "consumed index");
+            return (int)channel_fail(channel, "consumed index, when a bulk record needed room");
         seen[lane] = channel->out[lane].seen;
         if (channel->bulk_barred && (int64_t)(seen[lane] - channel->bulk_barrier[lane]) < 0)
             return R_FULL;

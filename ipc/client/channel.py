@@ -333,8 +333,10 @@ class ClientChannel:
             if kind == Kind.CREDIT:
                 try:
                     stream.credited(_credit.decode(payload))
-                except (msgspec.DecodeError, PeerMisbehaved):
+                except msgspec.DecodeError:
                     self.misbehaved("credit")
+                except PeerMisbehaved:
+                    self.misbehaved("more credit than a window")
                 return
         elif kind in (Kind.ITEM, Kind.CREDIT, Kind.END):
             self.misbehaved("kind of reply")
@@ -342,7 +344,7 @@ class ClientChannel:
         del self.pending[pending.number]
         if kind == Kind.FAULT:
             self.faults += 1
-            error = self.fault(pending.site.spec, payload)
+            error = errors.decode(payload, pending.site.spec)
             if isinstance(error, DeadlineExceeded) and pending.seconds is not None:
                 error = DeadlineExceeded(error.method, pending.seconds)  # the server knows when, not how long
             if stream is not None:
@@ -354,13 +356,6 @@ class ClientChannel:
                 stream.arrived([payload])
             stream.ended(None)
         pending.complete(payload)
-
-    def fault(self, spec: MethodSpec, payload: bytes | memoryview) -> errors.AtollError:
-        """The error that a FAULT record carries."""
-        try:
-            return errors.decode(payload, spec)
-        except msgspec.DecodeError as problem:
-            return PeerMisbehaved(f"a fault of {spec.label}", str(problem))
 
     def wait(self, pending: Pending, limit: int) -> None:
         """Block this thread until `pending` is done or CLOCK_MONOTONIC reaches `limit` (0: no limit)."""
@@ -445,7 +440,8 @@ class ClientChannel:
             raise TooLarge(f"a message of {spec.label}", size, lib.atoll_channel_limit(self.c))
         if result == Result.MISBEHAVED:
             self.misbehaved()
-            raise copy(self.failed or PeerMisbehaved(f"the channel to {self.peer}", "unknown check"))
+            assert self.failed is not None
+            raise copy(self.failed)
         if result == Result.AGAIN:
             self._look_at_kernel()
             self.outbox.pay()
@@ -502,9 +498,8 @@ class ClientChannel:
 
     def misbehaved(self, check: str = "") -> None:
         """Close the channel over what the peer wrote, and have the event recorded."""
-        fault = lib.atoll_channel_fault(self.c)
-        check = check or (ffi.string(fault).decode() if fault != ffi.NULL else "unknown check")
         if self.failed is None:
+            check = check or ffi.string(lib.atoll_channel_fault(self.c)).decode()
             self.host.misbehaved(self.number, check)
             error = PeerMisbehaved(f"the channel to {self.peer}", check)
             self.fail(lambda _: error, error)

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from atoll.ipc import clock
 from atoll.ipc.errors import Aborted, AtollError
 from atoll.ipc.streams import Receiver, Sender, cost, total
 from atoll.native import Kind
 
 from .channel import ClientChannel
 from .host import Subscribe
-from .pending import Pending
+from .pending import NANOSECONDS, Pending, within
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -150,5 +151,14 @@ class ChannelStream:
         self._channel.block(self.pending, ready, self._told(ready))
 
     async def _until(self, ready: Callable[[], bool]) -> None:
-        while not ready():
-            await self._channel.host.wait(self._told(ready))
+        """Until it is `ready`, or the deadline has passed, which ends it: a server that says nothing keeps nobody."""
+
+        async def change() -> None:
+            while not ready():
+                await self._channel.host.wait(self._told(ready))
+
+        until = self.pending.until
+        if not until:
+            await change()
+        elif not await within((until - clock.monotonic_ns()) / NANOSECONDS, change):
+            self._channel.expire(self.pending)

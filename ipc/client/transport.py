@@ -7,7 +7,7 @@ and receives; everything else is a request in hand (pending.py).
 from collections.abc import Callable
 from typing import Any
 
-from atoll.ipc import clock, context
+from atoll.ipc import clock, context, errors
 from atoll.ipc.errors import DeadlineExceeded
 from atoll.ipc.future import RawReply
 from atoll.ipc.method import LANES, MethodSpec
@@ -81,7 +81,7 @@ class ChannelTransport:
         channel = self.channel
         if result >= 0:
             channel.faults += 1
-            raise channel.fault(method, channel.long(result & LENGTH))
+            raise errors.decode(channel.long(result & LENGTH), method)
         site = self._site(method, DEFAULTS, Kind.CALL)
         if result in (Result.AGAIN, Result.OTHER) or lib.atoll_call_waits(channel.c):
             pending = Pending(channel, site, payload, 0, 0, None)

@@ -547,8 +547,8 @@ class ServeLoop:
         return Revoked(inhand.spec.label)
 
     def _misbehaved(self, channel: int) -> None:
-        fault = lib.atoll_channel_fault(self._channels[channel]) if channel in self._channels else ffi.NULL
-        self._bad(channel, ffi.string(fault).decode() if fault != ffi.NULL else "unknown check")
+        if channel in self._channels:  # else it was told of already
+            self._bad(channel, ffi.string(lib.atoll_channel_fault(self._channels[channel])).decode())
 
     def _bad(self, channel: int, check: str) -> None:
         self.observer.misbehaved(channel, check)

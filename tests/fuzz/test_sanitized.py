@@ -6,8 +6,8 @@ import pytest
 
 from .sanitized import build, run
 
-SHORT = ("tests/native/test_hostile.py", "tests/native/test_lost_rings.py")
-CHOSEN = "wrong or cannot_have or comes_and_goes or doorbell or rings or put_off"
+SHORT = ("tests/hostile/test_lies.py", "tests/native/test_lost_rings.py")
+CHOSEN = "wrong or caller or doorbell or rings or put_off"
 
 
 @pytest.mark.timeout(600)

@@ -290,6 +290,31 @@ def test_a_deadline_ends_the_call_and_cancels_its_handler(served: Serving) -> No
         pass
 
 
+@pytest.mark.parametrize("way", ["thread", "trio", "asyncio"])
+def test_a_deadline_ends_a_stream_and_an_upload_whose_server_says_nothing(served: Serving, way: str) -> None:
+    served.drain()  # it takes nothing any more, so nobody but the caller looks at the deadline
+    desk = served.proxies[0].with_(deadline=0.02)
+
+    async def each() -> None:
+        with pytest.raises(DeadlineExceeded):
+            async for _ in desk.numbers(3):
+                pass
+        with pytest.raises(DeadlineExceeded):
+            await desk.sizes([b"x"])
+
+    match way:
+        case "trio":
+            trio.run(each)
+        case "asyncio":
+            asyncio.run(each())
+        case _:
+            with pytest.raises(DeadlineExceeded):
+                list(desk.numbers.now(3))
+            with pytest.raises(DeadlineExceeded):
+                desk.sizes.now([b"x"])
+    served.resume()
+
+
 def test_a_future_that_is_cancelled_cancels_its_handler(served: Serving) -> None:
     desk = served.proxies[0]
     future = desk.double_never.start(1)

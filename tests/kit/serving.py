@@ -66,9 +66,13 @@ class Serving:
         self.accused: list[tuple[int, str]] = []
         """(channel, check) of what clients of this process said of the server."""
         self.epoch = 1
+        self._made = 0
         self._segments: list[Segment] = []
         self._needs = _config_need(versions[0], config)
         self._slots = FIRST_SLOT
+        self._ports: list[control.Port] = []
+        self._free: list[tuple[int, int]] = []
+        """Slots that were used before, with the generation that is next."""
         self._nest = Nest(versions, in_hand, in_trio)
         self._notice = self._segment("client notice")
         self._client_notice = mmap.mmap(
@@ -239,12 +243,16 @@ class Serving:
 
     # channels and capabilities ----------------------------------------------------------------------------------------
 
-    def add_channel(self) -> Memory:
-        """A channel between this process and the server; nothing is mapped here yet."""
-        memory = Memory(FIRST_CHANNEL + len(self.channels), self.shape, len(self.channels), epoch=self.epoch)
+    def add_channel(self, *, served: bool = True) -> Memory:
+        """A channel between this process and the server (or one that nobody serves); nothing is mapped here yet."""
+        used = {memory.index for memory in self.channels}
+        index = next(index for index in range(len(used) + 1) if index not in used)
+        memory = Memory(FIRST_CHANNEL + self._made, self.shape, index, epoch=self.epoch)
+        self._made += 1
         self.channels.append(memory)
         self._tell(memory, STATE_OPEN, ffi.NULL)
-        self._open(memory, ())
+        if served:
+            self._open(memory, ())
         return memory
 
     def _opened(self, memory: Memory, role: Any, positions: tuple[int, ...] = ()) -> control.OpenChannel:
@@ -296,6 +304,17 @@ class Serving:
         with contextlib.suppress(OSError):  # it is dead: there is nobody to tell
             self._send(control.CloseChannel(channel=memory.number, reason="closed by the test"))
 
+    def forget_channel(self, memory: Memory) -> None:
+        """Give back all that the kernel keeps of a channel; its server has closed it, or is told to."""
+        if not memory.closed:
+            self.close_channel(memory)
+        for port in [port for port in self._ports if port.channel == memory.number]:
+            self._ports.remove(port)
+            self._free.append((port.slot, port.generation + 1))
+            lib.atoll_entry_clear(self.table.c, port.slot, port.generation)
+        self.channels.remove(memory)
+        memory.close()
+
     def grant(
         self,
         memory: Memory,
@@ -309,15 +328,17 @@ class Serving:
         """Write an entry of the table for this channel; all rights if none are named."""
         names = tuple(rights_of(interface))
         held = names if rights is None else tuple(name for name in names if name in rights)
-        slot, self._slots = self._slots, self._slots + 1
+        slot, generation = self._free.pop() if self._free else (self._slots, 1)
+        self._slots = max(self._slots, slot + 1)
         port = control.Port(
-            channel=memory.number, slot=slot, generation=1, interface=interface.__name__, rights=held
+            channel=memory.number, slot=slot, generation=generation, interface=interface.__name__, rights=held
         )
+        self._ports.append(port)
         bits = sum(1 << names.index(name) for name in held)
         number = self.interfaces.index(interface)
         named = FIRST_BADGE + memory.index if badge is None else badge
         lib.atoll_entry_write(
-            self.table.c, slot, memory.number, 1, bits, named, expiry, number, service, 1000 + slot
+            self.table.c, slot, memory.number, generation, bits, named, expiry, number, service, 1000 + slot
         )
         return port
 

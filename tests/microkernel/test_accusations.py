@@ -62,7 +62,8 @@ def test_the_peer_is_blamed_and_the_channel_ends(ground: Ground) -> None:
     for accuser, blamed in (("teller", "counter"), ("counter", "teller")):
         channel = ground.channel(client, "counter")
         ground.authority.misbehaved(accuser, channel.number, "a length that cannot be")
-        assert ground.said.pop() == ("misbehaved", blamed)
+        assert ground.said == [("misbehaved", blamed), ("refused", blamed)]
+        ground.said.clear()
         assert ground.channels.get(channel.number) is None
     client.close()
 
@@ -72,7 +73,12 @@ def test_the_kernel_blames_the_server_that_it_calls(ground: Ground) -> None:
     host: Any = ground.authority._host
     host.misbehaved(channel.number, "a length that cannot be")
     why = "the kernel's channel to state is gone: state broke the protocol: a length that cannot be"
-    assert ground.said == [("misbehaved", "state"), ("forgotten", str(channel.number)), ("ends", why)]
+    assert ground.said == [
+        ("misbehaved", "state"),
+        ("refused", "state"),
+        ("forgotten", str(channel.number)),
+        ("ends", why),
+    ]
 
 
 def test_nobody_blames_the_peer_of_another_channel(ground: Ground) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from msgspec import Struct
 
-from atoll.ipc import Deferred, Interface, Serves, call, current, stream, upload
+from atoll.ipc import Buffer, Deferred, Interface, Serves, call, current, stream, upload
 from atoll.ipc.runtime.loop import ServeLoop
 from atoll.native import lib
 
@@ -24,6 +24,14 @@ class Target(Interface):
 
     @call("read")
     def mirror(self, data: bytes) -> bytes: ...
+
+    @call("read")
+    def swell(self, length: int) -> bytes:
+        """So many bytes."""
+
+    @call("read")
+    def weigh(self, buffer: Buffer) -> int:
+        """How many bytes of it are not 0."""
 
     @call("read")
     def badge(self) -> int: ...
@@ -68,6 +76,14 @@ class Server(Serves[Target]):
     @Target.mirror.serve
     def mirror(self, data: bytes) -> bytes:
         return data
+
+    @Target.swell.serve
+    def swell(self, length: int) -> bytes:
+        return bytes(length)
+
+    @Target.weigh.serve
+    def weigh(self, buffer: Buffer) -> int:
+        return len(buffer) - bytes(buffer.view).count(0)
 
     @Target.badge.serve
     def badge(self) -> int:

@@ -1,0 +1,285 @@
+"""An attack over and over, on a real server and on real clients, while honest clients go on calling.
+
+Every round has a channel of its own, which ends when its attacker was found out or the round is over. The test is in the
+kernel's place: it hears who accuses whom, and closes the channel. An honest process calls all the while and checks every
+reply; how long it waited it notes apart for the time of attacks and, if they are to be compared, the quiet between.
+"""
+
+import json
+import math
+import os
+import random
+import select
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from mmap import mmap
+from pathlib import Path
+
+import trio
+
+from atoll.ipc.errors import AtollError
+from atoll.ipc.system.control import DeliverBuffer, Port
+from atoll.native import segments
+from tests.kit.forked import forked
+from tests.kit.serving import Memory, Serving, serving
+from tests.native.suite import Server, Target
+
+from .attack import Attacker, Record
+from .attacks import ATTACKS, GOOD_REPLIES, Attack, Means
+from .lies import SMALL, encode
+
+ROUND = 0.25
+"""Seconds that an attacker has at most."""
+GRANTED = 1 << 18
+QUIET, ATTACKED, OVER = range(3)
+PHASE, CALLS, HISTOGRAM = 0, 1, 512
+"""Words of the page that the honest process shares with the test. A histogram a phase, of `_BUCKETS` words."""
+_BUCKETS = 1024
+PATIENCE = 0.02
+"""Seconds after which an attacked client gives a call up."""
+
+
+@dataclass
+class Report:
+    attack: str
+    rounds: int = 0
+    calls: int = 0
+    found: Counter[str] = field(default_factory=Counter)
+    """What attackers were found out by, "victim: check"."""
+    refused: Counter[str] = field(default_factory=Counter)
+    waits: tuple[float, float] = (math.nan, math.nan)
+    """99th percentile of an honest call in the quiet and meanwhile, microseconds."""
+    grown: tuple[int, int] = (0, 0)
+    """Descriptors and KiB that the server has more at the end than after the first rounds."""
+
+    @property
+    def ratio(self) -> float:
+        return self.waits[ATTACKED] / self.waits[QUIET]
+
+    def __str__(self) -> str:
+        quiet, meanwhile = self.waits
+        found = (
+            ", ".join(f"{what} {count}" for what, count in sorted(self.found.items())) or "nothing to prove"
+        )
+        refused = ", ".join(f"{why} {count}" for why, count in sorted(self.refused.items()))
+        return (
+            f"{self.attack}: {self.rounds} rounds, {self.calls} honest calls, p99 {quiet:.0f} us quiet, "
+            f"{meanwhile:.0f} us meanwhile ({self.ratio:.2f} x); server grew by {self.grown[0]} descriptors, "
+            f"{self.grown[1]} KiB\n    found out: {found}" + (f"\n    refused: {refused}" if refused else "")
+        )
+
+
+# the honest -----------------------------------------------------------------------------------------------------------
+
+
+def _bucket(nanoseconds: int) -> int:
+    """Sixteen to an octave."""
+    octave = nanoseconds.bit_length()
+    return octave * 16 + (nanoseconds >> max(0, octave - 5) & 15)
+
+
+def _percentile(counts: "memoryview[int]", share: float) -> float:
+    """In microseconds, to the upper edge of its bucket; NaN of nothing."""
+    left = sum(counts) * share
+    if not left:
+        return math.nan
+    for bucket, count in enumerate(counts):
+        left -= count
+        if left <= 0:
+            octave, part = divmod(bucket, 16)
+            return (17 + part) * 2.0 ** (octave - 5) / 1000
+    raise AssertionError("counts do not add up")
+
+
+def _honest(served: Serving, memory: Memory, port: Port, words: "memoryview[int]") -> None:
+    """Calls until it is over, and is never told a wrong thing nor kept waiting for ever."""
+    target = served.bind(memory, Target, port)
+    number = 0
+    while (phase := words[PHASE]) != OVER:
+        number += 1
+        began = time.monotonic_ns()
+        doubled = target.double.now(number)
+        waited = time.monotonic_ns() - began
+        assert doubled == number * 2
+        words[HISTOGRAM + _BUCKETS * phase + _bucket(waited)] += 1
+        words[CALLS] = number
+        if number % 64 == 0:
+            assert list(target.numbers.now(20)) == list(range(20))
+
+
+def _victim(
+    served: Serving, hostile: Memory, own: tuple[Memory, Port], loop: bool, stop: int, told: int
+) -> None:
+    """Calls a hostile server and an honest one in turn; tells what it found out."""
+    port = Port(channel=hostile.number, slot=0, generation=1, interface="Target", rights=("read", "write"))
+    lied_to = served.bind(hostile, Target, port).with_(deadline=PATIENCE)
+    honest = served.bind(own[0], Target, own[1])
+    over = select.poll()
+    over.register(stop, select.POLLHUP)
+    number = 0
+
+    async def ask() -> None:
+        with suppress(AtollError):  # which one depends on what was hit
+            if number % 3:
+                await lied_to.double(number)
+            else:
+                _ = [item async for item in lied_to.numbers(20)]
+        assert await honest.double(number) == number * 2
+
+    def ask_now() -> None:
+        with suppress(AtollError):
+            if number % 3:
+                lied_to.double.now(number)
+            else:
+                list(lied_to.numbers.now(20))
+        assert honest.double.now(number) == number * 2
+
+    async def asking() -> None:
+        nonlocal number
+        while not over.poll(0) and not served.accused:
+            number += 1
+            if loop:
+                await ask()
+            else:
+                ask_now()
+
+    trio.run(asking) if loop else _run(asking)
+    os.write(told, json.dumps(served.accused).encode())
+
+
+def _run(coroutine: object) -> None:
+    """A coroutine that waits for nothing."""
+    with suppress(StopIteration):
+        coroutine().send(None)  # type: ignore[operator]
+
+
+# rounds ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ends_well(pid: int) -> Iterator[None]:
+    """The child has ended with 0 afterwards, however long that takes."""
+    yield
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0), (
+        f"it ended with {ended}"
+    )
+
+
+def _goes_on(attacker: int) -> None:
+    """An attack that has ended by itself was none."""
+    ended = os.waitid(os.P_PID, attacker, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    assert ended is None, f"the attacker ended with {ended}"
+
+
+def _granted(served: Serving, memory: Memory, token: int) -> int:
+    """A buffer that nothing was ever written to: all of it is a hole."""
+    buffer = os.memfd_create("granted", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(buffer, GRANTED)
+    segments.seal(buffer, segments.SEALS["writable"])
+    served._send(DeliverBuffer(token=token, size=GRANTED, mode="writable", channel=memory.number), buffer)
+    return buffer
+
+
+def _against_server(served: Serving, attack: Attack, chance: random.Random, report: Report) -> None:
+    memory = served.add_channel()
+    port = served.grant(memory, Target)
+    numbers = {method.name: method.spec.number for method in served.methods(Target)}
+    argument = {"double": 21, "mirror": b"x" * 900, "weigh": report.rounds}[attack.method]
+    good = []
+    for value in (argument, argument, "no such thing"):
+        payload = encode([value])
+        good.append((Record(0, len(payload), numbers[attack.method], slot=port.slot,
+                            generation=port.generation), payload))  # fmt: skip
+    granted = _granted(served, memory, report.rounds)
+    means = Means(Attacker(memory, server=False), chance, good, granted)
+    until = time.monotonic() + ROUND
+    with forked(partial(attack.run, means)) as attacker:
+        while not served.misbehaved and (left := until - time.monotonic()) > 0:
+            if select.select([served.control], [], [], left)[0]:
+                served._note(served._receive())
+        _goes_on(attacker)
+    served.observe()
+    for found in served.misbehaved:
+        assert found.channel == memory.number, f"somebody else was accused: {found}"
+        report.found[f"server: {found.check}"] += 1
+    for refused in served.refused:
+        assert refused.channel == memory.number, f"somebody else was refused: {refused}"
+        report.refused[refused.why] += refused.count
+    served.misbehaved.clear()
+    served.refused.clear()
+    os.close(granted)
+    served.forget_channel(memory)
+
+
+def _against_client(served: Serving, attack: Attack, chance: random.Random, report: Report) -> None:
+    hostile, good = served.add_channel(served=False), served.add_channel()
+    own = good, served.grant(good, Target)
+    means = Means(Attacker(hostile, server=True), chance, GOOD_REPLIES, -1)
+    stopped, stop = os.pipe()
+    heard, told = os.pipe()
+    victim = partial(_victim, served, hostile, own, bool(report.rounds % 2), stopped, told)
+
+    def victim_alone() -> None:
+        os.close(stop)
+        victim()
+
+    with forked(victim_alone) as calling, _ends_well(calling):
+        with forked(partial(attack.run, means)) as attacker:
+            select.select([heard], [], [], ROUND)
+            _goes_on(attacker)
+        os.close(stop)
+        accused = json.loads(os.read(heard, 65536))
+    for channel, check in accused:
+        assert channel == hostile.number, f"somebody else was accused: {channel}: {check}"
+        report.found[f"client: {check}"] += 1
+    for end in (stopped, heard, told):
+        os.close(end)
+    hostile.closed = True  # nobody serves it: there is nobody to tell
+    served.forget_channel(hostile)
+    served.forget_channel(good)
+
+
+def _size(pid: int) -> tuple[int, int]:
+    """Open descriptors, and KiB of memory of its own."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+    return len(os.listdir(f"/proc/{pid}/fd")), resident
+
+
+def storm(name: str, seconds: float, *, seed: int, compare: bool) -> Report:
+    """Attack for so long, or until an attacker was found out where one can be. AssertionError for whoever came to harm.
+    `compare`: half of the time is quiet."""
+    report, attack, chance = Report(name), ATTACKS[name], random.Random(seed)
+    page = mmap(-1, 8 * (HISTOGRAM + 2 * _BUCKETS))
+    words = memoryview(page).cast("Q")
+    with serving(Server, shape=SMALL, clients=0) as served:
+        memory = served.add_channel()
+        port = served.grant(memory, Target)
+        with forked(lambda: _honest(served, memory, port, words)) as honest, _ends_well(honest):
+            until, began = time.monotonic() + seconds, (0, 0)
+            while time.monotonic() < until or (attack.proven and not report.found):
+                if compare:
+                    words[PHASE] = QUIET
+                    time.sleep(2 * ROUND)
+                words[PHASE] = ATTACKED
+                _against_server(served, attack, chance, report)
+                if attack.to_client:
+                    _against_client(served, attack, chance, report)
+                report.rounds += 1
+                if report.rounds == 3:
+                    began = _size(served.pid)
+            served.observe()
+            descriptors, resident = _size(served.pid)
+            words[PHASE] = OVER
+        if report.rounds > 3:
+            report.grown = descriptors - began[0], resident - began[1]
+        assert served.stop() == 0
+    report.calls = words[CALLS]
+    of = words[HISTOGRAM:]
+    report.waits = _percentile(of[:_BUCKETS], 0.99), _percentile(of[_BUCKETS:], 0.99)
+    return report
