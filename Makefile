@@ -31,7 +31,7 @@ help:
 	@echo "make soak    the same tests at full length"
 	@echo "make simulate  kernel, servers and clients in one process, by seeds (SEEDS=1000)"
 	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
-	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers"
+	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers, that of threads among them"
 	@echo "make format  ruff and clang-format, in place"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
 	@echo "make bench   benchmarks beside their peers (ONLY=ipc,state)"
@@ -79,6 +79,7 @@ fuzz: $(VENV)/.dev $(VENV)/.core
 
 sanitize: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m tests.fuzz.sanitized tests/native tests/ipc
+	$(BIN)/python -m tests.fuzz.sanitized --threads tests/ipc tests/review
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/ruff check

@@ -52,16 +52,26 @@ static inline void copy_words(void *to, const void SHARED *from, unsigned count)
         out[i] = load_relaxed(&in[i]);
 }
 
+#ifdef ATOLL_RACING_PEER
+/* For ThreadSanitizer, where a peer races on purpose: what may be torn is torn between bytes. */
+static inline void move_bytes(unsigned char *to, const unsigned char *from, uint64_t length) {
+    for (uint64_t i = 0; i < length; i++)
+        store_relaxed(&to[i], load_relaxed(&from[i]));
+}
+#else
+#define move_bytes memcpy
+#endif
+
 /* Copies bytes out of hostile memory. What follows uses the copy: without the barrier a compiler that sees
  * both could read the source a second time in its place. */
 static inline void copy_bytes(void *to, const void SHARED *from, uint64_t length) {
-    memcpy(to, bare(from), length);
+    move_bytes(to, bare(from), length);
     __asm__ __volatile__("" ::: "memory");
 }
 
 /* Writes bytes where the peer reads them once it sees a later `store_release`. */
 static inline void write_bytes(void SHARED *to, const void *from, uint64_t length) {
-    memcpy(bare(to), from, length);
+    move_bytes(bare(to), from, length);
 }
 
 static inline void cpu_relax(void) {

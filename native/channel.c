@@ -65,7 +65,7 @@ static void begin(struct atoll_channel *channel, uint64_t base) {
     }
     bulk_begin(&channel->bulk_out, channel->bulk_out.data, channel->bulk_size);
     channel->bulk_barred = 0;
-    channel->starved = 0;
+    store_relaxed(&channel->starved, 0);
     store_relaxed(&channel->own->wants_room, 0);
 }
 
@@ -358,7 +358,7 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
     if (result == R_FULL) {
         for (uint32_t lane = 0; lane < channel->lanes; lane++)
             channel->starved_at[lane] = load_relaxed(&channel->out[lane].consumed->position);
-        channel->starved = 1;
+        store_relaxed(&channel->starved, 1);
         store_relaxed(&channel->own->wants_room, 1);
         /* Pairs with the fences in channel_freed and wake: our word before our second look at the room. */
         fence_store_load();
@@ -369,12 +369,16 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
 
 int channel_room(struct atoll_channel *channel, int take) {
     int changed = 0;
-    for (uint32_t lane = 0; channel->starved && lane < channel->lanes; lane++)
+    if (!load_relaxed(&channel->starved)) /* as usual: without the lock */
+        return 0;
+    sending_begin(channel);
+    for (uint32_t lane = 0; lane < channel->lanes; lane++)
         changed |= load_relaxed(&channel->out[lane].consumed->position) != channel->starved_at[lane];
     if (changed && take) {
-        channel->starved = 0;
+        store_relaxed(&channel->starved, 0);
         store_relaxed(&channel->own->wants_room, 0);
     }
+    sending_end(channel);
     return changed;
 }
 
@@ -442,7 +446,7 @@ int channel_pending(const struct atoll_channel *channel) {
 int channel_wake(struct atoll_channel *channel) {
     int woke = wake(channel->peer, channel->doorbell);
     store_relaxed(&channel->counters.wakes, load_relaxed(&channel->counters.wakes) + (uint64_t)woke);
-    channel->bell_due = 0;
+    store_relaxed(&channel->bell_due, 0);
     return woke;
 }
 

@@ -51,10 +51,11 @@ struct atoll_channel {
     uint64_t no_yield_until;
     uint64_t usual; /* ns that replies of late were waited for: a running mean */
     uint32_t vain;  /* spins in a row of the event loop that found nothing */
-    int just_woke;  /* the last send had to wake the peer: it needs longer than usual */
-    int bell_due;   /* records were written whose wake-up is put off to the end of the batch */
-    int deaf;       /* DEAF_*, not 0: the doorbell's other end was shut, and will not ring again */
-    int starved;    /* a record found no room, and nobody has been told of any since */
+    /* Hints, by atomics alone: threads that send write them beside the one that receives. */
+    int just_woke; /* the last send had to wake the peer: it needs longer than usual */
+    int bell_due;  /* records were written whose wake-up is put off to the end of the batch */
+    int deaf;      /* DEAF_*, not 0: the doorbell's other end was shut, and will not ring again */
+    int starved;   /* a record found no room, and nobody has been told of any since */
     uint64_t starved_at[LANES_MOST]; /* where the peer's indices stood then */
     int freed;                       /* records were taken, and the peer has not been looked at since */
     /* Only the receive loop touches these. */

@@ -72,7 +72,7 @@ int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t requ
     uint64_t end = 0;
     sending_begin(channel);
     int result = send_locked(channel, site, &request, payload, length, deadline, trace, context, &end);
-    channel->bell_due = 1;
+    store_relaxed(&channel->bell_due, 1);
     sending_end(channel);
     return result ? result : (int64_t)end;
 }
@@ -82,12 +82,12 @@ int64_t atoll_post(atoll_channel *channel, const atoll_site *site, uint64_t requ
                    uint32_t length) {
     int64_t end = atoll_send(channel, site, request, payload, length, 0, 0, NULL);
     if (end >= 0)
-        channel->just_woke = channel_wake(channel);
+        store_relaxed(&channel->just_woke, channel_wake(channel));
     return end;
 }
 
 void atoll_ring_bell(atoll_channel *channel) {
-    channel->just_woke = channel_wake(channel);
+    store_relaxed(&channel->just_woke, channel_wake(channel));
 }
 
 int64_t atoll_receive(atoll_channel *channel) {
@@ -142,8 +142,12 @@ int atoll_spin(atoll_channel *channel) {
     uint32_t cpu = (uint32_t)sched_getcpu();
     if (channel_pending(channel))
         return 1;
-    if (channel->vain >= VAIN_MOST && ++channel->vain % VAIN_AGAIN)
-        return 0;
+    uint32_t vain = load_relaxed(&channel->vain); /* other loops' threads count, too: it is a hint */
+    if (vain >= VAIN_MOST) {
+        store_relaxed(&channel->vain, vain + 1);
+        if ((vain + 1) % VAIN_AGAIN)
+            return 0;
+    }
     if (load_relaxed(&channel->peer->parked) || load_relaxed(&channel->peer->cpu) == cpu)
         return 0;
     if (load_relaxed(&channel->own->cpu) != cpu)
@@ -152,14 +156,14 @@ int atoll_spin(atoll_channel *channel) {
     do {
         for (int i = 0; i < SPIN_BATCH; i++) {
             if (channel_pending(channel)) {
-                channel->vain = 0;
+                store_relaxed(&channel->vain, 0);
                 return 1;
             }
             cpu_relax();
         }
     } while (clock_now() < end);
-    if (channel->vain < VAIN_MOST)
-        channel->vain++;
+    if (vain < VAIN_MOST)
+        store_relaxed(&channel->vain, vain + 1);
     return 0;
 }
 
@@ -169,7 +173,7 @@ static uint64_t spin_budget(const struct atoll_channel *channel, uint32_t cpu, u
         return 0;
     if (load >= 2)
         return SPIN_SHORT;
-    if (channel->just_woke)
+    if (load_relaxed(&channel->just_woke))
         return SPIN_WOKEN;
     return channel->usual > SPIN_USUAL / 2 && channel->usual < USUAL_SLOW ? SPIN_SLOW : SPIN_USUAL;
 }
@@ -253,7 +257,7 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
         continue;
     done:
         waited(channel, began ? clock_now() - began : 0);
-        channel->just_woke = 0;
+        store_relaxed(&channel->just_woke, 0);
         channel_freed(channel);
         return result;
     }
@@ -269,7 +273,7 @@ int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *p
         return result;
     channel->call_request = request;
     channel->call_end = end;
-    channel->just_woke = channel_wake(channel);
+    store_relaxed(&channel->just_woke, channel_wake(channel));
     return atoll_wait(channel, request, 0);
 }
 

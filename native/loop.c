@@ -154,7 +154,7 @@ void atoll_loop_remove(atoll_loop *loop, uint32_t number) {
     if (!channel)
         return;
     epoll_ctl(loop->epoll, EPOLL_CTL_DEL, channel->doorbell, NULL);
-    if (channel->bell_due)
+    if (load_relaxed(&channel->bell_due))
         channel_wake(channel); /* whoever serves it next knows nothing of what was put off here */
     loop->channels[number % CHANNELS_MOST] = NULL;
     for (uint32_t i = 0; i < loop->active_count; i++)
@@ -182,9 +182,9 @@ int atoll_loop_segment(atoll_loop *loop, uint32_t index, const void *entries) {
  */
 
 static void bell_later(struct atoll_loop *loop, struct atoll_channel *channel) {
-    if (channel->bell_due)
+    if (load_relaxed(&channel->bell_due))
         return;
-    channel->bell_due = 1;
+    store_relaxed(&channel->bell_due, 1);
     loop->bells[loop->bell_count++] = channel;
 }
 

@@ -38,7 +38,7 @@ void ring_consumer_begin(struct consumer *ring, const unsigned char SHARED *data
     ring->data = data;
     ring->consumed = consumed;
     ring->size = size;
-    ring->position = position;
+    store_relaxed(&ring->position, position);
     /* Ordered by nothing: the producer of this epoch begins after that of the one before has ended. */
     store_relaxed(&consumed->position, position);
 }
@@ -113,7 +113,7 @@ void ring_copy(const struct consumer *ring, uint64_t offset, void *to, uint64_t 
 }
 
 void ring_finish(struct consumer *ring, uint64_t bytes) {
-    ring->position += bytes;
+    store_relaxed(&ring->position, ring->position + bytes);
     /* Pairs with load_acquire in ring_observe: our copy is complete before the producer may write there. */
     store_release(&ring->consumed->position, ring->position);
 }

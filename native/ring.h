@@ -55,11 +55,12 @@ void ring_copy(const struct consumer *ring, uint64_t offset, void *to, uint64_t 
 void ring_finish(struct consumer *ring, uint64_t bytes);
 
 static inline int ring_ready(const struct consumer *ring) {
-    const uint64_t SHARED *commit =
-        (const uint64_t SHARED *)(ring->data + (ring->position & (ring->size - 1)));
+    /* An event loop spins beside the thread that receives, which moves the position. */
+    uint64_t position = load_relaxed(&ring->position);
+    const uint64_t SHARED *commit = (const uint64_t SHARED *)(ring->data + (position & (ring->size - 1)));
     /* Pairs with store_release of `commit` in ring_produce: without it header and payload could still be old.
      */
-    return load_acquire(commit) == ring->position + 1;
+    return load_acquire(commit) == position + 1;
 }
 
 #endif

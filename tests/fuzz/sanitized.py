@@ -1,8 +1,11 @@
 """The extension built with sanitizers, and tests run on it.
 
     python -m tests.fuzz.sanitized tests/native tests/ipc       # the long form: make sanitize
+    python -m tests.fuzz.sanitized --threads tests/ipc          # the same under ThreadSanitizer
 
-What a sanitizer finds ends the process that it is found in, a server's or the tests' own, with its report on stderr.
+What AddressSanitizer finds ends the process that it is found in, a server's or the tests' own, with its report on stderr.
+ThreadSanitizer sees the threads of one process (what two processes share, tests/native/threads.c has them share as threads);
+its reports are gathered, and the run goes on.
 """
 
 import os
@@ -13,6 +16,7 @@ import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from .build import HERE_MACHINE
 
@@ -29,27 +33,54 @@ sys.exit(pytest.main(sys.argv[2:]))
 """
 
 
-def build(folder: Path) -> Path:
+class Sanitizer(NamedTuple):
+    flags: tuple[str, ...]
+    library: str
+    """What the interpreter, which was not built with it, loads first."""
+    environment: dict[str, str]
+    prefix: tuple[str, ...] = ()
+
+
+MEMORY = Sanitizer(
+    HERE_MACHINE.sanitizers,
+    "libasan.so",
+    {
+        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=1",  # the interpreter itself leaks at its end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "ATOLL_CFLAGS": " ".join(HERE_MACHINE.sanitizers),
+    },
+)
+THREADS = Sanitizer(
+    # What it does not know is a fence alone: whatever is ordered by one here is an atomic access anyhow.
+    ("-fsanitize=thread", "-Wno-tsan"),
+    "libtsan.so",
+    {"TSAN_OPTIONS": "die_after_fork=0:report_signal_unsafe=0:exitcode=0:log_path={reports}/race"},
+    ("setarch", "-R"),  # its shadow memory lies at addresses of its own
+)
+
+
+def build(folder: Path, sanitizer: Sanitizer = MEMORY) -> Path:
     """The sanitized extension, built in `folder` from a copy of the sources."""
     shutil.copytree(ROOT / "native", folder / "native", ignore=shutil.ignore_patterns("*.so", "_core.c"))
-    flags = " ".join(HERE_MACHINE.sanitizers)
+    flags = " ".join(sanitizer.flags)
     environment = os.environ | {"ATOLL_CFLAGS": f"{flags} -O1", "ATOLL_LDFLAGS": flags, "PYTHONPATH": "."}
     subprocess.run([sys.executable, "-c", _COMPILE], cwd=folder, env=environment, check=True)
     return next((folder / "atoll" / "native").glob("_core*.so"))
 
 
-def run(core: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def run(
+    core: Path, arguments: Sequence[str], sanitizer: Sanitizer = MEMORY
+) -> subprocess.CompletedProcess[str]:
     """pytest in a process that has the sanitized core in place of the usual one."""
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    library = subprocess.check_output([compiler, "-print-file-name=libasan.so"], text=True).strip()
+    library = subprocess.check_output([compiler, f"-print-file-name={sanitizer.library}"], text=True).strip()
     environment = os.environ | {
         "LD_PRELOAD": library,
-        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=1",  # the interpreter itself leaks at its end
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "ATOLL_CFLAGS": " ".join(HERE_MACHINE.sanitizers),
         "PYTHONMALLOC": "malloc",
+        **{name: value.format(reports=core.parent) for name, value in sanitizer.environment.items()},
     }
     words = [
+        *sanitizer.prefix,
         sys.executable,
         "-c",
         _RUN,
@@ -64,8 +95,19 @@ def run(core: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
     return subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
 
 
+def races(core: Path) -> list[str]:
+    """What ThreadSanitizer said of the C core in any process of a run. Of code that was not built with it (the interpreter,
+    other extensions) it cannot know what orders it."""
+    said = [path.read_text(errors="replace") for path in core.parent.glob("race.*")]
+    return [report for text in said for report in text.split("=" * 18) if " native/" in report]
+
+
 if __name__ == "__main__":
+    threads = sys.argv[1:2] == ["--threads"]
+    chosen, sanitizer = (sys.argv[2:], THREADS) if threads else (sys.argv[1:], MEMORY)
     with tempfile.TemporaryDirectory(prefix="atoll-sanitized-") as name:
-        ended = run(build(Path(name)), ["-m", "not soak", *sys.argv[1:]])
-        print(ended.stdout[-20_000:], ended.stderr[-20_000:], sep="\n")
-        sys.exit(ended.returncode)
+        core = build(Path(name), sanitizer)
+        ended = run(core, ["-m", "not soak", *chosen], sanitizer)
+        found = races(core)
+        print(ended.stdout[-20_000:], ended.stderr[-20_000:], *found, sep="\n")
+        sys.exit(ended.returncode or bool(found))

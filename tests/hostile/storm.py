@@ -265,7 +265,8 @@ def storm(name: str, seconds: float, *, seed: int, compare: bool) -> Report:
             while time.monotonic() < until or (attack.proven and not report.found):
                 if compare:
                     words[PHASE] = QUIET
-                    time.sleep(2 * ROUND)
+                    heard = select.select([served.control], [], [], 2 * ROUND)[0]
+                    assert not heard, "somebody was accused, and nobody attacked"
                 words[PHASE] = ATTACKED
                 _against_server(served, attack, chance, report)
                 if attack.to_client:

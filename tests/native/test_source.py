@@ -59,8 +59,8 @@ def test_a_stray_access_is_found(name: str, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "claim"),
     [
-        ("client.c", "    channel->bell_due = 1;\n    sending_end(channel);",
-         "    if (result)\n        return result;\n    channel->bell_due = 1;\n    sending_end(channel);",
+        ("client.c", "    store_relaxed(&channel->bell_due, 1);\n    sending_end(channel);",
+         "    if (result)\n        return result;\n    store_relaxed(&channel->bell_due, 1);\n    sending_end(channel);",
          "the lock of the sending side"),
         ("table.c", "    fence_stores(); /* odd", "    if (!value)\n        return;\n    fence_stores(); /* odd",
          "an entry's or notice's odd sequence"),
