@@ -26,7 +26,8 @@ NORMAL = 1
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
-    more = f'[server.liar]\npackage = "{PACKAGES}/liar"\nneeds = {{}}\n'
+    needs = 'counter = { server = "counter", rights = ["read"] }'
+    more = f'[server.liar]\npackage = "{PACKAGES}/liar"\nneeds = {{ {needs} }}\n'
     with booted(tmp_path_factory.mktemp("node"), more=more) as running:
         yield running
 
@@ -77,6 +78,29 @@ def test_a_server_that_answers_what_no_server_may_is_named(node: RealNode) -> No
         who = f"@{attached.welcome.attachment}"
         until_recorded(node, "misbehaved", "liar", f"between {who} and liar: kind")
         until_listed(node, "liar", f"{who} says that it broke the protocol: kind")
+
+
+def test_a_server_that_forges_is_refused_every_time_and_named(node: RealNode) -> None:
+    """Every slot number, stale generations, other channels' slots, a right that it lacks, its own table by /proc."""
+    with node.attach() as attached:
+        attached.open("counter", Counter).get.now("x")  # another channel's slot
+        forged = attached.open("liar", Liar).forge.now()
+        assert forged.served == [] and forged.written == []
+        assert forged.looked_at >= 2
+        assert forged.turned_away == {"Revoked": forged.tried - 1, "NotAllowed": 1}
+        listed: dict[str, int] = {}
+        while sum(listed.values()) < forged.tried:
+            rows = attached.kernel.refused.now("liar")
+            listed = {row.what: row.count for row in rows if row.by == "capability"}
+        assert sum(listed.values()) == forged.tried
+        assert {
+            what.partition(": ")[2] for what in listed
+        } == {  # a flood is told by its reasons, without the methods
+            "the capability is for another channel",
+            "no such capability",
+            "the capability was revoked",
+            "the capability lacks the right or the class of service",
+        }
 
 
 def test_a_client_that_is_accused_waits_no_longer(node: RealNode) -> None:
