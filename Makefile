@@ -29,6 +29,7 @@ help:
 	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
 	@echo "make test    what a change must pass: about ten minutes on two cores"
 	@echo "make soak    the same tests at full length"
+	@echo "make test-vm   some of them as Debian's default user, in an emulated machine (a part of make soak)"
 	@echo "make simulate  kernel, servers and clients in one process, by seeds (SEEDS=1000)"
 	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
 	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers, that of threads among them"
@@ -73,6 +74,9 @@ soak: $(VENV)/.dev $(VENV)/.core
 
 simulate: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+test-vm: $(VENV)/.dev $(VENV)/.core
+	$(BIN)/python -m pytest -m soak --timeout 0 -s tests/vm
 
 fuzz: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m tests.fuzz $(SECONDS)

@@ -24,8 +24,8 @@ REPEATABLE = (*ADDING, "stream")
 """Kinds that go on also where the counter's process dies."""
 RATE = 1000
 """Calls a second."""
-IN_HAND = 200
-"""Calls that wait for their answers at once: a server refuses more, by name."""
+IN_HAND = 64
+"""Calls that wait for their answers at once, each for a key of its own: changes of one key come one after the other."""
 LONG = 0.03
 """Seconds that a call of the kind `long` takes. It may not be repeated: it is waited for, or ends in an error."""
 
@@ -137,14 +137,19 @@ def called(node: RealNode, kinds: tuple[str, ...] = REPEATABLE) -> Iterator[Call
 class Steady(NamedTuple):
     """What the steady caller was told."""
 
-    numbers: list[int]
+    told: list[list[int]]
+    """By key."""
     seconds: float
+
+    @property
+    def calls(self) -> int:
+        return sum(map(len, self.told))
 
 
 @contextmanager
 def called_steadily(node: RealNode) -> Iterator[list[Steady]]:
-    """Called `RATE` times a second from a process of its own: afterwards each call was answered, and with a number that
-    no other was. What it was told is in the list then."""
+    """Called `RATE` times a second from a process of its own: afterwards each call was answered, and with the number that
+    follows the last one. What it was told is in the list then."""
     ready, say_ready = os.pipe()
     over, say_over = os.pipe()
     told, tell = os.pipe()
@@ -169,22 +174,23 @@ def called_steadily(node: RealNode) -> Iterator[list[Steady]]:
                 said = answer.read()
     assert said, "the steady caller failed"
     steady = Steady(*json.loads(said))
-    assert sorted(steady.numbers) == list(range(1, len(steady.numbers) + 1))
+    for numbers in steady.told:
+        assert numbers == list(range(1, len(numbers) + 1))
     found.append(steady)
 
 
 async def _steady(folder: str, say_ready: int, over: int) -> Steady:
-    numbers: list[int] = []
-    in_hand = trio.Semaphore(IN_HAND)
+    told: list[list[int]] = [[] for _ in range(IN_HAND)]
+    give_back, free = trio.open_memory_channel[int](IN_HAND)
     async with connect(folder) as attached:
         counter = attached.open("counter", Counter)
 
-        async def one() -> None:
-            numbers.append(await counter.add("steady"))
-            in_hand.release()
+        async def one(key: int) -> None:
+            told[key].append(await counter.add(f"steady.{key}"))
+            await give_back.send(key)
 
-        await in_hand.acquire()
-        await one()
+        for key in range(IN_HAND):
+            await one(key)
         os.write(say_ready, b"!")
         began = due = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -196,8 +202,7 @@ async def _steady(folder: str, say_ready: int, over: int) -> Steady:
 
                 nursery.start_soon(until_over)
                 while True:
-                    await in_hand.acquire()
-                    nursery.start_soon(one)
+                    nursery.start_soon(one, await free.receive())
                     due += 1 / RATE
                     await trio.sleep_until(due)
-    return Steady(numbers, trio.current_time() - began)
+    return Steady(told, trio.current_time() - began)

@@ -73,8 +73,10 @@ def test_swaps_in_a_row_under_load_leave_nothing_behind(node: RealNode, times: i
                 each.look()
         assert len(attached.kernel.caps.now()) == caps
     (steady,) = told
+    waits = [pause * 1e3 for pause in pauses]
     print(
-        f"{len(steady.numbers) / steady.seconds:,.0f} calls a second, longest pause {max(pauses) * 1e3:.0f} ms"
+        f"{steady.calls / steady.seconds:,.0f} calls a second, {times} swaps, each a pause of "
+        f"{statistics.median(waits):.0f} ms, the longest {max(waits):.0f} ms"
     )
     for name, each in used.items():
         print(f"{name}: {each.flat(max(1, times // 10))}")

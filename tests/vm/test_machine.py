@@ -1,0 +1,41 @@
+"""Debian's default user, in a machine of their own: chosen tests pass there. Software emulates it, so they are few."""
+
+import shutil
+
+import pytest
+
+from .image import NEEDED
+from .machine import EMULATOR, run
+
+CHOSEN = (
+    "tests/vm/test_service.py",
+    "tests/escape/test_escape.py::test_each_attack_is_stopped_exactly_where_claimed",
+    "tests/escape/test_escape.py::test_without_own_users_only_the_sandbox_keeps_files_apart",
+    "tests/escape/test_escape.py::test_threads_are_bounded_by_the_slice",
+    "tests/escape/test_escape.py::test_memory_is_bounded_by_the_slice",
+    "tests/escape/test_attach.py::test_a_server_does_not_get_in[own-uid-sandbox]",
+    "tests/escape/test_attach.py::test_what_a_server_left_behind_does_not_get_in[own-uid-process]",
+    "tests/microkernel/test_slices.py::test_a_child_is_in_its_group_before_it_runs",
+    "tests/microkernel/test_slices.py::test_limits_are_taken_and_can_be_changed",
+    "tests/microkernel/test_slices.py::test_frozen_processes_stand_still_and_go_on",
+    "tests/microkernel/test_slices.py::test_a_new_boot_ends_and_removes_what_the_old_one_left",
+    "tests/microkernel/test_slices.py::test_two_nodes_do_not_touch_each_other",
+    "tests/microkernel/test_node.py::test_a_node_serves_and_ends_in_order",
+    "tests/microkernel/test_node.py::test_a_killed_kernel_leaves_no_process_and_loses_nothing",
+    "tests/microkernel/test_node.py::test_a_second_boot_is_refused_with_a_sentence",
+    "tests/microkernel/test_node.py::test_clean_removes_what_a_dead_node_left",
+    "tests/microkernel/test_freeze.py::test_calls_wait_while_frozen_and_go_on_after",
+    "tests/microkernel/test_freeze.py::test_freeze_and_thaw_are_rows_when_they_are_answered",
+    "tests/microkernel/test_survivors.py::test_a_frozen_server_does_not_outlive_a_killed_kernel",
+    "tests/microkernel/test_survivors.py::test_survivors_of_kernel_and_zygote_are_ended_by_the_next_boot",
+    "tests/microkernel/test_swap.py::test_a_live_stream_goes_on_where_it_was",
+)
+"""Levels, slices, boot, kill, freeze: what depends on who boots, and on whose control groups."""
+
+
+@pytest.mark.soak
+def test_chosen_tests_pass_for_debians_default_user() -> None:
+    if lacking := [name for name in (EMULATOR, *NEEDED) if shutil.which(name) is None]:
+        pytest.skip(f"the host lacks {', '.join(lacking)}: `sh .ci/host --vm` installs them")
+    status, said = run(CHOSEN)
+    assert status == 0, "\n".join(said[-60:])
