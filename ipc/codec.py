@@ -7,7 +7,8 @@ first.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -35,8 +36,26 @@ class Traits(NamedTuple):
     """Its values may refer to the buffer they were decoded from."""
 
 
+NO_TRAITS = Traits(False, False, False)
+
+
 def traits(kind: Any) -> Traits:
-    """Walk a type once. TypeError for a type that cannot travel."""
+    """What decoding a type has to mind. TypeError for a type that cannot travel."""
+    try:
+        return _walked(kind)
+    except TypeError:  # it cannot travel, or it has no hash: `Annotated` may hold anything
+        return _walked.__wrapped__(kind)
+
+
+def traits_of_all(kinds: Iterable[Any]) -> Traits:
+    """Of what holds values of all these types."""
+    found = [traits(kind) for kind in kinds]
+    return Traits(*(any(column) for column in zip(*found, strict=True))) if found else NO_TRAITS
+
+
+@lru_cache(maxsize=1024)
+def _walked(kind: Any) -> Traits:
+    """Most methods share a handful of types: to walk one costs as much as the rest of a method's making."""
     seen: set[type] = set()
     path: set[type] = set()
     carries = unbounded = borrows = False
@@ -140,15 +159,19 @@ def decoder(spec: MethodSpec, role: Role, translator: Translator | None) -> Deco
     """
     kind = {"arguments": spec.arguments, "result": spec.result, "item": spec.item}[role]
     if spec.carries and translator is not None:
-        return _build(spec, kind, msgspec.msgpack.Decoder(kind, dec_hook=decode_hook(translator, spec.label)))
+        hook = decode_hook(translator, spec.label)
+        return _build(spec, role, msgspec.msgpack.Decoder(kind, dec_hook=hook))
     found = _decoders.get((spec, role))
     if found is None:
-        found = _decoders[spec, role] = _build(spec, kind, msgspec.msgpack.Decoder(kind))
+        found = _decoders[spec, role] = _build(spec, role, msgspec.msgpack.Decoder(kind))
     return found
 
 
-def _build(spec: MethodSpec, kind: Any, decoder: "msgspec.msgpack.Decoder[Any]") -> Decode:
-    found = traits(kind)
+def _build(spec: MethodSpec, role: Role, decoder: "msgspec.msgpack.Decoder[Any]") -> Decode:
+    if role == "arguments":
+        found = traits_of_all(field.type for field in msgspec.structs.fields(spec.arguments))
+    else:
+        found = traits(spec.result if role == "result" else spec.item)
     decode, label = decoder.decode, spec.label
     if found.unbounded:
 

@@ -29,7 +29,7 @@ from typing import (
 import msgspec
 
 from .bound import Bound, bind, options_of, transport_of
-from .codec import arguments_struct, traits
+from .codec import arguments_struct, traits_of_all
 from .deferred import Deferred
 from .errors import Failure
 from .method import LANES, Kind, MethodSpec, Resume, Service
@@ -356,13 +356,13 @@ def _specify(method: Method) -> MethodSpec:
         position=method.position,
         resume=_resumption(label, arguments, item, method.position) if streams and method.position else None,
         failures=owner.failures,
-        carries=_carries(label, arguments, result, item),
+        carries=_carries(label, *hints.values(), result, item),
     )
 
 
 def _carries(label: str, *kinds: Any) -> bool:
     try:
-        return any(traits(kind).carries for kind in kinds if kind is not None)
+        return traits_of_all(kind for kind in kinds if kind is not None).carries
     except TypeError as fault:
         raise TypeError(f"{label}: {fault}") from None
 

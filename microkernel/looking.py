@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib.metadata
 import os
 
 from atoll.ipc.system import kernel as calls
@@ -163,7 +162,11 @@ class Looking:
 
 def release() -> str:
     """The release of Atoll that runs."""
+    from importlib import (
+        metadata,  # a tenth of what the kernel imports, for one word that is seldom asked for
+    )
+
     try:
-        return importlib.metadata.version("atoll")
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version("atoll")
+    except metadata.PackageNotFoundError:
         return "source"
