@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from .build import CORPUS, TARGETS, build, fuzz
+from .grants import fuzz_grants
 
 RUNS = {"serve": 3000, "receive": 4000, "table": 3000, "bulk": 3000, "race": 25}
 SOAK = 120.0
@@ -26,6 +27,12 @@ def test_no_input_of_the_corpus_nor_near_it_breaks_the_core(
     kept, edges = len(list(corpus.iterdir())), int(said.split()[-2])
     assert kept
     assert edges > 20, f"the fuzzer sees no edges: {said}"
+
+
+def test_no_input_of_the_corpus_breaks_the_mapping_of_grants(tmp_path: Path) -> None:
+    corpus = shutil.copytree(CORPUS / "grants", tmp_path / "grants")
+    assert list(corpus.iterdir())
+    fuzz_grants(corpus, seconds=0, runs=100, seed=1, keep=False)
 
 
 @pytest.mark.soak
