@@ -356,7 +356,7 @@ def _specify(method: Method) -> MethodSpec:
         position=method.position,
         resume=_resumption(label, arguments, item, method.position) if streams and method.position else None,
         failures=owner.failures,
-        carries=_carries(label, *hints.values(), result, item),
+        carries=_carries(label, *(hints[name] for name in arguments.__struct_fields__), result, item),
     )
 
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,15 +37,17 @@ needs = {{}}
 PAGE = 4096
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[RealNode]:
-    with booted(tmp_path, text=IMAGE) as running:
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    with booted(tmp_path_factory.mktemp("grants"), text=IMAGE) as running:
         yield running
 
 
 @pytest.fixture
 def attached(node: RealNode) -> Iterator[Attached]:
+    """Each test has a `keeper` that was never called."""
     with node.attach() as one:
+        one.kernel.restart.now("keeper")
         yield one
 
 
