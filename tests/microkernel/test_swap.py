@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,19 @@ from .nodes import PACKAGES, RealNode, booted, interface
 
 Counter = interface("counter", "Counter")
 Teller = interface("teller", "Teller")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    """Each test leaves it with the version and the state it began with."""
+    with booted(tmp_path_factory.mktemp("swap")) as running:
+        yield running
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> str:
+    """A row of the test's own."""
+    return str(request.node.name)
 
 
 def version(folder: Path, old: str, new: str, file: str = "server.py") -> str:
@@ -27,19 +41,20 @@ def version(folder: Path, old: str, new: str, file: str = "server.py") -> str:
 
 
 @pytest.mark.parametrize("size", [0, 64 * 1024, 64 * 1024 * 1024])
-def test_state_is_handed_over(node: RealNode, size: int) -> None:
+def test_state_is_handed_over(node: RealNode, key: str, size: int) -> None:
     with node.attach() as attached:
         counter = attached.open("counter", Counter)
-        counter.add.now("x", 5)
+        counter.add.now(key, 5)
         counter.keep.now(size)
         done = attached.kernel.swap.now(Swap(server="counter"))
         assert done.handed_over == size
         assert counter.taken.now() == size
-        assert counter.get.now("x") == 5
-        assert counter.add.now("x") == 6
+        assert counter.get.now(key) == 5
+        assert counter.add.now(key) == 6
+        counter.keep.now(0)
 
 
-def test_callers_of_a_swapped_server_see_no_error(node: RealNode) -> None:
+def test_callers_of_a_swapped_server_see_no_error(node: RealNode, key: str) -> None:
     """Outside programs and another server call all the while, across versions and levels."""
     stop, failures, done = threading.Event(), [], [0, 0]
 
@@ -49,9 +64,9 @@ def test_callers_of_a_swapped_server_see_no_error(node: RealNode) -> None:
                 counter, teller = own.open("counter", Counter), own.open("teller", Teller)
                 while not stop.is_set():
                     if index:
-                        teller.tell.now("x", 1)
+                        teller.tell.now(key, 1)
                     else:
-                        counter.add.now("x")
+                        counter.add.now(key)
                     done[index] += 1
         except Exception as error:
             failures.append(error)
@@ -65,7 +80,7 @@ def test_callers_of_a_swapped_server_see_no_error(node: RealNode) -> None:
             for index in (0, 1):
                 before = done[index]
                 while done[index] == before and workers[index].is_alive():
-                    counter.get.now("x")
+                    counter.get.now(key)
             attached.kernel.swap.now(Swap(server="counter", level=level))
         attached.kernel.swap.now(Swap(server="state"))
         attached.kernel.swap.now(Swap(server="teller"))
@@ -73,7 +88,7 @@ def test_callers_of_a_swapped_server_see_no_error(node: RealNode) -> None:
         for worker in workers:
             worker.join()
         assert failures == []
-        assert counter.add.now("x", 0) == sum(done)
+        assert counter.add.now(key, 0) == sum(done)
 
 
 def test_a_live_stream_goes_on_where_it_was(node: RealNode) -> None:
@@ -90,17 +105,17 @@ def test_a_live_stream_goes_on_where_it_was(node: RealNode) -> None:
         assert numbers == list(range(1, 31))
 
 
-def test_a_new_version_and_back(node: RealNode, tmp_path: Path) -> None:
+def test_a_new_version_and_back(node: RealNode, key: str, tmp_path: Path) -> None:
     with node.attach() as attached:
         counter = attached.open("counter", Counter)
-        counter.add.now("x", 5)
+        counter.add.now(key, 5)
         changed = version(tmp_path, "self.rows.local.get(key, 0)", "self.rows.local.get(key, 0) * 1000")
         done = attached.kernel.swap.now(Swap(server="counter", package=changed))
         assert done.old != done.new
-        assert counter.get.now("x") == 5000
+        assert counter.get.now(key) == 5000
         back = attached.kernel.swap.now(Swap(server="counter", version=done.old[:12]))
         assert back.new == done.old
-        assert counter.get.now("x") == 5
+        assert counter.get.now(key) == 5
 
 
 @pytest.mark.parametrize(
@@ -112,21 +127,23 @@ def test_a_new_version_and_back(node: RealNode, tmp_path: Path) -> None:
     ],
 )
 def test_a_version_that_fails_leaves_the_old_one_in_place(
-    node: RealNode, tmp_path: Path, old: str, new: str, step: str
+    node: RealNode, key: str, tmp_path: Path, old: str, new: str, step: str
 ) -> None:
     with node.attach() as attached:
         counter = attached.open("counter", Counter)
-        counter.add.now("x", 5)
-        pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "counter")
+        counter.add.now(key, 5)
+        before = next(row for row in attached.kernel.ps.now() if row.server == "counter")
         with pytest.raises(StartFailed) as told:
             attached.kernel.swap.now(Swap(server="counter", package=version(tmp_path, old, new)))
         assert step in told.value.step
-        assert counter.add.now("x") == 6
+        assert counter.add.now(key) == 6
         row = next(row for row in attached.kernel.ps.now() if row.server == "counter")
-        assert (row.pid, row.state, row.restarts) == (pid, "serving", 0)
+        assert (row.pid, row.state, row.restarts) == (before.pid, "serving", before.restarts)
 
 
-def test_an_incompatible_version_is_refused_with_the_difference(node: RealNode, tmp_path: Path) -> None:
+def test_an_incompatible_version_is_refused_with_the_difference(
+    node: RealNode, key: str, tmp_path: Path
+) -> None:
     changed = version(
         tmp_path, "def get(self, key: str) -> int:", "def get(self, key: int) -> int:", "interface.py"
     )
@@ -134,31 +151,31 @@ def test_an_incompatible_version_is_refused_with_the_difference(node: RealNode, 
         counter = attached.open("counter", Counter)
         with pytest.raises(Incompatible, match=r"Counter\.get"):
             attached.kernel.swap.now(Swap(server="counter", package=changed))
-        assert counter.add.now("x") == 1
+        assert counter.add.now(key) == 1
 
 
-def test_what_cannot_be_drained_refuses_the_swap_and_force_ends_it(node: RealNode) -> None:
+def test_what_cannot_be_drained_refuses_the_swap_and_force_ends_it(node: RealNode, key: str) -> None:
     with node.attach() as attached:
         counter = attached.open("counter", Counter)
         slow = counter.slow.start(600.0)
-        assert counter.get.now("x") == 0
+        assert counter.get.now(key) == 0
         with pytest.raises(DrainTimedOut) as told:
             attached.kernel.swap.now(Swap(server="counter", deadline=0.1))
         assert told.value.calls == ("Counter.slow",)
-        assert counter.add.now("x") == 1
+        assert counter.add.now(key) == 1
         assert not slow.done()
         done = attached.kernel.swap.now(Swap(server="counter", deadline=0.1, force=True))
         assert done.ended == ["Counter.slow"]
         with pytest.raises(PeerDied):
             slow.result()
-        assert counter.add.now("x") == 2
+        assert counter.add.now(key) == 2
 
 
-def test_a_long_call_is_waited_for(node: RealNode) -> None:
+def test_a_long_call_is_waited_for(node: RealNode, key: str) -> None:
     with node.attach() as attached:
         counter = attached.open("counter", Counter)
         slow = counter.slow.start(0.2)
-        assert counter.get.now("x") == 0
+        assert counter.get.now(key) == 0
         attached.kernel.swap.now(Swap(server="counter"))
         assert slow.result() == "done"
 
