@@ -33,9 +33,9 @@ needs = {{ other = {{ server = "ping", rights = ["say", "delegate"] }} }}
 """
 
 
-@pytest.fixture
-def relays(tmp_path: Path) -> Iterator[RealNode]:
-    with booted(tmp_path, text=TEXT) as node:
+@pytest.fixture(scope="module")
+def relays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    with booted(tmp_path_factory.mktemp("relays"), text=TEXT) as node:
         yield node
 
 

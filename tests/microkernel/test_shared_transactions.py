@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import Aborted, PeerDied
 from atoll.ipc.system.kernel import Swap
-from atoll.ipc.system.state import State
+from atoll.ipc.system.state import State, Write
 
 from .nodes import PACKAGES, RealNode, booted, interface
 
@@ -45,18 +44,21 @@ ledger = {{ server = "ledger", rights = ["read", "write"] }}
 """
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[RealNode]:
-    with booted(tmp_path, text=IMAGE) as made:
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    with booted(tmp_path_factory.mktemp("shared"), text=IMAGE) as made:
         yield made
 
 
 class Parties:
-    """The two servers and what their keyspaces hold."""
+    """The two servers, as started, and what their keyspaces hold: nothing to begin with."""
 
     def __init__(self, me: Attached) -> None:
+        me.kernel.restart.now("purse")
         self.purse: Any = me.open("purse", interface("purse", "Purse"))
         self.own, self.theirs = me.keyspace("purse"), me.keyspace("ledger")
+        for state in (self.own, self.theirs):
+            state.commit.now([Write(item.key, None) for item in state.range.now(b"").items])
 
     @staticmethod
     def revisions(state: State) -> dict[str, int]:
