@@ -23,6 +23,7 @@ import trio
 from atoll.ipc import clock, errors
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.context import INLINE, Call, Fields
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import (
     AtollError,
     BadRequest,
@@ -435,7 +436,16 @@ class ServeLoop:
     def _later(self, index: int, result: Any, cast: bool) -> tuple[bytes, int]:
         """A handler returned something to wait for. The answer, if there is one already."""
         spec, message = self.endpoint.table[index].spec, self._message
-        call = Call(self._fields(), INLINE.clock)
+        if result.__class__ is Deferred:
+            if not result.done:
+                self._tasks.defer(spec, self._origin(cast), result)
+                return b"", 0
+            try:
+                reply = result.result()
+            except AtollError as error:
+                return self._fault(error)
+            return reply, Kind.REPLY << 32 | len(reply)
+        call = INLINE.call or Call(self._fields(), INLINE.clock)
         if result.__class__ is not CoroutineType or not self._tasks.may_begin(
             message.channel, message.request
         ):

@@ -117,14 +117,20 @@ class Tasks:
                 result.close()
             self._replies.put(origin, Kind.FAULT, errors.encode(error))
             return
-        if isinstance(result, Deferred):
-            inhand.deferred = True
-            result.react(
-                lambda data: self.finish(inhand, Kind.REPLY, data),
-                lambda error: self.finish(inhand, Kind.FAULT, errors.encode(_told(inhand, error))),
-            )
-        else:
-            self._start(self._stream if spec.kind == "stream" else self._reply, inhand, result, call)
+        self._start(self._stream if spec.kind == "stream" else self._reply, inhand, result, call)
+
+    def defer(self, spec: MethodSpec, origin: Origin, result: Deferred[bytes]) -> None:
+        """A handler returned a Deferred."""
+        try:
+            inhand = self.take(spec, origin)
+        except (Overloaded, QuotaExceeded) as error:
+            self._replies.put(origin, Kind.FAULT, errors.encode(error))
+            return
+        inhand.deferred = True
+        result.react(
+            lambda data: self.finish(inhand, Kind.REPLY, data),
+            lambda error: self.finish(inhand, Kind.FAULT, errors.encode(_told(inhand, error))),
+        )
 
     def begin(
         self, spec: MethodSpec, origin: Callable[[], Origin], work: Coroutine[Any, Any, bytes], call: Call
