@@ -1,6 +1,7 @@
 """The watchdog: ends a server that stops answering, and tells that apart from a server that was kept from running.
 
-Every round it pings each process and looks at its status; a Python thread that keeps the interpreter from the loop is
+Every round it looks at each process's status and pings it, but for one that sleeps in its loop: to wake those is most of
+what an idle node would do, so they are pinged every few rounds. A Python thread that keeps the interpreter from the loop is
 named. A process shows life by answering, or by turns of its loop.
 Time that the kernel itself did not get (a suspended host, a loaded machine) counts for nobody; neither does the time of
 a frozen server, nor of one that wanted a CPU and had none.
@@ -25,6 +26,10 @@ LATE = 0.5
 """Seconds by which a round may come late before it counts as stolen."""
 STARVED = 0.05
 """Share of a round's time on a CPU below which a process that is runnable was kept from running."""
+ASLEEP = 0.02
+"""Seconds of CPU in a round up to which a process whose loop sleeps is asleep as a whole."""
+ASLEEP_ROUNDS = 5
+"""Rounds after which one that sleeps is pinged all the same: it may have been stopped in its sleep."""
 NAME_MOST, NAMED_MOST = 100, 16
 """Characters of a busy thread's name, and threads of one process that are named."""
 
@@ -37,6 +42,9 @@ class Watch:
         self.silent = 0.0
         """Seconds without a sign of life, stolen time left out."""
         self.heartbeat = 0
+        self.served = 0
+        self.asleep = 0
+        """Rounds that it has slept through."""
         self.cpu = 0.0
         self.named: set[str] = set()
         """Threads that were named, each once."""
@@ -74,7 +82,9 @@ class Watchdog:
         _, cpu = usage(pid)
         answered = serving.pong == watch.asked or signs.heartbeat != watch.heartbeat
         starved = runnable(pid) and cpu - watch.cpu < STARVED * passed and not signs.in_handler
-        watch.heartbeat, watch.cpu = signs.heartbeat, cpu
+        asleep = signs.parked and signs.served == watch.served and cpu - watch.cpu <= ASLEEP
+        watch.asleep = watch.asleep + 1 if asleep else 0
+        watch.heartbeat, watch.served, watch.cpu = signs.heartbeat, signs.served, cpu
         if server.state in ("frozen", "starting") or serving.expected_end or answered:
             watch.silent = 0.0
         elif not starved:
@@ -87,7 +97,7 @@ class Watchdog:
             watch.named.add(busy)
             sentence = f"{busy} keeps its interpreter busy, and every call waits for it: use a worker process"
             self._events.event("busy", server.name, f"{sentence} (atoll.ipc.runtime.workers)")
-        if serving.pong == watch.asked:
+        if serving.pong == watch.asked and watch.asleep % ASLEEP_ROUNDS == 0:
             watch.asked += 1
             serving.send(control.Ping(number=watch.asked))
 

@@ -106,7 +106,8 @@ class Watcher:
         """Answer until the kernel closes its end."""
         due = time.monotonic() + TOLD_EVERY
         while True:
-            for key, _ in self.ready.select(max(0.0, due - time.monotonic()) if self.watched else None):
+            untold = any(watched.since_report for watched in self.watched.values())
+            for key, _ in self.ready.select(max(0.0, due - time.monotonic()) if untold else None):
                 if key.fileobj is self.kernel:
                     if not self._take():
                         return
