@@ -265,7 +265,11 @@ class _Swap:
         if self.what.package:
             batch.put(self.packages.version_row(version, self.what.package, server.description))
         if server.name == STORE:
-            node.store.journal.wait(batch.changes())
+            try:
+                node.store.journal.wait(batch.changes())
+            except OSError as error:
+                reason = f"the boot journal could not be written: {error.strerror}"
+                raise StartFailed(server=server.name, step="commit", reason=reason) from error
         else:
             await node.store.commit(batch.changes())
 

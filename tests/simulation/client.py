@@ -15,13 +15,13 @@ from atoll.ipc.errors import AtollError, InternalFault, NodeDown, PeerMisbehaved
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
 from atoll.ipc.system import control
-from atoll.ipc.system.kernel import Load, Swap
+from atoll.ipc.system.kernel import Load, Swap, WrongState
 from atoll.microkernel.gate import HELLO_WITHIN
 
 from .node import PACKAGES, Node
 from .packages.counter.interface import Counter
 from .packages.teller.interface import Teller
-from .world import Process, World
+from .world import SECOND, Process, World
 
 NEVER = (PeerMisbehaved, InternalFault, errors.Incompatible)
 """What no fault of the world excuses."""
@@ -178,6 +178,9 @@ class Client:
                 raise
             except AtollError as error:
                 self._heard(error)
+                if isinstance(error, WrongState) and error.server in ("counter", "teller"):
+                    with contextlib.suppress(AtollError):  # it crashed too often, or somebody stopped it
+                        await program.kernel.restart(error.server, 0.5)
                 if isinstance(error, errors.PeerDied | errors.Revoked | errors.NotFound):
                     counter = None
                     await trio.sleep(TRY_AGAIN)
@@ -280,6 +283,24 @@ class Client:
                 self.world.wrong(f"badge {badge} was revoked, and its holder was answered")
             nursery.cancel_scope.cancel()
 
+    async def lend_for_a_time(self, program: Program, counter: Any, teller: Any) -> None:
+        """A capability that ends by itself."""
+        whole, _ = await program.opened("counter", Counter)
+        term = self.world.chance.uniform(0.01, 0.2)
+        badge = self.book.badge()
+        began = self.world.now
+        number = await program.kernel.mint(whole, badge, ["read", "write"], term)
+        answered = self.world.now
+        lent = program.proxy(Counter, number)
+        with contextlib.suppress(errors.Revoked):
+            while self.world.now < answered + int(term * SECOND):
+                await lent.get("x")
+                await trio.sleep(0.01)
+            self.book.revoked.add(badge)
+            await lent.get("x")
+            took = (self.world.now - began) / SECOND
+            self.world.wrong(f"badge {badge} was lent for {term:g} s, and served after {took:g} s")
+
     async def grant(self, program: Program, counter: Any, teller: Any) -> None:
         """A lasting grant to a server, perhaps taken back."""
         chance = self.world.chance
@@ -340,7 +361,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
 
 C = Client
 ACTIONS: list[Any] = [
-    C.add, C.add, C.add, C.add, C.adds, C.adds, C.get, C.get, C.ask_teller, C.ask_teller, C.muse, C.hurried, C.moody,
-    C.listen, C.lend, C.lend, C.lend, C.grant, C.grant, C.restart, C.swap, C.swap, C.load, C.stop, C.freeze, C.look,
+    *(C.add,) * 4, *(C.adds,) * 2, *(C.get,) * 2, *(C.ask_teller,) * 2, C.muse, C.hurried, C.moody, C.listen,
+    *(C.lend,) * 3, C.lend_for_a_time, *(C.grant,) * 2, C.restart, *(C.swap,) * 2, C.load, C.stop, C.freeze, C.look,
 ]  # fmt: skip
 """As often as they stand here."""

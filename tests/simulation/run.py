@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -27,6 +28,7 @@ from . import client, invariants, witness
 from .client import Book, Client
 from .node import Node, image
 from .packages.counter.interface import Counter
+from .store import SLOWEST
 from .world import BOOTED, SECOND, Faults, World
 
 LASTS = 3.0
@@ -224,9 +226,9 @@ class Scenario:
                     self.world.wrong(f"{key} was acknowledged and is {found}")
                 elif found not in (0, 1):
                     self.world.wrong(f"{key} was added once at most and is {found}")
-            here = {row.number for row in await self._answered("caps", program.kernel.caps())}
+            assert self.node.node is not None
             for number, stands in self.book.granted.items():
-                if stands != (number in here):
+                if stands != self.node.node.tree.has(number):
                     what = "acknowledged and is gone" if stands else "revoked and is there again"
                     self.world.wrong(f"a lasting grant was {what}: {number:#x}")
         return True
@@ -259,6 +261,11 @@ def _instrument(world: World) -> None:
 
     def appending(self: Journal, record: Any) -> None:
         world.pass_point("journal")
+        if world.chance.random() < world.faults.slow_disk:
+            world.halt(world.chance.uniform(0.0, SLOWEST))
+        if world.chance.random() < world.faults.full_disk:
+            world.note("the journal's disk is full")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, record)
         world.pass_point("journalled")
 

@@ -27,6 +27,9 @@ from trio._core._run import GLOBAL_RUN_CONTEXT, Runner, setup_runner, unrolled_r
 
 from atoll.ipc import chance, clock
 from atoll.ipc.context import INLINE
+from atoll.ipc.errors import AtollError
+from atoll.microkernel.ownership import BootRefused
+from atoll.microkernel.processes import CannotConfine
 from atoll.native import lib
 
 SECOND = 1_000_000_000
@@ -36,6 +39,8 @@ EPOCH = 1_700_000_000.0
 """Seconds since the epoch at the beginning."""
 FIRST_PID = 5_000_000
 """Above what Linux gives: /proc has none of these."""
+EXPECTED = (AtollError, OSError, SystemExit, CannotConfine, BootRefused, trio.TooSlowError, trio.EndOfChannel)
+"""What tasks may fail with; anything else is a defect."""
 KEPT = 4000
 """Lines of the story that are kept to be told."""
 
@@ -187,7 +192,10 @@ def _hear_failures(world: World) -> None:
     def exits(runner: Runner, task: trio.lowlevel.Task, outcome: Any) -> None:
         error = getattr(outcome, "error", None)
         if error is not None and not isinstance(error, trio.Cancelled | BaseExceptionGroup):
-            world.note(f"a task of {world.moving[-1].name} failed", f"{task.name}: {error!r} {_place(error)}")
+            told = f"{task.name}: {error!r} {_place(error)}"
+            world.note(f"a task of {world.moving[-1].name} failed", told)
+            if not isinstance(error, EXPECTED):
+                world.wrong(f"a task of {world.moving[-1].name} failed: {told}")
         exited(runner, task, outcome)
 
     Runner.task_exited = exits  # type: ignore[method-assign,assignment]
