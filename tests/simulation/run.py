@@ -100,7 +100,8 @@ def _live(seed: int, folder: Path, there: int, tell: bool, plant: Callable[[], N
     resource.setrlimit(
         resource.RLIMIT_STACK, (STACK, most)
     )  # frames of the killed lie below those of the living
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # nobody spins for a peer on another core
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # nobody spins for a peer on another one
     world = World(seed, str(folder), tell=tell)
     plant()
     Scenario(world, folder, there).begin()
