@@ -119,7 +119,7 @@ class Node:
         self._deliveries.notice(self._notice)
         os.close(notice)
         self.welcome = message
-        self._host = Outside(self._kernel_process, self._report)
+        self._host = Outside(self._kernel_process, self._report, self._is_closed)
         for _ in range(message.channels):
             self._act(*self._receive())
         self._deliveries.system_calls(message.port)
@@ -218,6 +218,16 @@ class Node:
 
     def _report(self, channel: int, check: str) -> None:
         self._control.send(control.Misbehaved(channel=channel, check=check))
+
+    def _is_closed(self, channel: int) -> bool:
+        """Whether the kernel has closed a channel. One that ends closes all, and then its end of the control socket."""
+        try:
+            self._pump()
+        except NodeDown:
+            for each in list(self._channels.values()):
+                each.down()
+            return True
+        return channel not in self._channels
 
     def forked(self) -> None:
         """In a fork the attachment is the parent's, and detaching would be, too: only the child's copy is let go."""

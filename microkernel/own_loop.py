@@ -25,6 +25,9 @@ class LoopHost:
     def alive(self, wait: float = 0.0) -> bool:
         return True
 
+    def closed(self, channel: int) -> bool:
+        return False  # the kernel itself takes it out of its loop then
+
     def looping(self) -> bool:
         return True
 

@@ -75,7 +75,10 @@ class Store:
                 await self._commit(changes)
             except PeerFault:
                 return  # it stays in the journal
-            self.journal.settle(changes.id)
+            try:
+                self.journal.settle(changes.id)
+            except OSError:
+                return  # no room: it stays, and is committed again under its id, which changes nothing
         if self.journal.records > JOURNAL_RECORDS_MOST:
             with suppress(OSError):  # no room for a second one: it stays as long as it is
                 self.journal.compact()

@@ -449,11 +449,14 @@ class ClientChannel:
         raise errors.InternalFault(f"channel {self.number}", f"the C core answered {result}")
 
     def _deaf(self) -> None:
-        """The doorbell's other end was shut, so that not even the kernel could ring. The kernel's own end does that, too."""
-        if self.host.alive(DYING):
-            self.misbehaved("doorbell")
-        else:
+        """The doorbell's other end was shut, so that not even the kernel could ring. The kernel's end does that, too, and
+        so does whoever closes a channel."""
+        if not self.host.alive(DYING):
             self.down()
+        elif not self.host.closed(self.number):
+            self.misbehaved("doorbell")
+        elif self.failed is None:
+            self.bereave()
 
     def _look_at_kernel(self) -> None:
         if not self.host.alive():

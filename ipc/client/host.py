@@ -31,6 +31,10 @@ class Host(Protocol):
         """Whether the node's kernel still runs, also after so many seconds."""
         ...
 
+    def closed(self, channel: int) -> bool:
+        """Whether the kernel has closed this channel, as far as it has said: what it says may lie unread."""
+        ...
+
     def sent(self) -> None:
         """A request left that nobody waits for yet: see to it that its reply is noticed."""
         ...

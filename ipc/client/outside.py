@@ -45,13 +45,22 @@ class _Reader:
         """It will look anyhow."""
 
 
+def _open(channel: int) -> bool:
+    """No kernel, so nobody closes one."""
+    return False
+
+
 class Outside:
     """The `Host` of such a process's channels. `kernel` is a pidfd of the node's kernel; it stays the caller's."""
 
-    def __init__(self, kernel: int, report: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, kernel: int, report: Callable[[int, str], None], closed: Callable[[int], bool] = _open
+    ) -> None:
+        """`report`: tells the kernel of a peer that misbehaved; `closed`: whether it has closed a channel."""
         self.channels: dict[int, ClientChannel] = {}
         self._kernel = kernel
         self._report = report
+        self.closed = closed
         self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._kick, select.EPOLLIN)

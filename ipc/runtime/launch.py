@@ -96,6 +96,13 @@ class Process:
     def alive(self, wait: float = 0.0) -> bool:
         return True  # the control socket says so, to the task that reads it
 
+    def closed(self, channel: int) -> bool:
+        with contextlib.suppress(NodeDown):
+            self._pump()
+            said = (packet[0] for packet in self._waiting)
+            return any(isinstance(each, control.CloseChannel) and each.channel == channel for each in said)
+        return True
+
     def kick(self, channel: int) -> None:
         """The receive loop is its own thread's; and asleep, it looks at nothing: another thread has trio wake it."""
         if threading.get_ident() == self._home:
