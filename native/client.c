@@ -142,6 +142,8 @@ int atoll_spin(atoll_channel *channel) {
     uint32_t cpu = (uint32_t)sched_getcpu();
     if (channel_pending(channel))
         return 1;
+    if (clock_stands())
+        return 0;
     uint32_t vain = load_relaxed(&channel->vain); /* other loops' threads count, too: it is a hint */
     if (vain >= VAIN_MOST) {
         store_relaxed(&channel->vain, vain + 1);

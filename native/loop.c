@@ -487,7 +487,7 @@ static uint64_t spin(struct atoll_loop *loop) {
     uint64_t found, now, end = 0;
     uint32_t cpu = (uint32_t)sched_getcpu();
     int other = 0;
-    if (loop->vain >= VAIN_SPINS)
+    if (loop->vain >= VAIN_SPINS || clock_stands())
         return 0;
     for (uint32_t i = 0; i < loop->active_count && !other; i++) {
         struct atoll_channel *channel = loop->active[i];

@@ -65,6 +65,10 @@ void atoll_clock_stand(uint64_t at) {
     standing = at;
 }
 
+int clock_stands(void) {
+    return standing != 0;
+}
+
 uint64_t clock_now(void) {
     struct timespec now;
     if (standing)

@@ -6,6 +6,7 @@
 #include "layout.h"
 
 uint64_t clock_now(void);    /* CLOCK_MONOTONIC, ns */
+int clock_stands(void);      /* time is a simulation's: no spinning, it would not pass */
 uint64_t clock_coarse(void); /* the same to a few ms, at a fifth of the price */
 
 /* Wakes the end whose `parked` word this is, if it sleeps. Call after the record is visible. 1: a system call

@@ -1,29 +1,26 @@
 """The kernel as this server process holds it: `kernel().buffer(size)`, and the buffers that it made."""
 
-from contextvars import ContextVar
-
 from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system.kernel import BufferMade, Kernel
 
 from .deliveries import Deliveries
 
-_own: ContextVar[tuple[Kernel, Deliveries]] = ContextVar("own kernel")
-"""Set in the task that all of a process's tasks come from."""
+_own: tuple[Kernel, Deliveries] | None = None
 
 
 def provide(own: Kernel, deliveries: Deliveries) -> None:
     """The process's capability on the kernel and what the kernel delivers to it, once, at its start."""
-    _own.set((own, deliveries))
+    global _own
+    _own = own, deliveries
 
 
 def _provided() -> tuple[Kernel, Deliveries]:
-    try:
-        return _own.get()
-    except LookupError:
+    if _own is None:
         raise LookupError(
             "this process was not started by a kernel: give the server what it needs in the test instead"
-        ) from None
+        )
+    return _own
 
 
 def kernel() -> Kernel:

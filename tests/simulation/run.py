@@ -23,6 +23,7 @@ from atoll.ipc.errors import AtollError
 from atoll.microkernel import failpoints
 from atoll.microkernel.connections import Connection
 from atoll.microkernel.journal import Journal
+from tests.kit.forked import die_with_parent
 
 from . import client, invariants, witness
 from .client import Book, Client
@@ -65,10 +66,12 @@ def one(seed: int, *, tell: bool = False, plant: Callable[[], None] = lambda: No
     here, there = os.pipe()
     folder = tempfile.mkdtemp(prefix="atoll-sim-", dir=MEMORY if MEMORY.is_dir() else None)
     sys.stdout.flush()
+    parent = os.getpid()
     child = os.fork()
     if not child:
         os.close(here)
         try:
+            die_with_parent(parent)
             _live(seed, Path(folder), there, tell, plant)
         except BaseException:
             _report(there, Verdict(seed, "", [traceback.format_exc()], 0, 0, 0, 0, 0, []))
@@ -85,9 +88,11 @@ def one(seed: int, *, tell: bool = False, plant: Callable[[], None] = lambda: No
 
 
 def _report(there: int, verdict: Verdict) -> None:
-    with open(there, "wb") as told:
-        told.write(json.dumps(verdict._asdict()).encode())
-    os._exit(0)
+    try:
+        with open(there, "wb") as told:
+            told.write(json.dumps(verdict._asdict()).encode())
+    finally:
+        os._exit(0)
 
 
 def _live(seed: int, folder: Path, there: int, tell: bool, plant: Callable[[], None]) -> None:
