@@ -335,7 +335,8 @@ async def take_down(node: Node, parts: Parts) -> None:
     if not node.nursery.cancel_scope.cancel_called:
         await parts.readers.close()
         for name in reversed(order(node) if node.servers else []):
-            await end_in_order(node, parts, node.servers[name])
+            if (server := node.servers.get(name)) is not None:  # a load may have come to nothing meanwhile
+                await end_in_order(node, parts, server)
     node.store.end()
     parts.authority.closed(STORE)
     kill_all(node)
