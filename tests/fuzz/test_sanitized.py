@@ -6,7 +6,7 @@ import pytest
 
 from .sanitized import build, run
 
-SHORT = ("tests/hostile/test_lies.py", "tests/native/test_lost_rings.py")
+SHORT = ("tests/adversary/test_lies.py", "tests/native/test_lost_rings.py")
 CHOSEN = "wrong or caller or doorbell or rings or put_off"
 
 

@@ -19,7 +19,7 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 from atoll.ipc.system.control import Shape
 from atoll.native import Kind, ffi, lib
-from tests.hostile.attack import LINE
+from tests.adversary.attack import LINE
 from tests.kit.memory import Memory, Segment
 from tests.kit.serving import serving
 

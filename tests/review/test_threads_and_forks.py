@@ -24,7 +24,7 @@ from atoll.ipc.runtime.launch import Process
 from atoll.ipc.system import control
 from atoll.ipc.system.control import Port, Shape
 from atoll.native import Kind, ffi, lib
-from tests.hostile.attack import Attacker, Record
+from tests.adversary.attack import Attacker, Record
 from tests.kit.forked import forked
 from tests.kit.memory import Memory, Segment
 from tests.kit.serving import serving

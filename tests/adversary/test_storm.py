@@ -1,7 +1,7 @@
 """Attacks that go on, on real processes: none falls, none hangs, the honest get their replies, and who is accused did it.
 
 The short form is a second each. The long form takes ten minutes of attack each, and says what honest callers waited
-meanwhile, without, and beside a process that only computes; `python -m tests.hostile 60` is between the two."""
+meanwhile, without, and beside a process that only computes; `python -m tests.adversary 60` is between the two."""
 
 import random
 

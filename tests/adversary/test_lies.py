@@ -109,15 +109,15 @@ ELSEWHERE = {
     Check("ipc/runtime/deliveries.py", "its seals or its size", "program"):
         "fuzz/test_grants.py::test_what_is_mapped_stays_and_what_is_read_only_does_not_change",
     Check("ipc/runtime/control_socket.py", "the control socket: {}", "program"):
-        "hostile/test_lies.py::test_a_process_names_a_packet_that_is_none",
+        "adversary/test_lies.py::test_a_process_names_a_packet_that_is_none",
     Check("ipc/runtime/control_socket.py", "a packet or its descriptors were cut short", "program"):
-        "hostile/test_lies.py::test_a_process_names_a_packet_that_is_none",
+        "adversary/test_lies.py::test_a_process_names_a_packet_that_is_none",
     Check("microkernel/connections.py", "the control socket: {}", "kernel"):
-        "hostile/test_culprits.py::test_a_program_that_says_nonsense_to_the_kernel_is_named",
+        "adversary/test_culprits.py::test_a_program_that_says_nonsense_to_the_kernel_is_named",
     Check("microkernel/connections.py", "a packet was cut short", "kernel"):
-        "hostile/test_culprits.py::test_a_program_that_says_nonsense_to_the_kernel_is_named",
+        "adversary/test_culprits.py::test_a_program_that_says_nonsense_to_the_kernel_is_named",
     Check("microkernel/conversation.py", "an unexpected {}", "kernel"):
-        "hostile/test_culprits.py::test_a_server_that_says_nonsense_to_the_kernel_is_ended_and_named",
+        "adversary/test_culprits.py::test_a_server_that_says_nonsense_to_the_kernel_is_ended_and_named",
     Check("microkernel/connections.py", "{} packets are unread", "kernel"):
         "microkernel/test_connections.py::test_who_never_reads_is_given_up",
     Check("microkernel/connections.py", "{} packets are unread: {}", "kernel"):
