@@ -14,6 +14,8 @@ from typing import Any
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import connect
 from atoll.ipc.system.state import State, StoreFull, Write
+from atoll.microkernel.place import Place
+from atoll.microkernel.slices import hierarchy
 
 PACKAGES = Path(__file__).parent / "packages"
 IMAGE = """
@@ -43,6 +45,16 @@ package = "{packages}/teller"
 needs = {{ counter = {{ server = "counter", rights = ["read", "write"] }} }}
 {more}
 """
+STUBBORN = f"""
+[slice.few]
+pids = 64
+
+[server.stubborn]
+package = "{PACKAGES}/stubborn"
+slice = "few"
+needs = {{}}
+"""
+"""A server that will not end, in a slice of few processes."""
 
 
 class RealNode:
@@ -166,6 +178,11 @@ def booted(
     finally:
         if node.kernel is not None:
             assert node.stop() == 0, "\n".join(node.said)
+
+
+def groups_of(node: RealNode) -> list[Path]:
+    """The node's control groups, one a hierarchy."""
+    return hierarchy.left_by(Place(name="test", folder=node.folder, image_path="", degrade=False).group)
 
 
 def wait_for_end(pid: int) -> None:

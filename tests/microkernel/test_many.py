@@ -13,12 +13,11 @@ import pytest
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import Revoked
 from atoll.ipc.system.kernel import CapabilityRow
-from atoll.microkernel.place import Place
 from atoll.microkernel.slices import hierarchy
 from tests.kit.forked import forked
 from tests.kit.groups import control_groups
 
-from .nodes import PACKAGES, RealNode, booted, interface
+from .nodes import STUBBORN, RealNode, booted, groups_of, interface
 
 Counter = interface("counter", "Counter")
 Stubborn = interface("stubborn", "Stubborn")
@@ -157,21 +156,9 @@ def test_many_capabilities_of_one_client_are_each_used_and_revoked(tmp_path: Pat
         )
 
 
-BOMBED = f"""
-[slice.few]
-pids = 64
-
-[server.stubborn]
-package = "{PACKAGES}/stubborn"
-slice = "few"
-needs = {{}}
-"""
-
-
-def groups_of(node: RealNode, slice: str) -> list[Path]:
-    """Where the number of a slice's processes is bounded."""
-    place = Place(name="test", folder=node.folder, image_path="", degrade=False)
-    found = [folder / slice for folder in hierarchy.left_by(place.group)]
+def bounded(node: RealNode) -> list[Path]:
+    """Where the number of processes of the slice `few` is bounded."""
+    found = [folder / "few" for folder in groups_of(node)]
     return [folder for folder in found if (folder / "pids.max").exists()]
 
 
@@ -179,13 +166,13 @@ def test_a_fork_bomb_stays_in_its_slice_and_is_ended_with_its_server(tmp_path: P
     """At level `process`, whose filter keeps nobody from forking: what bounds it is the slice."""
     if not control_groups():
         pytest.skip("no control groups here: nothing bounds how many processes a server makes")
-    with booted(tmp_path, more=BOMBED) as node:
+    with booted(tmp_path, more=STUBBORN) as node:
         bomb(node)
 
 
 def bomb(node: RealNode) -> None:
     with bystander(node), node.attach() as attached:
-        (group,) = groups_of(node, "few")
+        (group,) = bounded(node)
         attached.open("stubborn", Stubborn).bomb.now()
         while len(members := hierarchy.members(group)) < 64:
             assert len(members) <= 64

@@ -9,36 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from atoll.microkernel.place import Place
 from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices import hierarchy
 from tests.kit.groups import control_groups
 
-from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
+from .nodes import STUBBORN, RealNode, booted, groups_of, interface, wait_for_end
 
 Counter = interface("counter", "Counter")
 Stubborn = interface("stubborn", "Stubborn")
 
-MORE = f"""
-[slice.few]
-pids = 64
-
-[server.stubborn]
-package = "{PACKAGES}/stubborn"
-slice = "few"
-needs = {{}}
-"""
 FROM_STATE = 'package = "{package}"\n'
 
 
 def grouped() -> None:
     if not control_groups():
         pytest.skip("no control groups here: who leaves both its session and its program is not found")
-
-
-def groups_of(node: RealNode) -> list[Path]:
-    place = Place(name="test", folder=node.folder, image_path="", degrade=False)
-    return hierarchy.left_by(place.group)
 
 
 def pid_of(node: RealNode, server: str) -> int:
@@ -70,7 +55,7 @@ def hostile_store(folder: Path) -> str:
 def test_children_of_a_server_do_not_outlive_a_killed_kernel(tmp_path: Path, program: bool) -> None:
     if program:
         grouped()
-    with booted(tmp_path, more=MORE) as node:
+    with booted(tmp_path, more=STUBBORN) as node:
         with node.attach() as attached:
             child = attached.open("stubborn", Stubborn).leave_child.now(program)
         processes = node.processes()
@@ -80,7 +65,7 @@ def test_children_of_a_server_do_not_outlive_a_killed_kernel(tmp_path: Path, pro
 
 
 def test_a_server_that_does_not_die_with_the_kernel_is_ended(tmp_path: Path) -> None:
-    with booted(tmp_path, more=MORE) as node:
+    with booted(tmp_path, more=STUBBORN) as node:
         with node.attach() as attached:
             pid = attached.open("stubborn", Stubborn).outlive.now()
         os.kill(pid, signal.SIGSTOP)
@@ -98,7 +83,7 @@ def test_a_frozen_server_does_not_outlive_a_killed_kernel(node: RealNode) -> Non
 
 def test_survivors_of_kernel_and_zygote_are_ended_by_the_next_boot(tmp_path: Path) -> None:
     """The store among them, which holds the node's lock."""
-    with booted(tmp_path, more=MORE) as node:
+    with booted(tmp_path, more=STUBBORN) as node:
         with node.attach() as attached:
             assert attached.open("counter", Counter).add.now("x", 5) == 5
             stubborn = attached.open("stubborn", Stubborn)
@@ -138,7 +123,7 @@ def test_a_survivor_that_cannot_be_ended_is_named(tmp_path: Path) -> None:
     ice = mount.base / f"atoll-test-{os.getpid()}"
     ice.mkdir()
     try:
-        with booted(tmp_path, more=MORE) as node:
+        with booted(tmp_path, more=STUBBORN) as node:
             with node.attach() as attached:
                 pid = attached.open("stubborn", Stubborn).outlive.now()
             (ice / "cgroup.procs").write_text(str(pid))
@@ -162,7 +147,7 @@ def test_a_survivor_that_cannot_be_ended_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ended", ["in order", "killed"])
 def test_a_fork_bomb_ends_with_the_node(tmp_path: Path, ended: str) -> None:
     grouped()
-    with booted(tmp_path, more=MORE) as node:
+    with booted(tmp_path, more=STUBBORN) as node:
         with node.attach() as attached:
             attached.open("stubborn", Stubborn).bomb.now()
         if ended == "killed":
@@ -193,7 +178,7 @@ def test_each_signal_ends_a_node_in_order(node: RealNode, number: signal.Signals
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """Without it, the node waits until the deadline for a handler that does not return."""
-    with booted(tmp_path, more=MORE) as node:
+    with booted(tmp_path, more=STUBBORN) as node:
         with node.attach() as attached:
             stubborn = attached.open("stubborn", Stubborn)
             waiting = stubborn.stay.start()
