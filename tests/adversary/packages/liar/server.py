@@ -5,6 +5,7 @@ import gc
 import mmap
 import os
 from collections import Counter as Count
+from contextlib import suppress
 from pathlib import Path
 
 from atoll.ipc.client.transport import ChannelTransport
@@ -106,13 +107,11 @@ def _write_what_is_the_kernels() -> tuple[list[str], int]:
             written.append(f"{name}: mapped for writing")
         if ctypes.CDLL(None).mprotect(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), 3) == 0:
             written.append(f"{name}: made writable where it lies")
-        try:
+        with suppress(OSError):  # refused, as it should be
             with open("/proc/self/mem", "r+b", buffering=0) as memory:
                 memory.seek(begin)
                 memory.write(b"\xff")
             written.append(f"{name}: /proc/self/mem")
-        except OSError:
-            pass
         written += _reopened(f"/proc/self/map_files/{span}", name)
     for descriptor in os.listdir("/proc/self/fd"):
         path = f"/proc/self/fd/{descriptor}"
@@ -132,15 +131,11 @@ def _reopened(path: str, name: str) -> list[str]:
     except OSError:
         return []
     done = []
-    try:
+    with suppress(OSError):  # refused, as these should be
         os.pwrite(again, b"\xff", 0)
         done.append(f"{name}: written by {path}")
-    except OSError:
-        pass
-    try:
+    with suppress(OSError):
         mmap.mmap(again, mmap.PAGESIZE)
         done.append(f"{name}: mapped by {path}")
-    except OSError:
-        pass
     os.close(again)
     return done
