@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from atoll.microkernel.doctor import TRIAL, Diagnosis
-from atoll.microkernel.place import Place
 from atoll.microkernel.slices import hierarchy
-from tests.microkernel.nodes import IMAGE, PACKAGES, RealNode, wait_for_end
-from tests.microkernel.test_many import BOMBED, bomb
+from tests.microkernel.nodes import IMAGE, PACKAGES, STUBBORN, RealNode, groups_of, wait_for_end
+from tests.microkernel.test_many import bomb
 
 SERVICE = ["systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "Delegate=yes"]
 
@@ -29,12 +28,7 @@ class Service(RealNode):
 
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
-    return Service(tmp_path, IMAGE.format(level="sandbox", packages=PACKAGES, counter="", more=BOMBED))
-
-
-def groups_of(node: RealNode) -> list[Path]:
-    place = Place(name="test", folder=node.folder, image_path="", degrade=False)
-    return hierarchy.left_by(place.group)
+    return Service(tmp_path, IMAGE.format(level="sandbox", packages=PACKAGES, counter="", more=STUBBORN))
 
 
 def test_the_doctor_says_that_processors_memory_and_processes_are_bounded(service: Service) -> None:
