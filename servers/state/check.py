@@ -70,12 +70,12 @@ def check(engine: Engine, at: At = lambda place: None) -> Report:
     counts = _Counts()
     breaches: list[Breach] = []
     at("keyspaces")
-    try:
-        keyspaces = Keyspaces(engine)
-    except (*UNREADABLE, Broken, lmdb.Error) as error:
-        breaches.append(Breach("versions/store", f"the list of keyspaces cannot be read: {error}"))
-        return Report(0, 0, 0, 0, breaches)
     with engine.snapshot() as snapshot:
+        try:
+            keyspaces = Keyspaces(engine)  # keyspaces are only added: beside a writer this may know of later ones
+        except (*UNREADABLE, Broken, lmdb.Error) as error:
+            breaches.append(Breach("versions/store", f"the list of keyspaces cannot be read: {error}"))
+            return Report(0, 0, 0, 0, breaches)
         for place, walk in (
             ("meta", _meta(snapshot)),
             ("feed", _feed(snapshot, keyspaces, counts)),

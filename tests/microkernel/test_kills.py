@@ -144,6 +144,7 @@ def kill(node: RealNode, load: Load, victim: str) -> None:
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
     load.goes_on()
+    check(node)
 
 
 def helper(node: RealNode, name: str) -> int:
@@ -156,6 +157,13 @@ def helper(node: RealNode, name: str) -> int:
                 return each.pid
 
 
+def check(node: RealNode) -> None:
+    """The store is whole; beside a writer, too."""
+    words = [sys.executable, "-m", "atoll.servers.state.check", str(node.folder / "data" / "state")]
+    checked = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def kill_kernel(node: RealNode, load: Load) -> None:
     before = lasting(node)
     processes = node.processes()
@@ -166,9 +174,7 @@ def kill_kernel(node: RealNode, load: Load) -> None:
         wait_for_end(pid)
     ORPHANED.append(time.monotonic() - killed)
     assert node.processes() == []
-    check = [sys.executable, "-m", "atoll.servers.state.check", str(node.folder / "data" / "state")]
-    checked = subprocess.run(check, capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    check(node)
     node.boot()
     load.node_is(True)
     assert lasting(node) == before

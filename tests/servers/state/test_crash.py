@@ -25,14 +25,14 @@ from atoll.servers.state.history import History
 from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.state.ownership import Ownership, settle_format
 
-folder, point, fatal = sys.argv[1], sys.argv[2], int(sys.argv[3])
+folder, point, fatal, boot, deadly = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 
 class Dying(LmdbEngine):
     groups = 0
 
     def die_at(self, here):
         if here == point and self.groups == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), deadly)
 
     def commit(self, batch, *, reserved=False):
         self.groups += 1
@@ -47,7 +47,7 @@ class Dying(LmdbEngine):
 engine = Dying(folder, limit=256 << 20, map_size=1 << 30)
 settle_format(engine)
 history = History(engine, str)
-group = Group(history, Ownership(engine, 1), lambda written: engine.die_at("before the answer"))
+group = Group(history, Ownership(engine, boot), lambda written: engine.die_at("before the answer"))
 prefix = layout.prefix(0)
 while True:
     acknowledged = []
@@ -65,10 +65,11 @@ while True:
 """
 
 
-def run(folder: Path, point: str, group: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), point, str(group)], stdout=subprocess.PIPE
-    )
+def run(
+    folder: Path, point: str, group: int, boot: int = 1, deadly: int = signal.SIGKILL
+) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", WRITER, str(folder), point, str(group), str(boot), str(int(deadly))]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def acknowledged(output: bytes) -> int:
@@ -131,3 +132,24 @@ def test_killed_at_random(tmp_path: Path, whole: Callable[[Path], int]) -> None:
         assert last > before
         before = holds(folder, last)
         assert whole(folder) == before
+
+
+@pytest.mark.parametrize("point", ["before the batch", "before the answer"])
+def test_a_survivor_of_an_old_boot_commits_nothing(
+    tmp_path: Path, whole: Callable[[Path], int], point: str
+) -> None:
+    """It was stopped when the next boot began to write, and goes on afterwards; what it was in the midst of is refused."""
+    folder = tmp_path / "store"
+    survivor = run(folder, point, 4, boot=1, deadly=signal.SIGSTOP)
+    os.waitid(os.P_PID, survivor.pid, os.WSTOPPED)
+    heir = run(folder, "after the sync", 2, boot=2)
+    heirs, _ = heir.communicate()
+    head = holds(folder, acknowledged(heirs))
+    survivor.send_signal(signal.SIGCONT)
+    said, why = survivor.communicate()
+    assert survivor.returncode == 1
+    assert b"the store is owned by a process of boot 2, not by this one of boot 1" in why
+    told = 10 + 5 * (point == "before the answer")  # what was durable before the heir came
+    assert acknowledged(said) == told
+    assert head == told + 10
+    assert holds(folder, told) == head == whole(folder)
