@@ -10,6 +10,7 @@ interface does not declare becomes `InternalFault`, and its traceback goes to th
 import inspect
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -100,12 +101,12 @@ def _wrapper(
     spec: MethodSpec, handler: Callable[..., Any], encode: Encode, translator: Translator | None
 ) -> Callable[..., Any]:
     if spec.kind == "call":
-        return lambda *args, **kwargs: _reply(spec, encode, handler(*args, **kwargs))
+        return partial(_reply, spec, encode, handler)
     if spec.kind == "upload":
         decode = codec.decoder(spec, "item", translator)
 
         def take(items: AsyncIterator[bytes], *args: Any, **kwargs: Any) -> Any:
-            return _reply(spec, encode, handler(_Decoded(spec, decode, items), *args, **kwargs))
+            return _reply(spec, encode, handler, _Decoded(spec, decode, items), *args, **kwargs)
 
         return take
 
@@ -123,9 +124,12 @@ def _wrapper(
     return produce
 
 
-async def _reply(spec: MethodSpec, encode: Encode, awaited: Awaitable[Any]) -> bytes:
+async def _reply(
+    spec: MethodSpec, encode: Encode, begin: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any
+) -> bytes:
+    """`begin` runs in here: of a call that is refused before its first step, no handler's coroutine is left unawaited."""
     try:
-        return encode(await awaited)
+        return encode(await begin(*args, **kwargs))
     except AtollError as error:
         _check_declared(spec, error)
         raise
@@ -153,7 +157,7 @@ def _other(spec: MethodSpec, encode: Encode, reply: Any, error: Exception) -> An
     if isinstance(reply, Deferred):
         return _later(spec, encode, reply)
     if inspect.isawaitable(reply):
-        return _reply(spec, encode, reply)
+        return _reply(spec, encode, lambda: reply)
     if isinstance(error, AtollError):
         raise error
     raise _internal(spec, error) from error

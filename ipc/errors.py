@@ -289,14 +289,13 @@ class PeerDied(PeerFault):
 
 
 class PeerMisbehaved(PeerFault):
-    """The other side broke the protocol. `check` names what did not hold; the channel is closed."""
+    """The other side broke the protocol. `check` names what did not hold. A channel whose memory shows it is closed,
+    and `where` says so."""
 
     number = 23
     where: str
     check: str
-    template = (
-        "{where}: the other side broke the protocol ({check}); the channel is closed: see `atoll refused`"
-    )
+    template = "{where}: the other side broke the protocol ({check})"
 
 
 class NodeDown(PeerFault):

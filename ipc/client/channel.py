@@ -504,7 +504,7 @@ class ClientChannel:
         if self.failed is None:
             check = check or ffi.string(lib.atoll_channel_fault(self.c)).decode()
             self.host.misbehaved(self.number, check)
-            error = PeerMisbehaved(f"the channel to {self.peer}", check)
+            error = PeerMisbehaved(f"the channel to {self.peer}, closed now (see `atoll refused`)", check)
             self.fail(lambda _: error, error)
 
     def fail(self, each: Callable[[str], errors.AtollError], later: errors.AtollError) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
 from types import coroutine
@@ -13,6 +14,7 @@ from atoll.ipc import Failure, Interface, Serves, call, current
 from atoll.ipc.errors import DeadlineExceeded, InternalFault
 from atoll.ipc.runtime import trio_inside
 from atoll.ipc.runtime.tasks import STAND_INS
+from atoll.ipc.serve import Endpoint
 from tests.kit.serving import Serving, serving
 
 seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="")
@@ -331,3 +333,14 @@ def test_from_asyncio(things: Things) -> None:
         assert await asyncio.gather(*[things.expired() for _ in range(20)]) == ["moved on"] * 20
 
     asyncio.run(main())
+
+
+def test_a_call_that_is_refused_before_its_first_step_leaves_no_coroutine_of_its_handler(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """What was revoked while it waited for its task, say."""
+    endpoint = Endpoint(Server(), None)
+    spec = endpoint.table[[entry.spec.name for entry in endpoint.table].index("task")].spec
+    endpoint.by_number[spec.number].run(memoryview(b"\x90")).close()
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []

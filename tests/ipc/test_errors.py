@@ -112,10 +112,7 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
     (
         errors.PeerMisbehaved("the reply of Counter.add", "length"),
         PeerFault,
-        (
-            "the reply of Counter.add: the other side broke the protocol (length); the channel is closed: "
-            "see `atoll refused`"
-        ),
+        "the reply of Counter.add: the other side broke the protocol (length)",
     ),
     (errors.NodeDown(), PeerFault, "the node is down: boot it again with `atoll boot`"),
     (
