@@ -579,9 +579,8 @@ class ServeLoop:
                     inhand.items.ended()
                 case Kind.ITEM if inhand.items is not None:
                     inhand.items.arrived(_items.decode(payload))
-                case Kind.CREDIT if inhand.spec.kind == "stream":
-                    if inhand.credit is not None:
-                        inhand.credit.grant(_credit.decode(payload))
+                case Kind.CREDIT if inhand.credit is not None:
+                    inhand.credit.grant(_credit.decode(payload))
                 case _:
                     self._bad(channel, "record of no stream")
         except msgspec.DecodeError:

@@ -117,6 +117,8 @@ class Tasks:
                 result.close()
             self._replies.put(origin, Kind.FAULT, errors.encode(error))
             return
+        if spec.kind == "stream":
+            inhand.credit = Credit(spec.label)
         self._start(self._stream if spec.kind == "stream" else self._reply, inhand, result, call)
 
     def defer(self, spec: MethodSpec, origin: Origin, result: Deferred[bytes]) -> None:
@@ -214,7 +216,6 @@ class Tasks:
         self.finish(inhand, Kind.REPLY, await work)
 
     async def _stream(self, inhand: InHand, work: Any) -> None:
-        inhand.credit = Credit(inhand.spec.label)
         if hasattr(work, "__anext__"):
             try:
                 async for item in work:

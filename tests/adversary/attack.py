@@ -64,7 +64,7 @@ class Attacker:
         """Where the index lies that this end publishes."""
         return 2 * LINE + (2 * lane + (not self.server)) * LINE
 
-    def write(self, record: Record, payload: bytes = b"", lane: int = 1) -> None:
+    def write(self, record: Record, payload: bytes = b"", lane: int = 1, *, wake: bool = True) -> None:
         """Put a record where the victim looks for the next one of `lane`, then wake it."""
         position = self.position[lane]
         self._put(lane, position + LINE, payload)
@@ -72,7 +72,8 @@ class Attacker:
         self._put(lane, position + 8, packed[8:])
         self._put(lane, position, packed[:8])
         self.position[lane] = position + LINE + (len(payload) + LINE - 1) // LINE * LINE
-        self.wake()
+        if wake:
+            self.wake()
 
     def _put(self, lane: int, position: int, data: bytes) -> None:
         at = position & (self._ring - 1)

@@ -92,14 +92,18 @@ def _index_and_bulk(served: Serving, memory: Memory) -> Callable[[], object]:
     return _nothing
 
 
-def _in_call(method: str, kind: Kind, payload: bytes) -> Callable[[Serving, Memory], Callable[[], object]]:
-    """A record that does not fit the call that it names."""
+def _in_call(
+    method: str, kind: Kind, payload: bytes, *, begun: bool = True
+) -> Callable[[Serving, Memory], Callable[[], object]]:
+    """A record that does not fit the call that it names; `begun`: told when the call's handler runs, and not in the
+    same breath as the call."""
 
     def tell(served: Serving, memory: Memory) -> Callable[[], object]:
         attacker = Attacker(memory, server=False)
         opened = encode([1000]) if method == "numbers" else encode([])
-        attacker.write(call(served, memory, method, length=len(opened)), opened)
-        served.observe()  # it has begun
+        attacker.write(call(served, memory, method, length=len(opened)), opened, wake=begun)
+        if begun:
+            served.observe()
         attacker.write(Record(0, kind=kind, length=len(payload)), payload)
         return _nothing
 
@@ -119,6 +123,7 @@ TO_A_SERVER = [
     Lie("items beyond credit", "upload without credit", _in_call("total", Kind.ITEM, encode([b"x"] * 300)),
         "items for {} with credit for {}"),
     Lie("credit that is none", "stream record", _in_call("numbers", Kind.CREDIT, b"\xc1")),
+    Lie("credit that is none, at once", "stream record", _in_call("numbers", Kind.CREDIT, b"\xc1", begun=False)),
     Lie("credit beyond a window", "more credit than a window", _in_call("numbers", Kind.CREDIT, encode(1 << 40)),
         "credit up to {} when {} was spent"),
 ]  # fmt: skip

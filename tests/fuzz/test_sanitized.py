@@ -10,7 +10,6 @@ SHORT = ("tests/adversary/test_lies.py", "tests/native/test_lost_rings.py")
 CHOSEN = "wrong or caller or doorbell or rings or put_off"
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_hostile_peers_trip_no_sanitizer(tmp_path: Path) -> None:
     ended = run(build(tmp_path), ["-m", "not soak", "-k", CHOSEN, *SHORT])
