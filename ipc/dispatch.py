@@ -19,8 +19,7 @@ from . import codec
 from .codec import Decode, Encode
 from .context import Log
 from .deferred import Deferred
-from .errors import AtollError, BadRequest, Failure, InternalFault, TooLarge
-from .limits import MAX_PAYLOAD
+from .errors import AtollError, BadRequest, Failure, InternalFault
 from .method import MethodSpec
 from .proxy import DecodeFaults, generate
 from .transport import Translator
@@ -29,11 +28,9 @@ Run = Callable[..., Any]
 
 _CALL = """
 def run(
-    view, _spec=_spec, _decode=_decode, _handler=_handler, _encode=_encode, _limit=_limit,
+    view, _spec=_spec, _decode=_decode, _handler=_handler, _encode=_encode,
     _Deferred=_Deferred, _faults=_faults, _AtollError=_AtollError,
 ):
-    if len(view) > _limit:
-        raise _too_large(_spec, view)
     try:
         arguments = _decode(view)
     except _faults as fault:
@@ -55,10 +52,8 @@ def run(
 
 _START = """
 def run(
-    view, *items, _spec=_spec, _decode=_decode, _handler=_handler, _wrap=_wrap, _limit=_limit, _faults=_faults
+    view, *items, _spec=_spec, _decode=_decode, _handler=_handler, _wrap=_wrap, _faults=_faults
 ):
-    if len(view) > _limit:
-        raise _too_large(_spec, view)
     try:
         arguments = _decode(view)
     except _faults as fault:
@@ -77,11 +72,9 @@ def build_run(spec: MethodSpec, handler: Callable[..., Any], translator: Transla
         "_decode": codec.decoder(spec, "arguments", translator),
         "_handler": handler,
         "_encode": encode,
-        "_limit": MAX_PAYLOAD,
         "_Deferred": Deferred,
         "_faults": DecodeFaults,
         "_AtollError": AtollError,
-        "_too_large": _too_large,
         "_bad_request": bad_request,
         "_check_declared": _check_declared,
         "_internal": _internal,
@@ -244,10 +237,6 @@ def as_reply(spec: MethodSpec, error: BaseException) -> AtollError:
             return fault
         return error
     return _internal(spec, error)
-
-
-def _too_large(spec: MethodSpec, view: memoryview) -> TooLarge:
-    return TooLarge(f"a request for {spec.label}", len(view), MAX_PAYLOAD)
 
 
 def bad_request(spec: MethodSpec, fault: Exception, what: str = "") -> BadRequest:

@@ -23,6 +23,10 @@ class Kind(IntEnum):
     FAULT = 9
 
 
+SHORT_BITS = 11
+"""Of the length in what `atoll_loop_next` hands out for a short call (loop.h)."""
+
+
 class Op(IntEnum):
     """What `atoll_loop_next` hands out, in its top byte (`enum op` in loop.h)."""
 

@@ -276,7 +276,8 @@ int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *p
     channel->call_request = request;
     channel->call_end = end;
     store_relaxed(&channel->just_woke, channel_wake(channel));
-    return atoll_wait(channel, request, 0);
+    int64_t received = atoll_wait(channel, request, 0);
+    return received >> 32 == KIND_REPLY ? (int64_t)(uint32_t)received : received;
 }
 
 uint64_t atoll_call_request(atoll_channel *channel) {

@@ -28,10 +28,6 @@
 #include "table.h"
 #include "wait.h"
 
-static uint64_t op(enum op what, uint64_t index, uint64_t length) {
-    return (uint64_t)what << 56 | index << 32 | length;
-}
-
 atoll_loop *atoll_loop_new(const void *notice, void *status, uint64_t buffer) {
     struct atoll_loop *loop = calloc(1, sizeof *loop);
     if (!loop)
@@ -523,13 +519,15 @@ static void note_return(struct atoll_loop *loop) {
         store_relaxed(&status->late, load_relaxed(&status->late) + 1);
 }
 
-uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_length) {
+/* `atoll_loop_next`, in words of the long form. */
+static uint64_t next(struct atoll_loop *loop, const char *payload, uint64_t kind_length) {
     note_return(loop);
     store_relaxed(&loop->status->heartbeat, load_relaxed(&loop->status->heartbeat) + 1);
     if (kind_length && loop->current) {
         struct atoll_channel *channel = loop->current;
-        int64_t result = reply(loop, channel, loop->current_request, loop->current_lane,
-                               (uint32_t)(kind_length >> 32), payload, (uint32_t)kind_length);
+        uint32_t kind = kind_length >> 32 ? (uint32_t)(kind_length >> 32) : KIND_REPLY;
+        int64_t result = reply(loop, channel, loop->current_request, loop->current_lane, kind, payload,
+                               (uint32_t)kind_length);
         if (result == R_FULL)
             return op(OP_FULL, channel->number, 0);
         if (result == R_TOO_LARGE)
@@ -591,4 +589,8 @@ uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_le
         if (parked)
             return op(parked, 0, 0);
     }
+}
+
+uint64_t atoll_loop_next(atoll_loop *loop, const char *payload, uint64_t kind_length) {
+    return op_short(next(loop, payload, kind_length));
 }

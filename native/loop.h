@@ -23,7 +23,11 @@ enum {
     PASSES_MOST = 64,      /* looks without a message after which the event loop has its turn */
 };
 
-/* What atoll_loop_next returns in its top byte; mirrored in native/__init__.py. */
+/* What atoll_loop_next returns: the top byte says what, then 24 bits of an index and 32 of a length. A call
+ * of fewer than 1 << SHORT_BITS bytes comes as `index << SHORT_BITS | length`: a number that Python takes
+ * apart without making others. Mirrored in native/__init__.py. */
+enum { SHORT_BITS = 11 };
+
 enum op {
     OP_CALL = 1,   /* index, length: a checked call; the window is open */
     OP_CAST,       /* index, length: the same, no reply wanted */
@@ -39,6 +43,19 @@ enum op {
     OP_LARGE,      /* the reply is larger than a channel carries */
     OP_PARKED,     /* every ring is drained and armed: the event loop sleeps for us, then atoll_loop_wake */
 };
+
+static inline uint64_t op(enum op what, uint64_t index, uint64_t length) {
+    return (uint64_t)what << 56 | index << 32 | length;
+}
+
+/* A word as atoll_loop_next returns it, and back in its long form. */
+static inline uint64_t op_short(uint64_t word) {
+    uint64_t index = word >> 32 & 0xFFFFFF, length = word & 0xFFFFFFFF;
+    return word >> 56 == OP_CALL && length < 1u << SHORT_BITS ? index << SHORT_BITS | length : word;
+}
+static inline uint64_t op_long(uint64_t word) {
+    return word >> 56 ? word : op(OP_CALL, word >> SHORT_BITS, word & ((1u << SHORT_BITS) - 1));
+}
 
 struct method {
     uint32_t interface, number, index, used;

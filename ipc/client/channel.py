@@ -104,7 +104,8 @@ class ClientChannel:
         self._retired = False
         self.calls = self.casts = self.streams = self.faults = 0
         self.waited = 0
-        self._turns: list[threading.Event] = []
+        self.turns: list[threading.Event] = []
+        """Threads that wait for their turn to receive."""
         self.unarmed = False
         """An event loop may sleep without a ring to come: whoever receives now kicks it when it leaves."""
         self.outbox = Outbox(self.c, opened.epoch, self.pending, self._lose)
@@ -298,12 +299,12 @@ class ClientChannel:
     def leave(self) -> None:
         """Stop receiving: the next thread's turn, or the event loop's."""
         self.receiving.release()
-        self._pass_on()
+        self.pass_on()
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
         """Whoever stops receiving, or does not use its turn, sees to it that somebody receives for the rest."""
-        if self._turns:
-            self._turns.pop(0).set()
+        if self.turns:
+            self.turns.pop(0).set()
         elif self.bound_to_loop or (self.unarmed and self.open_ended):
             self.unarmed = False
             self.host.kick(self.number)
@@ -389,16 +390,16 @@ class ClientChannel:
                     self.leave()
                 continue
             turn = threading.Event()
-            self._turns.append(turn)
+            self.turns.append(turn)
             subscribe(turn.set)
             if self.receiving.locked():
                 turn.wait(1.0 if not until else min(1.0, (until - now) / NANOSECONDS))
-            if turn in self._turns:
-                self._turns.remove(turn)
+            if turn in self.turns:
+                self.turns.remove(turn)
             else:
                 handed = True
         if handed:
-            self._pass_on()  # we need it no more
+            self.pass_on()  # we need it no more
         self.waited += clock.monotonic_ns() - began
 
     def _receive_for(self, pending: Pending, over: Callable[[], bool], until: int) -> None:
@@ -539,8 +540,8 @@ class ClientChannel:
                 self.outbox.pay()  # what there is may be room, and is told but once
         finally:
             self.receiving.release()
-            if self._turns:
-                self._turns.pop(0).set()  # somebody came while we held the lock
+            if self.turns:
+                self.turns.pop(0).set()  # somebody came while we held the lock
         return armed and not self.unarmed  # another loop was turned away: what rang for it is for us to take
 
     def statistics(self) -> ChannelStatistics:

@@ -15,7 +15,7 @@ from atoll.ipc.system.control import Port
 from atoll.ipc.transport import DEFAULTS, ChannelStatistics, Options, Translator
 from atoll.native import Kind, Result, lib
 
-from .channel import LENGTH, REPLY, VIEWS, ClientChannel
+from .channel import LENGTH, VIEWS, ClientChannel
 from .pending import NANOSECONDS, Pending, Site
 from .stream import ChannelStream
 
@@ -34,6 +34,7 @@ class ChannelTransport:
         self._plain: dict[MethodSpec, Site] = {}
         self._call = lib.atoll_call
         self._enter = channel.receiving.acquire
+        self._exit = channel.receiving.release
         self.streams: Callable[[ClientChannel, Pending], ChannelStream] = ChannelStream
         """What carries a stream; whoever wants to see what passes puts its own here."""
 
@@ -68,12 +69,13 @@ class ChannelTransport:
                 site = self._quick[method] = self._site(method, options, Kind.CALL).c
             channel.calls += 1
             result = self._call(channel.c, site, payload, len(payload))
-            if result >> 32 == REPLY:
-                length = result & LENGTH
-                return channel.views[length].tobytes() if length < VIEWS else channel.long(length)
+            if 0 <= result <= LENGTH:
+                return channel.views[result].tobytes() if result < VIEWS else channel.long(result)
             pending = self._adopt(method, payload, result)
         finally:
-            channel.leave()
+            self._exit()
+            if channel.turns or channel.pending or channel.outbox.owed or channel.bound_to_loop:
+                channel.pass_on()  # else nobody would take what it hands on
         return pending.result()
 
     def _adopt(self, method: MethodSpec, payload: bytes, result: int) -> Pending:

@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
 from atoll.ipc.errors import AtollError
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.streams import Receiver, Sender, cost
+from atoll.native import Kind
 
 from .shares import Client
 
@@ -27,25 +28,16 @@ class Origin:
         "slot",
     )
 
-    def __init__(
-        self,
-        channel: int,
-        request: int,
-        lane: int,
-        cast: bool,
-        slot: int,
-        generation: int,
-        rights: int,
-        deadline: int,
-    ) -> None:
-        self.channel = channel
-        self.request = request
-        self.lane = lane
-        self.cast = cast
-        self.slot = slot
-        self.generation = generation
-        self.rights = rights
-        self.deadline = deadline
+    def __init__(self, message: Any) -> None:
+        """Of the message that the C core has handed out last."""
+        self.channel: int = message.channel
+        self.request: int = message.request
+        self.lane: int = message.lane
+        self.cast: bool = message.kind == Kind.CAST
+        self.slot: int = message.slot
+        self.generation: int = message.generation
+        self.rights: int = message.rights
+        self.deadline: int = message.deadline
 
 
 class InHand:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import trio
@@ -32,11 +32,13 @@ from atoll.ipc.errors import (
     PeerMisbehaved,
     QuotaExceeded,
     Revoked,
+    TooLarge,
 )
+from atoll.ipc.limits import MAX_PAYLOAD
 from atoll.ipc.method import LANES, Service
 from atoll.ipc.serve import Endpoint, Entry
 from atoll.ipc.system.control import OpenChannel
-from atoll.native import Kind, Op, Refusal, ffi, lib
+from atoll.native import SHORT_BITS, Kind, Op, Refusal, ffi, lib
 
 from . import trio_inside
 from .inhand import InHand, Origin
@@ -46,7 +48,10 @@ from .tasks import Tasks
 NANOSECONDS = 1_000_000_000
 SETTLING = 0.0005
 """Seconds between two looks at what a drain waits for."""
-VIEWS = 2049
+SHORT_MOST = (1 << SHORT_BITS) - 1
+"""Bytes of the longest call that comes in one small number."""
+SHORT_CALLS = 1 << 24 + SHORT_BITS
+LENGTH, INDEX = 0xFFFFFFFF, 0xFFFFFF
 
 _SERVICES: dict[int, Service] = {0: "control", 1: "normal", 2: "bulk"}
 _WHY = {
@@ -98,7 +103,7 @@ class ServeLoop:
             raise OSError(ffi.errno, "the receive loop could not be made")
         self._message = lib.atoll_loop_message(self.c)
         self._buffer = memoryview(ffi.buffer(lib.atoll_loop_buffer(self.c), largest))
-        self._views = [self._buffer[:length] for length in range(VIEWS)]
+        self._views = [self._buffer[:length] for length in range(SHORT_MOST + 1)]
         self._channels: dict[int, Any] = {}
         self._segments: list[Any] = []
         self._rights = [rights[interface.__name__] for interface in endpoint.interfaces]
@@ -300,60 +305,60 @@ class ServeLoop:
         receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
         notice, status, inline = self._notice_words, self._status_words, INLINE
         full = self._tasks.shares.full
-        replied, cast = Kind.REPLY << 32, int(Op.CAST)
+        longest_call = (int(Op.CAST) + 1 << 56) - 1
         fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
         reply, packed, seen = b"", 0, notice[1]
         inline.read = self._fields
         while True:
             received = receive(loop, reply, packed)
-            op = received >> 56
-            if op <= cast:  # CALL or CAST
-                length = received & 0xFFFFFFFF
-                inline.call = None
-                if notice[1] != seen:
-                    seen = notice[1]
-                    refusal = lib.atoll_loop_recheck(loop, self._message)
-                    if refusal:
-                        reply, packed = self._refuse(refusal)
-                        continue
-                status[0] = 0
-                if full:
-                    answer = self._overloaded(received >> 32 & 0xFFFFFF)
-                    if answer is not None:
-                        reply, packed = answer
-                        continue
-                try:
-                    result = runs[(received >> 32) & 0xFFFFFF](
-                        views[length] if length < VIEWS else self._buffer[:length]
-                    )
-                except AtollError as error:
-                    reply = fault_of(error)
-                    packed = failed | len(reply)
-                    continue
-                if result.__class__ is bytes:
-                    reply = result
-                    packed = replied | len(reply)
-                else:
-                    reply, packed = b"", 0
-                    if result is not None:
-                        reply, packed = self._later((received >> 32) & 0xFFFFFF, result, op == cast)
+            if received < SHORT_CALLS:
+                run, view = runs[received >> SHORT_BITS], views[received & SHORT_MOST]
+            elif received <= longest_call:
+                run, view = self._long(received >> 32 & INDEX, received & LENGTH)
+            else:
+                reply, packed = await self._other(received, reply, packed)
+                if self._stopping and received >> 56 == Op.EXTERNAL:
+                    lib.atoll_loop_flush(loop)
+                    return
                 continue
-            reply, packed = await self._other(op, received, reply, packed)
-            if self._stopping and op == Op.EXTERNAL:
-                lib.atoll_loop_flush(loop)
-                return
+            inline.call = None
+            if notice[1] != seen:
+                seen = notice[1]
+                refusal = lib.atoll_loop_recheck(loop, self._message)
+                if refusal:
+                    reply, packed = self._refuse(refusal)
+                    continue
+            status[0] = 0
+            if full:
+                answer = self._overloaded()
+                if answer is not None:
+                    reply, packed = answer
+                    continue
+            try:
+                result = run(view)
+            except AtollError as error:
+                reply = fault_of(error)
+                packed = failed | len(reply)
+                continue
+            if result.__class__ is bytes:
+                reply = result
+                packed = len(reply)
+            else:
+                reply, packed = b"", 0
+                if result is not None:
+                    reply, packed = self._later(result)
 
-    async def _other(self, op: int, received: int, reply: bytes, packed: int) -> tuple[bytes, int]:
+    async def _other(self, received: int, reply: bytes, packed: int) -> tuple[bytes, int]:
         """Everything that is not a call to dispatch; gives what to reply with."""
-        index = received >> 32 & 0xFFFFFF
-        match op:
+        index = received >> 32 & INDEX
+        match received >> 56:
             case Op.EXTERNAL:
                 await self._turn()
             case Op.CLIENT:
                 self._replies_of(self.clients[index])
             case Op.STREAM:
-                self._stream(received & 0xFFFFFFFF)
+                self._stream(received & LENGTH)
             case Op.IDLE:
                 self._run_idle()
             case Op.REFUSED:
@@ -364,7 +369,7 @@ class ServeLoop:
                 self._misbehaved(index)
             case Op.FULL:
                 message = self._message
-                self._replies.keep(index, message.request, message.lane, packed >> 32, reply)
+                self._replies.keep(index, message.request, message.lane, packed >> 32 or Kind.REPLY, reply)
             case Op.LARGE:
                 return self._fault(self._replies.too_large("a reply", index, reply))
             case Op.GATED:
@@ -429,31 +434,44 @@ class ServeLoop:
     def _runner(self, entry: Entry) -> Callable[[memoryview], object]:
         if entry.spec.kind == "upload":
             return lambda view: self._tasks.upload(
-                entry.spec, self._origin(False), partial(entry.run, view), Call(self._fields(), INLINE.clock)
+                entry.spec,
+                Origin(self._message),
+                partial(entry.run, view),
+                Call(self._fields(), INLINE.clock),
             )
         return entry.run
 
-    def _later(self, index: int, result: Any, cast: bool) -> tuple[bytes, int]:
+    def _long(self, index: int, length: int) -> tuple[Callable[[memoryview], object], memoryview]:
+        """What runs a call that is too long for a word of its own, or a cast, and its request."""
+        view = self._buffer[:length]
+        return (self._runs[index], view) if length <= MAX_PAYLOAD else (self._refuse_length, view)
+
+    def _refuse_length(self, view: memoryview) -> NoReturn:
+        label = self.endpoint.table[self._message.needed].spec.label
+        raise TooLarge(f"a request for {label}", len(view), MAX_PAYLOAD)
+
+    def _later(self, result: Any) -> tuple[bytes, int]:
         """A handler returned something to wait for. The answer, if there is one already."""
-        spec, message = self.endpoint.table[index].spec, self._message
+        message = self._message
+        spec = self.endpoint.table[message.needed].spec
         if result.__class__ is Deferred:
             if not result.done:
-                self._tasks.defer(spec, self._origin(cast), result)
+                self._tasks.defer(spec, Origin(message), result)
                 return b"", 0
             try:
                 reply = result.result()
             except AtollError as error:
                 return self._fault(error)
-            return reply, Kind.REPLY << 32 | len(reply)
+            return reply, len(reply)
         call = INLINE.call or Call(self._fields(), INLINE.clock)
         if result.__class__ is not CoroutineType or not self._tasks.may_begin(
             message.channel, message.request
         ):
-            self._tasks.later(spec, self._origin(cast), result, call)
+            self._tasks.later(spec, Origin(message), result, call)
             return b"", 0
         INLINE.read = None
         try:
-            reply = self._tasks.begin(spec, partial(self._origin, cast), result, call)
+            reply = self._tasks.begin(spec, partial(Origin, message), result, call)
         except AtollError as error:
             return self._fault(error)
         finally:
@@ -461,7 +479,7 @@ class ServeLoop:
         if reply is None:
             self._wait_until()  # what it waits for may be a moment
             return b"", 0
-        return reply, Kind.REPLY << 32 | len(reply)
+        return reply, len(reply)
 
     def channel_in_hand(self) -> int:
         """The number of the channel that the message in hand came by."""
@@ -491,28 +509,16 @@ class ServeLoop:
             self._held[interface, bits] = held
         return held
 
-    def _origin(self, cast: bool) -> Origin:
-        message = self._message
-        return Origin(
-            message.channel,
-            message.request,
-            message.lane,
-            cast,
-            message.slot,
-            message.generation,
-            message.rights,
-            message.deadline,
-        )
-
     # replies ----------------------------------------------------------------------------------------------------------
 
     def _fault(self, error: AtollError) -> tuple[bytes, int]:
         reply = errors.encode(error)
         return reply, Kind.FAULT << 32 | len(reply)
 
-    def _overloaded(self, index: int) -> tuple[bytes, int] | None:
+    def _overloaded(self) -> tuple[bytes, int] | None:
         """The answer to a client that has in hand what it may have; None: another one has."""
-        message, spec = self._message, self.endpoint.table[index].spec
+        message = self._message
+        spec = self.endpoint.table[message.needed].spec
         error = self._tasks.shares.refusal(message.channel, spec.label)
         if error is None:
             return None

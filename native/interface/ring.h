@@ -65,6 +65,7 @@ atoll_counters *atoll_channel_counters(atoll_channel *channel);
 
 /* Client side. Results: see enum in channel.h, mirrored in native/__init__.py. Of what was sent: the position
  * behind it on its ring, a multiple of 64, plus the epoch modulo 64 (atoll_call_end, too). */
+/* Of a plain reply its length alone. */
 int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *payload, uint32_t length);
 int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until);
 int64_t atoll_send(atoll_channel *channel, const atoll_site *site, uint64_t request, const char *payload,
@@ -94,6 +95,7 @@ void *atoll_loop_buffer(atoll_loop *loop);
 atoll_message *atoll_loop_message(atoll_loop *loop);
 void atoll_loop_until(atoll_loop *loop, uint64_t until);
 void atoll_loop_idle_wanted(atoll_loop *loop, int wanted);
+/* `kind_length`: the reply's kind in its upper half, 0 for KIND_REPLY, and its length; 0: there is none. */
 uint64_t atoll_loop_next(atoll_loop *loop, const char *reply, uint64_t kind_length);
 int64_t atoll_loop_reply(atoll_loop *loop, uint32_t channel, uint64_t request, uint32_t lane, uint32_t kind,
                          const char *payload, uint32_t length);

@@ -72,7 +72,9 @@ def check(engine: Engine, at: At = lambda place: None) -> Report:
     at("keyspaces")
     with engine.snapshot() as snapshot:
         try:
-            keyspaces = Keyspaces(engine)  # keyspaces are only added: beside a writer this may know of later ones
+            keyspaces = Keyspaces(
+                engine
+            )  # keyspaces are only added: beside a writer this may know of later ones
         except (*UNREADABLE, Broken, lmdb.Error) as error:
             breaches.append(Breach("versions/store", f"the list of keyspaces cannot be read: {error}"))
             return Report(0, 0, 0, 0, breaches)

@@ -30,8 +30,9 @@ static struct atoll_loop *serving(void) {
 
 /* What holds of every message that is handed out, whatever lies in shared memory. 0: the channel is to be
  * closed. */
-static int handed_out(struct atoll_loop *loop, uint64_t received) {
-    uint64_t what = received >> 56, index = received >> 32 & 0xFFFFFF, length = received & 0xFFFFFFFF;
+static int handed_out(struct atoll_loop *loop, uint64_t handed) {
+    uint64_t received = op_long(handed), what = received >> 56, index = received >> 32 & 0xFFFFFF,
+             length = received & 0xFFFFFFFF;
     const atoll_message *message = atoll_loop_message(loop);
     int window = (int)(world.status->window & 1);
     MUST(window == (what == OP_CALL || what == OP_CAST));

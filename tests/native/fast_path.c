@@ -69,7 +69,7 @@ int main(int count, char **words) {
         /* As the serving loop does it, but for its turn of the event loop, which is a system call every 100
          * us. */
         ((struct atoll_loop *)loop)->turn_over = UINT64_MAX / 2;
-        uint64_t received = atoll_loop_next(loop, NULL, 0);
+        uint64_t received = op_long(atoll_loop_next(loop, NULL, 0));
         if (received >> 56 != OP_CALL || (uint32_t)received != length)
             return 5;
         ((struct status *)status)->window = 0;

@@ -98,7 +98,7 @@ static void *serve(void *hostile) {
     uint64_t packed = 0;
     while (!load_acquire(&over)) {
         atoll_loop_until(loop, clock_now() + 1000000);
-        uint64_t received = atoll_loop_next(loop, answer, packed), length = received & 0xFFFFFFFF;
+        uint64_t received = op_long(atoll_loop_next(loop, answer, packed)), length = received & 0xFFFFFFFF;
         const atoll_message *message = atoll_loop_message(loop);
         packed = 0;
         switch (received >> 56) {
@@ -153,6 +153,8 @@ static void *call(void *unused) {
         memset(payload, (int)number, length);
         while ((result = atoll_call(channel, &site, payload, length)) == R_FULL)
             sched_yield();
+        if (result >= 0 && result >> 32 == 0)
+            result |= (int64_t)KIND_REPLY << 32;
         receive(channel, result, payload, length);
         if (number % 64 == 0)
             usleep(200); /* so that both ends fall asleep now and then */

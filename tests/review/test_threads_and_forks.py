@@ -141,11 +141,11 @@ def test_a_turn_that_comes_as_the_time_is_up_is_handed_on() -> None:
         with client.receiving:  # somebody receives, and stops just as the time of the one who waits is up
             thread = threading.Thread(target=impatient)
             thread.start()
-            while not client._turns:
+            while not client.turns:
                 os.sched_yield()
-            client._turns.pop()
+            client.turns.pop()
             other = threading.Event()
-            client._turns.append(other)
+            client.turns.append(other)
             thread.join()
             assert failures
             assert other.is_set()
