@@ -34,6 +34,8 @@ def cost(item: bytes, window: int = WINDOW) -> int:
 
 def total(items: Sequence[bytes], window: int = WINDOW) -> int:
     """What several items cost together."""
+    if max(map(len, items), default=0) <= CREDIT_BYTES:
+        return len(items)
     return sum([cost(item, window) for item in items])
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from atoll.ipc import clock
 from atoll.ipc.errors import Aborted, AtollError
-from atoll.ipc.streams import Receiver, Sender, cost, total
+from atoll.ipc.streams import RECORD_ITEMS, Receiver, Sender, cost, total
 from atoll.native import Kind
 
 from .channel import ClientChannel
@@ -63,6 +63,8 @@ class ChannelStream:
         self._over, self._error = True, error
 
     def _wake(self) -> None:
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter()
@@ -70,7 +72,12 @@ class ChannelStream:
     # the client's side --------------------------------------------------------------------------------------------
 
     def _next(self) -> list[bytes] | None:
+        """What one record had, or as much of what several had."""
         items, price = self._items.popleft()
+        while self._items and len(items) < RECORD_ITEMS:
+            more, dearer = self._items.popleft()
+            items += more
+            price += dearer
         limit = self._receiver.take(price)
         if limit is not None and not (self.upload or self._over):
             self._control(Kind.CREDIT, _encode(limit))

@@ -14,10 +14,12 @@ import trio
 
 from atoll.ipc import errors
 from atoll.ipc.errors import TooLarge
+from atoll.ipc.streams import CREDIT_BYTES
 from atoll.native import Kind, Result, lib
 
 from .inhand import InHand, Origin
 
+ITEM = int(Kind.ITEM)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -108,6 +110,20 @@ class Replies:
         if channel in self._held and not any(kept.sent is None for kept in queue or ()):
             self._held.discard(channel)
             lib.atoll_loop_hold(self._loop, channel, 0)
+
+    def item(self, inhand: InHand, item: bytes) -> bool:
+        """Send one small item of a stream, if there is credit and room for it now. False: it is for `items`."""
+        credit, origin = inhand.credit, inhand.origin
+        assert credit is not None
+        if len(item) > CREDIT_BYTES or credit.sent >= credit.limit or origin.channel in self._kept:
+            return False
+        payload = _encode([item])
+        if lib.atoll_loop_reply(
+            self._loop, origin.channel, origin.request, origin.lane, ITEM, payload, len(payload)
+        ):
+            return False
+        credit.spend(1)
+        return True
 
     async def items(self, inhand: InHand, items: list[bytes]) -> None:
         """Send items of a stream, once there is credit and room for them: in one record if the credit allows."""

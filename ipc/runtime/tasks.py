@@ -219,7 +219,8 @@ class Tasks:
         if hasattr(work, "__anext__"):
             try:
                 async for item in work:
-                    await self._replies.items(inhand, [item])
+                    if not self._replies.item(inhand, item):
+                        await self._replies.items(inhand, [item])
             finally:
                 with trio.CancelScope(shield=True):
                     await work.aclose()

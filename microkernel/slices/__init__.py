@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import hierarchy, io, v1, v2
 from .group import Group, Slices, kill_members
-from .limits import IoClass, Limits, io_priority
+from .limits import NODES_WEIGHT, IoClass, Limits, io_priority
 from .none import GroupOfProcesses
 from .v1 import GroupV1
 from .v2 import GroupV2
@@ -128,6 +128,9 @@ def version_1(node: str, held: dict[str, Path], unified: hierarchy.Mount | None)
     ]
     if "blkio" in held and not (held["blkio"].parents[1] / "blkio.bfq.weight").exists():
         lacks.append(NO_IO_WEIGHTS)
+    if "cpu" in held:
+        held["cpu"].mkdir(parents=True, exist_ok=True)
+        lacks += filter(None, [hierarchy.weigh(held["cpu"].parent, NODES_WEIGHT)])
     return Chosen(node, "v1", tuple(lacks), folders)
 
 
@@ -145,6 +148,8 @@ def version_2(node: str, mount: hierarchy.Mount) -> Slices:
         for controller in v2.USED
         if controller not in got
     )
+    if said := hierarchy.weigh(mount.base / hierarchy.ROOT, NODES_WEIGHT):
+        lacks += (said,)
     if "io" in got and not (folder / "io.weight").exists():
         lacks += (NO_IO_WEIGHTS,)
     return Chosen(node, "v2", lacks, {"unified": folder})

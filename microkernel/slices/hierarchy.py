@@ -60,6 +60,15 @@ def write(path: Path, text: str) -> str:
     return ""
 
 
+def weigh(nodes: Path, weight: int) -> str:
+    """Set the share of the processor that a group has beside others, where its hierarchy has that controller: 100 is usual.
+    Empty, or why not."""
+    shares = nodes / "cpu.shares"
+    if shares.exists():
+        return write(shares, str(max(2, weight * 1024 // 100)))
+    return write(nodes / "cpu.weight", str(weight)) if (nodes / "cpu.weight").exists() else ""
+
+
 def members(folder: Path) -> set[int]:
     """The processes in a group and all groups below it."""
     found: set[int] = set()

@@ -8,6 +8,12 @@ IoClass = Literal["real-time", "best-effort", "idle"]
 IO_CLASSES: dict[IoClass, int] = {"real-time": 1, "best-effort": 2, "idle": 3}
 
 
+NODES_WEIGHT = 1000
+"""Share of the processor, 100 being usual, of all nodes together beside what else its group holds. Version 2 and 1 alike give
+a group no more than one process: a node would be as one of its clients, and its servers stand while those that wait for them
+run."""
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """Weights are shares under load (1 to 10000, 100 is usual); None means: no limit but the host's."""
 

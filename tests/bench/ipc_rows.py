@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .frame import Contestant, Goal, Race, Row, Survey
-from .node import echoes
+from .node import crowd, echoes
 from .node.booted import Booted
 from .peers import asyncio_stream, atoll, blocks, grpc_unix, megabyte, pipe, ring, trio_socket, zmq_ipc
 from .placement import Placement, one_core, two_cores
@@ -24,7 +24,7 @@ def rows(scratch: Path) -> list[Row]:
         _parked(booted, parked),
         *_loops(booted, pair),
         *_streams(booted, pair),
-        *_surveys(),
+        *_surveys(booted),
         *_grants(booted, pair),
         *_bulk(booted, awake, parked),
     ]
@@ -135,9 +135,9 @@ def _streams(booted: Booted, placement: Placement) -> list[Row]:
     ]
 
 
-def _surveys() -> list[Row]:
+def _surveys(booted: Booted) -> list[Row]:
     return [
-        Survey("ipc", "8 clients, one server, two cores", lambda: atoll.many_clients(8, 1.0)),
+        Survey("ipc", "8 clients, one server, two cores", lambda: crowd.figures(booted, LEVEL, 8, 1.0)),
         Survey("ipc", "100 pairs started from parked", lambda: atoll.started_parked(100)),
         Survey("ipc", "typed call beside one busy Python thread", atoll.beside_a_busy_thread),
     ]

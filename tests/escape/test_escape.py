@@ -62,7 +62,8 @@ def slices():
     made = choose(f"escape{os.getpid()}")
     if made.kind == "none":
         pytest.skip(made.lacks[0])
-    return made
+    yield made
+    made.leave()
 
 
 @pytest.fixture

@@ -260,3 +260,13 @@ def test_io_priorities():
     assert io_priority(Limits()) == 2 << 13 | 4
     assert io_priority(Limits(io_class="idle")) == 3 << 13
     assert io_priority(Limits(io_class="real-time", io_weight=10000)) == 1 << 13
+
+
+def test_all_nodes_together_weigh_as_much_as_ten_programs(slices):
+    """Beside the programs of the group in which the node was booted, each of which weighs 100."""
+    nodes = {folder.parent for folder in slices.folders}
+    weights = {folder / name for folder in nodes for name in ("cpu.shares", "cpu.weight")}
+    said = {path.name: int(path.read_text()) for path in weights if path.exists()}
+    if not said:
+        pytest.skip("no control group for processors here")
+    assert said in ({"cpu.shares": 10240}, {"cpu.weight": 1000})

@@ -1,16 +1,12 @@
 """Atoll itself: a server process behind real channels, without a kernel (tests/kit), at no protection level."""
 
-import os
 import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 
-from atoll.ipc.system.control import Port
-from tests.kit.forked import forked
-from tests.kit.serving import Memory, Serving, serving
+from tests.kit.serving import serving
 
 from ..echo.interface import Echo
 from ..echo.server import Server
@@ -43,64 +39,6 @@ def _proxy(placement: Placement) -> Iterator[Echo]:
 
 
 typed = blocks.blocking(_proxy, "exchange")
-
-
-def many_clients(clients: int, seconds: float) -> list[Figure]:
-    """`clients` processes on all cores call one server for so long; beside one client alone in the same run."""
-    if len(available()) < 2:
-        raise Unavailable("one core: eight clients and a server would only take turns")
-    alone = _rates(1, seconds)
-    together = _rates(clients, seconds)
-    label = f"{clients} clients, one server, two cores"
-    return [
-        Figure(name=f"{label}: one client", value=alone[0], unit="1/s"),
-        _goal(f"{label}: all", sum(together), "one client", sum(together) / alone[0], 0.8),
-        _goal(f"{label}: slowest", min(together), "the fastest", min(together) / max(together), 0.4),
-    ]
-
-
-def _goal(name: str, value: float, against: str, ratio: float, bound: float) -> Figure:
-    return Figure(
-        name=name,
-        value=value,
-        unit="1/s",
-        against=against,
-        ratio=ratio,
-        goal=f">= {bound:g} x",
-        holds=ratio >= bound,
-    )
-
-
-def _rates(clients: int, seconds: float) -> list[float]:
-    cores = available()
-    with serving(Server, core=cores[-1]) as served, ExitStack() as running:
-        ends = []
-        for client in range(clients):
-            memory = served.add_channel()
-            port = served.grant(memory, Echo)
-            reader, writer = os.pipe()
-            core = cores[client % 2]
-            running.enter_context(forked(partial(_call_for, served, memory, port, core, seconds, writer)))
-            os.close(writer)
-            ends.append(reader)
-        rates = []
-        for reader in ends:
-            rates.append(float(os.read(reader, 64)))
-            os.close(reader)
-        return rates
-
-
-def _call_for(served: Serving, memory: Memory, port: Port, core: int, seconds: float, writer: int) -> None:
-    os.sched_setaffinity(0, {core})
-    now = served.bind(memory, Echo, port).exchange.now
-    for _ in range(200):
-        now(NUMBER, TEXT)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        for _ in range(50):
-            now(NUMBER, TEXT)
-        done += 50
-    os.write(writer, f"{done / (time.perf_counter() - began)}".encode())
 
 
 def started_parked(pairs: int) -> list[Figure]:
