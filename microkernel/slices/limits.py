@@ -9,9 +9,9 @@ IO_CLASSES: dict[IoClass, int] = {"real-time": 1, "best-effort": 2, "idle": 3}
 
 
 NODES_WEIGHT = 1000
-"""Share of the processor, 100 being usual, of all nodes together beside what else its group holds. Version 2 and 1 alike give
-a group no more than one process: a node would be as one of its clients, and its servers stand while those that wait for them
-run."""
+"""Share of the processor, 100 being usual, of all nodes together beside what else the group holds that they were booted in.
+A group weighs no more than one process: a node would be as one of its clients, and its servers stand while those that wait
+for them run (docs/decisions/0017)."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
