@@ -51,6 +51,9 @@ class Client:
         self.there = threading.Event()
         """Set while a node is there to attach to."""
         self.there.set()
+        self.awake = threading.Event()
+        """Cleared while the store is walked, which would else have ever more to walk."""
+        self.awake.set()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -61,6 +64,7 @@ class Client:
                 with self.node.attach() as attached:
                     counter, teller = attached.open("counter", Counter), attached.open("teller", Teller)
                     while not self.over.is_set():
+                        self.awake.wait()
                         number += 1
                         key = f"{self.name}.{number}"
                         self.asked[key] = number
@@ -77,6 +81,7 @@ class Client:
 
     def end(self) -> None:
         self.over.set()
+        self.awake.set()
         self._thread.join()
 
 
@@ -99,6 +104,15 @@ class Load:
                 client.there.set()
             else:
                 client.there.clear()
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nobody begins another write."""
+        for client in self.clients:
+            client.awake.clear()
+        yield
+        for client in self.clients:
+            client.awake.set()
 
     def compare(self) -> None:
         """Every write that was acknowledged is there by its content."""
@@ -144,7 +158,8 @@ def kill(node: RealNode, load: Load, victim: str) -> None:
         os.kill(pid, signal.SIGKILL)
         wait_for_end(pid)
     load.goes_on()
-    check(node)
+    with load.resting():
+        check(node)
 
 
 def helper(node: RealNode, name: str) -> int:
