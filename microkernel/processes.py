@@ -97,12 +97,16 @@ class Process:
         """Of its filter, for the watcher; whoever takes it owns it and sets this to None."""
         self.exit: Exit | None = None
         self._closed = False
+        self._turn = trio.Lock()
+        """Whose it is to wait for the descriptor: trio lets one task do so."""
 
     async def wait(self) -> Exit:
         """Wait until it has ended, and reap it. May be called again, and by several tasks."""
         while self.exit is None:
-            await trio.lowlevel.wait_readable(self.pidfd)
-            self.poll()
+            async with self._turn:
+                if self.exit is None:
+                    await trio.lowlevel.wait_readable(self.pidfd)
+                    self.poll()
         return self.exit
 
     def poll(self) -> Exit | None:
@@ -262,7 +266,8 @@ class Forge:
         """Start the zygote again whenever it has ended. Runs as long as the kernel."""
         while (zygote := self.process) is not None and self._socket is not None:
             await zygote.wait()
-            self._renew(zygote)
+            async with self._turn:  # whoever is asking that one hears of its end, and has renewed it
+                self._renew(zygote)
             await trio.sleep(RENEW_PAUSE)
 
     def _renew(self, ended: Process) -> None:

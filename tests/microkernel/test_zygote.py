@@ -10,6 +10,7 @@ from pathlib import Path
 import lmdb
 import pytest
 import trio
+import trio.testing
 
 from atoll.microkernel.processes import CannotConfine, Exit
 from atoll.microkernel.protection import Bind, Confinement, probe
@@ -173,6 +174,30 @@ async def test_a_dead_zygote_is_replaced_and_its_children_go_on():
         await process.wait()
         process.close()
         os.close(read)
+
+
+async def test_a_zygote_that_dies_while_it_is_asked_is_replaced_once_and_asked_again():
+    """Both the one that asked and the one that keeps it see it end."""
+    async with forge() as made, trio.open_nursery() as nursery:
+        said, ended = [], []
+        made.renewed = said.append
+        nursery.start_soon(made.keep)
+        await told(made, possible("process"), "leave", 0)
+
+        async def ask():
+            ended.append(await told(made, possible("process"), "leave", 7))
+
+        for rounds in range(1, 6):
+            asked = made.process
+            asked.signal(signal.SIGSTOP)
+            async with trio.open_nursery() as asking:
+                asking.start_soon(ask)
+                await trio.testing.wait_all_tasks_blocked()
+                asked.kill()
+            assert ended == [("", Exit(7))] * rounds
+            assert len(said) == rounds
+            assert made.process is not asked
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_child_whose_zygote_did_not_live_to_report_it_is_ended():
