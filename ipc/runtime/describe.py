@@ -8,7 +8,7 @@ import importlib
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -184,10 +184,10 @@ class Answer(Struct, frozen=True, kw_only=True):
     fault: str = ""
 
 
-def answer(asked: Asked) -> Answer:
-    """Import the package, here, and describe it."""
+def answer(asked: Asked, find: Callable[[str, str], type[Any]] = find_server) -> Answer:
+    """Import the package, here, and describe it. `find`: gives the class of a package in a folder."""
     try:
-        return Answer(description=describe(find_server(asked.folder, asked.package), asked.configs))
+        return Answer(description=describe(find(asked.folder, asked.package), asked.configs))
     except (Exception, SystemExit) as error:  # whatever a package raises when it is imported
         return Answer(fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
 

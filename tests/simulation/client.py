@@ -4,7 +4,6 @@ told."""
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from typing import Any
 
@@ -18,6 +17,7 @@ from atoll.ipc.system import control
 from atoll.ipc.system.kernel import Load, Swap, WrongState
 from atoll.microkernel.gate import HELLO_WITHIN
 
+from . import mechanisms
 from .node import PACKAGES, Node
 from .packages.counter.interface import Counter
 from .packages.teller.interface import Teller
@@ -128,7 +128,7 @@ class Client:
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = end
         end.setblocking(False)
-        end.bind(f"\0{os.getpid()}-{self.world.chance.getrandbits(32)}-{self.process.pid}")
+        end.bind(mechanisms.address(self.world, self.process))
         try:
             attach._connect(end, self.node.place.folder)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import signal
@@ -15,12 +16,16 @@ import msgspec
 import trio
 
 from atoll.ipc.runtime import launch
-from atoll.ipc.runtime.describe import Answer, Asked, describe
+from atoll.ipc.runtime.describe import Asked, answer
 from atoll.ipc.serve import Serves
 from atoll.ipc.system import control
+from atoll.microkernel import descriptions, processes
 from atoll.microkernel.mechanisms import Mechanisms
+from atoll.microkernel.peers import Refused
 from atoll.microkernel.processes import CannotConfine, Exit
 from atoll.microkernel.protection import Host
+from atoll.microkernel.slices import Limits
+from atoll.microkernel.zygote import DESCRIPTORS_MOST
 
 from .world import Process, World
 
@@ -28,41 +33,28 @@ ABILITIES = Host(
     root=False, uid=os.geteuid(), users="", mounts="", processes="", network="", ipc="", hostname="", landlock=3,
     filters="", notify="", closed=(),
 )  # fmt: skip
-CONTROL, LISTEN = 3, 3
-"""Descriptors that a process of a server, and one that describes a package, are told of."""
+SLOWEST = 0.01
+"""Seconds that work in a thread takes at most."""
 
 
-class Child:
+class Child(processes.Process):
     """A process as the kernel that started it holds it."""
 
     def __init__(self, world: World, process: Process) -> None:
+        super().__init__(process.name, process.pid, process.pidfd())
         self._world = world
-        self.process = process
-        self.name = process.name
-        self.pid = process.pid
-        self.pidfd = process.pidfd()
-        self.exit: Exit | None = None
-        self.listener: int | None = None
+        self._process = process
 
-    async def wait(self) -> Exit:
-        while self.exit is None:
-            await trio.lowlevel.wait_readable(self.pidfd)
-            if not self.process.alive:
-                status = self.process.status
-                self.exit = Exit(status, signal.SIGKILL if status is None else None)
+    def poll(self) -> Exit | None:
+        if self.exit is None and not self._process.alive:
+            status = self._process.status
+            self.exit = Exit(status, signal.SIGKILL if status is None else None)
         return self.exit
 
     def signal(self, number: int) -> None:
-        if number == signal.SIGKILL:
-            self._world.kill(self.process)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-
-    def close(self) -> None:
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        if number != signal.SIGKILL:
+            raise NotImplementedError(f"signal {number} to {self.name}: only SIGKILL is simulated")
+        self._world.kill(self._process)
 
 
 Classes = Callable[[str, str, str], type[Serves[Any]]]
@@ -93,7 +85,7 @@ class Spawner:
         *,
         descriptors: Mapping[int, int],
         arguments: Sequence[int | str],
-        entry: str = "",
+        entry: str = processes.DEFAULT_ENTRY,
         path: Sequence[str] = (),
         environment: Mapping[str, str] = {},
         groups: Sequence[int] = (),
@@ -101,6 +93,9 @@ class Spawner:
         world = self.world
         await trio.sleep(world.chance.uniform(0.001, 0.01))
         world.pass_point(f"spawn {confinement.name}")
+        handed = 1 + len(groups) + len(descriptors)
+        if handed > DESCRIPTORS_MOST:
+            raise CannotConfine(confinement.name, "handing over descriptors", "", f"{handed} are too many")
         if world.chance.random() < world.faults.unspawned:
             world.note("not spawned")
             raise CannotConfine(confinement.name, "making the process", "", os.strerror(11))
@@ -108,30 +103,32 @@ class Spawner:
         if mark and not self.intended(mark):
             world.wrong(f"{confinement.name} is started, and nothing says that it was to be")
         held = {target: os.dup(given) for target, given in descriptors.items()}
-        if entry:
-            process = world.start(f"describe {confinement.name}", self._describe, held[LISTEN])
-        else:
-            end = socket.socket(fileno=held.pop(CONTROL))
-            own = launch.Process(end, self._load, _leave)
-            process = world.start(confinement.name, own.run)
-            process.at_death.append(end.close)
-        process.at_death.append(lambda: _close_all(held.values()))
+        (number,) = arguments
+        end = socket.socket(fileno=held.pop(int(number)))
+        main = {processes.DEFAULT_ENTRY: self._serve, descriptions.ENTRY: self._describe}[entry]
+        process = world.start(confinement.name, main, end)
+        process.at_death += [end.close, lambda: _close_all(held.values())]
         self.children[process.pid] = process
         world.pass_point(f"spawned {confinement.name}")
         return Child(world, process)
 
+    async def _serve(self, end: socket.socket) -> None:
+        """What `ipc.runtime.launch.main` does."""
+        await launch.Process(end, self._load, _leave).run()
+
     def _load(self, start: control.Start) -> type[Serves[Any]]:
         return self.classes(start.package, start.folder, start.version)
 
-    async def _describe(self, listen: int) -> None:
+    async def _describe(self, end: socket.socket) -> None:
         """What `ipc.runtime.describe.main` does."""
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=os.dup(listen))))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(end.dup()))
         told = b"".join([data async for data in stream])
-        asked = msgspec.json.decode(told, type=Asked)
-        server = self.classes(asked.package, asked.folder, Path(asked.folder).name)
-        answer = Answer(description=describe(server, asked.configs))
-        await stream.send_all(msgspec.json.encode(answer))
+        answered = answer(msgspec.json.decode(told, type=Asked), self._find)
+        await stream.send_all(msgspec.json.encode(answered))
         await stream.aclose()
+
+    def _find(self, folder: str, package: str) -> type[Serves[Any]]:
+        return self.classes(package, folder, Path(folder).name)
 
 
 def _leave(status: int) -> None:
@@ -155,67 +152,127 @@ def from_folder(package: str, folder: str, version: str) -> type[Serves[Any]]:
             )
             assert spec is not None and spec.loader is not None
             sys.modules[full] = made = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(made)
+            try:
+                spec.loader.exec_module(made)
+            except BaseException:
+                del sys.modules[full]
+                raise
     server: type[Serves[Any]] = sys.modules[f"{name}.server"].Server
     return server
 
 
-class Group:
-    """A control group: freezing works, limits do not."""
+class Groups:
+    """The control groups of one node, which outlive its kernels: who is in each, by its path."""
 
-    def __init__(self, name: str, children: dict[int, Process]) -> None:
-        self.name = name
-        self._children = children
-        self._pids: list[int] = []
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._members: dict[tuple[str, ...], list[Process]] = {}
+
+    def make(self, path: tuple[str, ...]) -> None:
+        for depth in range(len(path)):
+            self._members.setdefault(path[: depth + 1], [])
+
+    def join(self, path: tuple[str, ...], pid: int) -> None:
+        self._members[path] += [each for each in self._world.processes if each.pid == pid]
+
+    def living(self, path: tuple[str, ...]) -> list[Process]:
+        """In this group and all groups below it."""
+        return [
+            process
+            for place, members in self._members.items()
+            if place[: len(path)] == path
+            for process in members
+            if process.alive
+        ]
+
+    async def end(self, path: tuple[str, ...]) -> None:
+        for process in self.living(path):
+            self._world.kill(process)
+            await trio.lowlevel.checkpoint()
+
+    def remove(self, path: tuple[str, ...]) -> list[str]:
+        if self.living(path):
+            return [f"group {'/'.join(path)} was not removed: {os.strerror(errno.EBUSY)}"]
+        for place in [place for place in self._members if place[: len(path)] == path]:
+            del self._members[place]
+        return []
+
+    def remove_empty(self) -> list[str]:
+        for path in sorted(self._members, key=len, reverse=True):
+            if not self.living(path):
+                self.remove(path)
+        return []
+
+
+class Group:
+    """A control group: freezing works; limits are taken and hold nobody to anything."""
+
+    def __init__(self, groups: Groups, path: tuple[str, ...]) -> None:
+        self.name = "/".join(path)
+        self._groups = groups
+        self._path = path
+        groups.make(path)
 
     def open_procs(self) -> list[int]:
         return []
 
     def joined(self, pid: int) -> None:
-        self._pids.append(pid)
+        self._groups.join(self._path, pid)
 
-    def limit(self, limits: Any) -> list[str]:
-        return []
+    def limit(self, limits: Limits) -> list[str]:
+        return [
+            f"{self.name} did not take {name!r}: {value}: {os.strerror(errno.EINVAL)}"
+            for name, value in (("memory", limits.memory), ("pids", limits.pids))
+            if value is not None and value < 0
+        ]
 
     def members(self) -> set[int]:
-        return {pid for pid in self._pids if self._children[pid].alive}
+        return {process.pid for process in self._groups.living(self._path)}
 
     def killed_for_memory(self) -> int:
         return 0
 
     async def freeze(self) -> None:
-        for pid in self._pids:
-            self._children[pid].frozen = True
-        await trio.lowlevel.checkpoint()
+        await self._stand_still(True)
 
     async def thaw(self) -> None:
-        for pid in self._pids:
-            self._children[pid].frozen = False
+        await self._stand_still(False)
+
+    async def _stand_still(self, frozen: bool) -> None:
+        for process in self._groups.living(self._path):
+            process.frozen = frozen
         await trio.lowlevel.checkpoint()
 
-    async def end(self) -> None: ...
+    async def end(self) -> None:
+        await self._groups.end(self._path)
 
     def remove(self) -> list[str]:
-        return []
+        return self._groups.remove(self._path)
 
 
 class Slices:
+    """A node's groups as one boot of it knows them."""
+
     kind = "v2"
     lacks: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
 
-    def __init__(self, children: dict[int, Process]) -> None:
-        self._children = children
-        self._groups: dict[tuple[str, ...], Group] = {}
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._known: dict[tuple[str, ...], Group] = {}
 
     def group(self, *names: str) -> Group:
-        return self._groups.setdefault(names, Group("/".join(names), self._children))
+        if names not in self._known:
+            self._known[names] = Group(self._groups, names)
+        return self._known[names]
 
     async def clean(self) -> list[str]:
-        return []
+        await self._groups.end(())
+        return self.leave()
 
     def leave(self) -> list[str]:
-        return []
+        self._known.clear()
+        return self._groups.remove_empty()
 
 
 class Watch:
@@ -263,14 +320,14 @@ class Peer:
     """A simulated program that connected: its socket bears its number."""
 
     certain = True
-    gid = 0
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self.pid = process.pid
         self.uid = os.geteuid()
+        self.gid = os.getegid()
         self.ancestors = [process.pid]
-        self.groups: set[int] = set()
+        self.groups = set(os.getgroups())
         self.cgroup = ""
         self.program = process.name
         self.pidfd = process.pidfd()
@@ -282,6 +339,11 @@ class Peer:
         os.close(self.pidfd)
 
 
+def address(world: World, process: Process) -> str:
+    """What a socket of a simulated program's is bound to before it connects, so that the kernel knows whose it is."""
+    return f"\0{os.getpid()}-{world.chance.getrandbits(32)}-{process.pid}"
+
+
 class Doors:
     def __init__(self, world: World, kernel: Process) -> None:
         self._world = world
@@ -291,8 +353,6 @@ class Doors:
         pid = int(end.getpeername().rpartition(b"-")[2])
         process = next((each for each in self._world.processes if each.pid == pid), None)
         if process is None:
-            from atoll.microkernel.peers import Refused
-
             raise Refused("the program that connected has ended")
         return Peer(process)
 
@@ -301,19 +361,26 @@ class Doors:
 
 
 class Threads:
-    """Work is done at once; others have their turn before and after."""
+    """Work is done at once, and told of later: others have their turn before and after."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
 
     async def run(self, work: Callable[[], Any]) -> Any:
         await trio.lowlevel.checkpoint()
-        done = work()
-        await trio.lowlevel.checkpoint()
-        return done
+        try:
+            return work()
+        finally:
+            with trio.CancelScope(shield=True):  # a thread that has begun is waited for
+                await trio.sleep(self._world.chance.uniform(0.0, SLOWEST))
 
 
-def made(world: World, kernel: Process, classes: Classes, intended: Callable[[str], bool]) -> Mechanisms:
+def made(
+    world: World, kernel: Process, classes: Classes, intended: Callable[[str], bool], groups: Groups
+) -> Mechanisms:
     """All of it, for one boot."""
     spawner = Spawner(world, classes, intended)
     return Mechanisms(
-        spawner, Watch(), Slices(spawner.children), ABILITIES, Clock(world), Chance(world), Doors(world, kernel),
-        Threads(),
+        spawner, Watch(), Slices(groups), ABILITIES, Clock(world), Chance(world), Doors(world, kernel),
+        Threads(world),
     )  # fmt: skip

@@ -88,6 +88,7 @@ class Node:
         self.parts: Parts | None = None
         self.serves = False
         self.spawner: mechanisms.Spawner | None = None
+        self.groups = mechanisms.Groups(world)
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.second = self._second_version(folder)
@@ -154,7 +155,7 @@ class Node:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
         def over(place: Place) -> Any:
-            made = mechanisms.made(world, kernel, self.classes, self.intended)
+            made = mechanisms.made(world, kernel, self.classes, self.intended, self.groups)
             self.spawner = made.spawner  # type: ignore[assignment]
             return made
 

@@ -95,7 +95,8 @@ def _report(there: int, verdict: Verdict) -> None:
         os._exit(0)
 
 
-def _live(seed: int, folder: Path, there: int, tell: bool, plant: Callable[[], None]) -> None:
+def be_a_world() -> None:
+    """Make this process fit to live a world in, and for nothing else."""
     gc.disable()
     sys.setrecursionlimit(100_000)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -107,6 +108,10 @@ def _live(seed: int, folder: Path, there: int, tell: bool, plant: Callable[[], N
     )  # frames of the killed lie below those of the living
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # nobody spins for a peer on another one
+
+
+def _live(seed: int, folder: Path, there: int, tell: bool, plant: Callable[[], None]) -> None:
+    be_a_world()
     world = World(seed, str(folder), tell=tell)
     plant()
     Scenario(world, folder, there).begin()

@@ -207,12 +207,11 @@ def _place(error: BaseException) -> str:
 
 
 def _status(error: BaseException | None) -> int:
+    """As `zygote.run` has it: an exit inside a group of errors is a failure."""
     if error is None:
         return 0
-    if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        return _status(error.exceptions[0])
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 1
 
 

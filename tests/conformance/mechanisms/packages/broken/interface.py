@@ -1,0 +1,1 @@
+"""It has none: its server cannot be imported."""

@@ -1,0 +1,3 @@
+"""Cannot be imported."""
+
+raise OSError("its licence has run out")

@@ -1,0 +1,3 @@
+"""Ends its process where it is imported."""
+
+raise SystemExit(7)
