@@ -15,18 +15,18 @@ from collections.abc import Sequence
 
 from .errors import PeerMisbehaved
 
-WINDOW = 256
+WINDOW = 1024
 """Credit that may be under way in one direction. Both sides know it."""
 
-CREDIT_BYTES = 4096
-"""Bytes of an item that one credit pays for: a window is 256 small items, 1 MiB, or two items of any size."""
+CREDIT_BYTES = 1024
+"""Bytes of an item that one credit pays for: a window is 1024 small items, 1 MiB, or two items of any size."""
 
 RECORD_ITEMS = 64
 """Items that a sender puts into one record at most."""
 
 
 def cost(item: bytes, window: int = WINDOW) -> int:
-    """What an item costs: a credit for every 4 KiB begun, one at least, half a window at most."""
+    """What an item costs: a credit for every KiB begun, one at least, half a window at most."""
     if len(item) <= CREDIT_BYTES:
         return 1
     return min(1 + (len(item) - 1) // CREDIT_BYTES, max(1, window // 2))
@@ -34,9 +34,10 @@ def cost(item: bytes, window: int = WINDOW) -> int:
 
 def total(items: Sequence[bytes], window: int = WINDOW) -> int:
     """What several items cost together."""
-    if max(map(len, items), default=0) <= CREDIT_BYTES:
-        return len(items)
-    return sum([cost(item, window) for item in items])
+    price = 0
+    for item in items:
+        price += 1 if len(item) <= CREDIT_BYTES else cost(item, window)
+    return price
 
 
 class Sender:

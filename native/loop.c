@@ -199,14 +199,23 @@ static void batch_over(struct atoll_loop *loop, struct atoll_channel *channel) {
     loop->burst = 0;
 }
 
+/* Whoever reads a stream on another core wakes up while more of it is made. On this core it would only take
+ * our place: there the batch is made first. */
+static int sleeps_elsewhere(const struct atoll_channel *channel) {
+    return load_relaxed(&channel->peer->parked) &&
+           load_relaxed(&channel->peer->cpu) != (uint32_t)sched_getcpu();
+}
+
 static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uint64_t request, uint32_t lane,
                      uint32_t kind, const char *payload, uint32_t length) {
     struct header header = {
         .length = length, .request = request, .kind = (uint8_t)kind, .lane = (uint8_t)lane};
     int result = channel_produce(channel, &header, NULL, payload);
-    if (!result)
+    if (!result) {
         bell_later(loop, channel);
-    else if (result == R_FULL)
+        if (kind == KIND_ITEM && sleeps_elsewhere(channel))
+            channel_wake(channel);
+    } else if (result == R_FULL)
         activate(loop, channel); /* room is looked for like a message */
     return result;
 }

@@ -51,7 +51,7 @@ SEND_PATIENCE = 5.0
 """Seconds a thread waits for room in a full ring before its call is `Overloaded`."""
 DYING = 0.1
 """Seconds within which a kernel that has closed its descriptors is seen to have ended."""
-REPLY = int(Kind.REPLY)
+REPLY, ITEM = int(Kind.REPLY), int(Kind.ITEM)
 LENGTH = 0xFFFFFFFF
 
 _credit = msgspec.msgpack.Decoder(int)
@@ -316,21 +316,21 @@ class ClientChannel:
         if pending is None:
             return
         kind, length = result >> 32, result & LENGTH
-        payload = self.views[length].tobytes() if length < VIEWS else self.long(length)
         stream = pending.stream
+        if kind == ITEM and stream is not None:
+            try:
+                stream.arrived(_items.decode(self._buffer[:length]))
+            except msgspec.DecodeError:
+                self.misbehaved("items")
+            except PeerMisbehaved:
+                self.misbehaved("items without credit")
+            return
+        payload = self.views[length].tobytes() if length < VIEWS else self.long(length)
         if kind == REPLY and stream is None:
             del self.pending[pending.number]
             pending.complete(payload)
             return
         if stream is not None:
-            if kind == Kind.ITEM:
-                try:
-                    stream.arrived(_items.decode(payload))
-                except msgspec.DecodeError:
-                    self.misbehaved("items")
-                except PeerMisbehaved:
-                    self.misbehaved("items without credit")
-                return
             if kind == Kind.CREDIT:
                 try:
                     stream.credited(_credit.decode(payload))

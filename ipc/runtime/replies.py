@@ -122,7 +122,7 @@ class Replies:
             self._loop, origin.channel, origin.request, origin.lane, ITEM, payload, len(payload)
         ):
             return False
-        credit.spend(1)
+        credit.sent += 1
         return True
 
     async def items(self, inhand: InHand, items: list[bytes]) -> None:

@@ -7,6 +7,8 @@ from atoll.native import Kind
 from tests.kit.memory import Memory
 
 PAGE, LINE = 4096, 64
+BULK = 1
+"""The flag of a record whose payload lies in its sender's bulk half."""
 _HEADER = struct.Struct("<QIIQIIIHBBQQQ")
 assert _HEADER.size == LINE
 
@@ -60,6 +62,11 @@ class Attacker:
         """Where the ring lies that this end writes."""
         return PAGE + (2 * lane + self.server) * self._ring
 
+    def half(self) -> int:
+        """Where the bulk half lies that this end writes."""
+        shape = self.memory.shape
+        return PAGE + 2 * shape.lanes * self._ring + (self.server << shape.bulk_bits)
+
     def consumed(self, lane: int) -> int:
         """Where the index lies that this end publishes."""
         return 2 * LINE + (2 * lane + (not self.server)) * LINE
@@ -67,6 +74,10 @@ class Attacker:
     def write(self, record: Record, payload: bytes = b"", lane: int = 1, *, wake: bool = True) -> None:
         """Put a record where the victim looks for the next one of `lane`, then wake it."""
         position = self.position[lane]
+        if record.flags & BULK:
+            begin = self.half() + record.bulk
+            self.memory.mapped[begin : begin + len(payload)] = payload
+            payload = b""
         self._put(lane, position + LINE, payload)
         packed = replace(record, position=position).packed()
         self._put(lane, position + 8, packed[8:])

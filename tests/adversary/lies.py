@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from atoll.ipc.streams import WINDOW
 from atoll.ipc.system.control import Shape
 from atoll.native import Kind
 from tests.kit.serving import Memory, Serving
 from tests.native.suite import Target
 
-from .attack import LINE, Attacker, Record
+from .attack import BULK, LINE, Attacker, Record
 
 SMALL = Shape(ring_bits=12, bulk_bits=12)
 NORMAL = 1
-BULK = 1
+INLINE = 1 << 10
+"""Bytes that a ring of `SMALL` carries beside a record's header."""
 encode = msgspec.msgpack.encode
 
 
@@ -48,6 +50,11 @@ HEADERS: dict[str, list[dict[str, int]]] = {
     ],
 }
 INDICES = {"rewound": -LINE, "inside a record": 1, "ahead": 1 << 20, "half way round": 2**63}
+
+
+def _record(kind: Kind, payload: bytes) -> Record:
+    """A good one, but for what is in it."""
+    return Record(0, kind=kind, length=len(payload), flags=BULK if len(payload) > INLINE else 0)
 
 
 def _nothing() -> None:
@@ -104,7 +111,7 @@ def _in_call(
         attacker.write(call(served, memory, method, length=len(opened)), opened, wake=begun)
         if begun:
             served.observe()
-        attacker.write(Record(0, kind=kind, length=len(payload)), payload)
+        attacker.write(_record(kind, payload), payload)
         return _nothing
 
     return tell
@@ -120,7 +127,7 @@ TO_A_SERVER = [
     Lie("end to a call", "record of no stream", _in_call("hold", Kind.END, b"")),
     Lie("items that are none", "stream record", _in_call("total", Kind.ITEM, b"\xc1")),
     Lie("items of another type", "stream record", _in_call("total", Kind.ITEM, encode([1, 2]))),
-    Lie("items beyond credit", "upload without credit", _in_call("total", Kind.ITEM, encode([b"x"] * 300)),
+    Lie("items beyond credit", "upload without credit", _in_call("total", Kind.ITEM, encode([b"x"] * (WINDOW + 1))),
         "items for {} with credit for {}"),
     Lie("credit that is none", "stream record", _in_call("numbers", Kind.CREDIT, b"\xc1")),
     Lie("credit that is none, at once", "stream record", _in_call("numbers", Kind.CREDIT, b"\xc1", begun=False)),
@@ -160,7 +167,7 @@ def _in_answer(
 
     def tell(served: Serving, memory: Memory) -> Callable[[], object]:
         result = start(served.proxies[0])
-        Attacker(memory, server=True).write(Record(0, kind=kind, length=len(payload)), payload)
+        Attacker(memory, server=True).write(_record(kind, payload), payload)
         return result
 
     return tell
@@ -187,7 +194,7 @@ TO_A_CLIENT = [
     Lie("items to a call", "kind of reply", _in_answer(_called, Kind.ITEM, encode([b"x"]))),
     Lie("end to a call", "kind of reply", _in_answer(_called, Kind.END, b"")),
     Lie("items that are none", "items", _in_answer(_streaming, Kind.ITEM, b"\xc1")),
-    Lie("items beyond credit", "items without credit", _in_answer(_streaming, Kind.ITEM, encode([b"x"] * 300)),
+    Lie("items beyond credit", "items without credit", _in_answer(_streaming, Kind.ITEM, encode([b"x"] * (WINDOW + 1))),
         "items for {} with credit for {}"),
     Lie("credit that is none", "credit", _in_answer(_streaming, Kind.CREDIT, b"\xc1")),
     Lie("credit beyond a window", "more credit than a window",

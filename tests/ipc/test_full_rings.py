@@ -15,6 +15,7 @@ import trio.testing
 from atoll.ipc import Interface, Serves, call, stream, upload
 from atoll.ipc.client.outbox import OWED_MOST
 from atoll.ipc.errors import DeadlineExceeded, Overloaded
+from atoll.ipc.streams import WINDOW, cost
 from atoll.ipc.system.control import Shape
 from atoll.native import Kind
 from tests.kit.serving import Serving, serving
@@ -237,8 +238,9 @@ def test_a_client_that_uploads_without_credit_is_found_out(served: Serving) -> N
     channel = served.client(served.channels[0])
     transport = works.__dict__["_transport"]
     raw = transport.open(type(works).spurn.spec, b"\x90", works.__dict__["_options"])
-    record = b"\x91\xc5\x27\x10" + bytes(10_000)  # one item, which costs 3
-    for _ in range(256 // 3 + 2):
+    item = bytes(10_000)
+    record = b"\x91\xc5\x27\x10" + item
+    for _ in range(WINDOW // cost(item) + 2):
         channel.outbox.control(raw.pending, Kind.ITEM, record)
     channel.settle(raw.pending)
     assert served.until_misbehaved().check == "upload without credit"

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from atoll.ipc import errors
+from atoll.ipc.streams import WINDOW
 
 from .conftest import Open
 from .suite_server import Spent, Suite, SuiteServer
@@ -150,7 +151,7 @@ WINDOW_BYTES = 1 << 20
 
 @pytest.mark.parametrize("size", [4, BLOB, 700_000])
 def test_an_upload_that_nobody_takes_is_held_at_a_window_of_bytes(suite: Suite, size: int) -> None:
-    most = min(256, max(2, WINDOW_BYTES // size))
+    most = min(WINDOW, max(2, WINDOW_BYTES // size))
     released = threading.Event()
     given = 0
 
