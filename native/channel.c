@@ -443,6 +443,12 @@ int channel_pending(const struct atoll_channel *channel) {
     return 0;
 }
 
+/* On this core it would only take our place. A hint: what it says may be over, or a lie. */
+int channel_sleeps_elsewhere(const struct atoll_channel *channel) {
+    return load_relaxed(&channel->peer->parked) &&
+           load_relaxed(&channel->peer->cpu) != (uint32_t)sched_getcpu();
+}
+
 int channel_wake(struct atoll_channel *channel) {
     int woke = wake(channel->peer, channel->doorbell);
     store_relaxed(&channel->counters.wakes, load_relaxed(&channel->counters.wakes) + (uint64_t)woke);

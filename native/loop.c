@@ -199,13 +199,6 @@ static void batch_over(struct atoll_loop *loop, struct atoll_channel *channel) {
     loop->burst = 0;
 }
 
-/* Whoever reads a stream on another core wakes up while more of it is made. On this core it would only take
- * our place: there the batch is made first. */
-static int sleeps_elsewhere(const struct atoll_channel *channel) {
-    return load_relaxed(&channel->peer->parked) &&
-           load_relaxed(&channel->peer->cpu) != (uint32_t)sched_getcpu();
-}
-
 static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uint64_t request, uint32_t lane,
                      uint32_t kind, const char *payload, uint32_t length) {
     struct header header = {
@@ -213,8 +206,8 @@ static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uin
     int result = channel_produce(channel, &header, NULL, payload);
     if (!result) {
         bell_later(loop, channel);
-        if (kind == KIND_ITEM && sleeps_elsewhere(channel))
-            channel_wake(channel);
+        if (kind == KIND_ITEM && channel_sleeps_elsewhere(channel))
+            channel_wake(channel); /* it reads while more is made */
     } else if (result == R_FULL)
         activate(loop, channel); /* room is looked for like a message */
     return result;
