@@ -1,6 +1,16 @@
 """What servers say, under a flood of it."""
 
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+import trio.testing
+
 from atoll.ipc.system.kernel import LogRow
+from atoll.microkernel.logs import Logs
 
 from .nodes import RealNode, interface
 
@@ -25,3 +35,34 @@ def test_a_server_that_floods_its_output_drowns_nobody(node: RealNode) -> None:
         assert sum(line.text == "x" for line in lines) < 20_000
         (wordy,) = [line for line in lines if line.text == "wordy"]
         assert sum(map(len, wordy.fields.values())) <= 8192 + 100
+
+
+async def test_output_that_was_said_to_be_there_and_is_not_is_waited_for_again(tmp_path: Path) -> None:
+    """The word may be about what bore the number before: here another reader is told as well, and takes what there is."""
+    node: Any = SimpleNamespace(
+        place=SimpleNamespace(folder=tmp_path), now=lambda: 1, boot=1, store=SimpleNamespace(serves=False)
+    )
+    logs = Logs(node)
+    output, write = os.pipe()
+    other = os.dup(output)
+
+    async def snatch() -> None:
+        while True:
+            await trio.lowlevel.wait_readable(other)
+            with suppress(BlockingIOError):
+                os.read(other, 100)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(logs.read_output, "patient", 1, "info", output)
+        async with trio.open_nursery() as snatching:
+            snatching.start_soon(snatch)
+            for _ in range(30):  # who is first is chance
+                await trio.testing.wait_all_tasks_blocked()
+                os.write(write, b"x\n")
+            await trio.testing.wait_all_tasks_blocked()
+            snatching.cancel_scope.cancel()
+        os.close(other)
+        os.write(write, b"the last\n")
+        os.close(write)
+    assert logs.last("patient") == "the last"
+    logs.close()

@@ -1,0 +1,74 @@
+"""The attach socket's tasks, when descriptors' numbers pass on to others."""
+
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+import trio.testing
+
+from atoll.microkernel.connections import Connection
+from atoll.microkernel.gate import Gate
+
+
+def gate(folder: Path) -> Gate:
+    node: Any = SimpleNamespace(
+        place=SimpleNamespace(socket=folder / "attach"), image=SimpleNamespace(attach=())
+    )
+    nothing: Any = None
+    return Gate(node, nothing, nothing)
+
+
+async def test_who_waits_for_programs_ends_when_the_socket_is_closed(tmp_path: Path) -> None:
+    """Its number is another's then, and no word about that is for this task."""
+    made, ended = gate(tmp_path), []
+    made.open()
+
+    async def serve() -> None:
+        await made.serve()
+        ended.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        await trio.testing.wait_all_tasks_blocked()
+        made.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended
+        nursery.cancel_scope.cancel()
+
+
+class Doubted:
+    """A program whose pidfd is said to be readable once for each byte, and which is dead when there is none."""
+
+    def __init__(self, words: int) -> None:
+        self.pidfd, self._far = os.pipe()
+        self.asked = 0
+        os.write(self._far, bytes(words))
+
+    def lives(self) -> bool:
+        self.asked += 1
+        if self.asked == 1:
+            return True  # nothing was said of it yet
+        return len(os.read(self.pidfd, 1)) == 1
+
+    def close(self) -> None:
+        for descriptor in (self.pidfd, self._far):
+            os.close(descriptor)
+
+
+async def test_a_program_is_not_put_out_by_a_word_about_another(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection, peer = Connection(ours), Doubted(5)
+    party: Any = SimpleNamespace(holder="@1")
+    doubted: Any = peer
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gate(tmp_path)._converse, party, connection, doubted)
+            await trio.testing.wait_all_tasks_blocked()
+            assert peer.asked == 6, "it was asked again after each word, and lives"
+            assert len(nursery.child_tasks) == 1
+            nursery.cancel_scope.cancel()
+    connection.close()
+    peer.close()
