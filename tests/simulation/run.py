@@ -24,8 +24,9 @@ from atoll.microkernel import failpoints
 from atoll.microkernel.connections import Connection
 from atoll.microkernel.journal import Journal
 from tests.kit.forked import die_with_parent
+from tests.simulation import witness
 
-from . import client, invariants, witness
+from . import client, invariants
 from .client import Book, Client
 from .node import Node, image
 from .packages.counter.interface import Counter
@@ -136,7 +137,9 @@ class Scenario:
         world.finish = self._finish
         world.after_kill = self.node.unring
         world.between = self._between
-        witness.serves = self._serves
+        witness.serves = (
+            self._serves
+        )  # of the module as servers name it: pytest has other names for those here
         _instrument(world)
 
     def begin(self) -> None:

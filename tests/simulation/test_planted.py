@@ -7,7 +7,7 @@ from .run import one
 
 WITHIN = 40
 """Seeds. Most are found in the first five."""
-QUICK = ("no_intent", "entry_stays", "entry_on_any_channel")
+QUICK = ("no_intent", "entry_stays", "entry_on_any_channel", "no_second_look")
 
 
 def found_at(plant: str) -> int:
