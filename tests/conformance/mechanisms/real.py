@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -91,6 +92,12 @@ class Program:
         await trio.to_thread.run_sync(self._process.wait)
 
 
+def _descriptors() -> list[str]:
+    """This process's, without those that only wait to be collected."""
+    gc.collect()
+    return sorted(os.listdir("/proc/self/fd"))
+
+
 class Machine:
     """A fork server for all tests of a run, and packages where its children can read them."""
 
@@ -100,9 +107,9 @@ class Machine:
         self._abilities = probe()
 
     def run(self, body: Body, grouping: Grouping = choose) -> None:
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = _descriptors()
         trio.run(self._hosted, body, grouping)
-        assert sorted(os.listdir("/proc/self/fd")) == before, "descriptors are left open"
+        assert _descriptors() == before, "descriptors are left open"
 
     async def _hosted(self, body: Body, grouping: Grouping) -> None:
         name = f"conform-{secrets.token_hex(4)}"
