@@ -55,12 +55,18 @@ class Replies:
         """Send it, or keep it; nothing for a cast, or if the channel is gone."""
         if origin.cast or origin.channel not in self._channels:
             return
-        if origin.channel in self._kept:
-            self.keep(origin.channel, origin.request, origin.lane, kind, payload)
+        if self._leaves(origin, kind, payload):
             return
-        result = self._send(origin.channel, Kept(origin.request, origin.lane, kind, payload))
-        if result == Result.FULL:
+        if origin.channel in self._kept or (
+            self._send(origin.channel, Kept(origin.request, origin.lane, kind, payload)) == Result.FULL
+        ):
             self.keep(origin.channel, origin.request, origin.lane, kind, payload)
+
+    def _leaves(self, origin: Origin, kind: int, payload: bytes) -> bool:
+        """Send a record for which nothing has to be kept. False: `_send` finds out why that does not go."""
+        return origin.channel not in self._kept and not lib.atoll_loop_reply(
+            self._loop, origin.channel, origin.request, origin.lane, kind, payload, len(payload)
+        )
 
     def _send(self, channel: int, kept: Kept) -> int:
         result: int = lib.atoll_loop_reply(
@@ -113,14 +119,11 @@ class Replies:
 
     def item(self, inhand: InHand, item: bytes) -> bool:
         """Send one small item of a stream, if there is credit and room for it now. False: it is for `items`."""
-        credit, origin = inhand.credit, inhand.origin
+        credit = inhand.credit
         assert credit is not None
-        if len(item) > CREDIT_BYTES or credit.sent >= credit.limit or origin.channel in self._kept:
+        if len(item) > CREDIT_BYTES or credit.sent >= credit.limit:
             return False
-        payload = _encode([item])
-        if lib.atoll_loop_reply(
-            self._loop, origin.channel, origin.request, origin.lane, ITEM, payload, len(payload)
-        ):
+        if not self._leaves(inhand.origin, ITEM, _encode([item])):
             return False
         credit.sent += 1
         return True
