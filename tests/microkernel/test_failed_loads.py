@@ -3,11 +3,15 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
 
 from atoll.ipc.errors import NotFound
 from atoll.ipc.system.kernel import Load, StartFailed
+from atoll.microkernel.boot import take_down
 
 from .nodes import RealNode
 
@@ -61,3 +65,34 @@ def test_a_restart_of_a_server_whose_load_fails_meanwhile_finds_nobody(
         with pytest.raises(NotFound):
             restarting.result()
         assert pids() == []
+
+
+async def test_a_node_that_ends_while_a_load_fails_ends_all_that_are_left() -> None:
+    """The list of whom to end is made before the first of them has ended."""
+    ended: list[str] = []
+    node: Any = SimpleNamespace(
+        servers={
+            name: SimpleNamespace(name=name, changing=trio.Lock(), spec=SimpleNamespace(needs={}))
+            for name in ("state", "loading", "counter")
+        },
+        down=trio.Event(),
+        down_deadline=1.0,
+        failure="ended by the test",
+        nursery=SimpleNamespace(cancel_scope=trio.CancelScope()),
+        parties={},
+        store=SimpleNamespace(flush=trio.lowlevel.checkpoint, end=lambda: ended.append("the store")),
+    )
+
+    async def end(server: Any, deadline: float, reason: str) -> None:
+        ended.append(server.name)
+        node.servers.pop("loading", None)  # its load came to nothing meanwhile
+
+    parts: Any = SimpleNamespace(
+        gate=SimpleNamespace(close=lambda: None),
+        readers=SimpleNamespace(close=trio.lowlevel.checkpoint),
+        supervisor=SimpleNamespace(end=end),
+        logs=SimpleNamespace(write_rows=lambda: None),
+        authority=SimpleNamespace(closed=lambda server: None),
+    )
+    await take_down(node, parts)
+    assert ended == ["counter", "state", "the store"]
