@@ -24,7 +24,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import msgspec
@@ -37,7 +37,7 @@ from .deferred import Deferred
 from .errors import AtollError, Conflict, Overloaded, PeerDied
 from .future import Future, wait_for
 from .local_view import LocalView, decode_key, encode_key
-from .system.state import AsOf, Committed, Expect, Item, State, Write
+from .system.state import AsOf, Committed, Compacted, Expect, Item, State, Write
 from .transaction import Transaction, open_transaction, retried
 
 T = TypeVar("T")
@@ -141,6 +141,10 @@ class Keyspace(Generic[T]):
                         self._apply(item)
                     self._view.pass_to(change.revision)
                     self._answer()
+            except Compacted as fault:
+                # It was away for longer than the keyspace keeps its past.
+                told = str(fault)
+                await self._load_anew()
             except (PeerDied, Overloaded) as fault:
                 # The feed goes on where it broke off, as soon as there is a store again.
                 told = str(fault)
@@ -166,6 +170,28 @@ class Keyspace(Generic[T]):
                 self._loaded = True
                 return
             start = page.items[-1].key + b"\0"
+
+    async def _load_anew(self) -> None:
+        """Brings the view to the state of now, where the feed can no longer tell what was deleted meanwhile."""
+        start, at, there = self._prefix, 0, set[str]()
+        with suppress(
+            PeerDied, Overloaded
+        ):  # the feed will be asked for again, and say again what it cannot tell
+            while True:
+                page = await self.state.range(start, _after_prefix(self._prefix), 1000)
+                at = at or page.revision
+                for item in page.items:
+                    self._apply(item)
+                    there.add(decode_key(item.key[len(self._prefix) :]))
+                if not page.more:
+                    break
+                start = page.items[-1].key + b"\0"
+            for key in [key for key in self._view if key not in there]:
+                # What is not there and was written later was deleted later still: the feed after `at` says so.
+                if self._view.revision_of(key) < at:
+                    self._view.delete(key, at)
+            self._view.pass_to(at)
+            self._answer()
 
     def _apply(self, item: Item) -> None:
         key = decode_key(item.key[len(self._prefix) :])

@@ -19,7 +19,7 @@ Service = Literal["control", "normal", "bulk"]
 SERVICES: tuple[Service, ...] = ("control", "normal", "bulk")
 """Classes of service, dearest first."""
 
-KEYSPACE_RIGHTS = ("read", "write", "history")
+KEYSPACE_RIGHTS = ("read", "write", "history", "pin")
 """What the store's interface offers to a holder of a keyspace."""
 DELEGATE = "delegate"
 """The right that every capability may carry: to grant it to another process."""
@@ -228,16 +228,15 @@ class KeyspaceSpec(Table, frozen=True, kw_only=True):
     retention: Annotated[
         Seconds | None,
         Key(
-            "How long versions that are no longer current are to be kept; unset: for ever. "
-            "Stored, not acted upon yet: every version is kept.",
+            "How long a version is kept after it was replaced: the keyspace can be read as of any moment that is younger; "
+            "unset: for ever.",
             ge=0,
         ),
     ] = None
     versions: Annotated[
         int | None,
         Key(
-            "How many versions of a key are to be kept at most; unset: all. "
-            "Stored, not acted upon yet: every version is kept.",
+            "How many versions of a key are kept at most, the newest; unset: all.",
             ge=1,
             le=1 << 31,
         ),

@@ -4,8 +4,8 @@ A capability on `State` carries a keyspace as its badge; keys in calls are relat
 outside. The unbadged capability (badge 0) is the kernel's: its keys are absolute, that is `absolute(keyspace,
 key)`.
 
-Rights: `read` sees what is now, `history` what was, `write` changes, `admin` (unbadged only) makes keyspaces.
-Reading in a transaction needs `read` and `write`.
+Rights: `read` sees what is now, `history` what was, `write` changes, `pin` keeps a moment from being compacted, `admin`
+(unbadged only) makes keyspaces. Reading in a transaction needs `read` and `write`.
 
 One number, the *revision*, counts committed transactions over the whole store, without gaps. Times are
 nanoseconds since the epoch, and rise with the revisions; durations and deadlines are seconds.
@@ -104,11 +104,44 @@ class Change(Struct, array_like=True, frozen=True):
 
 
 class Retention(Struct, array_like=True, frozen=True):
-    """How long a keyspace keeps versions that are no longer current: seconds, or how many of a key; None: for
-    ever."""
+    """How much of a keyspace's past is kept. With neither limit: all of it, for ever. The newest version of a key, what a
+    pin holds, and what is younger than the store's `grace`, is never removed."""
 
     age: float | None = None
+    """Seconds for which a version is kept after it was replaced: any moment that is younger can be read."""
     versions: int | None = None
+    """How many versions of a key are kept at most, the newest of them."""
+
+
+class Pin(Struct, array_like=True, frozen=True):
+    """A moment that is kept, whatever the retention says, until the pin is dropped."""
+
+    name: str
+    revision: int
+    why: str
+    keyspace: str
+    """Whose past it holds, and who made it; `store`: all keyspaces, and the kernel."""
+    call: str
+    """The call that made it (channel:request)."""
+    time: int
+    """When it was made, in ns."""
+
+
+class Horizon(Struct, array_like=True, frozen=True):
+    """How far back a keyspace can be read, and what compaction has removed of it since the store was made."""
+
+    revision: int
+    """As of this revision, and any later one, every read gives what it gave then; 0: nothing was ever removed."""
+    time: int
+    """When that revision was committed, in ns."""
+    retention: Retention
+    versions: int
+    ids: int
+    """Commit ids whose repetition is no longer known."""
+    size: int
+    """Bytes, roughly, that are free for other rows."""
+    compacted: int
+    """When the last compaction that removed something was recorded, in ns; 0: never."""
 
 
 class Compacted(Failure):
@@ -120,6 +153,17 @@ class Compacted(Failure):
     @property
     def message(self) -> str:
         return f"revision {self.revision} is no longer kept: ask for {self.horizon} or later"
+
+
+class PinExists(Failure):
+    """A pin of that name holds another revision."""
+
+    name: str
+    revision: int
+
+    @property
+    def message(self) -> str:
+        return f"the pin {self.name!r} holds revision {self.revision}: drop it first, or choose another name"
 
 
 class Ahead(Failure):
@@ -160,7 +204,7 @@ class UnknownTransaction(Failure):
 
 
 class State(Interface):
-    errors = (Compacted, Ahead, StoreFull, UnknownTransaction)
+    errors = (Compacted, Ahead, StoreFull, UnknownTransaction, PinExists)
 
     @call("write", idempotent=True)
     def commit(
@@ -175,7 +219,8 @@ class State(Interface):
         """Writes all or nothing; returns when it is durable, together with whatever else arrived meanwhile.
 
         With an `id` (64 bytes at most) a repeated commit writes nothing and returns the first one's revision
-        and `reply`; without one a repetition after a crash may write the same values again under a new
+        and `reply`: for ever in a keyspace without retention, else for the store's `remember`, a day if the image says
+        nothing. Without one a repetition after a crash may write the same values again under a new
         revision, which `expects` can rule out. With a `transaction` nothing is written yet: writes and
         expectations join it, and `revision` is 0. Raises `Conflict`, `StoreFull`, `Aborted`.
         """
@@ -200,7 +245,8 @@ class State(Interface):
 
     @call("history", idempotent=True)
     def history(self, key: bytes, limit: int = 100, least: int = 0) -> list[Item]:
-        """The key's versions, newest first, deletions among them. `least` as in `get`."""
+        """The key's versions that are kept, newest first, deletions among them. Below the horizon there may be gaps.
+        `least` as in `get`."""
 
     @stream("read", position=int)
     def watch(self, after: int, prefix: bytes = b"") -> Change:
@@ -213,7 +259,8 @@ class State(Interface):
 
     @call("history", idempotent=True)
     def revision_at(self, time: float) -> int:
-        """The last revision at or before a time (seconds since the epoch); 0 before the first."""
+        """The last revision at or before a time (seconds since the epoch); 0 before the first. Where what followed
+        wrote nothing in the keyspace, a later one may stand for it: reads as of either are the same."""
 
     @call("history", idempotent=True)
     def who(self, revision: int) -> Provenance | None:
@@ -267,6 +314,24 @@ class State(Interface):
         """Ends the transaction with nothing written. Owner only; a transaction that has ended already is no
         error."""
 
+    @call("pin", idempotent=True)
+    def pin(self, name: str, revision: int = 0, why: str = "") -> Pin:
+        """Keeps the keyspace as it was at a revision (0: as it is now) until `unpin`; the unbadged capability keeps all
+        keyspaces. Repeated, it gives the pin that is there. Raises `PinExists`, `Compacted`, `Ahead`, and
+        `QuotaExceeded` where the keyspace has too many."""
+
+    @call("pin", idempotent=True)
+    def unpin(self, name: str) -> None:
+        """Drops a pin. What it alone kept is removed in time. A pin that is not there is no error."""
+
+    @call("history", idempotent=True)
+    def pins(self) -> list[Pin]:
+        """The pins that keep something of the keyspace, those on the whole store among them."""
+
+    @call("read", idempotent=True)
+    def horizon(self) -> Horizon:
+        """How far back the keyspace can be read; of the unbadged capability, what holds for the store's own rows."""
+
     @call("admin", idempotent=True)
     def make_keyspace(
         self,
@@ -274,8 +339,8 @@ class State(Interface):
         retention: Retention = Retention(),  # noqa: B008 (frozen)
         reserved: bool = False,
     ) -> int:
-        """The badge of the keyspace of that name, made if need be. `reserved`: its writes may use the
-        kernel's reserve of space."""
+        """The badge of the keyspace of that name, made if need be; one that is there has that retention from now on.
+        `reserved`: its writes may use the kernel's reserve of space."""
 
     @call("admin", idempotent=True)
     def keyspaces(self) -> dict[str, int]:

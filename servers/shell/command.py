@@ -13,7 +13,7 @@ import typer
 
 from atoll.ipc.errors import AtollError
 
-from . import authority, calling, exits, life, offline, printing, rows, scaffold, watching
+from . import authority, calling, exits, life, offline, past, printing, rows, scaffold, watching
 
 app = typer.Typer(
     name="atoll",
@@ -61,6 +61,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "range": rows.range_,
         "history": rows.history,
         "watch": rows.watch,
+        "horizons": past.horizons,
+        "pins": past.pins,
     },
 }
 

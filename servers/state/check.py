@@ -9,6 +9,10 @@ write that the feed tells of has its version and each version its write; a key's
 large value is some version's, and there; each commit id and its revision name each other; every key lies in a
 keyspace that there is, and in one of those who took part. What a value holds is its owner's affair.
 
+Where something was compacted (`horizons.py`), a version or a revision may be missing up to a horizon, and a commit id up
+to where ids were forgotten; and nowhere else. A revision that is there has something left of it. Pins name revisions that
+there are.
+
 The database trusts its own pages. So the walk is done by a child process, and a page that kills it is a breach.
 
 Exit code 0: the store is whole; 1: breaches were found; 2: there is no store that could be read.
@@ -27,7 +31,7 @@ from typing import Final
 import lmdb
 import msgspec
 
-from . import layout
+from . import horizons, layout, pins
 from .engine import Broken, Cursor, Engine, Row, Snapshot, Table
 from .keyspaces import Keyspaces
 from .lmdb_engine import FILE, LmdbEngine
@@ -63,6 +67,10 @@ class _Counts:
 
     def __init__(self) -> None:
         self.revisions = self.writes = self.versions = self.commit_ids = 0
+        self.progress: dict[int, horizons.Progress] = {}
+
+    def kept(self, keyspace: int) -> horizons.Progress:
+        return self.progress.get(keyspace, horizons.NONE)
 
 
 def check(engine: Engine, at: At = lambda place: None) -> Report:
@@ -79,7 +87,8 @@ def check(engine: Engine, at: At = lambda place: None) -> Report:
             breaches.append(Breach("versions/store", f"the list of keyspaces cannot be read: {error}"))
             return Report(0, 0, 0, 0, breaches)
         for place, walk in (
-            ("meta", _meta(snapshot)),
+            ("meta", _meta(snapshot, keyspaces, counts)),
+            ("pins", _pins(snapshot, keyspaces)),
             ("feed", _feed(snapshot, keyspaces, counts)),
             ("versions", _versions(snapshot, keyspaces, counts)),
             ("values", _values(snapshot)),
@@ -115,9 +124,13 @@ def _rows(cursor: Cursor) -> Iterator[Row]:
         row = cursor.next()
 
 
-def _meta(snapshot: Snapshot) -> Iterator[Breach]:
-    for key, _ in _rows(snapshot.cursor(Table.META)):
-        if key not in _META:
+def _meta(snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts) -> Iterator[Breach]:
+    """No rows but format, owner, and how far each keyspace was compacted."""
+    last = snapshot.bounds()[1]
+    for key, value in _rows(snapshot.cursor(Table.META)):
+        if horizons.is_key(key):
+            yield from _progress(keyspaces, counts, last, horizons.keyspace_of(key), value)
+        elif key not in _META:
             yield Breach(f"meta/{key!r}", "is no row that a store of this format has")
     owner = snapshot.get(Table.META, layout.OWNER_KEY)
     if owner is None:
@@ -127,18 +140,51 @@ def _meta(snapshot: Snapshot) -> Iterator[Breach]:
         yield Breach("meta/owner", f"has {len(owner)} bytes in place of 16")
 
 
+def _progress(
+    keyspaces: Keyspaces, counts: _Counts, last: int, keyspace: int, value: bytes
+) -> Iterator[Breach]:
+    path = f"meta/horizon/{keyspaces.name(keyspace)}"
+    if not keyspaces.exists(keyspace):
+        yield Breach(path, f"is of keyspace {keyspace}, which does not exist")
+    try:
+        found = counts.progress[keyspace] = horizons.decode(value)
+    except UNREADABLE as error:
+        yield Breach(path, f"cannot be decoded: {error}")
+        return
+    furthest = max(found.horizon, found.aged, found.counted, found.forgotten)
+    if furthest >= last:
+        yield Breach(path, f"was swept up to {furthest}, and the store ends at {last}")
+
+
+def _pins(snapshot: Snapshot, keyspaces: Keyspaces) -> Iterator[Breach]:
+    """Each pin is of a keyspace and a revision that there are."""
+    last = snapshot.bounds()[1]
+    try:
+        found = pins.everything(snapshot)
+    except UNREADABLE as error:
+        yield Breach("pins", f"cannot be decoded: {error}")
+        return
+    for keyspace, pin in found:
+        if not keyspaces.exists(keyspace) or not 1 <= pin.revision <= last:
+            yield Breach(
+                f"pins/{keyspaces.name(keyspace)}/{pin.name}",
+                f"holds revision {pin.revision} of keyspace {keyspace}: none of the store's, which ends at {last}",
+            )
+
+
 def _feed(snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts) -> Iterator[Breach]:
     """Revisions are dense, times rise, each write has its version, each id points back."""
+    compacted = max((max(each.horizon, each.forgotten) for each in counts.progress.values()), default=0)
     first, _ = snapshot.bounds()
-    if first > 1:
-        yield Breach("feed", f"begins at revision {first}: {first - 1} before it are missing")
+    if first > compacted + 1:
+        yield Breach("feed", f"begins at revision {first}: {first - compacted - 1} before it are missing")
     expected, before = first, 0
     for revision, raw in snapshot.feed(0):
         path = f"feed/{revision}"
         if revision < expected:
             raise Broken(f"revision {revision} comes after {expected - 1}")
-        if revision != expected:
-            yield Breach(path, f"revisions are not dense: {expected} should come here")
+        if revision != expected and revision - 1 > compacted:
+            yield Breach(path, f"revisions are not dense: {max(expected, compacted + 1)} should come here")
         expected = revision + 1
         counts.revisions += 1
         try:
@@ -149,13 +195,13 @@ def _feed(snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts) -> Iterator
         if time <= before:
             yield Breach(path, f"its time {time} does not come after {before}, that of the revision before")
         before = time
-        counts.writes += len(entry.keys)
-        yield from _entry(snapshot, keyspaces, path, revision, entry)
+        yield from _entry(snapshot, keyspaces, counts, path, revision, entry)
 
 
 def _entry(
-    snapshot: Snapshot, keyspaces: Keyspaces, path: str, revision: int, entry: layout.Entry
+    snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts, path: str, revision: int, entry: layout.Entry
 ) -> Iterator[Breach]:
+    left = 0
     parties = {entry.badge, *entry.others}
     for badge in parties:
         if not keyspaces.exists(badge):
@@ -169,11 +215,17 @@ def _entry(
         # Badge 0 is the kernel's unbadged capability, which may write anywhere.
         if layout.keyspace_of(key) not in parties and 0 not in parties:
             yield Breach(path, f"wrote {_name(keyspaces, key)}, outside the keyspaces of those who took part")
-        if snapshot.get(Table.VERSIONS, layout.versioned(key, revision)) is None:
+        if snapshot.get(Table.VERSIONS, layout.versioned(key, revision)) is not None:
+            left += 1
+        elif revision > counts.kept(layout.keyspace_of(key)).horizon:
             yield Breach(path, f"wrote {_name(keyspaces, key)}, of which there is no such version")
+    counts.writes += left
+    found = snapshot.get(Table.COMMITS, entry.id) if entry.id else None
+    if not left and found != layout.pack(revision) and revision != snapshot.bounds()[1]:
+        yield Breach(path, "nothing that it wrote is left, and it is still there")
     if entry.id:
-        found = snapshot.get(Table.COMMITS, entry.id)
-        if found != layout.pack(revision):
+        # Once it is forgotten it may be given again.
+        if found != layout.pack(revision) and revision > counts.kept(entry.badge).forgotten:
             yield Breach(
                 path, f"its commit id {entry.id.hex()} points to {found.hex() if found else 'nothing'}"
             )

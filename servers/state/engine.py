@@ -10,6 +10,7 @@ every engine, so that an engine stays small enough to be replaced. An engine pro
   batch is at most `maximum_batch` bytes, a key at most `maximum_key`.
 - *An ordered feed.* A batch may append events. An event's position is greater than that of every event before
   it; who reads from a position sees every later event exactly once and in order, also after a restart.
+  Single events can be dropped; the last one never is.
 
 The conformance suite in tests/conformance/store holds every engine to this.
 """
@@ -29,7 +30,7 @@ class Table(IntEnum):
     """The maps of a store. Each has its own order; a batch may write to all of them."""
 
     META = 0
-    """A handful of fixed rows: format, owner."""
+    """A handful of fixed rows: format, owner; and one a keyspace that was compacted (`horizons.py`)."""
     VERSIONS = 1
     """(key, revision) to a small value, or to where a larger one lies: see `layout.py`."""
     COMMITS = 2
@@ -50,13 +51,14 @@ class Batch:
     """Rows and events that are applied together. Collected by one writer, committed once, then thrown
     away."""
 
-    __slots__ = ("conditions", "deletes", "events", "puts", "size")
+    __slots__ = ("conditions", "deletes", "drops", "events", "puts", "size")
 
     def __init__(self) -> None:
         self.conditions: list[Condition] = []
         self.puts: dict[Table, list[Row]] = {}
         self.deletes: list[tuple[Table, bytes]] = []
         self.events: list[tuple[int, bytes]] = []
+        self.drops: list[int] = []
         self.size = 0
         """Bytes that the batch will take in the store, roughly."""
 
@@ -79,6 +81,11 @@ class Batch:
     def append(self, position: int, event: bytes) -> None:
         self.events.append((position, event))
         self.size += len(event) + ROW_COST
+
+    def drop(self, position: int) -> None:
+        """Takes an event out of the feed; one that is not there is no error."""
+        self.drops.append(position)
+        self.size += 8
 
 
 class ConditionFailed(Exception):

@@ -11,12 +11,13 @@ from typing import Final, NamedTuple
 
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
-from atoll.ipc.system.state import Committed, Expect, Range, StoreFull
+from atoll.ipc.system.state import Committed, Compacted, Expect, Range, StoreFull
 
-from . import layout
+from . import horizons, layout
 from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
-from .history import History, newest, time_of
+from .history import History
 from .ownership import Disowned, Ownership
+from .versions import newest, time_of
 
 GROUP_LIMIT: Final = 1024
 """Transactions in one group at most."""
@@ -193,6 +194,10 @@ class Group:
             if found != expect.revision:
                 raise Conflict(expect.key[layout.KEYSPACE_SIZE :], expect.revision, found)
             return
+        kept = horizons.highest(snapshot, horizons.span(expect.start, expect.end))
+        if expect.revision < kept.horizon:
+            # A deletion since may have left no trace.
+            raise Compacted(revision=expect.revision, horizon=kept.horizon)
         for key, revision in self._written_in(snapshot, expect):
             raise Conflict(key[layout.KEYSPACE_SIZE :], expect.revision, revision)
 

@@ -1,17 +1,18 @@
 """Revisions and history over an engine: what was written, by whom, and how it stood at any moment.
 
-Everything here reads. Writing is `group.py`; how keys, versions and events lie in the engine is `layout.py`.
-All keys are absolute. Every method opens one short snapshot, so that what it returns is of one state, and no
-reader pins pages for long.
+Everything here reads. Writing is `group.py`; how keys, versions and events lie in the engine is `layout.py`;
+how far back is `horizons.py`. All keys are absolute. Every method opens one short snapshot, so that what it
+returns is of one state, and no reader pins pages for long.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from atoll.ipc.system.state import Ahead, AsOf, Change, Compacted, Item, Page, Provenance
 
-from . import layout
+from . import horizons, layout
 from .engine import Engine, Snapshot, Table
+from .versions import backward, forward, item, newest, time_of
 
 PAGE_BYTES: Final = 512 << 10
 """Bytes of keys and values in one `Page` at most; a single larger item still goes alone."""
@@ -43,12 +44,12 @@ class History:
     def get(self, key: bytes, as_of: AsOf = None, least: int = 0) -> Item | None:
         """The version of a key in force at a moment; None where it was absent."""
         with self.engine.snapshot() as snapshot:
-            at = moment(snapshot, as_of, least)
+            at = moment(snapshot, as_of, least, key, key)
             row = newest(snapshot, key, at)
             if row is None:
                 return None
-            item = _item(snapshot, key, *row)
-            return None if item.value is None else item
+            found = item(snapshot, key, *row)
+            return None if found.value is None else found
 
     def range(
         self,
@@ -61,50 +62,57 @@ class History:
     ) -> Page:
         """Keys in start <= key < end at a moment; `end` None is the end of the store."""
         with self.engine.snapshot() as snapshot:
-            at = moment(snapshot, as_of, least)
-            rows = _backward(snapshot, start, end, at) if reverse else forward(snapshot, start, end, at)
+            at = moment(snapshot, as_of, least, start, end)
+            rows = backward(snapshot, start, end, at) if reverse else forward(snapshot, start, end, at)
             items: list[Item] = []
             size = 0
             for row, stored in rows:
-                item = _item(snapshot, layout.key_of(row), row, stored)
-                if item.value is None:
+                found = item(snapshot, layout.key_of(row), row, stored)
+                if found.value is None:
                     continue
-                size += len(item.key) + len(item.value) + 24
+                size += len(found.key) + len(found.value) + 24
                 if items and (len(items) >= limit or size > PAGE_BYTES):
                     return Page(items, True, at)
-                items.append(item)
+                items.append(found)
             return Page(items, False, at)
 
     def history(self, key: bytes, limit: int, least: int = 0) -> list[Item]:
-        """Versions of a key, newest first; deletions have the value None."""
+        """Versions of a key that are kept, newest first; deletions have the value None."""
         with self.engine.snapshot() as snapshot:
-            moment(snapshot, None, least)
+            moment(snapshot, None, least, key, key)
             cursor = snapshot.cursor(Table.VERSIONS)
             first = layout.versioned(key, layout.LAST)
             past = layout.past(first)
             items: list[Item] = []
             row = cursor.seek(first)
             while row is not None and row[0] < past and len(items) < limit:
-                items.append(_item(snapshot, key, *row))
+                items.append(item(snapshot, key, *row))
                 row = cursor.next()
             return items
 
     def who(self, revision: int, keyspace: int | None) -> Provenance | None:
-        """Who wrote a revision; None if it wrote nothing in the keyspace (None: any)."""
+        """Who wrote a revision; None if it wrote nothing in the keyspace (None: any). Raises `Compacted` where
+        nobody knows any more."""
         with self.engine.snapshot() as snapshot:
-            moment(snapshot, revision)
+            last = snapshot.bounds()[1]
+            if revision > last:
+                raise Ahead(revision=revision, head=last)
             raw = snapshot.event(revision)
             if raw is None:
+                kept = horizons.highest(snapshot, horizons.of_keyspace(keyspace or 0))
+                if 0 < revision <= kept.horizon:
+                    raise Compacted(revision=revision, horizon=kept.horizon)
                 return None
             entry = layout.entry_of(raw)
             if keyspace is not None and keyspace not in (entry.badge, *entry.others):
                 return None
             return self._provenance(entry, layout.time_of(raw))
 
-    def revision_at(self, seconds: float) -> int:
-        """The last revision at or before a time."""
+    def revision_at(self, seconds: float, badge: int = 0) -> int:
+        """The last revision at or before a time, or one that reads the same in the keyspace (0: in all)."""
         with self.engine.snapshot() as snapshot:
-            return _at_time(snapshot, seconds)
+            kept = horizons.highest(snapshot, horizons.of_keyspace(badge))
+            return horizons.at_time(snapshot, int(seconds * 1e9), kept)
 
     def changes(
         self, after: int, prefix: bytes, limit: int, *, past: bool = True
@@ -122,9 +130,8 @@ class History:
         current: dict[bytes, Item] | None = None if past else {}
         with self.engine.snapshot() as snapshot:
             seen = after
-            first, last = snapshot.bounds()
-            if after < first - 1:
-                raise Compacted(revision=after, horizon=first - 1)
+            last = snapshot.bounds()[1]
+            _complete_after(snapshot, after, prefix)
             if after > last:
                 raise Ahead(revision=after, head=last)
             for revision, raw in snapshot.feed(after):
@@ -137,8 +144,10 @@ class History:
             return found, seen, seen < last
 
     def change(self, revision: int, prefix: bytes, *, past: bool = True) -> Change | None:
-        """What one revision wrote under a prefix; None if nothing. `past` as in `changes`."""
+        """What one revision wrote under a prefix; None if nothing. `past`, and what it raises, as in
+        `changes`."""
         with self.engine.snapshot() as snapshot:
+            _complete_after(snapshot, revision - 1, prefix)
             raw = snapshot.event(revision)
             if raw is None:
                 return None
@@ -165,7 +174,6 @@ class History:
         for key in keys:
             row = layout.versioned(key, revision)
             stored = snapshot.get(Table.VERSIONS, row)
-            # A version that retention has removed since is no longer part of what can be told.
             if stored is not None:
                 items.append(Item(key, layout.value_of(snapshot, row, stored), revision, time))
         return Change(revision, time, items, self._provenance(entry, time))
@@ -185,9 +193,9 @@ class History:
         for key in keys:
             row = None if key in current else newest(snapshot, key, layout.LAST)
             if row is not None:
-                current[key] = _item(snapshot, key, *row)
+                current[key] = item(snapshot, key, *row)
         items = [current[key] for key in keys if key in current]
-        stands = any(item.revision == revision for item in items)
+        stands = any(each.revision == revision for each in items)
         told = self._provenance(entry, time) if stands else Provenance(0, "", "", 0, time, "")
         return Change(revision, time, items, told)
 
@@ -203,80 +211,29 @@ class History:
         )
 
 
-def newest(snapshot: Snapshot, key: bytes, at: int) -> tuple[bytes, bytes] | None:
-    """The row of a key's version in force at a revision, a deletion too; None if it was never written until
-    then."""
-    wanted = layout.versioned(key, at)
-    row = snapshot.cursor(Table.VERSIONS).seek(wanted)
-    if row is None or len(row[0]) != len(wanted) or row[0][:-8] != wanted[:-8]:
-        return None
-    return row
-
-
-def forward(snapshot: Snapshot, start: bytes, end: bytes | None, at: int) -> Iterator[tuple[bytes, bytes]]:
-    """For each key in start <= key < end, in order, the row in force at a revision."""
-    cursor = snapshot.cursor(Table.VERSIONS)
-    stop = None if end is None else layout.escape(end)
-    row = cursor.seek(layout.escape(start))
-    while row is not None and (stop is None or row[0] < stop):
-        past = layout.past(row[0])
-        if layout.revision_of(row[0]) > at:
-            row = cursor.seek(row[0][:-8] + layout.pack(layout.LAST - at))
-            if row is None or row[0] >= past:
-                continue
-        yield row
-        # Most keys have few versions: one step is cheaper than a seek, and mostly enough.
-        row = cursor.next()
-        if row is not None and row[0] < past:
-            row = cursor.seek(past)
-
-
-def _backward(snapshot: Snapshot, start: bytes, end: bytes | None, at: int) -> Iterator[tuple[bytes, bytes]]:
-    cursor = snapshot.cursor(Table.VERSIONS)
-    floor = layout.escape(start)
-    row = cursor.seek_before(None if end is None else layout.escape(end))
-    while row is not None and row[0] >= floor:
-        base = row[0][:-8]
-        found = cursor.seek(base + layout.pack(layout.LAST - at))
-        if found is not None and found[0][:-8] == base and len(found[0]) == len(base) + 8:
-            yield found
-        row = cursor.seek_before(base)
-
-
-def moment(snapshot: Snapshot, as_of: AsOf, least: int = 0) -> int:
-    """The revision that `as_of` means in a snapshot. Raises `Compacted` or `Ahead`."""
-    first, last = snapshot.bounds()
+def moment(snapshot: Snapshot, as_of: AsOf, least: int, start: bytes, end: bytes | None) -> int:
+    """The revision that `as_of` means in a snapshot, for a read from one key to another. Raises `Compacted`
+    or `Ahead`."""
+    last = snapshot.bounds()[1]
     if least > last:
         raise Ahead(revision=least, head=last)
     if as_of is None:
         return last
-    at = _at_time(snapshot, as_of) if isinstance(as_of, float) else as_of
+    keyspaces = horizons.span(start, end)
+    if isinstance(as_of, float):
+        at = horizons.at_time(snapshot, int(as_of * 1e9), horizons.highest(snapshot, keyspaces))
+    else:
+        at = as_of
     if at > last:
         raise Ahead(revision=at, head=last)
-    if at < first - 1:
-        raise Compacted(revision=at, horizon=first - 1)
+    refusal = horizons.refusal(snapshot, at, keyspaces)
+    if refusal is not None:
+        raise refusal
     return at
 
 
-def _at_time(snapshot: Snapshot, seconds: float) -> int:
-    wanted = int(seconds * 1e9)
-    first, last = snapshot.bounds()
-    low, high = first, last + 1
-    while low < high:
-        middle = (low + high) // 2
-        if time_of(snapshot, middle) <= wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return max(low - 1, 0)
-
-
-def time_of(snapshot: Snapshot, revision: int) -> int:
-    """When a revision was committed, in ns; 0 for one that is not in the feed."""
-    raw = snapshot.event(revision)
-    return 0 if raw is None else layout.time_of(raw)
-
-
-def _item(snapshot: Snapshot, key: bytes, row: bytes, stored: bytes) -> Item:
-    revision = layout.revision_of(row)
-    return Item(key, layout.value_of(snapshot, row, stored), revision, time_of(snapshot, revision))
+def _complete_after(snapshot: Snapshot, after: int, prefix: bytes) -> None:
+    """Raises `Compacted` unless the feed of a prefix has everything that was written after a revision."""
+    kept = horizons.highest(snapshot, horizons.span(prefix, prefix + b"\xff" if len(prefix) >= 4 else None))
+    if after < kept.horizon:
+        raise Compacted(revision=after, horizon=kept.horizon)

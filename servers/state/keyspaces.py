@@ -2,9 +2,10 @@
 
 A keyspace's number is the badge of its capabilities and the first four bytes of its keys. Numbers are given
 out in order and never again; names do not change. So what a process has once read stays true, and only
-unknown numbers make it look again.
+unknown numbers make it look again; but for the retention, which the writer alone acts upon, and looks up anew.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -14,10 +15,11 @@ from atoll.ipc.system.state import Expect, Retention, Write
 
 from . import layout
 from .engine import Engine
-from .history import forward
+from .pins import OWN
+from .versions import forward
 
-OWN: Final = 0
-"""The store's own keyspace; also the badge of the kernel's unbadged capability."""
+RECORDS: Final = Retention(age=30 * 86400.0)
+"""For how long the store keeps what became of its own rows: pins that were dropped, records of compactions."""
 _START: Final = layout.prefix(OWN) + b"keyspace/"
 _END: Final = layout.prefix(OWN) + b"keyspace0"
 
@@ -39,7 +41,7 @@ def key_of(number: int) -> bytes:
 class Keyspaces:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[int, Keyspace] = {OWN: Keyspace("store", Retention(), True)}
+        self._known: dict[int, Keyspace] = {OWN: Keyspace("store", RECORDS, True)}
         self.refresh()
 
     def refresh(self) -> None:
@@ -60,6 +62,16 @@ class Keyspaces:
     def exists(self, number: int) -> bool:
         return self._find(number) is not None
 
+    def retention(self, number: int) -> Retention:
+        found = self._find(number)
+        return Retention() if found is None else found.retention
+
+    def retentions(self) -> Iterator[tuple[int, Retention]]:
+        """Keyspaces whose past is not kept for ever."""
+        for number, keyspace in sorted(self._known.items()):
+            if keyspace.retention != Retention():
+                yield number, keyspace.retention
+
     def reserved(self, number: int) -> bool:
         """Whether its writes may use the space kept back for the kernel."""
         found = self._find(number)
@@ -72,6 +84,11 @@ class Keyspaces:
         number = max(self._known) + 1
         key = key_of(number)
         return number, Write(key, msgspec.msgpack.encode(Keyspace(name, retention, reserved))), Expect(key, 0)
+
+    def row_with(self, number: int, retention: Retention) -> Write:
+        """The row of a keyspace that is there, with another retention."""
+        changed = msgspec.structs.replace(self._known[number], retention=retention)
+        return Write(key_of(number), msgspec.msgpack.encode(changed))
 
     def _find(self, number: int) -> Keyspace | None:
         found = self._known.get(number)

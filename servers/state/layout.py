@@ -23,10 +23,14 @@ import msgspec
 from .engine import Batch, Broken, Snapshot, Table
 
 KEYSPACE_SIZE: Final = 4
+PLACE_SIZE: Final = 12
+"""Bytes of a key in VALUES."""
 OVERHEAD: Final = 10
 """Bytes that `versioned` adds to an escaped key."""
 LAST: Final = (1 << 64) - 1
 FORMAT: Final = 1
+COMPACTED: Final = 2
+"""The format once something was removed: a version of Atoll that knows nothing of horizons must not read it."""
 FORMAT_KEY: Final = b"format"
 OWNER_KEY: Final = b"owner"
 

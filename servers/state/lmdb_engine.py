@@ -149,6 +149,8 @@ class LmdbEngine:
                 cursor.putmulti(rows, append=table is Table.VALUES)
         for table, key in batch.deletes:
             transaction.delete(key, db=self._tables[table])
+        for position in batch.drops:
+            transaction.delete(pack(position), db=self._events)
         if batch.events:
             rows = [(pack(position), event) for position, event in batch.events]
             with transaction.cursor(self._events) as cursor:

@@ -1,15 +1,20 @@
 """The engine as a model: plain sorted lists, for simulation and to hold the real engines to.
 
-A snapshot is a generation number: every row keeps its values by generation, so that an open snapshot costs
-nothing and can never be disturbed. `crash` gives the store as it would be found after the process died, which
-for a model that is durable at once is simply itself, closed and opened anew.
+A snapshot is a generation number: while one is open, every row keeps its values by generation, so that an open snapshot
+costs nothing and can never be disturbed. A batch that finds none open forgets what was replaced. A model is durable at
+once: after a crash it is simply itself, closed and opened anew.
 """
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from .engine import Batch, ConditionFailed, Full, Row, Table, check_size
+from .engine import ROW_COST, Batch, ConditionFailed, Full, Row, Table, check_size
+from .layout import pack
+
+_EVENTS: Final = -1
+"""The feed, as a map like the tables: position to event."""
 
 _Values = list[tuple[int, bytes | None]]
 
@@ -27,14 +32,20 @@ class MemoryEngine:
         self._reserve = reserve
         self._used = 0
         self._generation = 0
-        self._rows: dict[Table, dict[bytes, _Values]] = {table: {} for table in Table}
-        self._order: dict[Table, list[bytes]] = {table: [] for table in Table}
-        self._positions: list[int] = []
-        self._events: list[bytes] = []
+        self._open = 0
+        """Snapshots. One whose process was killed stays open: what it may see is kept for ever."""
+        self._replaced: set[tuple[int, bytes]] = set()
+        """Rows that have more than their newest value, or none but a deletion."""
+        self._rows: dict[int, dict[bytes, _Values]] = {table: {} for table in (*Table, _EVENTS)}
+        self._order: dict[int, list[bytes]] = {table: [] for table in self._rows}
 
     @contextmanager
     def snapshot(self) -> Iterator["MemorySnapshot"]:
-        yield MemorySnapshot(self, self._generation, len(self._positions))
+        self._open += 1
+        try:
+            yield MemorySnapshot(self, self._generation)
+        finally:
+            self._open -= 1
 
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
         check_size(batch, self.maximum_batch, self.maximum_key)
@@ -51,12 +62,13 @@ class MemoryEngine:
             for key, value in rows:
                 self._write(table, key, value)
         for table, key in batch.deletes:
-            if self._value(table, key, self._generation) is not None:
-                self._write(table, key, None)
+            self._delete(table, key)
+        for position in batch.drops:
+            self._delete(_EVENTS, pack(position))
         for position, event in batch.events:
-            self._positions.append(position)
-            self._events.append(event)
-        self._used += batch.size
+            self._write(_EVENTS, pack(position), event)
+        if not self._open:
+            self._forget()
 
     def statistics(self) -> dict[str, int]:
         return {"used": self._used, "limit": self._limit, "reserve": self._reserve}
@@ -65,67 +77,93 @@ class MemoryEngine:
         """Keeps everything: a model outlives its process."""
 
     def _check_order(self, batch: Batch) -> None:
-        last = self._positions[-1] if self._positions else 0
+        last = self._last()
         for position, _ in batch.events:
             if position <= last:
                 raise ValueError(f"event {position} does not come after {last}")
             last = position
 
-    def _value(self, table: Table, key: bytes, generation: int) -> bytes | None:
+    def _last(self) -> int:
+        """The last event is never dropped, so the last that there ever was is there."""
+        order = self._order[_EVENTS]
+        return int.from_bytes(order[-1], "big") if order else 0
+
+    def _value(self, table: int, key: bytes, generation: int) -> bytes | None:
         values = self._rows[table].get(key)
         if values is None:
             return None
         at = bisect_right(values, generation, key=_generation)
         return values[at - 1][1] if at else None
 
-    def _write(self, table: Table, key: bytes, value: bytes | None) -> None:
+    def _delete(self, table: int, key: bytes) -> None:
+        if self._value(table, key, self._generation) is not None:
+            self._write(table, key, None)
+
+    def _write(self, table: int, key: bytes, value: bytes | None) -> None:
         values = self._rows[table].get(key)
         if values is None:
             values = self._rows[table][key] = []
             insort(self._order[table], key)
+        before = values[-1][1] if values else None
+        self._used += _cost(key, value) - _cost(key, before)
         if values and values[-1][0] == self._generation:
             values[-1] = (self._generation, value)
         else:
             values.append((self._generation, value))
+        if len(values) > 1 or value is None:
+            self._replaced.add((table, key))
+
+    def _forget(self) -> None:
+        """No snapshot is open: only the newest value of each row can still be seen."""
+        for table, key in self._replaced:
+            values = self._rows[table][key]
+            del values[:-1]
+            if values[0][1] is None:
+                order = self._order[table]
+                del order[bisect_left(order, key)], self._rows[table][key]
+        self._replaced.clear()
 
 
 def _generation(entry: tuple[int, bytes | None]) -> int:
     return entry[0]
 
 
+def _cost(key: bytes, value: bytes | None) -> int:
+    return 0 if value is None else len(key) + len(value) + ROW_COST
+
+
 class MemorySnapshot:
-    def __init__(self, engine: MemoryEngine, generation: int, events: int) -> None:
+    def __init__(self, engine: MemoryEngine, generation: int) -> None:
         self._engine = engine
         self._generation = generation
-        self._length = events
 
-    def get(self, table: Table, key: bytes) -> bytes | None:
+    def get(self, table: int, key: bytes) -> bytes | None:
         return self._engine._value(table, key, self._generation)
 
-    def cursor(self, table: Table) -> "MemoryCursor":
+    def cursor(self, table: int) -> "MemoryCursor":
         return MemoryCursor(self, self._engine._order[table], table)
 
     def event(self, position: int) -> bytes | None:
-        at = bisect_left(self._engine._positions, position, hi=self._length)
-        if at < self._length and self._engine._positions[at] == position:
-            return self._engine._events[at]
-        return None
+        return self.get(_EVENTS, pack(position))
 
     def feed(self, after: int) -> Iterator[tuple[int, bytes]]:
-        at = bisect_right(self._engine._positions, after, hi=self._length)
-        for index in range(at, self._length):
-            yield self._engine._positions[index], self._engine._events[index]
+        cursor = self.cursor(_EVENTS)
+        row = cursor.seek(pack(after + 1))
+        while row is not None:
+            yield int.from_bytes(row[0], "big"), row[1]
+            row = cursor.next()
 
     def bounds(self) -> tuple[int, int]:
-        if not self._length:
+        first, last = self.cursor(_EVENTS).seek(b""), self.cursor(_EVENTS).seek_before(None)
+        if first is None or last is None:
             return 0, 0
-        return self._engine._positions[0], self._engine._positions[self._length - 1]
+        return int.from_bytes(first[0], "big"), int.from_bytes(last[0], "big")
 
 
 class MemoryCursor:
     """The place is a key, not an index: keys that later batches insert cannot shift it."""
 
-    def __init__(self, snapshot: MemorySnapshot, order: list[bytes], table: Table) -> None:
+    def __init__(self, snapshot: MemorySnapshot, order: list[bytes], table: int) -> None:
         self._snapshot = snapshot
         self._order = order
         self._table = table

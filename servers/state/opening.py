@@ -27,6 +27,13 @@ class Settings(Config, frozen=True, kw_only=True):
     limit: int = 16 << 30
     reserve: int = 8 << 20
     """Kept back for the kernel and for keyspaces made with `reserved`."""
+    grace: float = 600.0
+    """Seconds for which everything can be read again, whatever a keyspace's retention says: who reads in pages, or follows
+    the feed, is not overtaken by compaction."""
+    remember: float = 86400.0
+    """Seconds for which a commit id is known at least, where a keyspace's past is not kept for ever."""
+    compact_every: float = 60.0
+    """Seconds between two looks for what is no longer kept."""
     map_size: int = 64 << 30
     """Address space for the map. A process under RLIMIT_AS needs this much and some."""
 

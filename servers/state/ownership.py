@@ -29,7 +29,8 @@ Upgrade = Callable[[Engine], None]
 it."""
 
 LADDER: Final[Mapping[int, Upgrade]] = {}
-"""Format to the step that leads from it to the next. Format 1 is the first."""
+"""Format to the step that leads from it to the next. Format 1 is the first; no step leads to format 2, which the first
+compaction makes of it: a new version that is taken back has changed nothing."""
 
 
 def settle_format(
@@ -37,9 +38,11 @@ def settle_format(
     *,
     ladder: Mapping[int, Upgrade] = LADDER,
     current: int = layout.FORMAT,
+    latest: int = layout.COMPACTED,
     read_only: bool = False,
 ) -> str:
-    """Brings a store to the current format and returns a sentence on what was done; a new store is stamped.
+    """Brings a store to the current format and returns a sentence on what was done; a new store is stamped. Formats up to
+    `latest` can be read as they are.
 
     Raises `FormatRefused`, with what to do, for a newer store, one without a way up, or one that only a
     writer may upgrade.
@@ -59,12 +62,12 @@ def settle_format(
         _stamp(engine, None, current)
         return f"a new store of format {current} was made"
     found = int.from_bytes(raw, "big")
-    if found > current:
+    if found > max(current, latest):
         raise FormatRefused(
-            f"the store has format {found}, this version reads up to {current}: run the version that wrote it"
+            f"the store has format {found}, this version reads up to {max(current, latest)}: run the version that wrote it"
         )
-    if found == current:
-        return f"the store has format {current}"
+    if found >= current:
+        return f"the store has format {found}"
     if read_only:
         raise FormatRefused(
             f"the store has the older format {found}: start the writer once, which upgrades it to {current}"
@@ -96,6 +99,11 @@ class Ownership:
         self._boot = boot
         self._row = layout.pack(boot) + chance.token(8)
         self._claimed = False
+
+    @property
+    def claimed(self) -> bool:
+        """Whether this process has written: only then is it sure to be the one that stays."""
+        return self._claimed
 
     def bind(self, batch: Batch) -> None:
         """Makes the batch fail unless this process is the owner, or may become it. Raises `Disowned`."""

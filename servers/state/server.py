@@ -9,18 +9,23 @@ replies are put without a wake-up each.
 from collections.abc import AsyncIterator
 from typing import Final
 
+import trio
+
 from atoll.ipc import clock
 from atoll.ipc.context import current
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
+from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.state import (
     AsOf,
     Change,
     Committed,
     Expect,
+    Horizon,
     Item,
     Page,
+    Pin,
+    PinExists,
     Provenance,
     Range,
     Retention,
@@ -28,20 +33,25 @@ from atoll.ipc.system.state import (
     Write,
 )
 
-from . import layout
+from . import layout, pins
+from .compaction import Compactor, horizon_of
 from .engine import Broken
 from .gather import Gather
 from .group import Group, Transaction, committed_before
-from .history import History
-from .keyspaces import OWN, Keyspaces
+from .history import History, moment
+from .keyspaces import Keyspaces
 from .notice import changes_of_file
 from .opening import Settings, open_engine
 from .ownership import Disowned, Ownership
+from .pins import OWN
 from .transactions import ID_SIZE, Transactions
 from .watchers import Watchers
 
 ID_LIMIT: Final = 64
 RANGE_LIMIT: Final = 10_000
+REST: Final = 4
+"""Compaction rests so many times as long as its last step took."""
+LEAST_REST: Final = 0.001
 
 
 class Server(Serves[State]):
@@ -55,30 +65,74 @@ class Server(Serves[State]):
         self._began = 0.0
         # Whether a receive loop calls `idle`.
         self._looped = False
+        self._closed = False
+        self._handed_over_at = -1
+        """How many had committed when everything was handed over; who commits after that was given it back."""
 
     async def start(self) -> None:
         self._engine, sentence = self.open_engine(self.config)
         self._keyspaces = Keyspaces(self._engine)
         self._history = History(self._engine, self._keyspaces.name)
         self._watchers = Watchers(self._history)
-        self._group = Group(self._history, Ownership(self._engine, self.config.boot), self._watchers.announce)
+        ownership = Ownership(self._engine, self.config.boot)
+        self._group = Group(self._history, ownership, self._watchers.announce)
+        self._ownership = ownership
+        self._compactor = Compactor(
+            self._engine,
+            self._keyspaces,
+            ownership,
+            grace=self.config.grace,
+            remember=self.config.remember,
+        )
         self._transactions = Transactions(self._history)
         if self._handed_over:
             self._transactions.take_over(self._handed_over)
         self._opened = sentence
 
     async def run(self) -> None:
-        """A reader learns from the file itself that the writer has committed."""
+        """A reader learns from the file itself that the writer has committed; a writer removes what is no longer
+        kept."""
         if self.config.role == "reader":
             async for _ in changes_of_file(self.config.folder):
                 self._watchers.look_again()
+        while True:
+            await trio.sleep(self.config.compact_every)
+            await self.compact()
+
+    async def compact(self) -> None:
+        """One pass of compaction: a step, a rest, and whoever wants to commit goes first."""
+        now = int(clock.wall() * 1e9)
+        if self._compacts() and self._compactor.begin(now, self._transactions.least()):
+            more = True
+            while more and self._compacts():
+                began = clock.monotonic()
+                if not len(self._group):
+                    try:
+                        more = self._compactor.step()
+                    except (Broken, Disowned) as fault:
+                        raise SystemExit(f"state: {fault}") from fault
+                await trio.sleep(max(LEAST_REST, REST * (clock.monotonic() - began)))
+        if self._compacts():
+            self._record(now)
+
+    def _compacts(self) -> bool:
+        """Whether this process may remove anything: it is the owner, and goes on being it."""
+        return self._ownership.claimed and not self._closed and self._group.committed != self._handed_over_at
+
+    def _record(self, now: int) -> None:
+        rows = self._compactor.records()
+        if rows:
+            writes: list[tuple[bytes, bytes | None]] = [*rows]
+            self._admit(Transaction(OWN, writes, [], note="compaction", reserved=True, time=now))
 
     async def stop(self) -> None:
         self._flush()
+        self._closed = True
         self._engine.close()
 
     def hand_over(self) -> bytes:
         self._flush()
+        self._handed_over_at = self._group.committed
         return self._transactions.hand_over()
 
     def take_over(self, state: bytes) -> None:
@@ -144,13 +198,25 @@ class Server(Serves[State]):
 
     @State.revision_at.serve
     def revision_at(self, time: float) -> int:
-        return self._history.revision_at(time)
+        return self._history.revision_at(time, current().badge)
 
     @State.who.serve
     def who(self, revision: int) -> Provenance | None:
         self._reads += 1
         badge = current().badge
         return self._history.who(revision, None if badge == OWN else badge)
+
+    @State.pins.serve
+    def pins(self) -> list[Pin]:
+        with self._engine.snapshot() as snapshot:
+            return pins.all_on(snapshot, current().badge)
+
+    @State.horizon.serve
+    def horizon(self) -> Horizon:
+        badge = current().badge
+        self._keyspaces.refresh()
+        with self._engine.snapshot() as snapshot:
+            return horizon_of(snapshot, badge, self._keyspaces.retention(badge))
 
     @State.statistics.serve
     def statistics(self) -> dict[str, int]:
@@ -277,6 +343,55 @@ class Server(Serves[State]):
         if transaction in self._transactions:
             self._transactions.take(transaction, call.badge, call.client)
 
+    @State.pin.serve
+    def pin(self, name: str, revision: int = 0, why: str = "") -> Pin:
+        call = current()
+        badge = self._writing("pin", call.badge)
+        if not name or len(name) > pins.NAME_LIMIT or not name.isprintable():
+            raise BadRequest("pin: name", f"1 to {pins.NAME_LIMIT} printable characters", repr(name))
+        # Nobody compacts between here and the end: what is kept now is kept when the pin is durable.
+        self._flush()
+        with self._engine.snapshot() as snapshot:
+            known = pins.of_keyspace(snapshot, badge)
+            if name in known:
+                if revision not in (0, known[name].revision):
+                    raise PinExists(name, known[name].revision)
+                return known[name]
+            if len(known) >= pins.LIMIT:
+                raise QuotaExceeded(self._keyspaces.name(badge), "pins", pins.LIMIT)
+            revision = moment(snapshot, revision or None, 0, *_span(badge, b"", b""))
+        now = int(call.now() * 1e9)
+        made = Pin(name, revision, why, self._keyspaces.name(badge), f"{call.client}:{call.request}", now)
+        self._write_pin(badge, name, pins.encode(made), f"pin {name}")
+        return made
+
+    @State.unpin.serve
+    def unpin(self, name: str) -> None:
+        badge = self._writing("unpin", current().badge)
+        self._flush()
+        with self._engine.snapshot() as snapshot:
+            if name not in pins.of_keyspace(snapshot, badge):
+                return
+        self._write_pin(badge, name, None, f"unpin {name}")
+
+    def _write_pin(self, badge: int, name: str, value: bytes | None, note: str) -> None:
+        call = current()
+        written = self._admit(
+            Transaction(
+                badge,
+                [(pins.key_of(badge, name), value)],
+                [],
+                note=note,
+                call=f"{call.client}:{call.request}",
+                trace=call.trace,
+                others=(OWN,) if badge else (),
+                reserved=self._keyspaces.reserved(badge),
+                time=int(call.now() * 1e9),
+            )
+        )
+        self._flush()
+        written.result()
+
     @State.make_keyspace.serve
     def make_keyspace(self, name: str, retention: Retention = Retention(), reserved: bool = False) -> int:  # noqa: B008
         call = current()
@@ -284,14 +399,19 @@ class Server(Serves[State]):
         # What is waiting goes first: a keyspace of that name may be among it.
         self._flush()
         known = self._keyspaces.by_name().get(name)
-        if known is not None:
+        expects: list[Expect | Range] = []
+        if known is None:
+            number, write, expect = self._keyspaces.rows_for(name, retention, reserved)
+            expects.append(expect)
+        elif self._keyspaces.retention(known) == retention or known == OWN:
             return known
-        number, write, expect = self._keyspaces.rows_for(name, retention, reserved)
+        else:
+            number, write = known, self._keyspaces.row_with(known, retention)
         made = self._admit(
             Transaction(
                 OWN,
                 [(write.key, write.value)],
-                [expect],
+                expects,
                 note=f"make_keyspace {name}",
                 call=f"{call.client}:{call.request}",
                 trace=call.trace,

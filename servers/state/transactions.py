@@ -91,6 +91,11 @@ class Transactions:
     def __len__(self) -> int:
         return len(self._open)
 
+    def least(self) -> int | None:
+        """The oldest revision that one of them reads; None where none is open."""
+        now = self._now()
+        return min((each.began for each in self._open.values() if each.ends > now), default=None)
+
     def __contains__(self, id: bytes) -> bool:
         return id in self._open
 

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -138,6 +139,29 @@ def test_any_moment_is_read_again(tally: Shell) -> None:
     watched = tally.said("watch", "tally.rows", "--at", before, "--count", "2").splitlines()
     assert [line.split()[0] for line in watched] == [str(older["revision"]), str(newer["revision"])]
     assert watched[1].endswith(" rain = 42")
+
+
+def test_how_far_back_and_what_is_pinned(tally: Shell) -> None:
+    head, *rows = lines(tally.said("horizons"))
+    assert head[:3] == ["KEYSPACE", "KEPT", "HORIZON"]
+    assert [row[0] for row in rows] == ["kernel", "references", "tally.rows"]
+    assert rows[2][1:6] == ["for", "ever", "-", "-", "0"]
+    (one,) = tally.json("horizons", "tally.rows")
+    assert (one["keyspace"], one["horizon"]["revision"]) == ("tally.rows", 0)
+    assert tally.said("pins") == "nothing is pinned\n"
+    assert "tally.rows" in tally.refused(exits.NOT_FOUND, "pins", "tally.row")
+    revision = tally.json("history", "tally.rows", "rain")[1]["revision"]
+    pin = (
+        "import atoll; state = atoll.connect().keyspace('tally.rows'); "
+        f"state.pin.now('set 1', {revision}, 'what ppo-3 learnt from')"
+    )
+    program = [sys.executable, "-c", pin]
+    subprocess.run(program, env=tally.environment, cwd=tally.folder, check=True)
+    (row,) = tally.json("pins")
+    assert (row["keyspace"], row["name"], row["revision"]) == ("tally.rows", "set 1", revision)
+    assert "what ppo-3 learnt from" in tally.said("pins", "tally.rows")
+    assert tally.json("horizons", "tally.rows")[0]["pins"] == 1
+    assert tally.json("pins", "references") == []
 
 
 # a server's life -------------------------------------------------------------------------------------------

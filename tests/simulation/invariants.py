@@ -29,18 +29,18 @@ class Kernel:
 
 
 class Store:
-    """The rows, event by event: revisions are dense, times rise, nothing that was there is changed."""
+    """The rows, event by event: each revision follows the one before."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._seen = 0
 
     def look(self) -> Iterator[str]:
-        positions = self._disk._positions
-        for at in range(self._seen, len(positions)):
-            if positions[at] != at + 1:
-                yield f"revision {positions[at]} follows {at}"
-        self._seen = len(positions)
+        with self._disk.snapshot() as snapshot:
+            for revision, _ in snapshot.feed(self._seen):
+                if revision != self._seen + 1:
+                    yield f"revision {revision} follows {self._seen}"
+                self._seen = revision
 
     def whole(self) -> Iterator[str]:
         """What `atoll check` looks for."""

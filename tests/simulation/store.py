@@ -27,15 +27,11 @@ class Disk(MemoryEngine):
     def __init__(self, world: World) -> None:
         super().__init__(limit=1 << 26, reserve=1 << 20)
         self._world = world
+        self._written: list[bytes] = []
 
     def holds(self, part: bytes) -> bool:
         """Whether any value that was ever written has this in it."""
-        return any(
-            part in (value or b"")
-            for rows in self._rows.values()
-            for values in rows.values()
-            for _, value in values
-        )
+        return any(part in value for value in self._written)
 
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
         world = self._world
@@ -50,6 +46,7 @@ class Disk(MemoryEngine):
             world.note("broken")
             raise Broken("fsync: Input/output error")
         super().commit(batch, reserved=reserved)
+        self._written += [value for rows in batch.puts.values() for _, value in rows]
         world.note("committed", b"".join(key + value for rows in batch.puts.values() for key, value in rows))
         world.pass_point("committed")
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings, strategies
 from atoll.ipc.errors import Conflict, TooLarge
 from atoll.ipc.local_view import LocalView, decode_key
 from atoll.ipc.system.state import Ahead, Committed, Compacted, Expect, Range, StoreFull
-from atoll.servers.state import layout
+from atoll.servers.state import horizons, layout
 from atoll.servers.state.engine import Batch
 from atoll.servers.state.history import History
 from atoll.servers.state.memory_engine import MemoryEngine
@@ -61,6 +61,7 @@ def test_a_store_that_begins_later_says_where() -> None:
     engine = MemoryEngine()
     batch = Batch()
     batch.append(10, layout.event(5, layout.Entry(1, "", 0, "", b"", b"", [])))
+    horizons.put(batch, 1, horizons.Progress(horizon=9))
     engine.commit(batch)
     history = History(engine, str)
     with pytest.raises(Compacted) as compacted:

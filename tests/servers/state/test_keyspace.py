@@ -16,8 +16,9 @@ from atoll.ipc.interface import Interface, call
 from atoll.ipc.keyspace import AHEAD, Keyspace, settled
 from atoll.ipc.local_view import LocalView
 from atoll.ipc.serve import Serves, bind
-from atoll.ipc.system.state import State
+from atoll.ipc.system.state import Retention, State
 from atoll.ipc.transaction import Transaction
+from atoll.servers.state.server import Server as Store
 
 from .direct import Node
 from .test_server import ALL, serving
@@ -269,4 +270,29 @@ async def test_the_local_view_goes_on_after_the_store_was_restarted(tmp_path: Pa
         while "b" not in keyspace.local:
             await trio.lowlevel.checkpoint()
         assert dict(keyspace.local.items()) == {"a": 3, "b": 2}
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_local_view_is_made_anew_when_what_it_missed_is_no_longer_kept(tmp_path: Path) -> None:
+    """Its process was frozen for longer than the keyspace keeps its past: a deletion meanwhile has left no trace."""
+    async with serving(tmp_path / "store", grace=0.0) as (node, kernel), trio.open_nursery() as nursery:
+        badge = await kernel.make_keyspace("rows", Retention(age=0.0))
+        state = node.proxy(State, badge, ALL)
+        keyspace, theirs = Keyspace[int](state, int), Keyspace[int](state, int)
+        await settled(theirs.put_all({"a": 1, "gone": 1, "stays": 1}))
+        await keyspace.load()
+        before = keyspace.local
+        for number in (2, 3):
+            await settled(theirs.put("a", number))
+        await settled(theirs.delete("gone"))
+        await settled(theirs.put("b", 2))
+        server = node.endpoint.server
+        assert isinstance(server, Store)
+        await server.compact()
+        assert (await state.horizon()).versions == 4
+        await nursery.start(keyspace.follow)
+        await settled(theirs.put("c", 3))
+        while "c" not in before:
+            await trio.lowlevel.checkpoint()
+        assert dict(before.items()) == {"a": 3, "b": 2, "c": 3, "stays": 1}
         nursery.cancel_scope.cancel()
