@@ -121,13 +121,13 @@ class Launching:
         mark = f"{node.boot}-{serving.number}"
         undo = intents.EndProcess(server=server.name, process=serving.number, mark=mark)
         intent = intents.intend(node.boot, serving.number, undo, node.now())
-        procs: list[int] = []
+        entrances: list[int] = []
         try:
             intended = node.store.batch(f"intent to start {server.name}").put(intent)
             await node.store.commit_or_keep(intended.changes())
             reach("start: intended")
             group = node.group(server)
-            procs = group.open_procs()
+            entrances = group.open()
             descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
             if server.name == STORE and not reader:
                 descriptors[LOCK_DESCRIPTOR] = node.lock
@@ -136,7 +136,7 @@ class Launching:
                 descriptors=descriptors,
                 arguments=(CONTROL_DESCRIPTOR,),
                 environment={**ENVIRONMENT, "ATOLL_PROCESS": mark},
-                groups=procs,
+                groups=entrances,
             )
         except BaseException:
             ours.close()
@@ -150,7 +150,7 @@ class Launching:
             theirs.close()
             for _, given in outputs:
                 os.close(given)
-            for descriptor in procs:
+            for descriptor in entrances:
                 os.close(descriptor)
         group.joined(process.pid)
         node.parties[serving.number] = serving

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import trio
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from atoll.ipc.errors import PeerFault
 
@@ -39,6 +39,7 @@ from .zygote import (
 STATUS = struct.Struct("=iiii")
 CLD_EXITED = 1
 DEFAULT_ENTRY = "atoll.ipc.runtime.launch:main"
+PRELOAD = ("atoll.ipc.runtime.launch", "atoll.ipc.runtime.describe", "atoll.ipc.runtime.rehearsal:rehearse")
 ZYGOTE = f"{__package__}.zygote"
 RENEW_PAUSE = 0.2
 """Seconds between two zygotes, so that one that cannot live does not keep the kernel busy."""
@@ -66,6 +67,14 @@ class CannotConfine(PeerFault):
     step: str
     row: str
     reason: str
+
+
+class _Stillborn(Exception):
+    """It was killed before it said how it was confined."""
+
+    def __init__(self, refusal: CannotConfine) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 class Exit(Struct, frozen=True):
@@ -147,10 +156,11 @@ class Forge:
         self,
         marker: str,
         groups: Sequence[Path] = (),
-        preload: Sequence[str] = ("atoll.ipc.runtime.launch", "atoll.ipc.runtime.describe"),
+        preload: Sequence[str] = PRELOAD,
     ) -> None:
         """`marker` stands on the command lines of zygote and children, and is how survivors are known. `groups` are
-        the node's control groups, which the zygote empties if the kernel dies."""
+        the node's control groups, which the zygote empties if the kernel dies. `preload`: `module`, or
+        `module:function`, which is called then."""
         self._marker = marker
         self._groups = tuple(map(str, groups))
         self._preload = tuple(preload)
@@ -191,14 +201,13 @@ class Forge:
     ) -> Process:
         """Start a confined child and wait until it is confined. Raises CannotConfine, ZygoteDied.
 
-        `descriptors` maps the numbers they get to descriptors that stay the caller's; `groups` are open
-        cgroup.procs files.
+        `descriptors` maps the numbers they get to descriptors that stay the caller's; `groups` are what
+        control groups give to enter them by (`Group.open`).
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._numbers += 1
         targets = tuple(sorted(descriptors))
+        handed = [*groups, *(descriptors[target] for target in targets)]
         spawn = Spawn(
-            number=self._numbers,
+            number=0,
             confinement=confinement,
             entry=entry,
             arguments=tuple(arguments),
@@ -208,10 +217,25 @@ class Forge:
             targets=targets,
             marker=self._marker,
         )
-        handed = [theirs.fileno(), *groups, *(descriptors[target] for target in targets)]
+        try:
+            return await self._attempt(spawn, handed)
+        except _Stillborn as killed:
+            if not groups:
+                raise killed.refusal from None
+        # Its group may be one of those that kill what is made in them (native/sandbox.c).
+        try:
+            return await self._attempt(structs.replace(spawn, born=False), handed)
+        except _Stillborn as killed:
+            raise killed.refusal from None
+
+    async def _attempt(self, spawn: Spawn, handed: list[int]) -> Process:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._numbers += 1
         with ours:
             with theirs:
-                process = await self._exchange(spawn, handed)
+                process = await self._exchange(
+                    structs.replace(spawn, number=self._numbers), [theirs.fileno(), *handed]
+                )
             try:
                 process.listener = await _confined(process, trio.socket.from_stdlib_socket(ours))
             except BaseException:
@@ -358,8 +382,13 @@ async def _confined(process: Process, status: trio.socket.SocketType) -> int | N
     """The listener of a child that is confined as planned, if its filter has one. Raises CannotConfine."""
     word, received = await _receive(status)
     if len(word) != STATUS.size:
-        how = str(await process.wait())
-        raise CannotConfine(process.name, "starting the interpreter", "", f"it {how} before it was confined")
+        how = await process.wait()
+        refusal = CannotConfine(
+            process.name, "starting the interpreter", "", f"it {how} before it was confined"
+        )
+        if how.signal == signal.SIGKILL:
+            raise _Stillborn(refusal)
+        raise refusal
     step, error, detail, _ = STATUS.unpack(word)
     if error:
         row = f" at row {detail}" if detail >= 0 else ""

@@ -50,7 +50,7 @@ END_OF_GROUPS = "--"
 
 
 class Spawn(Struct, frozen=True, kw_only=True, tag=True):
-    """One child. Descriptors ride along: the status socket, `groups` cgroup.procs files, then one a
+    """One child. Descriptors ride along: the status socket, `groups` entrances of control groups, then one a
     target."""
 
     number: int
@@ -64,6 +64,8 @@ class Spawn(Struct, frozen=True, kw_only=True, tag=True):
     environment: dict[str, str] = {}
     """All of it: nothing is inherited."""
     groups: int = 0
+    born: bool = True
+    """Whether it is made in its group of version 2, if that goes; else it moves there itself."""
     targets: tuple[int, ...] = ()
     """The numbers that the descriptors get, ascending; 0 to 2 are the zygote's unless named."""
     marker: str = ""
@@ -181,6 +183,7 @@ class Zygote:
             status=status,
             guardian=self.guardian,
             groups=groups,
+            born=spawn.born,
             descriptors=tuple(zip(given, spawn.targets, strict=True)),
         )
         pidfd = ffi.new("int *", -1)
@@ -211,6 +214,7 @@ class Zygote:
                 status=status,
                 guardian=self.guardian,
                 groups=groups,
+                born=spawn.born,
                 descriptors=(*zip(given, spawn.targets, strict=True), *extra),
             )
             arguments = [
@@ -249,9 +253,12 @@ def launch(memory: int) -> NoReturn:
 
 def preload(modules: Sequence[str]) -> None:
     """Import what every server needs, so that its pages are shared and its files need not be reachable
-    later."""
-    for module in ("trio", "msgspec", *modules):
-        importlib.import_module(module)
+    later. `module:function` is called, too."""
+    for each in ("trio", "msgspec", *modules):
+        module, _, function = each.partition(":")
+        imported = importlib.import_module(module)
+        if function:
+            getattr(imported, function)()
 
 
 def main(arguments: Sequence[str]) -> None:

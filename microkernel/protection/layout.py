@@ -52,6 +52,7 @@ class Layout:
         status: int = -1,
         guardian: int = -1,
         groups: Sequence[int] = (),
+        born: bool = True,
         descriptors: Sequence[tuple[int, int]] | None = (),
         ids_done: bool = False,
     ) -> None:
@@ -87,7 +88,7 @@ class Layout:
         )
         plan.limit_count = len(c.limits)
         plan.groups = self._array("int[]", list(groups))
-        plan.group_count = len(groups)
+        plan.group_count, plan.born = len(groups), born
         plan.oom_score = NO_OOM_SCORE if c.oom_score is None else c.oom_score
         plan.nice = NO_NICE if c.nice is None else c.nice
         plan.io_priority = -1 if c.io_priority is None else c.io_priority

@@ -15,13 +15,12 @@ LOOK_AGAIN = 0.001
 
 
 class Group(Protocol):
-    """A group of processes. A process joins by writing 0 to the files that `open_procs` gives, before it is
-    confined."""
+    """A group of processes. A process is made in it, or joins before it is confined, by what `open` gives."""
 
     name: str
 
-    def open_procs(self) -> list[int]:
-        """Open cgroup.procs files, one a hierarchy; the caller closes them."""
+    def open(self) -> list[int]:
+        """One descriptor a hierarchy, the caller's to close: of version 2 its folder, of version 1 its file `tasks`."""
 
     def joined(self, pid: int) -> None:
         """Told of each process that was started in it: where there is no control group, nothing else says so."""

@@ -19,7 +19,7 @@ class GroupOfProcesses:
         self._since: dict[int, int] = {}
         """By process when it started: a number is given to another program once its process is gone."""
 
-    def open_procs(self) -> list[int]:
+    def open(self) -> list[int]:
         return []
 
     def joined(self, pid: int) -> None:

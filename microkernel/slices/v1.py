@@ -4,7 +4,7 @@ mounted, to freeze and kill by."""
 import os
 from pathlib import Path
 
-from . import hierarchy
+from . import hierarchy, v2
 from .group import kill_members, settled, until_written
 from .limits import Limits
 
@@ -23,9 +23,10 @@ class GroupV1:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def open_procs(self) -> list[int]:
-        places = dict.fromkeys(self._folders.values())
-        return [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in places]
+    def open(self) -> list[int]:
+        tasks = {folder / "tasks" for controller, folder in self._folders.items() if controller != "unified"}
+        files = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in sorted(tasks)]
+        return files + ([v2.open_folder(self._folders["unified"])] if "unified" in self._folders else [])
 
     def joined(self, pid: int) -> None:
         """It wrote itself into the group, and the group knows."""
@@ -76,7 +77,7 @@ class GroupV1:
 
     async def end(self) -> None:
         if "unified" in self._folders:
-            (self._folders["unified"] / "cgroup.kill").write_text("1")
+            v2.kill(self._folders["unified"])
         elif "freezer" in self._folders:
             await self.thaw()  # version 1 delivers no kill to the frozen
         await kill_members(self._any)

@@ -13,6 +13,18 @@ PERIOD = 100_000
 USED = ("cpu", "memory", "pids", "io")
 
 
+def open_folder(folder: Path) -> int:
+    """What clone3 makes a process in, and where cgroup.procs is found."""
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def kill(folder: Path) -> None:
+    """Kill all that is in a group. Not where nothing is: once it was told to, nothing can be made in it
+    (native/sandbox.c)."""
+    if hierarchy.members(folder):
+        (folder / "cgroup.kill").write_text("1")
+
+
 class GroupV2:
     def __init__(self, name: str, folder: Path, controllers: frozenset[str]) -> None:
         self.name = name
@@ -20,8 +32,8 @@ class GroupV2:
         self._controllers = controllers
         folder.mkdir(parents=True, exist_ok=True)
 
-    def open_procs(self) -> list[int]:
-        return [os.open(self._folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+    def open(self) -> list[int]:
+        return [open_folder(self._folder)]
 
     def joined(self, pid: int) -> None:
         """It wrote itself into the group, and the group knows."""
@@ -61,7 +73,7 @@ class GroupV2:
         await settled(self._folder, frozen=False)
 
     async def end(self) -> None:
-        (self._folder / "cgroup.kill").write_text("1")
+        kill(self._folder)
         await kill_members(self._folder)
 
     def remove(self) -> list[str]:

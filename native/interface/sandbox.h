@@ -45,8 +45,9 @@ struct atoll_plan {
     int bind_count;
     const struct atoll_limit *limits;
     int limit_count;
-    const int *groups; /* open cgroup.procs files to join */
+    const int *groups; /* to join: folders of version 2, tasks files of version 1 */
     int group_count;
+    int born;        /* make it in its group of version 2, if that goes, rather than have it move there */
     int oom_score;   /* -1001: leave */
     int nice;        /* 100: leave */
     int io_priority; /* -1: leave */

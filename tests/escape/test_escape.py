@@ -193,7 +193,7 @@ async def test_threads_are_bounded_by_the_slice(slices):
     group = slices.group("threads")
     if said := group.limit(Limits(pids=16)):
         pytest.skip("; ".join(said))
-    joined = group.open_procs()
+    joined = group.open()
     async with forge() as made:
         process, read = await start(
             made, planned("process").confinement, "attempt", "exhaust_threads", "64", groups=joined
@@ -211,7 +211,7 @@ async def test_memory_is_bounded_by_the_slice(slices):
     group = slices.group("memory")
     if said := group.limit(Limits(memory=64 << 20)):
         pytest.skip("; ".join(said))
-    joined = group.open_procs()
+    joined = group.open()
     async with forge() as made:
         process, read = await start(
             made, planned("process").confinement, "attempt", "exhaust_memory", str(256 << 20), groups=joined

@@ -43,12 +43,25 @@ def used(pid):
 
 async def running(made, group, level="process"):
     """A child in a group, and the pipe that keeps open as long as it lives."""
-    joined = group.open_procs()
+    joined = group.open()
     process, read = await start(made, planned(level).confinement, "wait", groups=joined)
     for descriptor in joined:
         os.close(descriptor)
     assert await trio.to_thread.run_sync(os.read, read, 100)
     return process, read
+
+
+async def test_what_is_started_in_a_group_that_was_ended_lives(slices):
+    """Linux kills what is made in a group whose cgroup.kill was written to before: it has to move there."""
+    group = slices.group("training", "victim")
+    async with forge() as made:
+        for _ in range(3):
+            process, read = await running(made, group)
+            assert group.members() == {process.pid}
+            await group.end()
+            assert (await process.wait()).signal == signal.SIGKILL
+            os.close(read)
+            process.close()
 
 
 async def test_a_child_is_in_its_group_before_it_runs(slices):
@@ -101,7 +114,7 @@ async def test_a_wrong_value_is_a_sentence(slices):
 async def test_frozen_processes_stand_still_and_go_on(slices):
     group = slices.group("frozen")
     async with forge() as made:
-        joined = group.open_procs()
+        joined = group.open()
         process, read = await start(made, planned("process").confinement, "spin", groups=joined)
         for descriptor in joined:
             os.close(descriptor)
@@ -181,7 +194,8 @@ base, node = Path(sys.argv[1]), sys.argv[2]
 (base / "cgroup.procs").write_text(str(os.getpid()))
 unified = lambda: next(mount for mount in hierarchy.mounts() if mount.version == 2)
 before = unified()
-(joined,) = version_2(node, before).group("old").open_procs()
+(folder,) = version_2(node, before).group("old").open()
+joined = os.open("cgroup.procs", os.O_WRONLY, dir_fd=folder)
 left = subprocess.Popen(["sleep", "infinity"], preexec_fn=lambda: os.write(joined, b"0"))
 assert unified().base == before.base == base
 print(trio.run(version_2(node, unified()).clean), left.wait(), hierarchy.left_by(node), unified().own == before.own)
@@ -234,7 +248,7 @@ async def test_without_control_groups_signals_stand_in():
     group = GroupOfProcesses("server")
     assert group.limit(Limits(memory=1 << 20)) == ["memory of server not enforced: no control groups here"]
     assert group.limit(Limits()) == []
-    assert group.open_procs() == []
+    assert group.open() == []
     async with forge() as made:
         process, read = await running(made, group)
         group.joined(process.pid)

@@ -213,7 +213,7 @@ class Group:
         self._path = path
         groups.make(path)
 
-    def open_procs(self) -> list[int]:
+    def open(self) -> list[int]:
         return []
 
     def joined(self, pid: int) -> None:

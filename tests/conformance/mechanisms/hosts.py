@@ -133,7 +133,7 @@ async def started(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection = Connection(ours)
     notice, status = Notice(package), Status(package)
-    joined = [] if group is None else group.open_procs()
+    joined = [] if group is None else group.open()
     try:
         process = await host.mechanisms.spawner.spawn(
             host.confinement(package),
