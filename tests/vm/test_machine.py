@@ -16,6 +16,7 @@ CHOSEN = (
     "tests/escape/test_attach.py::test_a_server_does_not_get_in[own-uid-sandbox]",
     "tests/escape/test_attach.py::test_what_a_server_left_behind_does_not_get_in[own-uid-process]",
     "tests/microkernel/test_slices.py::test_a_child_is_in_its_group_before_it_runs",
+    "tests/microkernel/test_slices.py::test_what_is_started_in_a_group_that_was_ended_lives",
     "tests/microkernel/test_slices.py::test_limits_are_taken_and_can_be_changed",
     "tests/microkernel/test_slices.py::test_frozen_processes_stand_still_and_go_on",
     "tests/microkernel/test_slices.py::test_a_new_boot_ends_and_removes_what_the_old_one_left",
