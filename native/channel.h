@@ -52,6 +52,7 @@ struct atoll_channel {
     uint64_t usual; /* ns that replies of late were waited for: a running mean */
     uint32_t vain;  /* spins in a row of the event loop that found nothing */
     /* Hints, by atomics alone: threads that send write them beside the one that receives. */
+    int copies;    /* the call that is waited for takes buffers */
     int just_woke; /* the last send had to wake the peer: it needs longer than usual */
     int bell_due;  /* records were written whose wake-up is put off to the end of the batch */
     int deaf;      /* DEAF_*, not 0: the doorbell's other end was shut, and will not ring again */

@@ -19,6 +19,7 @@ enum {
     SPIN_USUAL = 20000,       /* ns */
     SPIN_SLOW = 60000,        /* ns: replies of late took so long; waking a halted core would double that */
     USUAL_SLOW = 60000,       /* ns: a mean wait up to which SPIN_SLOW is worth it */
+    SPIN_COPY = 150000,       /* ns: the server copies a buffer of a MiB or so */
     SPIN_WOKEN = 100000,      /* ns: longer than a halted core takes to wake, or two sleepers stay asleep */
     YIELDS_MOST = 32,         /* hand-overs of the core before parking */
     YIELD_DEAR = 1000000,     /* ns: a yield that long means a busy program shares the core */
@@ -175,6 +176,8 @@ static uint64_t spin_budget(const struct atoll_channel *channel, uint32_t cpu, u
         return 0;
     if (load >= 2)
         return SPIN_SHORT;
+    if (channel->copies)
+        return SPIN_COPY;
     if (load_relaxed(&channel->just_woke))
         return SPIN_WOKEN;
     return channel->usual > SPIN_USUAL / 2 && channel->usual < USUAL_SLOW ? SPIN_SLOW : SPIN_USUAL;
@@ -276,7 +279,9 @@ int64_t atoll_call(atoll_channel *channel, const atoll_site *site, const char *p
     channel->call_request = request;
     channel->call_end = end;
     store_relaxed(&channel->just_woke, channel_wake(channel));
+    channel->copies = site->copies;
     int64_t received = atoll_wait(channel, request, 0);
+    channel->copies = 0;
     return received >> 32 == KIND_REPLY ? (int64_t)(uint32_t)received : received;
 }
 

@@ -368,6 +368,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         window_close(loop);
         return op(OP_LATE, method->index, header.length);
     }
+    loop->copies = method->copies;
     store_relaxed(&loop->status->in_handler, (uint64_t)method->index + 1);
     store_relaxed(&loop->status->served, load_relaxed(&loop->status->served) + 1);
     return op(header.kind == KIND_CALL ? OP_CALL : OP_CAST, method->index, header.length);
@@ -503,7 +504,7 @@ static uint64_t spin(struct atoll_loop *loop) {
         }
         now = clock_now();
         if (!end)
-            end = now + (loop->woken ? SPIN_WOKEN : SPIN_USUAL);
+            end = now + (loop->copies ? SPIN_COPY : loop->woken ? SPIN_WOKEN : SPIN_USUAL);
     } while (now < end && !(loop->until && now >= loop->until) && !load_relaxed(&loop->notice->gate));
     loop->vain++;
     loop->woken = 0;

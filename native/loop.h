@@ -15,6 +15,7 @@ enum {
     SPIN_BATCH = 32,
     SPIN_USUAL = 20000,
     SPIN_WOKEN = 100000,
+    SPIN_COPY = 150000, /* ns: the client of a call with a buffer writes the next MiB or so */
     VAIN_SPINS = 8,     /* spins without success after which spinning pauses */
     QUIET_POLLS = 4096, /* polls without a message after which a channel is armed while others go on */
     LOAD_WINDOW = 1000000000,
@@ -58,7 +59,7 @@ static inline uint64_t op_long(uint64_t word) {
 }
 
 struct method {
-    uint32_t interface, number, index, used;
+    uint32_t interface, number, index, used, copies;
     uint64_t right;
 };
 
@@ -87,7 +88,8 @@ struct atoll_loop {
                              OP_IDLE */
     uint64_t calls;       /* of atoll_loop_next */
     uint32_t vain;
-    int woken; /* the last message came after a park: its sender needs longer for the next one */
+    int copies; /* the last call took buffers */
+    int woken;  /* the last message came after a park: its sender needs longer for the next one */
     uint64_t counted, load_began, load_window;
     uint32_t load_seen, load;
     uint64_t parks;

@@ -11,7 +11,8 @@ static uint32_t method_slot(uint32_t interface, uint32_t number) {
     return (number ^ interface * 0x9E3779B9u) % METHODS_MOST;
 }
 
-int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uint32_t index, uint64_t right) {
+int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uint32_t index, uint64_t right,
+                      int copies) {
     if (loop->method_count >= METHODS_MOST / 2)
         return ENOSPC;
     uint32_t at = method_slot(interface, number);
@@ -20,8 +21,12 @@ int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uin
             return EEXIST;
         at = (at + 1) % METHODS_MOST;
     }
-    loop->methods[at] =
-        (struct method){.interface = interface, .number = number, .index = index, .used = 1, .right = right};
+    loop->methods[at] = (struct method){.interface = interface,
+                                        .number = number,
+                                        .index = index,
+                                        .used = 1,
+                                        .right = right,
+                                        .copies = copies != 0};
     loop->method_count++;
     return 0;
 }

@@ -34,6 +34,7 @@ class Site:
             "generation": generation,
             "lane": lane,
             "kind": int(kind),
+            "copies": spec.local,
         }
         self.spec = spec
         self.c = ffi.new("atoll_site *", shared)

@@ -128,7 +128,7 @@ class ServeLoop:
         for index, entry in enumerate(self.endpoint.table):
             interface = self.endpoint.interfaces.index(entry.interface)
             bit = self._rights[interface].index(entry.spec.right)
-            lib.atoll_loop_method(self.c, interface, entry.spec.number, index, 1 << bit)
+            lib.atoll_loop_method(self.c, interface, entry.spec.number, index, 1 << bit, entry.spec.local)
 
     # channels ---------------------------------------------------------------------------------------------------------
 

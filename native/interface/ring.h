@@ -33,6 +33,7 @@ typedef struct {
     uint8_t lane;
     uint8_t kind;
     uint16_t flags;
+    uint32_t copies; /* it takes buffers: a reply may take as long as a copy does */
 } atoll_site;
 
 typedef struct {
@@ -90,7 +91,9 @@ int atoll_loop_watch(atoll_loop *loop, int descriptor);
 int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, int client);
 void atoll_loop_remove(atoll_loop *loop, uint32_t number);
 int atoll_loop_segment(atoll_loop *loop, uint32_t index, const void *entries);
-int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uint32_t index, uint64_t right);
+/* `copies`: it takes buffers, and what is written into or read out of one takes longer than a usual wait. */
+int atoll_loop_method(atoll_loop *loop, uint32_t interface, uint32_t number, uint32_t index, uint64_t right,
+                      int copies);
 void *atoll_loop_buffer(atoll_loop *loop);
 atoll_message *atoll_loop_message(atoll_loop *loop);
 void atoll_loop_until(atoll_loop *loop, uint64_t until);

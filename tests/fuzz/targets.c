@@ -21,7 +21,7 @@ static struct atoll_loop *serving(void) {
     struct atoll_loop *loop = atoll_loop_new(world.notice, world.status, 1u << BULK_BITS);
     MUST(loop);
     for (unsigned i = 0; i < METHODS; i++)
-        MUST(atoll_loop_method(loop, 0, world_method(i), i, 1u << i % 4) == 0);
+        MUST(atoll_loop_method(loop, 0, world_method(i), i, 1u << i % 4, 0) == 0);
     MUST(atoll_loop_segment(loop, 0, world.table) == 0);
     MUST(atoll_loop_add(loop, world.channel, NUMBER, 0) == 0);
     atoll_loop_until(loop, 1);

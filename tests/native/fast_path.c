@@ -51,7 +51,7 @@ int main(int count, char **words) {
     atoll_loop *loop = atoll_loop_new(notice, status, 1 << 20);
     if (!client || !server || !loop)
         return 2;
-    atoll_loop_method(loop, 0, METHOD, 0, 1);
+    atoll_loop_method(loop, 0, METHOD, 0, 1, 0);
     atoll_loop_segment(loop, 0, table);
     if (atoll_loop_add(loop, server, NUMBER, 0))
         return 3;

@@ -68,7 +68,7 @@ static void begin(void) {
     base += 1ull << 32;
     memset(status, 0, PAGE);
     loop = atoll_loop_new(notice, status, 1u << BULK_BITS);
-    MUST(loop && atoll_loop_segment(loop, 0, table) == 0 && atoll_loop_method(loop, 0, METHOD, 0, 1) == 0);
+    MUST(loop && atoll_loop_segment(loop, 0, table) == 0 && atoll_loop_method(loop, 0, METHOD, 0, 1, 0) == 0);
     for (uint32_t i = 0; i < CHANNELS; i++) {
         memset(channels[i].mapped, 0, bytes);
         atoll_entry_write(table, i, i, load_relaxed(&generation), 1, i, 0, 0, 0, 9);
