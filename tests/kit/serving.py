@@ -37,6 +37,7 @@ I = TypeVar("I", bound=Interface)  # noqa: E741
 M = TypeVar("M", bound=control.Message)
 
 STATE_OPEN, STATE_RESTARTING, STATE_CLOSED = 1, 2, 3
+PER_LOOP = 4096
 FIRST_CHANNEL, FIRST_SLOT, FIRST_BADGE = 7, 5, 100
 SEGMENT_BYTES = 65536
 """A table of 1024 entries, and a notice of 1023 channels."""
@@ -66,7 +67,7 @@ class Serving:
         self.accused: list[tuple[int, str]] = []
         """(channel, check) of what clients of this process said of the server."""
         self.epoch = 1
-        self._made = 0
+        self._next = FIRST_CHANNEL
         self._segments: list[Segment] = []
         self._needs = _config_need(versions[0], config)
         self._slots = FIRST_SLOT
@@ -247,8 +248,11 @@ class Serving:
         """A channel between this process and the server (or one that nobody serves); nothing is mapped here yet."""
         used = {memory.index for memory in self.channels}
         index = next(index for index in range(len(used) + 1) if index not in used)
-        memory = Memory(FIRST_CHANNEL + self._made, self.shape, index, epoch=self.epoch)
-        self._made += 1
+        living = {memory.number % PER_LOOP for memory in self.channels if not memory.closed}
+        while self._next % PER_LOOP in living:  # as the kernel does
+            self._next += 1
+        memory = Memory(self._next, self.shape, index, epoch=self.epoch)
+        self._next += 1
         self.channels.append(memory)
         self._tell(memory, STATE_OPEN, ffi.NULL)
         if served:
