@@ -17,7 +17,7 @@ from typing import Final
 from . import layout
 from .engine import ROW_COST, Batch, Snapshot, Table
 
-WORK: Final = 256
+WORK: Final = 128
 """Rows that one step looks at, roughly: a step is to take no longer than a commit."""
 
 

@@ -127,6 +127,21 @@ def test_the_feed_is_ordered_and_read_from_a_position(store: Store) -> None:
         assert snapshot.bounds() == (1, 6)
 
 
+def test_events_can_be_dropped_one_by_one(store: Store) -> None:
+    store.engine.commit(batch(events=(1, 2, 3, 4)))
+    dropping = batch((b"a", b"1"))
+    for position in (1, 3, 7):
+        dropping.drop(position)
+    with store.engine.snapshot() as before:
+        store.engine.commit(dropping)
+        assert [position for position, _ in before.feed(0)] == [1, 2, 3, 4]
+        assert (before.event(3), before.bounds()) == (b"event 3", (1, 4))
+    store.engine.commit(batch(events=(5,)))
+    with store.reopen().snapshot() as after:
+        assert [position for position, _ in after.feed(0)] == [2, 4, 5]
+        assert (after.event(3), after.bounds()) == (None, (2, 5))
+
+
 @pytest.mark.parametrize("positions", [(2,), (1,), (4, 3), (3, 3)])
 def test_an_event_out_of_order_is_a_bug_and_refused(engine: Engine, positions: tuple[int, ...]) -> None:
     engine.commit(batch(events=(2,)))

@@ -43,12 +43,20 @@ class EngineMachine(RuleBasedStateMachine):
     def engines(self) -> list[Engine]:
         return [store.engine for store in self.stores]
 
-    @rule(puts=puts, deletes=deletes, events=strategies.integers(0, 3), wrong=strategies.booleans(), key=keys)
+    @rule(
+        puts=puts,
+        deletes=deletes,
+        events=strategies.integers(0, 3),
+        drops=strategies.lists(strategies.integers(1, 12), max_size=3),
+        wrong=strategies.booleans(),
+        key=keys,
+    )
     def commit(
         self,
         puts: list[tuple[Table, bytes, bytes]],
         deletes: list[tuple[Table, bytes]],
         events: int,
+        drops: list[int],
         wrong: bool,
         key: bytes,
     ) -> None:
@@ -62,6 +70,9 @@ class EngineMachine(RuleBasedStateMachine):
                 batch.put(table, row, value)
             for table, row in deletes:
                 batch.delete(table, row)
+            for position in drops:
+                if position < self.position:
+                    batch.drop(position)
             for number in range(events):
                 batch.append(self.position + 1 + number, b"e%d" % number)
             try:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from atoll.ipc.errors import AtollError
-from atoll.servers.state import layout
+from atoll.ipc.system.state import Pin, Retention, Write
+from atoll.servers.state import horizons, layout, pins
 from atoll.servers.state.check import check
 from atoll.servers.state.engine import Batch, Engine, Table
 from atoll.servers.state.gather import Gather
@@ -17,6 +19,7 @@ from atoll.servers.state.memory_engine import MemoryEngine
 from atoll.servers.state.ownership import FormatRefused, settle_format
 
 from .history_kit import Kit, key
+from .kept import Kept
 
 
 def planted(what: str, kit: Kit) -> Batch:
@@ -81,6 +84,64 @@ def test_each_breach_is_found_at_its_place(what: str, path: str, told: str) -> N
     kit.commit({"a": "y"}, id=layout.prefix(1) + b"id")
     assert not check(model).breaches
     model.commit(planted(what, kit))
+    breaches = check(model).breaches
+    assert any(breach.path.startswith(path) and told in breach.what for breach in breaches), breaches
+
+
+def compacted(what: str, kept: Kept) -> Batch:
+    """A batch that breaks an invariant of a store in which the keyspace `rows` (1) was compacted."""
+    batch = Batch()
+    with kept.server._engine.snapshot() as snapshot:
+        head, progress = snapshot.bounds()[1], horizons.progress_of(snapshot, 1)
+    if what == "a version too few":
+        batch.delete(Table.VERSIONS, layout.versioned(key("a"), head - 1))
+    elif what == "a revision too few":
+        batch.drop(head - 1)
+    elif what == "an id too few":
+        batch.delete(Table.COMMITS, layout.prefix(1) + b"late")
+    elif what == "a horizon ahead":
+        horizons.put(batch, 1, msgspec.structs.replace(progress, horizon=head + 5))
+    elif what == "a horizon of nothing":
+        horizons.put(batch, 77, progress)
+    elif what == "an empty revision":
+        batch.delete(Table.VERSIONS, layout.versioned(key("b"), head - 3))
+    elif what == "a pin on nothing":
+        pin = Pin("p", head + 9, "", "rows", "1:2", 1)
+        layout.put_versions(batch, [(pins.key_of(1, "p"), pins.encode(pin))], head + 1)
+        entry = layout.Entry(0, "", 0, "", b"", b"", [pins.key_of(1, "p")])
+        batch.append(head + 1, layout.event(10**18, entry))
+    else:
+        batch.put(Table.META, b"horizon/" + layout.prefix(1), b"\xc1")
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("what", "path", "told"),
+    [
+        ("a version too few", "feed/", "no such version"),
+        ("a revision too few", "feed/", "not dense"),
+        ("an id too few", "feed/", "points to nothing"),
+        ("a horizon ahead", "meta/horizon/rows", "was swept up to"),
+        ("a horizon of nothing", "meta/horizon/#77", "which does not exist"),
+        ("an empty revision", "feed/", "nothing that it wrote is left"),
+        ("a pin on nothing", "pins/rows/p", "none of the store's"),
+        ("a horizon that cannot be decoded", "meta/horizon/rows", "cannot be decoded"),
+    ],
+)
+def test_what_compaction_does_not_explain_is_found(what: str, path: str, told: str) -> None:
+    model = MemoryEngine()
+    kept = Kept(lambda: model)
+    rows = kept.keyspace_state("rows", Retention(age=5.0))
+    for number in range(20):
+        rows.commit.start([Write(b"a", b"%d" % number)]).result()
+    rows.commit.start([Write(b"b", b"1")]).result()
+    kept.hands.now += 100
+    rows.commit.start([Write(b"c", b"1")], id=b"late").result()
+    rows.commit.start([Write(b"a", b"late")]).result()
+    kept.compact()
+    assert rows.horizon.start().result().versions == 19
+    assert not check(model).breaches
+    model.commit(compacted(what, kept))
     breaches = check(model).breaches
     assert any(breach.path.startswith(path) and told in breach.what for breach in breaches), breaches
 

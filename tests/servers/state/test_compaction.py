@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.errors import BadRequest, NotAllowed, QuotaExceeded
-from atoll.ipc.system.state import Ahead, Compacted, Expect, PinExists, Range, Retention, State, Write
+from atoll.ipc.system.state import (
+    Ahead,
+    Compacted,
+    Expect,
+    PinExists,
+    Range,
+    Retention,
+    State,
+    StoreFull,
+    Write,
+)
 from atoll.servers.state import layout, pins
 from atoll.servers.state.check import check
 from atoll.servers.state.compaction import _START, _decode
@@ -386,6 +396,34 @@ def test_an_older_atoll_refuses_a_store_that_was_compacted(kept: Kept) -> None:
     with pytest.raises(FormatRefused, match="the store has format 2, this version reads up to 1"):
         settle_format(engine, latest=1)
     assert settle_format(engine) == "the store has format 2"
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "memory"])
+def test_a_full_store_is_compacted_and_takes_more(kind: str, tmp_path: Path) -> None:
+    model = MemoryEngine(limit=24 << 20, reserve=6 << 20)
+    made = Kept(
+        lambda: (
+            model
+            if kind == "memory"
+            else LmdbEngine(tmp_path / "store", map_size=1 << 30, limit=24 << 20, reserve=6 << 20)
+        )
+    )
+    rows = made.keyspace_state("rows", Retention(age=AGE))
+    full = False
+    while not full:
+        made.hands.now += 1
+        try:
+            rows.commit.start([Write(b"%d" % (made.hands.now % 3), bytes(100_000))]).result()
+        except StoreFull:
+            full = True
+    made.hands.now += 100
+    made.compact()
+    for _ in range(20):
+        made.hands.now += 1
+        rows.commit.start([Write(b"a", bytes(100_000))]).result()
+    report = check(made.server._engine)
+    made.server._engine.close()
+    assert not report.breaches
 
 
 @pytest.mark.parametrize("kind", ["lmdb", "memory"])
