@@ -95,6 +95,7 @@ class Server(Serves[State]):
         if self.config.role == "reader":
             async for _ in changes_of_file(self.config.folder):
                 self._watchers.look_again()
+            return
         while True:
             await trio.sleep(self.config.compact_every)
             await self.compact()
