@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from atoll.ipc.system.state import Retention, Write
 from atoll.servers.state.lmdb_engine import LmdbEngine
 
 from .history_kit import Kit
+from .kept import Kept
 
 READER = """
 import sys, trio
@@ -50,3 +52,43 @@ def test_a_reader_follows_the_writer(tmp_path: Path) -> None:
     assert reader.communicate()[0] == "last\n"
     assert reader.returncode == 0
     kit.engine.close()
+
+
+ASKED = """
+import sys
+from atoll.ipc.system.state import Compacted
+from atoll.servers.state import layout
+from atoll.servers.state.history import History
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+history = History(LmdbEngine(sys.argv[1], map_size=1 << 30, read_only=True), str)
+for line in sys.stdin:
+    try:
+        print(history.get(layout.prefix(1) + b"a", int(line)).value.decode(), flush=True)
+    except Compacted as gone:
+        print("from", gone.horizon, flush=True)
+"""
+
+
+def test_a_reader_knows_the_horizon_with_the_commit_that_makes_it(tmp_path: Path) -> None:
+    kept = Kept(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30), work=1)
+    rows = kept.keyspace_state("rows", Retention(age=5.0))
+    revisions = [rows.commit.start([Write(b"a", b"%d" % number)]).result().revision for number in range(10)]
+    kept.hands.now += 100
+    rows.commit.start([Write(b"b", b"")]).result()
+    words = [sys.executable, "-c", ASKED, str(tmp_path / "store")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        kept.begin()
+        horizon = 0
+        while kept.compacts:
+            kept.step()
+            horizon = rows.horizon.start().result().revision
+            for number, revision in enumerate(revisions):
+                print(revision, file=reader.stdin, flush=True)
+                told = f"{number}" if revision >= horizon else f"from {horizon}"
+                assert reader.stdout.readline() == f"{told}\n"
+        reader.stdin.close()
+    assert horizon == revisions[-1]
+    kept.server._engine.close()
