@@ -17,8 +17,8 @@ from typing import Final
 from . import layout
 from .engine import ROW_COST, Batch, Snapshot, Table
 
-WORK: Final = 128
-"""Rows that one step looks at, roughly: a step is to take no longer than a commit."""
+WORK: Final = 256
+"""Rows that one step looks at, roughly: most of what a step takes is then still its sync."""
 
 
 class Places:
