@@ -443,17 +443,22 @@ int channel_pending(const struct atoll_channel *channel) {
     return 0;
 }
 
-/* On this core it would only take our place. A hint: what it says may be over, or a lie. */
-int channel_sleeps_elsewhere(const struct atoll_channel *channel) {
-    return load_relaxed(&channel->peer->parked) &&
-           load_relaxed(&channel->peer->cpu) != (uint32_t)sched_getcpu();
+static int ring_for(struct atoll_channel *channel) {
+    int woke = wake(channel->peer, channel->doorbell);
+    store_relaxed(&channel->counters.wakes, load_relaxed(&channel->counters.wakes) + (uint64_t)woke);
+    return woke;
 }
 
 int channel_wake(struct atoll_channel *channel) {
-    int woke = wake(channel->peer, channel->doorbell);
-    store_relaxed(&channel->counters.wakes, load_relaxed(&channel->counters.wakes) + (uint64_t)woke);
+    int woke = ring_for(channel);
     store_relaxed(&channel->bell_due, 0);
     return woke;
+}
+
+/* `bell_due` stays: the channel is in a loop's list of what is put off, and must not come into it twice. */
+void channel_wake_elsewhere(struct atoll_channel *channel) {
+    if (load_relaxed(&channel->peer->parked) && load_relaxed(&channel->peer->cpu) != (uint32_t)sched_getcpu())
+        ring_for(channel);
 }
 
 /* Kernel

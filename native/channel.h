@@ -133,8 +133,10 @@ int channel_noticed(const struct atoll_channel *channel);
  * is deaf? `take`: it is handed out now. */
 int channel_news(struct atoll_channel *channel, int take);
 int channel_wake(struct atoll_channel *channel);
-/* Whether the peer sleeps, and not on the core that we run on. */
-int channel_sleeps_elsewhere(const struct atoll_channel *channel);
+
+/* Wakes the peer now, if it sleeps on another core; on ours it would only take our place. What is put off
+ * stays so. */
+void channel_wake_elsewhere(struct atoll_channel *channel);
 int64_t channel_fail(struct atoll_channel *channel, const char *check);
 
 #endif

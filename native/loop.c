@@ -206,8 +206,8 @@ static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uin
     int result = channel_produce(channel, &header, NULL, payload);
     if (!result) {
         bell_later(loop, channel);
-        if (kind == KIND_ITEM && channel_sleeps_elsewhere(channel))
-            channel_wake(channel); /* it reads while more is made */
+        if (kind == KIND_ITEM)
+            channel_wake_elsewhere(channel); /* it reads while more is made */
     } else if (result == R_FULL)
         activate(loop, channel); /* room is looked for like a message */
     return result;

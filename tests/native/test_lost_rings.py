@@ -18,7 +18,7 @@ import trio
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 from atoll.ipc.system.control import Shape
-from atoll.native import Kind, ffi, lib
+from atoll.native import Kind, Op, ffi, lib
 from tests.adversary.attack import LINE
 from tests.kit.memory import Memory, Segment
 from tests.kit.serving import serving
@@ -27,6 +27,8 @@ from .suite import Server
 
 SHAPE = Shape(ring_bits=12, bulk_bits=12)
 NUMBER, LANE = 7, 1
+PARKED, CPU = 0, 1
+"""Words of `struct side`."""
 
 
 class Sleeper:
@@ -130,6 +132,21 @@ def test_a_ring_that_was_put_off_is_made_up_for_when_the_channel_leaves_the_loop
         assert lib.atoll_loop_reply(loop, NUMBER, 2, LANE, Kind.REPLY, b"2", 1) == 0
         lib.atoll_loop_flush(loop)
         assert sleeper.rang()
+
+
+def test_rings_that_were_put_off_are_counted_once_a_channel(sleeper: Sleeper) -> None:
+    """A reader of a stream is rung for at once if it sleeps on another core, or says so; what is put off is a list with
+    room for each channel once."""
+    client = memoryview(sleeper.memory.mapped)[LINE : 2 * LINE].cast("I")
+    with receive_loop(sleeper.memory) as (loop, channel):
+        for number in range(3 * 4096):
+            client[PARKED], client[CPU] = 2, 4095
+            assert lib.atoll_loop_reply(loop, NUMBER, 1, LANE, Kind.ITEM, b"1", 1) == 0
+            assert client[PARKED] == 0, number
+            sleeper.sleeps()
+        lib.atoll_loop_flush(loop)
+        lib.atoll_loop_until(loop, 1)
+        assert lib.atoll_loop_next(loop, b"", 0) >> 56 == Op.EXTERNAL
 
 
 # a doorbell that was shut ---------------------------------------------------------------------------------------------
