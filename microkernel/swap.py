@@ -75,14 +75,19 @@ class Swaps:
         """See `Kernel.swap`."""
         server = self.node.server(what.server)
         async with self.node.changing(server):
-            if server.serving is None or server.state != "serving":
-                raise WrongState(server=server.name, state=server.state, wanted="serving")
+            _require_serving(server)
             async with self.readers.aside(server):
+                _require_serving(server)  # it may have crashed meanwhile
                 return await _Swap(self, server, what).run()
 
     def number(self) -> int:
         self._sequence += 1
         return self._sequence
+
+
+def _require_serving(server: Server) -> None:
+    if server.serving is None or server.state != "serving":
+        raise WrongState(server=server.name, state=server.state, wanted="serving")
 
 
 class _Swap:
