@@ -138,7 +138,7 @@ def test_rings_that_were_put_off_are_counted_once_a_channel(sleeper: Sleeper) ->
     """A reader of a stream is rung for at once if it sleeps on another core, or says so; what is put off is a list with
     room for each channel once."""
     client = memoryview(sleeper.memory.mapped)[LINE : 2 * LINE].cast("I")
-    with receive_loop(sleeper.memory) as (loop, channel):
+    with receive_loop(sleeper.memory) as (loop, _):
         for number in range(3 * 4096):
             client[PARKED], client[CPU] = 2, 4095
             assert lib.atoll_loop_reply(loop, NUMBER, 1, LANE, Kind.ITEM, b"1", 1) == 0
