@@ -39,6 +39,8 @@ class Store:
         self._change = trio.Event()
         """Set at the next change of whether `state` serves."""
         self._ended = False
+        self._hurried: set[trio.CancelScope] = set()
+        """Commits of what may wait in the journal as well: they do not wait for a store that is down."""
         self._later: dict[bytes, bytes | None] = {}
         self._some = trio.Event()
         self._numbers = 0
@@ -87,6 +89,8 @@ class Store:
         """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""
         self._serves = False
         self._changed()
+        for scope in self._hurried:
+            scope.cancel()
 
     def end(self) -> None:
         """`state` has ended for good: whoever waits for it is told."""
@@ -112,11 +116,18 @@ class Store:
         raise AssertionError("a shielded scope is not cancelled")
 
     async def commit_or_keep(self, changes: Changes) -> None:
-        """For what is about `state` itself: into the journal while the store is down."""
-        if self._state is None or not self._serves:
-            self.journal.wait(changes)
-        else:
-            await self._commit(changes)
+        """For what is about `state` itself: into the journal while the store is down. Never waits for it to come up again,
+        since that may wait for whoever asks. Raises `OSError` where the journal takes no more."""
+        scope = trio.CancelScope()
+        if self._state is not None and self._serves:
+            self._hurried.add(scope)
+            try:
+                with scope:
+                    await self._commit(changes)
+                    return
+            finally:
+                self._hurried.discard(scope)
+        self.journal.wait(changes)  # if it was committed after all, it is so a second time under its id
 
     async def _commit(self, changes: Changes) -> int:
         if not changes.writes:

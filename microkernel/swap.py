@@ -392,10 +392,21 @@ class _Swap:
         self._unbind(batch)
         batch.put(server.spec.row(), self._row(version, level, done=False, sentence=why))
         self.events.event("swap refused", server.name, why)
-        if committed:
-            await node.store.commit(batch.changes())
-        else:
+        if not committed:
             node.store.later(batch)
+        elif server.name == STORE:
+            self._take_back(batch)
+        else:
+            await node.store.commit(batch.changes())
+
+    def _take_back(self, batch: Batch) -> None:
+        """What was to run, in the journal, is not to run. The store cannot be waited for: the old one may crash any time,
+        and its restart waits until this swap is over."""
+        try:
+            self.node.store.journal.wait(batch.changes())
+        except OSError as error:
+            # Its next boot runs what the journal says.
+            self.node.fail(f"the boot journal could not be written: {error.strerror}")
 
     def _unbind(self, batch: Batch) -> None:
         """The needs stand for what they stood for before."""
