@@ -2,7 +2,9 @@
 
 Every round has a channel of its own, which ends when its attacker was found out or the round is over. The test is in the
 kernel's place: it hears who accuses whom, and closes the channel. An honest process calls all the while and checks every
-reply; how long it waited it notes apart for the time of attacks and, if they are to be compared, for the time between.
+reply; how long it waited it notes apart for the time of attacks and, if they are to be compared, for the time between:
+in the quiet, and beside the same programs as in an attack, but all of them honest. What these take of two cores, and of a
+server that serves one call after the other, is no harm that an attack does.
 """
 
 import json
@@ -10,9 +12,10 @@ import math
 import os
 import random
 import select
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +23,13 @@ from mmap import mmap
 from pathlib import Path
 
 import trio
+from msgspec.msgpack import Ext
 
+from atoll.ipc.capability import BUFFER_CODE
+from atoll.ipc.client.transport import ChannelTransport
 from atoll.ipc.errors import AtollError
 from atoll.ipc.system.control import DeliverBuffer, Port
+from atoll.ipc.transport import DEFAULTS
 from atoll.native import segments
 from tests.kit.forked import forked
 from tests.kit.serving import Memory, Serving, serving
@@ -52,14 +59,14 @@ class Report:
     """What attackers were found out by, "victim: check"."""
     refused: Counter[str] = field(default_factory=Counter)
     waits: tuple[float, float, float] = (math.nan, math.nan, math.nan)
-    """99th percentile of an honest call in microseconds: in the quiet, beside a process that only computes, and beside an
-    attack."""
+    """99th percentile of an honest call in microseconds: in the quiet, beside honest programs in the places of the attackers
+    and their victims, and beside an attack."""
     grown: tuple[int, int] = (0, 0)
     """Descriptors and KiB that the server has more at the end than after the first rounds."""
 
     @property
     def ratio(self) -> float:
-        """What the attack adds to what any busy process takes of the cores."""
+        """What the attack adds to what honest programs take in its place."""
         return self.waits[ATTACKED] / self.waits[BESIDE]
 
     def __str__(self) -> str:
@@ -70,7 +77,7 @@ class Report:
         refused = ", ".join(f"{why} {count}" for why, count in sorted(self.refused.items()))
         return (
             f"{self.attack}: {self.rounds} rounds, {self.calls} honest calls, p99 {quiet:.0f} us quiet, "
-            f"{beside:.0f} us beside a busy process, {meanwhile:.0f} us meanwhile ({meanwhile / quiet:.2f} x, "
+            f"{beside:.0f} us beside honest ones, {meanwhile:.0f} us meanwhile ({meanwhile / quiet:.2f} x, "
             f"{self.ratio:.2f} x); server grew by {self.grown[0]} descriptors, "
             f"{self.grown[1]} KiB\n    found out: {found}" + (f"\n    refused: {refused}" if refused else "")
         )
@@ -114,12 +121,13 @@ def _honest(served: Serving, memory: Memory, port: Port, words: "memoryview[int]
             assert list(target.numbers.now(20)) == list(range(20))
 
 
-def _victim(
-    served: Serving, hostile: Memory, own: tuple[Memory, Port], loop: bool, stop: int, told: int
-) -> None:
-    """Calls a hostile server and an honest one in turn; tells what it found out."""
-    port = Port(channel=hostile.number, slot=0, generation=1, interface="Target", rights=("read", "write"))
-    lied_to = served.bind(hostile, Target, port).with_(deadline=PATIENCE)
+Granted = tuple[Memory, Port]
+"""A channel, and the capability that its client was granted there."""
+
+
+def _victim(served: Serving, other: Granted, own: Granted, loop: bool, stop: int, told: int) -> None:
+    """Calls a server that may be hostile, and an honest one, in turn; tells what it found out."""
+    lied_to = served.bind(other[0], Target, other[1]).with_(deadline=PATIENCE)
     honest = served.bind(own[0], Target, own[1])
     over = select.poll()
     over.register(stop, select.POLLHUP)
@@ -188,11 +196,17 @@ def _granted(served: Serving, memory: Memory, token: int) -> int:
     return buffer
 
 
+def _argument(attack: Attack, token: int) -> object:
+    """What the method is called with that the attack leans on; `token` names a buffer that was granted."""
+    buffer = Ext(BUFFER_CODE, token.to_bytes(8, "big"))
+    return {"double": 21, "mirror": b"x" * 900, "weigh": buffer}[attack.method]
+
+
 def _against_server(served: Serving, attack: Attack, chance: random.Random, report: Report) -> None:
     memory = served.add_channel()
     port = served.grant(memory, Target)
     numbers = {method.name: method.spec.number for method in served.methods(Target)}
-    argument = {"double": 21, "mirror": b"x" * 900, "weigh": report.rounds}[attack.method]
+    argument = _argument(attack, report.rounds)
     good = []
     for value in (argument, argument, "no such thing"):
         payload = encode([value])
@@ -220,35 +234,84 @@ def _against_server(served: Serving, attack: Attack, chance: random.Random, repo
 
 
 def _against_client(served: Serving, attack: Attack, chance: random.Random, report: Report) -> None:
-    hostile, good = served.add_channel(served=False), served.add_channel()
-    own = good, served.grant(good, Target)
+    hostile = served.add_channel(served=False)
+    port = Port(channel=hostile.number, slot=0, generation=1, interface="Target", rights=("read", "write"))
     means = Means(Attacker(hostile, server=True), chance, GOOD_REPLIES, -1)
-    stopped, stop = os.pipe()
-    heard, told = os.pipe()
-    victim = partial(_victim, served, hostile, own, bool(report.rounds % 2), stopped, told)
-
-    def victim_alone() -> None:
-        os.close(stop)
-        victim()
-
-    with forked(victim_alone) as calling, _ends_well(calling):
-        with forked(partial(attack.run, means)) as attacker:
-            select.select([heard], [], [], ROUND)
-            _goes_on(attacker)
-        os.close(stop)
-        accused = json.loads(os.read(heard, 65536))
+    accused = _lied_to(served, (hostile, port), partial(attack.run, means), bool(report.rounds % 2))
     for channel, check in accused:
         assert channel == hostile.number, f"somebody else was accused: {channel}: {check}"
         report.found[f"client: {check}"] += 1
-    for end in (stopped, heard, told):
-        os.close(end)
     hostile.closed = True  # nobody serves it: there is nobody to tell
     served.forget_channel(hostile)
+
+
+def _lied_to(
+    served: Serving, other: Granted, beside: Callable[[], None], loop: bool
+) -> list[tuple[int, str]]:
+    """A round of a client that calls by turns over `other` and over a good channel, beside a process of either kind. Returns
+    whom it accuses, of what."""
+    good = served.add_channel()
+    own = good, served.grant(good, Target)
+    stopped, stop = os.pipe()
+    heard, told = os.pipe()
+
+    def victim() -> None:
+        os.close(stop)
+        _victim(served, other, own, loop, stopped, told)
+
+    with forked(victim) as calling, _ends_well(calling):
+        with forked(beside) as process:
+            select.select([heard], [], [], ROUND)
+            _goes_on(process)
+        os.close(stop)
+        accused = json.loads(os.read(heard, 65536))
+    for end in (stopped, heard, told):
+        os.close(end)
     served.forget_channel(good)
+    return [(channel, check) for channel, check in accused]
 
 
-def _nothing_is_said(served: Serving) -> None:
-    heard = select.select([served.control], [], [], 2 * ROUND)[0]
+# the same without a lie -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _caller(served: Serving, attack: Attack) -> Iterator[Callable[[int], None]]:
+    """How an honest program asks the server, so many times, for what the attacker asks for. Raises what it is answered."""
+    memory = served.add_channel()
+    port = served.grant(memory, Target)
+    granted = _granted(served, memory, 1)
+    os.pwrite(granted, os.urandom(GRANTED), 0)
+    spec = next(method.spec for method in served.methods(Target) if method.name == attack.method)
+    payload = encode([_argument(attack, 1)])
+
+    def call(times: int) -> None:
+        over = ChannelTransport(served.client(memory), port)
+        for _ in range(times):
+            over.call_now(spec, payload, DEFAULTS)
+
+    yield call
+    os.close(granted)
+    served.forget_channel(memory)
+
+
+def _beside_callers(served: Serving, attack: Attack) -> None:
+    """A round of an honest program that does so as fast as it can."""
+
+    with _caller(served, attack) as call, forked(partial(call, sys.maxsize)) as process:
+        _nothing_is_said(served, ROUND)
+        _goes_on(process)
+
+
+def _beside_served(served: Serving, loop: bool) -> None:
+    """A round of a client to which nobody lies, beside a process that only computes."""
+    memory = served.add_channel()
+    accused = _lied_to(served, (memory, served.grant(memory, Target)), _compute, loop)
+    assert not accused, f"the honest were accused: {accused}"
+    served.forget_channel(memory)
+
+
+def _nothing_is_said(served: Serving, seconds: float) -> None:
+    heard = select.select([served.control], [], [], seconds)[0]
     assert not heard, "somebody was accused, and nobody attacked"
 
 
@@ -271,6 +334,8 @@ def storm(name: str, seconds: float, *, seed: int, compare: bool) -> Report:
     page = mmap(-1, 8 * (HISTOGRAM + OVER * _BUCKETS))
     words = memoryview(page).cast("Q")
     with serving(Server, shape=SMALL, clients=0) as served:
+        with _caller(served, attack) as call:
+            call(1)  # else an attack would lean on what the server refuses anyway
         memory = served.add_channel()
         port = served.grant(memory, Target)
         with forked(lambda: _honest(served, memory, port, words)) as honest, _ends_well(honest):
@@ -278,10 +343,11 @@ def storm(name: str, seconds: float, *, seed: int, compare: bool) -> Report:
             while time.monotonic() < until or (attack.proven and not report.found):
                 if compare:
                     words[PHASE] = QUIET
-                    _nothing_is_said(served)
+                    _nothing_is_said(served, 2 * ROUND)
                     words[PHASE] = BESIDE
-                    with forked(_compute):
-                        _nothing_is_said(served)
+                    _beside_callers(served, attack)
+                    if attack.to_client:
+                        _beside_served(served, bool(report.rounds % 2))
                 words[PHASE] = ATTACKED
                 _against_server(served, attack, chance, report)
                 if attack.to_client:
