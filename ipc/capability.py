@@ -52,13 +52,32 @@ def _named(code: int, token: int) -> Ext:
     return Ext(code, token.to_bytes(_TOKEN_BYTES, "big"))
 
 
+def buffer_sender(translator: Translator) -> Callable[[Buffer], Ext]:
+    """What stands for a buffer in messages through that transport; called while one is encoded."""
+    send_buffer = translator.send_buffer
+    return lambda buffer: _named(BUFFER_CODE, send_buffer(buffer))
+
+
+def buffer_receiver(translator: Translator, where: str) -> Callable[[Any], Buffer]:
+    """The buffer that an `Ext` of a message stands for; `where` names the method in faults."""
+    receive_buffer = translator.receive_buffer
+
+    def receive(value: Any) -> Buffer:
+        found = receive_buffer(_token(value, BUFFER_CODE, where, "a buffer"))
+        if found is None:
+            raise _no_such(where, "a buffer")
+        return found
+
+    return receive
+
+
 def encode_hook(translator: Translator) -> Callable[[Any], Any]:
     """msgspec's `enc_hook` for messages through that transport."""
-    send_buffer = translator.send_buffer
+    buffer_sent = buffer_sender(translator)
 
     def encode(value: Any) -> Any:
         if isinstance(value, Buffer):
-            return _named(BUFFER_CODE, send_buffer(value))
+            return buffer_sent(value)
         if isinstance(value, Cap):
             return _named(CAPABILITY_CODE, translator.send_capability(value.interface, value.transport))
         raise TypeError(f"a {type(value).__name__} cannot be sent: send a Struct or a built-in type")
@@ -68,24 +87,27 @@ def encode_hook(translator: Translator) -> Callable[[Any], Any]:
 
 def decode_hook(translator: Translator, where: str) -> Callable[[type, Any], Any]:
     """msgspec's `dec_hook` for messages through that transport; `where` names the method in faults."""
-    receive_buffer, receive_capability = translator.receive_buffer, translator.receive_capability
+    buffer_received = buffer_receiver(translator, where)
 
     def decode(wanted: type, value: Any) -> Any:
-        is_buffer = wanted is Buffer
-        code, what = (BUFFER_CODE, "a buffer") if is_buffer else (CAPABILITY_CODE, "a capability")
-        data: Any = value.data if value.__class__ is Ext and value.code == code else b""
-        if len(data) != _TOKEN_BYTES:
-            raise BadRequest(where, what, f"`{type(value).__name__}`")
-        token = int.from_bytes(data, "big")
-        found: Buffer | Cap[Any] | None
-        if is_buffer:
-            found = receive_buffer(token)
-        else:
-            interface = get_args(wanted)[0]
-            transport = receive_capability(interface, token)
-            found = None if transport is None else Cap(interface, transport)
-        if found is None:
-            raise BadRequest(where, f"{what} that was granted to the receiver", "a token that names none")
-        return found
+        if wanted is Buffer:
+            return buffer_received(value)
+        interface = get_args(wanted)[0]
+        token = _token(value, CAPABILITY_CODE, where, "a capability")
+        transport = translator.receive_capability(interface, token)
+        if transport is None:
+            raise _no_such(where, "a capability")
+        return Cap(interface, transport)
 
     return decode
+
+
+def _token(value: Any, code: int, where: str, what: str) -> int:
+    data: Any = value.data if value.__class__ is Ext and value.code == code else b""
+    if len(data) != _TOKEN_BYTES:
+        raise BadRequest(where, what, f"`{type(value).__name__}`")
+    return int.from_bytes(data, "big")
+
+
+def _no_such(where: str, what: str) -> BadRequest:
+    return BadRequest(where, f"{what} that was granted to the receiver", "a token that names none")

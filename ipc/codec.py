@@ -13,10 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import msgspec.inspect as shapes
-from msgspec import Struct
+from msgspec import Struct, structs
+from msgspec.msgpack import Ext
+from msgspec.structs import FieldInfo, astuple
 
 from .buffer import Buffer
-from .capability import Cap, decode_hook, encode_hook
+from .capability import Cap, buffer_receiver, buffer_sender, decode_hook, encode_hook
 from .limits import check_depth
 from .method import MethodSpec
 from .transport import Translator
@@ -143,7 +145,18 @@ def encoder(spec: MethodSpec, translator: Translator | None) -> Encode:
     """Encodes arguments, results and items of a method that goes through a transport with that translator."""
     if not spec.carries or translator is None:
         return _encode
-    return msgspec.msgpack.Encoder(enc_hook=encode_hook(translator)).encode
+    arguments, named = spec.arguments, buffer_sender(translator)
+    encode_rest = msgspec.msgpack.Encoder(enc_hook=encode_hook(translator)).encode
+
+    def encode(value: Any) -> bytes:
+        # msgspec's hook is for what lies deeper: to go through it takes as long as the rest of a call's encoding.
+        if value.__class__ is Buffer:
+            value = named(value)
+        elif value.__class__ is arguments:
+            value = [named(each) if each.__class__ is Buffer else each for each in astuple(value)]
+        return encode_rest(value)
+
+    return encode
 
 
 Role = Literal["arguments", "result", "item"]
@@ -159,6 +172,8 @@ def decoder(spec: MethodSpec, role: Role, translator: Translator | None) -> Deco
     """
     kind = {"arguments": spec.arguments, "result": spec.result, "item": spec.item}[role]
     if spec.carries and translator is not None:
+        if role == "arguments" and _only_buffers(spec):
+            return _decoder_of_buffers(spec, translator)
         hook = decode_hook(translator, spec.label)
         return _build(spec, role, msgspec.msgpack.Decoder(kind, dec_hook=hook))
     found = _decoders.get((spec, role))
@@ -169,7 +184,7 @@ def decoder(spec: MethodSpec, role: Role, translator: Translator | None) -> Deco
 
 def _build(spec: MethodSpec, role: Role, decoder: "msgspec.msgpack.Decoder[Any]") -> Decode:
     if role == "arguments":
-        found = traits_of_all(field.type for field in msgspec.structs.fields(spec.arguments))
+        found = traits_of_all(field.type for field in structs.fields(spec.arguments))
     else:
         found = traits(spec.result if role == "result" else spec.item)
     decode, label = decoder.decode, spec.label
@@ -184,3 +199,45 @@ def _build(spec: MethodSpec, role: Role, decoder: "msgspec.msgpack.Decoder[Any]"
     if found.borrows:
         return lambda data: decode(bytes(data))
     return decode
+
+
+def _only_buffers(spec: MethodSpec) -> bool:
+    """Whether some arguments are buffers, and the others need no look before they are decoded."""
+    others = [
+        field.type
+        for field in structs.fields(spec.arguments)
+        if field.type is not Buffer or not field.required
+    ]
+    return len(others) < len(structs.fields(spec.arguments)) and not any(traits_of_all(others))
+
+
+def _decoder_of_buffers(spec: MethodSpec, translator: Translator) -> Decode:
+    """Decodes arguments with buffers among them: on the wire these are of a type whose depth has a bound, and need neither
+    msgspec's hook nor a copy."""
+    wire = msgspec.defstruct(
+        spec.arguments.__name__,
+        [_on_the_wire(field) for field in structs.fields(spec.arguments)],
+        array_like=True,
+        gc=False,
+        module=__name__,
+    )
+    decode_wire = msgspec.msgpack.Decoder(wire).decode
+    names = [field.name for field in structs.fields(wire) if field.type is Ext]
+    received = buffer_receiver(translator, spec.label)
+
+    def decode(data: Any) -> Any:
+        arguments = decode_wire(data)
+        for name in names:
+            setattr(arguments, name, received(getattr(arguments, name)))
+        return arguments
+
+    return decode
+
+
+def _on_the_wire(field: FieldInfo) -> Any:
+    if field.required:
+        return field.name, Ext if field.type is Buffer else field.type
+    default = field.default
+    if default is msgspec.NODEFAULT:
+        default = msgspec.field(default_factory=field.default_factory)
+    return field.name, field.type, default
