@@ -11,6 +11,7 @@ import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.records import SliceRow
 
 from . import image
 from .events import Events
@@ -18,7 +19,6 @@ from .image_read import keys_of
 from .node import Node
 from .parties import Party, Serving
 from .plan import limits_of, own_slice
-from .records import SliceRow
 from .server import Server
 from .slices import Limits, io
 

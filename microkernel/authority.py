@@ -69,10 +69,12 @@ class Authority:
         node.ledger.charge_all(party.account, CHANNEL)
         try:
             pending = 0 if party is node.kernel else node.ledger.limit(party.account, "pending")
-            channel = node.channels.make(party, server, SMALL if server == KERNEL else USUAL, pending)
+            shape = SMALL if server == KERNEL else USUAL
+            channel = node.channels.make(party, server, shape, pending, node.now())
         except BaseException:
             node.ledger.release_all(party.account, CHANNEL)
             raise
+        self._events.channel(channel)
         self._give_to_server(channel)
         self._give_to_client(channel)
         return channel
@@ -124,6 +126,7 @@ class Authority:
             channel.close_for_client()  # a thread that waits in the C core hears no packet
             channel.client.send(told)
         self._grants.closed(channel.number)
+        self._events.channel(channel, reason)
         node.channels.forget(channel)
         node.ledger.release_all(channel.client.account, CHANNEL)
 

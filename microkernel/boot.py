@@ -18,6 +18,7 @@ import trio
 
 from atoll.ipc import clock
 from atoll.ipc.errors import AtollError, PeerFault
+from atoll.ipc.system.records import KEYSPACE, BootRow
 
 from . import graph, journal, plan, weakenings
 from .authority import RIGHTS
@@ -35,7 +36,6 @@ from .place import Place
 from .process_rows import process_row, protection_row
 from .processes import Forge
 from .protection import probe
-from .records import KEYSPACE, BootRow
 from .remains import END_WITHIN
 from .restore import Restore
 from .server import Server

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from atoll.ipc.system.records import CapabilityRow, SessionRow
+
 from .capabilities import Capability, Ended
 from .changes import Batch
-from .records import CapabilityRow, SessionRow
 
 
 def row_of(capability: Capability) -> CapabilityRow:

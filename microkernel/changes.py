@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from .records import AnyRow, KeyPart, Row, decode
+from atoll.ipc.system.records import AnyRow, KeyPart, Row, decode
 
 
 class Found(Struct, frozen=True, kw_only=True):

@@ -27,9 +27,11 @@ class Channel:
     """One channel; owns its memory and both ends of its doorbell."""
 
     def __init__(
-        self, number: int, client: Party, server: str, shape: Shape, base: int, pending: int
+        self, number: int, client: Party, server: str, shape: Shape, base: int, pending: int, opened: int
     ) -> None:
         self.number = number
+        self.opened = opened
+        """When, in ns since the epoch."""
         self.client = client
         self.server = server
         self.shape = shape
@@ -162,14 +164,14 @@ class Channels:
         """The channel over which a party calls a server, if it has one."""
         return self._of_client.get(client, {}).get(server)
 
-    def make(self, client: Party, server: str, shape: Shape, pending: int = 0) -> Channel:
+    def make(self, client: Party, server: str, shape: Shape, pending: int = 0, opened: int = 0) -> Channel:
         """A channel with a number that no other one of this boot has had. `OSError` if memory or descriptors lack."""
         taken = {number % PER_LOOP for number in self._all}
         if len(taken) == PER_LOOP:
             raise OSError(f"a node has {PER_LOOP} channels at most")
         while self._next % PER_LOOP in taken:
             self._next += 1
-        channel = Channel(self._next, client, server, shape, self.new_base(), pending)
+        channel = Channel(self._next, client, server, shape, self.new_base(), pending, opened)
         self._next += 1
         self._all[channel.number] = channel
         self._of_client.setdefault(client, {})[server] = channel

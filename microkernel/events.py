@@ -11,15 +11,16 @@ import trio
 from atoll.ipc import context, schema
 from atoll.ipc.naming import number_of
 from atoll.ipc.system.kernel import Kernel, Refusal
+from atoll.ipc.system.records import ChannelRow, CrashRow, EventRow, RefusalRow
 
 from .capabilities import Capability, Ended
 from .capability_rows import session_row
+from .channels import Channel
 from .logs import Logs
 from .node import Node
 from .parties import KERNEL
 from .processes import RENEW_PAUSE
 from .protection import filters
-from .records import CrashRow, EventRow, RefusalRow
 from .watcher import Flooded
 from .watcher import Refusal as RefusedCall
 
@@ -174,3 +175,12 @@ class Events:
         if row.began or row.ended:
             self._sessions += 1
             self._node.store.later(self._node.store.batch("sessions").put(row))
+
+    def channel(self, channel: Channel, closed: str = "") -> None:
+        """A channel was opened; or closed, and why. Those of a kernel that died have no end of their own."""
+        node = self._node
+        row = ChannelRow(
+            boot=node.boot, channel=channel.number, client=channel.client.holder, server=channel.server,
+            account=channel.client.account, opened=channel.opened, closed=node.now() if closed else 0, reason=closed,
+        )  # fmt: skip
+        node.store.later(node.store.batch("channels").put(row))

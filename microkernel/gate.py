@@ -19,6 +19,7 @@ import trio
 
 from atoll.ipc.errors import AtollError, PeerMisbehaved
 from atoll.ipc.system import control
+from atoll.ipc.system.records import AttachmentRow
 
 from .accounts import ATTACHMENT
 from .authority import Authority
@@ -29,7 +30,6 @@ from .image import Attach
 from .node import Node
 from .parties import KERNEL, Attached, Serving
 from .peers import Peer, Refused
-from .records import AttachmentRow
 
 HELLO_WITHIN = 5.0
 """Seconds for each packet up to `Welcome`."""

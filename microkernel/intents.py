@@ -11,8 +11,9 @@ While the store does not serve (boot, restart of `state`) the same rows go to th
 import msgspec
 from msgspec import Struct
 
+from atoll.ipc.system.records import IntentRow
+
 from .changes import Batch, Records, load
-from .records import IntentRow
 
 
 class EndProcess(Struct, frozen=True, tag=True):

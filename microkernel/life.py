@@ -9,6 +9,7 @@ import trio
 
 from atoll.ipc.errors import AtollError, BadRequest
 from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.records import KeyspaceRow, ServerRow
 from atoll.ipc.system.state import Retention
 
 from . import needs
@@ -25,7 +26,6 @@ from .node import Node
 from .packages import Packages
 from .parties import KERNEL, Serving
 from .process_rows import process_row, protection_row
-from .records import KeyspaceRow, ServerRow
 from .server import Server
 from .specs import from_load
 from .supervisor import Supervisor

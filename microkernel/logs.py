@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import trio
 
+from atoll.ipc.system import records
 from atoll.ipc.system.kernel import LogRow
 
-from . import records
 from .node import Node
 
 KEPT = 10_000

@@ -7,6 +7,7 @@ import os
 
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
+from atoll.ipc.system.records import VersionRow
 
 from .events import Events
 from .image_check import STORE
@@ -14,7 +15,6 @@ from .node import Node
 from .parties import KERNEL, Attached, Serving
 from .protection.plan import ladder
 from .readers import Readers
-from .records import VersionRow
 from .server import Server
 from .usage import usage
 

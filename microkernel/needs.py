@@ -11,6 +11,7 @@ import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import control
+from atoll.ipc.system.records import NeedRow
 
 from .authority import Authority
 from .capabilities import Capability, badge_number
@@ -28,7 +29,6 @@ from .image import (
 from .image_check import KINDS, STORE, STORE_INTERFACE
 from .node import Node
 from .parties import Serving
-from .records import NeedRow
 from .server import Server
 from .uids import give
 

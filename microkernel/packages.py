@@ -9,6 +9,7 @@ from atoll.ipc.errors import BadRequest
 from atoll.ipc.naming import nearest
 from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.records import VersionRow
 
 from .descriptions import describe_all
 from .image import ConfigBinding
@@ -16,7 +17,6 @@ from .launching import Launching
 from .node import Node
 from .protection import Plan, levels
 from .protection.plan import Unprotected
-from .records import VersionRow
 from .server import Server
 from .specs import Spec
 from .versions import Version

@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from atoll.ipc.system.records import AccountRow, KeyspaceRow, Row, ServerRow, SliceRow
+
 from .image import Image
-from .records import AccountRow, KeyspaceRow, Row, ServerRow, SliceRow
 
 Action = Literal["add", "change", "retire", "keep"]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
 from atoll.ipc.system.control import CancelCalls
 from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
+from atoll.ipc.system.records import KEYSPACE
 
 from .authority import Authority
 from .capabilities import NEVER, Capability
@@ -21,7 +22,6 @@ from .image import DELEGATE, KEYSPACE_RIGHTS
 from .image_check import STORE, STORE_INTERFACE
 from .node import Node
 from .parties import KERNEL, Party
-from .records import KEYSPACE
 from .windows import Windows
 
 ON_ITS_WAY = ("starting", "draining", "restarting")

@@ -2,9 +2,10 @@
 
 import os
 
+from atoll.ipc.system.records import ProcessRow, ProtectionRow
+
 from .node import Node
 from .parties import Serving
-from .records import ProcessRow, ProtectionRow
 from .server import Server
 
 

@@ -8,6 +8,17 @@ from collections.abc import Callable
 
 from atoll.ipc.errors import AtollError, NotFound
 from atoll.ipc.runtime.describe import Description
+from atoll.ipc.system.records import (
+    AccountRow,
+    BootRow,
+    CapabilityRow,
+    ImageRow,
+    KeyspaceRow,
+    NeedRow,
+    ServerRow,
+    SliceRow,
+    VersionRow,
+)
 from atoll.ipc.system.state import Retention
 
 from . import intents, needs, plan
@@ -23,17 +34,6 @@ from .launching import kernel_capability
 from .needs import Needs
 from .node import Node
 from .parties import KERNEL
-from .records import (
-    AccountRow,
-    BootRow,
-    CapabilityRow,
-    ImageRow,
-    KeyspaceRow,
-    NeedRow,
-    ServerRow,
-    SliceRow,
-    VersionRow,
-)
 from .server import Server
 from .specs import Spec, from_image, from_row
 from .versions import Version

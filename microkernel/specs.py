@@ -8,10 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.records import ServerRow
 
 from . import image
 from .image import Binding, Image, Readers, Restart
-from .records import ServerRow
 from .versions import Version
 
 

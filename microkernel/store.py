@@ -13,11 +13,11 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, NodeDown, PeerFault
+from atoll.ipc.system.records import after
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
 
 from .changes import Batch, Changes, Found
 from .journal import Journal
-from .records import after
 
 PAGE = 1000
 GATHER = 0.05

@@ -7,6 +7,7 @@ import trio
 
 from atoll.ipc.errors import AtollError
 from atoll.ipc.system.kernel import StartFailed
+from atoll.ipc.system.records import CrashRow
 
 from . import ending, needs
 from .authority import Authority
@@ -18,7 +19,6 @@ from .node import Node
 from .parties import Serving
 from .process_rows import process_row
 from .processes import CannotConfine, Exit, ZygoteDied
-from .records import CrashRow
 from .server import Server
 
 KILL_AFTER = 1.0

@@ -22,6 +22,7 @@ from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import control
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.kernel import StartFailed, Swapped, WrongState
+from atoll.ipc.system.records import NeedRow, SwapRow
 
 from . import ending, needs
 from .authority import Authority
@@ -40,7 +41,6 @@ from .process_rows import process_row, protection_row
 from .processes import CannotConfine, ZygoteDied
 from .protection import Plan
 from .readers import Readers
-from .records import NeedRow, SwapRow
 from .server import Server
 from .supervisor import Supervisor
 from .versions import Version

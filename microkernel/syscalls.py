@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from atoll.ipc.buffer import BufferMode
 from atoll.ipc.context import current
 from atoll.ipc.serve import Serves
+from atoll.ipc.system import records
 from atoll.ipc.system.control import Described
 from atoll.ipc.system.kernel import (
     AttachmentRow,
@@ -35,7 +36,6 @@ from atoll.ipc.system.kernel import (
     VersionRow,
 )
 
-from . import records
 from .allotments import Allotments
 from .changes import load as load_rows
 from .events import Events

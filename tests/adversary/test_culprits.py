@@ -12,7 +12,7 @@ from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import PeerDied, PeerMisbehaved
 from atoll.ipc.proxy import transport_of
 from atoll.ipc.system import control
-from atoll.microkernel.records import EventRow, decode
+from atoll.ipc.system.records import EventRow, decode
 from atoll.native import Kind, ffi, lib
 from tests.microkernel.nodes import RealNode, booted, interface
 

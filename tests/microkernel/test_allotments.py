@@ -8,8 +8,8 @@ import pytest
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.kernel import Load, ServerBinding, Slice
+from atoll.ipc.system.records import SliceRow, decode
 from atoll.ipc.system.state import Item
-from atoll.microkernel.records import SliceRow, decode
 from atoll.microkernel.slices import Limits, io_priority
 
 from .nodes import PACKAGES, RealNode, booted, interface

@@ -9,7 +9,7 @@ import pytest
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import DeadlineExceeded, PeerDied, Revoked
 from atoll.ipc.system.kernel import WrongState
-from atoll.microkernel.records import EventRow, decode
+from atoll.ipc.system.records import EventRow, decode
 
 from .nodes import RealNode, booted, interface
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from atoll.ipc.system.records import EventRow
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.journal import create, open_
-from atoll.microkernel.records import EventRow
 from tests.kit.disk import fill, small_disk
 
 from .nodes import RealNode, booted, interface, wait_for_end

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atoll.ipc.system.records import EventRow
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.journal import Journal, JournalDamaged, create, frame, open_
-from atoll.microkernel.records import EventRow
 
 
 def batch(number: int) -> Batch:

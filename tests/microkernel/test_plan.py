@@ -1,9 +1,9 @@
 """The boot plan: each rule of the module, on rows and an image."""
 
+from atoll.ipc.system.records import AccountRow, KeyspaceRow, ServerRow, SliceRow
 from atoll.microkernel.image import Image
 from atoll.microkernel.image_read import read
 from atoll.microkernel.plan import Known, plan, text
-from atoll.microkernel.records import AccountRow, KeyspaceRow, ServerRow, SliceRow
 
 TEXT = """
 [image]

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.microkernel.changes import Batch, Changes, Found, load
-from atoll.microkernel.intents import DONE, UNDONE, EndProcess, intend, settle, settle_left
-from atoll.microkernel.records import (
+from atoll.ipc.system.records import (
     TABLES,
     EventRow,
     IntentRow,
@@ -18,6 +16,8 @@ from atoll.microkernel.records import (
     after,
     encode_key,
 )
+from atoll.microkernel.changes import Batch, Changes, Found, load
+from atoll.microkernel.intents import DONE, UNDONE, EndProcess, intend, settle, settle_left
 
 PARTS = st.one_of(
     st.tuples(st.integers(0, 2**64 - 1), st.text()), st.tuples(st.integers(0, 3), st.text("\0\1a\xff"))

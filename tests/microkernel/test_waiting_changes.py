@@ -8,10 +8,10 @@ from typing import Any
 
 import trio
 
+from atoll.ipc.system.records import EventRow
 from atoll.ipc.system.state import Write
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.journal import create
-from atoll.microkernel.records import EventRow
 from atoll.microkernel.store import Store
 
 

@@ -46,6 +46,7 @@ class Server(Serves[Counter]):
 
     @Counter.ticks.serve
     async def ticks(self, after: int = 0) -> AsyncIterator[Tick]:
+        witness.serves(current().badge)
         while True:
             after += 1
             yield Tick(after)
