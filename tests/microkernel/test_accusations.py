@@ -43,7 +43,11 @@ class Ground:
     def fail(self, sentence: str) -> None:
         self.said.append(("ends", sentence))
 
-    def channel(self, client: Party, server: str) -> Channel:
+    def channel(self, channel: Channel, closed: str) -> None:
+        """Its row."""
+        self.said.append(("closed", closed))
+
+    def made(self, client: Party, server: str) -> Channel:
         self.ledger.charge_all(client.account, CHANNEL)
         return self.channels.make(client, server, SMALL)
 
@@ -60,16 +64,20 @@ def ground() -> Iterator[Ground]:
 def test_the_peer_is_blamed_and_the_channel_ends(ground: Ground) -> None:
     client = Party(1, "teller", "all")
     for accuser, blamed in (("teller", "counter"), ("counter", "teller")):
-        channel = ground.channel(client, "counter")
+        channel = ground.made(client, "counter")
         ground.authority.misbehaved(accuser, channel.number, "a length that cannot be")
-        assert ground.said == [("misbehaved", blamed), ("refused", blamed)]
+        assert ground.said == [
+            ("misbehaved", blamed),
+            ("refused", blamed),
+            ("closed", f"{blamed} broke the protocol: a length that cannot be"),
+        ]
         ground.said.clear()
         assert ground.channels.get(channel.number) is None
     client.close()
 
 
 def test_the_kernel_blames_the_server_that_it_calls(ground: Ground) -> None:
-    channel = ground.channel(ground.kernel, "state")
+    channel = ground.made(ground.kernel, "state")
     host: Any = ground.authority._host
     host.misbehaved(channel.number, "a length that cannot be")
     why = "the kernel's channel to state is gone: state broke the protocol: a length that cannot be"
@@ -77,13 +85,14 @@ def test_the_kernel_blames_the_server_that_it_calls(ground: Ground) -> None:
         ("misbehaved", "state"),
         ("refused", "state"),
         ("forgotten", str(channel.number)),
+        ("closed", "state broke the protocol: a length that cannot be"),
         ("ends", why),
     ]
 
 
 def test_nobody_blames_the_peer_of_another_channel(ground: Ground) -> None:
     client = Party(1, "teller", "all")
-    channel = ground.channel(client, "counter")
+    channel = ground.made(client, "counter")
     ground.authority.misbehaved("liar", channel.number, "a length that cannot be")
     assert ground.said == [("refused", "liar")]
     assert ground.channels.get(channel.number) is channel
