@@ -56,6 +56,8 @@ class Fields(Struct, frozen=True, kw_only=True):
     """CLOCK_MONOTONIC seconds."""
     trace: int = 0
     transaction: bytes | None = None
+    key: bytes | None = None
+    """16 bytes, of a call that a step of a workflow makes: the same whenever the step is run again."""
     client: int = 0
     """The channel's number."""
     request: int = 0
@@ -150,6 +152,11 @@ class Call:
         return self.fields.transaction
 
     @property
+    def key(self) -> bytes | None:
+        """The idempotency key, where a step of a workflow calls; None for other calls."""
+        return self.fields.key
+
+    @property
     def client(self) -> int:
         """The number of the channel it came by."""
         return self.fields.client
@@ -182,6 +189,13 @@ class Call:
         if self._log is None:
             self._log = Log(method=self.method, trace=f"{self.trace:016x}")
         return self._log
+
+    def inherit(self, options: Options) -> Options:
+        """The options of a call that its handler makes."""
+        until = self.deadline if options.until is None else options.until
+        if self.deadline is not None and until is not None:
+            until = min(until, self.deadline)
+        return msgspec.structs.replace(options, trace=options.trace or self.trace, until=until)
 
 
 class Inline:
@@ -246,12 +260,7 @@ def in_hand(call: Call | None) -> Iterator[None]:
 def inherited(options: Options) -> Options:
     """The options of a call, with what it takes from the call in hand: the trace id, the lesser deadline."""
     call = current_or_none()
-    if call is None:
-        return options
-    until = call.deadline if options.until is None else options.until
-    if call.deadline is not None and until is not None:
-        until = min(until, call.deadline)
-    return msgspec.structs.replace(options, trace=options.trace or call.trace, until=until)
+    return options if call is None else call.inherit(options)
 
 
 def new_trace() -> int:

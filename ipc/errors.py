@@ -346,6 +346,16 @@ class DrainTimedOut(PeerFault):
         )
 
 
+class WorkflowCancelled(PeerFault):
+    """The workflow was ended before it was done."""
+
+    number = 28
+    workflow: str
+    template = (
+        "workflow {workflow!r} was cancelled: go on with it by `atoll flow resume`, or begin another one"
+    )
+
+
 # our bug ----------------------------------------------------------------------------------------------------
 
 

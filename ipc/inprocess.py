@@ -139,9 +139,10 @@ class Host:
         clock: Clock | None = None,
         seed: int | None = None,
         in_hand: int = IN_HAND,
+        version: str = "",
     ) -> None:
         self.exchange = Exchange()
-        self.endpoint: Endpoint = bind(server, needs, self.exchange)
+        self.endpoint: Endpoint = bind(server, needs, self.exchange, version)
         self.clock: Clock = clock or SystemClock()
         self.name = server.__name__
         self._seed = seed
@@ -202,6 +203,10 @@ class Host:
                 for need in vars(server).values():
                     if getattr(type(need), "__atoll_need__", None) == "keyspace":
                         await nursery.start(need.follow)
+                workflows = self.endpoint.workflows
+                if workflows is not None:
+                    await nursery.start(workflows.run)
+                    workflows.go_on()
                 self._token = trio.lowlevel.current_trio_token()
                 task_status.started()
                 if self.endpoint.runs:
@@ -324,6 +329,7 @@ class Host:
             deadline=request.expires,
             trace=options.trace or context.new_trace(),
             transaction=options.transaction,
+            key=options.key,
             client=transport.number,
             request=number,
             seed=None if self._seed is None else f"{self._seed}/{next(self._delivered)}".encode(),

@@ -21,7 +21,6 @@ its first call. A server whose keyspace is not to be held in memory says `self.r
 
 import random
 import struct
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -34,9 +33,11 @@ from msgspec import Struct
 from . import chance
 from .context import Call, Log, current_or_none
 from .deferred import Deferred
-from .errors import AtollError, Conflict, Overloaded, PeerDied
+from .errors import Conflict, Overloaded, PeerDied
 from .future import Future, wait_for
-from .local_view import LocalView, decode_key, encode_key
+from .local_view import RESERVED, LocalView, after_prefix, decode_key, encode_key
+from .naming import number_of
+from .participation import Part, part_of, when
 from .system.state import AsOf, Committed, Compacted, Expect, Item, State, Write
 from .transaction import Transaction, open_transaction, retried
 
@@ -50,6 +51,7 @@ AHEAD: Final = 16
 _RETRY: Final = 0.05
 """Seconds until a broken feed is asked for again."""
 _identity = struct.Struct(">QQQQI")
+_lasting = struct.Struct(">Q16sII")
 
 
 class Row(Struct, Generic[T], frozen=True):
@@ -158,7 +160,7 @@ class Keyspace(Generic[T]):
         it."""
         start, at = self._prefix, None
         while True:
-            page = await self.state.range(start, _after_prefix(self._prefix), 1000, at)
+            page = await self.state.range(start, after_prefix(self._prefix), 1000, at)
             for item in page.items:
                 self._apply(item)
             # Later pages are read as of now, not of the first one's revision, which would need the right to
@@ -178,7 +180,7 @@ class Keyspace(Generic[T]):
             PeerDied, Overloaded
         ):  # the feed will be asked for again, and say again what it cannot tell
             while True:
-                page = await self.state.range(start, _after_prefix(self._prefix), 1000)
+                page = await self.state.range(start, after_prefix(self._prefix), 1000)
                 at = at or page.revision
                 for item in page.items:
                     self._apply(item)
@@ -194,6 +196,8 @@ class Keyspace(Generic[T]):
             self._answer()
 
     def _apply(self, item: Item) -> None:
+        if item.key >= RESERVED:
+            return
         key = decode_key(item.key[len(self._prefix) :])
         if item.value is None:
             self._view.delete(key, item.revision)
@@ -225,7 +229,7 @@ class Keyspace(Generic[T]):
         done: Deferred[T] = Deferred()
         call = current_or_none()
         if call is not None and call.transaction is not None:
-            self._update_under(call.transaction, key, change, done)
+            self._update_under(part_of(call), key, change, done)
             return done
         raw = self._prefix + encode_key(key)
         id = self._id(call)
@@ -264,7 +268,7 @@ class Keyspace(Generic[T]):
             else:
                 self._replace(raw, self._decode(item.value), item.revision, change, id, note, left, done)
 
-        _when(self.state.get.start(raw), found, done.fail)
+        when(self.state.get.start(raw), found, done.fail)
 
     def _replace(
         self,
@@ -301,14 +305,14 @@ class Keyspace(Generic[T]):
 
         # The stored reply is only looked at when there is an id to find it by.
         reply = packed if id else b""
-        _when(
+        when(
             self.state.commit.start([Write(raw, packed)], [Expect(raw, revision)], id, reply, note),
             committed,
             failed,
         )
 
     def _update_under(
-        self, transaction: bytes, key: str | bytes, change: Callable[[T | None], T], done: Deferred[T]
+        self, part: Part, key: str | bytes, change: Callable[[T | None], T], done: Deferred[T]
     ) -> None:
         raw = self._prefix + encode_key(key)
 
@@ -319,10 +323,10 @@ class Keyspace(Generic[T]):
             except Exception as error:
                 done.fail(error)
                 return
-            joining = self.state.commit.start([Write(raw, packed)], transaction=transaction)
-            _when(joining, lambda _: done.complete(value), done.fail)
+            joining = part.write(self.state, [Write(raw, packed)], self._seen([(key, value, True)]))
+            joining.react(lambda _: done.complete(value), done.fail)
 
-        _when(self.state.read.start(transaction, raw), found, done.fail)
+        part.read(self.state, raw).react(found, done.fail)
 
     def _commit(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Deferred[int]:
         done: Deferred[int] = Deferred()
@@ -332,26 +336,37 @@ class Keyspace(Generic[T]):
             for key, value, present in rows
         ]
         if call is not None and call.transaction is not None:
-            joining = self.state.commit.start(writes, transaction=call.transaction)
-            _when(joining, lambda _: done.complete(0), done.fail)
+            joining = part_of(call).write(self.state, writes, self._seen(rows))
+            joining.react(lambda _: done.complete(0), done.fail)
             return done
+
+        seen = self._seen(rows)
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated:
                 self._once_seen(outcome.revision, lambda: done.complete(outcome.revision))
                 return
-            if self._loaded:
-                for key, value, present in rows:
-                    name = key if isinstance(key, str) else decode_key(key)
-                    if present:
-                        self._view.wrote(name, value, outcome.revision)  # type: ignore[arg-type]
-                    else:
-                        self._view.erased(name, outcome.revision)
+            seen(outcome.revision)
             done.complete(outcome.revision)
 
         note = "" if call is None else call.method
-        _when(self.state.commit.start(writes, [], self._id(call), b"", note), committed, done.fail)
+        when(self.state.commit.start(writes, [], self._id(call), b"", note), committed, done.fail)
         return done
+
+    def _seen(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Callable[[int], None]:
+        """What brings own writes into the view, once they are committed at a revision."""
+
+        def seen(revision: int) -> None:
+            if not self._loaded:
+                return
+            for key, value, present in rows:
+                name = key if isinstance(key, str) else decode_key(key)
+                if present:
+                    self._view.wrote(name, value, revision)  # type: ignore[arg-type]
+                else:
+                    self._view.erased(name, revision)
+
+        return seen
 
     def _once_seen(self, revision: int, answer: Callable[[], None]) -> None:
         """Answer a repeated delivery when the view has come as far as what the earlier one committed. What that was, only
@@ -378,6 +393,9 @@ class Keyspace(Generic[T]):
         before, ordinal = self._ordinal
         ordinal = ordinal + 1 if before is call else 0
         self._ordinal = (call, ordinal)
+        if call.key is not None:
+            # The call of a workflow's step: the same again in whichever boot, by whichever channel, it is repeated.
+            return _lasting.pack(call.badge, call.key, number_of(call.method), ordinal)
         return _identity.pack(self._boot, call.client, call.badge, call.request, ordinal)
 
     # asking the store
@@ -396,7 +414,7 @@ class Keyspace(Generic[T]):
         raw = self._prefix + encode_key(key)
         call = current_or_none()
         if call is not None and call.transaction is not None and as_of is None:
-            item = await self.state.read(call.transaction, raw)
+            item = await settled(part_of(call).read(self.state, raw))
         else:
             item = await self.state.get(raw, as_of)
         return self._row_of(item)
@@ -425,7 +443,7 @@ class Keyspace(Generic[T]):
 
         Long ranges come in pages; only with `as_of` are all pages of one state."""
         first = self._prefix + encode_key(start)
-        last = _after_prefix(self._prefix) if end is None else self._prefix + encode_key(end)
+        last = after_prefix(self._prefix) if end is None else self._prefix + encode_key(end)
         left = limit
         while left is None or left > 0:
             page = await self.state.range(
@@ -453,10 +471,11 @@ class Keyspace(Generic[T]):
         """Every transaction after a revision that wrote here, in order, without a gap; then those to come.
         Without the right `history` a row that was written again since comes as it is now."""
         async for change in self.state.watch(after, self._prefix):
-            rows = [self._row(item) for item in change.items]
-            yield RowChange(
-                change.revision, change.time, rows, change.provenance.note, change.provenance.call
-            )
+            rows = [self._row(item) for item in change.items if item.key < RESERVED]
+            if rows:
+                yield RowChange(
+                    change.revision, change.time, rows, change.provenance.note, change.provenance.call
+                )
 
     def transaction(self, *, deadline: float = 10.0) -> AbstractAsyncContextManager[Transaction[T]]:
         """Reads and writes of one moment; committed at the end of the block, given up if it raises. Under a
@@ -505,34 +524,3 @@ class Past(Generic[T]):
         reverse: bool = False,
     ) -> AsyncIterator[Row[T]]:
         return self._keyspace.range(start, end, limit=limit, as_of=self._moment, reverse=reverse)
-
-
-def _after_prefix(prefix: bytes) -> bytes:
-    """The first key that no key with the prefix reaches; empty: the end of the keyspace."""
-    stripped = prefix.rstrip(b"\xff")
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b""
-
-
-def _when(future: Future[R], succeed: Callable[[R], None], failed: Callable[[Exception], None]) -> None:
-    """Has one of the two called when the reply is in: on this thread, whichever one completes replies."""
-    home = threading.get_ident()
-    token = trio.lowlevel.current_trio_token() if trio.lowlevel.in_trio_run() else None
-
-    def react() -> None:
-        try:
-            value = future.result()
-        except AtollError as error:
-            failed(error)
-        else:
-            succeed(value)
-
-    def notify() -> None:
-        if token is None or threading.get_ident() == home:
-            react()
-            return
-        try:
-            token.run_sync_soon(react)
-        except trio.RunFinishedError:
-            return  # the loop whose Deferred this was has ended, and with it whoever waited
-
-    future.raw.add_done_callback(notify)

@@ -9,15 +9,31 @@ Keys come back as `str` (UTF-8, with lone surrogates for bytes that are none, as
 """
 
 from collections.abc import ItemsView, Iterator
-from typing import Generic, TypeVar, overload
+from typing import Final, Generic, TypeVar, overload
+
+from .errors import BadRequest
 
 T = TypeVar("T")
 D = TypeVar("D")
 
 
+RESERVED: Final = b"\xff"
+"""Keys of a keyspace from here on are the SDK's own: its rows lie beside those of the server that they belong to, so that
+both are written in one commit. No UTF-8 begins so."""
+
+
 def encode_key(key: str | bytes) -> bytes:
-    """A key as the store has it."""
-    return key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+    """A key as the store has it. `BadRequest` for one of the SDK's own."""
+    raw = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+    if raw >= RESERVED:
+        raise BadRequest("a keyspace's key", "one that begins with another byte than 0xff", repr(raw[:20]))
+    return raw
+
+
+def after_prefix(prefix: bytes) -> bytes:
+    """The first key that no key with the prefix reaches."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else RESERVED
 
 
 def decode_key(key: bytes) -> str:

@@ -54,11 +54,6 @@ class MemoryStore:
         return Keyspace(self.state(badge), kind)
 
 
-def memory_keyspace(kind: type[T]) -> Keyspace[T]:
-    """A keyspace in a store of its own; `MemoryStore.keyspace` gives several in one."""
-    return MemoryStore().keyspace(kind)
-
-
 def _finish_at_once(coroutine: Coroutine[Any, Any, None]) -> None:
     """Runs a coroutine that awaits nothing which is not there."""
     try:

@@ -33,8 +33,12 @@ import msgspec
 from msgspec import Struct
 
 from .dispatch import Run, build_run
+from .durable.method import DurableMethod
+from .durable.queues import Queue
+from .durable.workflows import Workflows
 from .errors import BadRequest
 from .interface import SERVED, Interface, Method, methods
+from .keyspace import Keyspace
 from .method import MethodSpec
 from .transport import Translator
 
@@ -102,6 +106,9 @@ class Serves(Generic[*Ts]):
         cls.handlers = found
         _check_complete(cls)
 
+    queues: ClassVar[Mapping[str, Queue]] = {}
+    """Of its durable methods, by name."""
+
     async def start(self) -> None:
         """Before the first call."""
 
@@ -117,6 +124,11 @@ class Serves(Generic[*Ts]):
 
     def take_over(self, state: bytes) -> None:
         """Before `start` of the next version: what `hand_over` gave."""
+
+    def may_go_on(self, method: str, version: str) -> bool:
+        """Whether a workflow of this durable method (`Interface.method`), which that other version of the package has
+        begun, goes on here. It must ask for the same steps as far as they have been recorded."""
+        return False
 
 
 def _check_complete(server: type[Any]) -> None:
@@ -158,19 +170,25 @@ class Entry:
 class Endpoint:
     """One server instance with its needs; `table` is in the order of the interfaces and their methods."""
 
-    def __init__(self, server: Serves[Any], translator: Translator | None) -> None:
+    def __init__(self, server: Serves[Any], translator: Translator | None, version: str = "") -> None:
+        """`version`: of the server's package, as its workflows remember it."""
         self.server = server
         self.interfaces = list(server.interfaces)
+        self.workflows = _workflows(server, version)
         self.table = [
             Entry(
                 method.spec,
                 interface,
-                build_run(method.spec, getattr(server, server.handlers[method]), translator),
+                build_run(method.spec, self._handler(method), translator),
             )
             for interface in server.interfaces
             for method in methods(interface)
         ]
         self.by_number = {entry.spec.number: entry for entry in self.table}
+
+    def _handler(self, method: Method) -> Any:
+        handler = getattr(self.server, self.server.handlers[method])
+        return handler if self.workflows is None else self.workflows.served(method, handler)
 
     @property
     def runs(self) -> bool:
@@ -180,6 +198,27 @@ class Endpoint:
     @property
     def accepts_handover(self) -> bool:
         return type(self.server).take_over is not Serves.take_over
+
+
+def _workflows(server: Serves[Any], version: str) -> Workflows | None:
+    """Those of a server with durable methods. They lie in its first keyspace."""
+    durable = {
+        method: getattr(server, attribute)
+        for method, attribute in server.handlers.items()
+        if isinstance(method, DurableMethod)
+    }
+    if not durable:
+        return None
+    bound = (getattr(server, need.name, None) for need in needs(type(server)) if need.kind == "keyspace")
+    rows = next((each for each in bound if isinstance(each, Keyspace)), None)
+    if rows is None:
+        raise TypeError(
+            f"{type(server).__name__} has durable methods and no keyspace to keep their workflows in: "
+            "give it one (`rows: Keyspace[...]`)"
+        )
+    return Workflows(
+        rows.state, durable, server.queues, boot=rows.boot, version=version, may_go_on=server.may_go_on
+    )
 
 
 def needs(server: type[Serves[Any]]) -> list[Need]:
@@ -230,7 +269,10 @@ def read_config(need: Need, packed: bytes, where: str) -> Config:
 
 
 def bind(
-    server: type[Serves[Any]], given: Mapping[str, object], translator: Translator | None = None
+    server: type[Serves[Any]],
+    given: Mapping[str, object],
+    translator: Translator | None = None,
+    version: str = "",
 ) -> Endpoint:
     """An instance with its needs. TypeError names a need that is not given, or something given that is no
     need."""
@@ -256,4 +298,4 @@ def bind(
                 f"{server.__name__}.{name} ({need.kind}) is not bound: give it in the image, or as a need"
             )
         setattr(instance, name, value)
-    return Endpoint(instance, translator)
+    return Endpoint(instance, translator, version)

@@ -21,7 +21,7 @@ from .capability import Cap
 from .faults import Delay, Drop, Fault, FaultyTransport, Overload
 from .inprocess import IN_HAND, Host, HostThread, InProcess
 from .interface import Interface, rights
-from .memory_store import memory_keyspace
+from .memory_store import MemoryStore
 from .serve import Config, Serves
 
 __all__ = ["Delay", "Drop", "FaultyTransport", "Overload", "Running", "VirtualClock", "node", "running"]
@@ -134,20 +134,23 @@ def running(
     clock: VirtualClock | None = None,
     seed: int | None = None,
     in_hand: int = IN_HAND,
+    version: str = "",
 ) -> Iterator[Running]:
     """A server in this process. `config` binds its only configuration; `needs` the other needs by name;
     `seed` makes the chance of its calls repeatable; `in_hand`: how many calls it takes at once before
-    `Overloaded`."""
+    `Overloaded`; `version`: of its package, as workflows remember it."""
     given: dict[str, object] = dict(needs or {})
+    store: MemoryStore | None = None  # one for all: a transaction may span keyspaces
     for need in serve.needs(server):
         if need.kind == "config" and config is not None and need.name not in given:
             given[need.name] = config
             config = None
         elif need.kind == "keyspace" and need.name not in given:
-            given[need.name] = memory_keyspace(need.type)
+            store = store or MemoryStore()
+            given[need.name] = store.keyspace(need.type, need.name)
     if config is not None:
         raise TypeError(f"{server.__name__} has no configuration to bind: leave out config=")
-    host = Host(server, given, clock=clock, seed=seed, in_hand=in_hand)
+    host = Host(server, given, clock=clock, seed=seed, in_hand=in_hand, version=version)
     thread = HostThread(host, clock)
     thread.start()
     try:

@@ -8,7 +8,7 @@ savepoint, at the end.
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, Final, Generic, NoReturn, TypeVar
+from typing import Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -18,8 +18,9 @@ from .context import current_or_none
 from .errors import Aborted, BadRequest, Conflict
 from .future import Payload, RawReply
 from .interface import Interface
-from .local_view import decode_key, encode_key
+from .local_view import after_prefix, decode_key, encode_key
 from .method import MethodSpec
+from .participation import Part, part_of
 from .system.state import State, Write
 from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
@@ -68,8 +69,8 @@ class Transaction(Generic[T]):
         """Keys and values in start <= key < end (empty: to the end), `limit` at most; nothing may appear
         among them until the end."""
         await self._tell()
-        first, last = self._prefix + encode_key(start), self._prefix + encode_key(end) if end else b""
-        page = await self.state.scan(self.id, first, last, limit)
+        last = self._prefix + encode_key(end) if end else after_prefix(self._prefix)
+        page = await self.state.scan(self.id, self._prefix + encode_key(start), last, limit)
         return [
             (decode_key(item.key[len(self._prefix) :]), self._decode(item.value))
             for item in page.items
@@ -98,7 +99,7 @@ class Transaction(Generic[T]):
 
         Only awaited calls, one at a time: a call's writes could not be told from another's that runs beside
         it."""
-        return bind(type(proxy), _Shared(self, transport_of(proxy)), options_of(proxy))
+        return shared(self, proxy)
 
     async def part(self) -> bytes:
         """The right to take part for as long as one call lasts; `join` or `retract` at the store ends it."""
@@ -132,9 +133,9 @@ async def _opened(
 
 @asynccontextmanager
 async def _within(
-    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, whole: bytes
+    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, part: Part
 ) -> AsyncIterator[Transaction[T]]:
-    transaction = Transaction(state, await state.share(whole), encode, decode, prefix)
+    transaction = Transaction(state, await state.share(await part.whole()), encode, decode, prefix)
     try:
         yield transaction
         await transaction._tell()
@@ -156,7 +157,7 @@ def open_transaction(
     """See `Keyspace.transaction`."""
     call = current_or_none()
     if call is not None and call.transaction is not None:
-        return _within(state, encode, decode, prefix, call.transaction)
+        return _within(state, encode, decode, prefix, part_of(call))
     return _opened(state, encode, decode, prefix, deadline)
 
 
@@ -181,10 +182,23 @@ async def retried(
     raise BadRequest("retry: attempts", "at least 1", str(attempts))
 
 
+class Shares(Protocol):
+    """A transaction that others take part in, call by call."""
+
+    state: State
+
+    async def part(self) -> bytes: ...
+
+
+def shared(transaction: Shares, proxy: I) -> I:
+    """See `Transaction.share`."""
+    return bind(type(proxy), _Shared(transaction, transport_of(proxy)), options_of(proxy))
+
+
 class _Shared:
     """A transport whose calls are savepoints of a transaction."""
 
-    def __init__(self, transaction: Transaction[Any], inner: Transport) -> None:
+    def __init__(self, transaction: Shares, inner: Transport) -> None:
         self._transaction = transaction
         self._inner = inner
         self._in_hand = ""

@@ -22,6 +22,8 @@ class Options(Struct, frozen=True, kw_only=True):
     trace: int = 0
     """0: a new one."""
     transaction: bytes | None = None
+    key: bytes | None = None
+    """16 bytes that stand for this call whenever it is made: what a step of a workflow calls."""
     request: int = 0
     """0: the transport gives it a number; else a repetition of the request with that number."""
 

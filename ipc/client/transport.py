@@ -19,7 +19,8 @@ from .channel import LENGTH, VIEWS, ClientChannel
 from .pending import NANOSECONDS, Pending, Site
 from .stream import ChannelStream
 
-_CONTEXT_BLOCK = 64
+_ID, _CONTEXT_BLOCK = 16, 64
+"""`struct context` of layout.h begins with two ids; what is all zero is not there."""
 
 
 class ChannelTransport:
@@ -164,5 +165,8 @@ def _circumstances(method: MethodSpec, options: Options) -> tuple[int, int, byte
         if end is None or end <= now:
             raise DeadlineExceeded(method.label, options.deadline)
         until = int(end * NANOSECONDS)
-    block = None if not options.transaction else options.transaction.ljust(_CONTEXT_BLOCK, b"\0")
+    block = None
+    if options.transaction or options.key:
+        named = (options.transaction or b"").ljust(_ID, b"\0") + (options.key or b"")
+        block = named.ljust(_CONTEXT_BLOCK, b"\0")
     return until, options.trace, block, options.deadline

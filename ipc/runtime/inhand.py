@@ -9,9 +9,13 @@ import trio
 from atoll.ipc.errors import AtollError
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.streams import Receiver, Sender, cost
-from atoll.native import Kind
+from atoll.native import Kind, ffi
 
 from .shares import Client
+
+CONTEXT = 2
+"""FLAG_CONTEXT of layout.h: a context block came with the message."""
+_ID = 16
 
 
 class Origin:
@@ -38,6 +42,15 @@ class Origin:
         self.generation: int = message.generation
         self.rights: int = message.rights
         self.deadline: int = message.deadline
+
+
+def carried(message: Any) -> dict[str, bytes | None]:
+    """What a message's context block names: fields of `context.Fields`. All zero: not there."""
+    if not message.flags & CONTEXT:
+        return {}
+    named = bytes(ffi.buffer(message.context, 2 * _ID))
+    transaction, key = named[:_ID], named[_ID:]
+    return {"transaction": transaction if any(transaction) else None, "key": key if any(key) else None}
 
 
 class InHand:

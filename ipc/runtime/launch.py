@@ -172,6 +172,8 @@ class Process:
                 for keyspace in vars(endpoint.server).values():
                     if isinstance(keyspace, Keyspace):
                         await nursery.start(keyspace.follow)
+                if endpoint.workflows is not None:
+                    await nursery.start(endpoint.workflows.run)
                 self._begin(nursery, endpoint)
                 await self._ended.wait()
                 nursery.cancel_scope.cancel()
@@ -244,7 +246,7 @@ class Process:
             for name, need in start.needs.items()
             if name in wanted
         }
-        return bind(server, given, Translation(self.deliveries, self._peer))
+        return bind(server, given, Translation(self.deliveries, self._peer), start.version)
 
     def _peer(self) -> int:
         """The channel of the call in hand; 0 outside of any."""
@@ -290,8 +292,7 @@ class Process:
             nursery.start_soon(endpoint.server.run)
         self._ready(endpoint)
         if not self.start.handover:
-            self.loop.tell_clients()
-            self.loop.drain(False)
+            self._serve(self.loop)
 
     # the kernel's packets ---------------------------------------------------------------------------------------------
 
@@ -328,8 +329,7 @@ class Process:
                 self._taken_over.set()
             case control.Resume():
                 loop.take_back()
-                loop.tell_clients()
-                loop.drain(False)
+                self._serve(loop)
             case control.Stop(deadline=deadline):
                 self._drain(loop)
                 await self._settled(loop, deadline)
@@ -375,9 +375,18 @@ class Process:
                 raise RuntimeError(f"an unexpected packet: {type(message).__name__}")
 
     @staticmethod
+    def _serve(loop: ServeLoop) -> None:
+        loop.tell_clients()
+        loop.drain(False)
+        if loop.endpoint.workflows is not None:
+            loop.endpoint.workflows.go_on()
+
+    @staticmethod
     def _drain(loop: ServeLoop) -> None:
         loop.drain(True)
         loop.let_streams_go()
+        if loop.endpoint.workflows is not None:
+            loop.endpoint.workflows.pause()
 
     @staticmethod
     async def _settled(loop: ServeLoop, deadline: int) -> None:

@@ -41,7 +41,7 @@ from atoll.ipc.system.control import OpenChannel
 from atoll.native import SHORT_BITS, Kind, Op, Refusal, ffi, lib
 
 from . import trio_inside
-from .inhand import InHand, Origin
+from .inhand import InHand, Origin, carried
 from .replies import Replies
 from .tasks import Tasks
 
@@ -496,7 +496,7 @@ class ServeLoop:
             service=_SERVICES[message.lane],
             deadline=message.deadline / NANOSECONDS if message.deadline else None,
             trace=message.trace or (message.channel << 40 | message.request),
-            transaction=bytes(ffi.buffer(message.context, 16)) if message.flags & 2 else None,
+            **carried(message),
             client=message.channel,
             request=message.request,
         )

@@ -134,6 +134,11 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
         ),
     ),
     (
+        errors.WorkflowCancelled("order-17"),
+        PeerFault,
+        "workflow 'order-17' was cancelled: go on with it by `atoll flow resume`, or begin another one",
+    ),
+    (
         InternalFault("Counter.add", "ZeroDivisionError: x"),
         InternalFault,
         (

@@ -1,0 +1,111 @@
+"""What a step does to the store: collected while it runs, committed with the record that it ran.
+
+Reads are of now, and what was read must still be so at the commit: a step that meets others' writes there is run
+again. A step that writes in one keyspace only, that of the workflows, costs one commit. Where others take part, other
+keyspaces or servers, there is a transaction at the store.
+
+To the store all of this is nobody's call: the calls of a step are counted, and these are not the step's own.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from atoll.ipc.context import in_hand
+from atoll.ipc.deferred import Deferred
+from atoll.ipc.participation import when
+from atoll.ipc.system.state import Committed, Expect, Item, Range, State, Write
+
+DEADLINE: Final = 300.0
+"""Seconds for which a step's transaction may be open, from where it first takes in another server or keyspace."""
+
+
+class _Touched:
+    """What a step did in one keyspace and has not told the store."""
+
+    __slots__ = ("reads", "state", "writes")
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.reads: dict[bytes, int] = {}
+        self.writes: dict[bytes, Write] = {}
+
+
+class Effects:
+    """Of one attempt of one step; `state` is the capability by which it is committed."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._touched: dict[int, _Touched] = {}
+        self._seen: list[Callable[[int], None]] = []
+        self._transaction: bytes | None = None
+
+    def _of(self, state: State) -> _Touched:
+        found = self._touched.get(id(state))
+        if found is None:
+            found = self._touched[id(state)] = _Touched(state)
+        return found
+
+    def read(self, state: State, key: bytes) -> Deferred[Item | None]:
+        touched = self._of(state)
+        own = touched.writes.get(key)
+        if own is not None:
+            return Deferred.resolved(Item(key, own.value, 0, 0))
+        done: Deferred[Item | None] = Deferred()
+        if self._transaction is not None:
+            with in_hand(None):
+                when(state.read.start(self._transaction, key), done.complete, done.fail)
+            return done
+
+        def found(item: Item | None) -> None:
+            touched.reads.setdefault(key, 0 if item is None else item.revision)
+            done.complete(item)
+
+        with in_hand(None):
+            when(state.get.start(key), found, done.fail)
+        return done
+
+    def write(self, state: State, writes: list[Write], seen: Callable[[int], None]) -> Deferred[None]:
+        self._of(state).writes |= {write.key: write for write in writes}
+        self._seen.append(seen)
+        return Deferred.resolved(None)
+
+    async def whole(self) -> bytes:
+        with in_hand(None):
+            if self._transaction is None:
+                self._transaction = await self.state.begin(DEADLINE)
+            await self._tell(self._transaction)
+        return self._transaction
+
+    async def part(self) -> bytes:
+        """For one call of another server; see `Transaction.share`."""
+        whole = await self.whole()
+        with in_hand(None):
+            return await self.state.share(whole)
+
+    async def _tell(self, transaction: bytes) -> None:
+        touched, self._touched = list(self._touched.values()), {}
+        for each in touched:
+            expects: list[Expect | Range] = [Expect(*read) for read in each.reads.items()]
+            await each.state.commit(list(each.writes.values()), expects, transaction=transaction)
+
+    async def commit(self, record: list[Write], expects: list[Expect | Range], note: str) -> Committed:
+        """All that was done, and the record of it, or nothing. Raises `Conflict`, `Aborted`, and what a commit
+        raises."""
+        if self._transaction is None and all(each.state is self.state for each in self._touched.values()):
+            own = self._of(self.state)
+            checks = [*expects, *[Expect(*read) for read in own.reads.items()]]
+            outcome = await self.state.commit([*own.writes.values(), *record], checks, note=note)
+        else:
+            transaction = await self.whole()
+            await self.state.commit(record, expects, transaction=transaction)
+            outcome = await self.state.finish(transaction, note=note)
+            self._transaction = None
+        for seen in self._seen:
+            seen(outcome.revision)
+        return outcome
+
+    def forget(self) -> None:
+        """Nothing of it is to be; also when cancelled."""
+        if self._transaction is not None:
+            with in_hand(None):
+                self.state.abort.cast(self._transaction)

@@ -1,0 +1,484 @@
+"""The workflows of one server: begun by calls, taken up again at a start, watched for what others write to their rows.
+
+The rows decide, not this process's memory: whoever may write the keyspace cancels a workflow, resumes or forks it by a
+write (`administration.py`), and the feed brings that here. A server that is about to be swapped runs no further step
+(`pause`); if it serves on after all it takes up what it finds (`go_on`), as its next version would have.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from atoll.ipc import chance, clock
+from atoll.ipc.context import Call, Log, current
+from atoll.ipc.deferred import Deferred
+from atoll.ipc.errors import AtollError, BadRequest, Conflict, NotFound, WorkflowCancelled
+from atoll.ipc.errors import decode as decode_error
+from atoll.ipc.interface import Method
+from atoll.ipc.keyspace import settled
+from atoll.ipc.local_view import after_prefix
+from atoll.ipc.method import MethodSpec
+from atoll.ipc.system.state import Expect, Item, Range, State, Write
+
+from .execution import FIRST_PAUSE, LONGEST_PAUSE, PAGE, Execution, Handler, ending, persistently
+from .method import DurableMethod, Start
+from .queues import Admission, Queue, Waiting
+from .rows import (
+    ENDED,
+    OPEN,
+    QueueRow,
+    WorkflowRow,
+    done_key,
+    encode,
+    name_in,
+    name_of,
+    named,
+    open_key,
+    queue_key,
+    queue_of,
+    unique_key,
+    workflow_of,
+)
+
+RUNS_MOST: Final = 100
+"""So often a workflow is taken up; then it is parked, since it may be what ends its server."""
+
+MayGoOn = Callable[[str, str], bool]
+
+
+class Workflows:
+    """Of one server instance. `may_go_on(method, version)`: whether workflows that an earlier version has begun go on."""
+
+    def __init__(
+        self,
+        state: State,
+        handlers: Mapping[DurableMethod[Any, Any], Handler],
+        queues: Mapping[str, Queue],
+        *,
+        boot: int,
+        version: str,
+        may_go_on: MayGoOn,
+    ) -> None:
+        self._state = state
+        self._handlers = {method.spec.label: (method.spec, handler) for method, handler in handlers.items()}
+        self._durable: dict[Method, DurableMethod[Any, Any]] = {
+            part: method
+            for method in handlers
+            for part in (method, method.begin, method.result, method.cancel)
+        }
+        self._boot = boot
+        self._version = version
+        self._may_go_on = may_go_on
+        self._executor = chance.token(8)
+        self._executions: dict[str, Execution] = {}
+        self._open: dict[str, tuple[WorkflowRow, int]] = {}
+        """Those that have not ended, with the revision of their rows."""
+        self._waiters: defaultdict[str, list[Deferred[WorkflowRow]]] = defaultdict(list)
+        self._queues = {"": Queue(), **queues}
+        self._admissions: dict[str, Admission] = {}
+        self._nursery: trio.Nursery | None = None
+        self._going = trio.Event()
+        self._changed = trio.Event()
+
+    # calls -----------------------------------------------------------------------------------------------------------
+
+    def served(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """What a call of a method runs: for durable ones, what begins, awaits or ends a workflow."""
+        durable = self._durable.get(method)
+        if durable is None:
+            return handler
+        spec = durable.spec
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            id = await self._begin(spec, Start(), spec.arguments(*args, **kwargs))
+            return await self._result(spec, id)
+
+        async def begin(workflow: Start, *args: Any, **kwargs: Any) -> str:
+            return await self._begin(spec, workflow, spec.arguments(*args, **kwargs))
+
+        async def result(id: str) -> Any:
+            return await self._result(spec, id)
+
+        async def cancel(id: str) -> None:
+            await self._cancel(spec, id)
+
+        if method is durable:
+            return call
+        if method is durable.begin:
+            return begin
+        return result if method is durable.result else cancel
+
+    async def _begin(self, spec: MethodSpec, start: Start, arguments: msgspec.Struct) -> str:
+        call = current()
+        if call.transaction is not None:
+            raise BadRequest(
+                f"{spec.label} under a transaction", "a call of its own", "a part of a transaction"
+            )
+        row = self._row(spec, start, encode(arguments), call)
+        writes = [Write(open_key(row.name), encode(row))]
+        expects: list[Expect | Range] = [Expect(open_key(row.name), 0), Expect(done_key(row.name), 0)]
+        if row.deduplication:
+            key = unique_key(row.queue, row.deduplication)
+            writes.append(Write(key, row.name.encode()))
+            expects.append(Expect(key, 0))
+        note = f"{row.method} {row.id}, begun"
+        try:
+            outcome = await persistently(partial(self._state.commit, writes, expects, note=note))
+        except Conflict:
+            known = await self._look_up(row.name)
+            if known is None:
+                raise BadRequest(
+                    f"{spec.label} in queue {row.queue!r}",
+                    f"no other workflow with the deduplication key {row.deduplication!r}",
+                    "one that has not ended",
+                ) from None
+            if (known.method, known.arguments) != (row.method, row.arguments):
+                raise BadRequest(
+                    f"{spec.label}, workflow {row.id!r}",
+                    "an id that is free, or the method and arguments that it was begun with",
+                    "another method" if known.method != row.method else "other arguments",
+                ) from None
+            if known.token == row.token:
+                await self._look_again(row.name)
+        else:
+            self._meet(row, outcome.revision)
+        return row.id
+
+    def _row(self, spec: MethodSpec, start: Start, arguments: bytes, call: Call) -> WorkflowRow:
+        if start.id:
+            id = named(f"{spec.label}: id", start.id)
+        elif call.key is not None:
+            id = f"step-{call.key.hex()}"
+        else:
+            id = f"call-{self._boot}-{call.client}-{call.request}"
+        if start.queue not in self._queues:
+            raise NotFound.among("queue", start.queue, filter(None, self._queues))
+        if not 0 <= start.delay < math.inf:
+            raise BadRequest(f"{spec.label}: delay", "seconds, 0 or more", repr(start.delay))
+        now = call.now()
+        at_once = not start.queue and not start.delay
+        return WorkflowRow(
+            id=id,
+            badge=call.badge,
+            method=spec.label,
+            arguments=arguments,
+            status="running" if at_once else "queued",
+            version=self._version,
+            token=call.new_id(),
+            begun=now,
+            rights=tuple(sorted(call.rights)),
+            trace=call.trace,
+            executor=self._executor,
+            runs=1 if at_once else 0,
+            queue=start.queue,
+            priority=start.priority,
+            due=now + start.delay,
+            deduplication=named(f"{spec.label}: deduplicate", start.deduplicate, empty=True),
+            started=now if at_once else 0.0,
+        )
+
+    async def _result(self, spec: MethodSpec, id: str) -> Any:
+        name = name_of(current().badge, id)
+        waiter: Deferred[WorkflowRow] = Deferred()
+        self._waiters[name].append(waiter)
+        try:
+            row = await self._look_up(name)
+            if row is None:
+                raise NotFound("workflow", id, see="atoll flow ls")
+            if row.method != spec.label:
+                raise BadRequest(f"the result of workflow {id!r}", f"a workflow of {spec.label}", row.method)
+            if row.status not in ENDED:
+                row = await settled(waiter)
+        finally:
+            with suppress(ValueError):
+                self._waiters[name].remove(waiter)
+            if not self._waiters[name]:
+                del self._waiters[name]
+        if row.status == "cancelled":
+            raise WorkflowCancelled(id)
+        if row.fault is not None:
+            raise decode_error(row.fault, spec)
+        return msgspec.msgpack.decode(row.reply or b"\xc0", type=spec.result)
+
+    async def _cancel(self, spec: MethodSpec, id: str) -> None:
+        name = name_of(current().badge, id)
+        while True:
+            item = await self._state.get(open_key(name))
+            if item is None or item.value is None:
+                if await self._look_up(name) is None:
+                    raise NotFound("workflow", id, see="atoll flow ls")
+                return
+            row = workflow_of(item.value)
+            if row.method != spec.label:
+                raise BadRequest(f"cancelling workflow {id!r}", f"a workflow of {spec.label}", row.method)
+            ended, writes = ending(row, "cancelled", self._executor)
+            expects: list[Expect | Range] = [Expect(open_key(name), item.revision)]
+            with suppress(Conflict):
+                await persistently(
+                    partial(self._state.commit, writes, expects, note=f"{row.method} {id}, cancelled")
+                )
+                self._end(ended)
+                return
+
+    async def _look_up(self, name: str) -> WorkflowRow | None:
+        """A workflow as its row has it, whether it has ended or not."""
+        for key in (open_key(name), done_key(name), open_key(name)):
+            item = await self._state.get(key)
+            if item is not None and item.value is not None:
+                return workflow_of(item.value)
+        return None
+
+    # life ------------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Workflows run between `go_on` and `pause`."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                await self._going.wait()
+                try:
+                    await self._follow()
+                except AtollError as fault:
+                    Log().warning("workflows wait for the store", reason=str(fault))
+                    await trio.sleep(FIRST_PAUSE)
+
+    def go_on(self) -> None:
+        """The server takes calls from now on."""
+        self._going.set()
+
+    def pause(self) -> None:
+        """The server takes no calls for now, and perhaps never again: no further step is run here."""
+        self._going = trio.Event()
+        self._open.clear()
+        self._admissions.clear()
+        for execution in self._executions.values():
+            execution.stop(at_once=False)
+
+    async def _follow(self) -> None:
+        """What is open, then what changes."""
+        if not self._admissions:
+            self._admissions = {name: await self._admission(name) for name in self._queues}
+        revision = await self._scan()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._admit)
+            async for change in self._state.watch(revision, OPEN):
+                if not self._going.is_set():
+                    break
+                for item in change.items:
+                    await self._arrive(item)
+            nursery.cancel_scope.cancel()
+
+    async def _scan(self) -> int:
+        """Meet all that is open. The revision from which on the feed tells more."""
+        there: set[str] = set()
+        start, revision = OPEN, 0
+        while True:
+            page = await self._state.range(start, after_prefix(OPEN), PAGE)
+            revision = revision or page.revision
+            for item in page.items:
+                there.add(name_in(item.key))
+                self._meet(workflow_of(item.value or b""), item.revision)
+            if not page.more:
+                break
+            start = page.items[-1].key + b"\0"
+        for name in [name for name in self._open if name not in there]:
+            await self._look_again(name)
+        return revision
+
+    async def _arrive(self, item: Item) -> None:
+        """What the feed tells, which may be behind what this process knows: of a workflow that it knows nothing of, only the
+        store can say whether it has ended meanwhile."""
+        name = name_in(item.key)
+        if item.value is None:
+            await self._gone(name)
+        elif name in self._open:
+            self._meet(workflow_of(item.value), item.revision)
+        else:
+            await self._look_again(name)
+
+    async def _look_again(self, name: str) -> None:
+        item = await self._state.get(open_key(name))
+        if item is None or item.value is None:
+            await self._gone(name)
+        elif self._meet(workflow_of(item.value), item.revision) is False:
+            self._act(name)
+
+    def _meet(self, row: WorkflowRow, revision: int) -> bool:
+        """A row as it stands. Whether it is news."""
+        known = self._open.get(row.name)
+        if known is not None and known[1] >= revision:
+            return False
+        if self._going.is_set():
+            self._open[row.name] = row, revision
+            self._act(row.name)
+        return True
+
+    def _act(self, name: str) -> None:
+        """Bring about what the row says."""
+        assert self._nursery is not None
+        row, revision = self._open[name]
+        execution = self._executions.get(name)
+        if execution is not None:
+            if execution.revision != revision:
+                execution.stop(at_once=True)
+            return  # at its end the row is looked at again
+        admission = self._admissions.get(row.queue)
+        if row.status == "queued" and admission is not None:
+            admission.add(Waiting(row.priority, revision, name), row.due)
+            self._changed.set()
+        elif row.status == "running" and row.executor == self._executor:
+            self._take(name, admission)
+            self._execute(row, revision)
+        elif row.status in ("running", "waiting"):
+            if row.status == "running":
+                self._take(name, admission)
+            self._nursery.start_soon(self._claim, name)
+
+    @staticmethod
+    def _take(name: str, admission: Admission | None) -> None:
+        if admission is not None:
+            admission.runs(name)
+
+    # running ---------------------------------------------------------------------------------------------------------
+
+    async def _claim(self, name: str) -> None:
+        """Write that it runs here; or why it does not."""
+        row, revision = self._open.get(name, (None, 0))
+        if row is None:
+            return
+        hindrance = self._hindrance(row)
+        if hindrance:
+            if (row.status, row.reason) == ("waiting", hindrance):
+                return
+            claimed = msgspec.structs.replace(
+                row, status="waiting", reason=hindrance, executor=self._executor
+            )
+        elif row.runs >= RUNS_MOST:
+            reason = f"it was taken up {row.runs} times and has not ended: it may be what ends its server"
+            claimed = msgspec.structs.replace(row, status="parked", reason=reason, executor=self._executor)
+        else:
+            claimed = msgspec.structs.replace(
+                row,
+                status="running",
+                reason="",
+                executor=self._executor,
+                runs=row.runs + 1,
+                version=row.version or self._version,
+                started=row.started or clock.wall(),
+            )
+        more: list[Write] = []
+        if row.status == "queued" and self._queues[row.queue].rate is not None:
+            more.append(
+                Write(queue_key(row.queue), encode(QueueRow(starts=self._admissions[row.queue].starts())))
+            )
+        await self._rewrite(claimed, revision, more)
+
+    async def _rewrite(self, row: WorkflowRow, revision: int, more: Iterable[Write] = ()) -> None:
+        """Replace a row that is at a revision. If it is not, see what it is."""
+        writes = [Write(open_key(row.name), encode(row)), *more]
+        expects: list[Expect | Range] = [Expect(open_key(row.name), revision)]
+        note = f"{row.method} {row.id}, {row.status}"
+        try:
+            outcome = await persistently(partial(self._state.commit, writes, expects, note=note))
+        except Conflict:
+            await self._look_again(row.name)
+            return
+        if row.status != "running":
+            self._release(row)
+        self._meet(row, outcome.revision)
+
+    def _hindrance(self, row: WorkflowRow) -> str:
+        """Why this version of the server does not go on with it; empty: it does."""
+        if row.method not in self._handlers:
+            return f"this version of the server has no durable method {row.method}"
+        if row.version in ("", self._version) or self._may_go_on(row.method, row.version):
+            return ""
+        return (
+            f"version {row.version} of the server has begun it, and version {self._version} does not say that it goes on "
+            f"with that: swap back, or let it go on with `atoll flow resume`"
+        )
+
+    def _execute(self, row: WorkflowRow, revision: int) -> None:
+        assert self._nursery is not None
+        spec, handler = self._handlers[row.method]
+        execution = Execution(self._state, row, revision, spec, fresh=row.runs == 1)
+        self._executions[row.name] = execution
+        self._nursery.start_soon(self._run, execution, handler)
+
+    async def _run(self, execution: Execution, handler: Handler) -> None:
+        row = execution.row
+        ended = None
+        try:
+            ended = await execution.run(handler)
+        except AtollError as fault:
+            # Its rows cannot be read or written, for a reason that does not go away by itself.
+            Log().error("a workflow was left where it is", workflow=row.name, reason=str(fault))
+            await trio.sleep(LONGEST_PAUSE)
+        finally:
+            del self._executions[row.name]
+        if ended is not None:
+            self._end(ended)
+        elif execution.parked:
+            Log().error("a workflow is parked", workflow=row.name, reason=execution.parked)
+            parked = msgspec.structs.replace(row, status="parked", reason=execution.parked)
+            await self._rewrite(parked, execution.revision)
+        elif self._going.is_set():
+            await self._look_again(row.name)
+
+    def _end(self, row: WorkflowRow) -> None:
+        """It has ended, durably."""
+        self._open.pop(row.name, None)
+        execution = self._executions.get(row.name)
+        if execution is not None:
+            execution.stop(at_once=True)
+        self._release(row)
+        for waiter in self._waiters.pop(row.name, ()):
+            waiter.complete(row)
+
+    def _release(self, row: WorkflowRow) -> None:
+        admission = self._admissions.get(row.queue)
+        if admission is not None:
+            admission.gone(row.name)
+            self._changed.set()
+
+    async def _gone(self, name: str) -> None:
+        """It is not open any more; whoever ended it."""
+        execution = self._executions.get(name)
+        if name not in self._open and execution is None and name not in self._waiters:
+            return
+        item = await self._state.get(done_key(name))
+        if item is not None and item.value is not None:
+            self._end(workflow_of(item.value))
+            return
+        self._open.pop(name, None)  # deleted by hand
+        if execution is not None:
+            execution.stop(at_once=True)
+
+    # queues ----------------------------------------------------------------------------------------------------------
+
+    async def _admission(self, name: str) -> Admission:
+        queue, starts = self._queues[name], list[float]()
+        if queue.rate is not None:
+            item = await self._state.get(queue_key(name))
+            if item is not None and item.value is not None:
+                starts = queue_of(item.value).starts
+        return Admission(queue, starts)
+
+    async def _admit(self) -> None:
+        """Start what its queue lets start, whenever something has changed or it is time."""
+        assert self._nursery is not None
+        while True:
+            self._changed = trio.Event()
+            now, wakes = clock.wall(), math.inf
+            for admission in self._admissions.values():
+                while (name := admission.next(now)) is not None:
+                    self._nursery.start_soon(self._claim, name)
+                wakes = min(wakes, admission.wakes())
+            with trio.move_on_after(max(0.0, wakes - now)):
+                await self._changed.wait()

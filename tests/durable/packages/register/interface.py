@@ -1,0 +1,14 @@
+from atoll.ipc import Interface, call
+
+
+class Register(Interface):
+    @call("write", once=True)
+    def note(self, key: str) -> int:
+        """Counts it, once by the call's key."""
+
+    @call("write")
+    def enter(self, key: str) -> int:
+        """Counts it, in the caller's transaction."""
+
+    @call("read", idempotent=True)
+    def counts(self) -> dict[str, int]: ...

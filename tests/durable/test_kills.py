@@ -1,0 +1,80 @@
+"""A workflow of twenty steps is killed at each of them: each effect in the store and at another server happens once."""
+
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.durable import Start
+from tests.microkernel.nodes import RealNode, booted
+
+from .nodes import IMAGE, folder_of, hold, kill_server, outside
+from .packages.register.interface import Register
+from .packages.stages.interface import Stages
+
+STEPS = 20
+POINTS = [f"{where} {number}" for number in range(1, STEPS + 1) for where in ("in", "after")]
+
+
+def held_to_one_effect(node: RealNode) -> None:
+    """Of each step there is one effect in the server's own rows, one by a call and one in a transaction at the other server;
+    and whatever it did outside bears one key."""
+    with node.attach() as attached:
+        own = attached.open("stages", Stages).counts.now()
+        theirs = attached.open("register", Register).counts.now()
+    assert own == {f"{number}": 1 for number in range(1, STEPS + 1)}
+    assert theirs == {f"{did} {number}": 1 for number in range(1, STEPS + 1) for did in ("noted", "entered")}
+    keys = outside(node)
+    assert sorted(keys) == list(range(1, STEPS + 1))
+    assert all(len(by_key) == 1 for by_key in keys.values())
+    assert len({key for by_key in keys.values() for key in by_key}) == STEPS
+
+
+def test_a_server_killed_at_each_step_leaves_one_effect_of_each(tmp_path: Path) -> None:
+    with booted(tmp_path, text=IMAGE) as node:
+        with node.attach() as attached:
+            stages = attached.open("stages", Stages)
+            hold(folder_of(node), POINTS[0])
+            stages.run.begin.now(Start(id="twenty"), STEPS)
+            for following in [*POINTS[1:], ""]:
+                stages.reached.now()
+                hold(folder_of(node), following)
+                kill_server(attached, "stages")
+            assert stages.run.result.now("twenty") == [number**2 for number in range(1, STEPS + 1)]
+        held_to_one_effect(node)
+        assert (
+            max(by_key.total() for by_key in outside(node).values()) == 2
+        )  # in hand when it was killed: again
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["kernel", "server and kernel"])
+def test_a_kernel_killed_between_steps_and_in_one_leaves_one_effect_of_each(
+    tmp_path: Path, both: bool
+) -> None:
+    _through_boots(tmp_path, ["in 1", "after 10", "in 20"], both=both)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("both", [False, True], ids=["kernel", "server and kernel"])
+def test_a_kernel_killed_at_each_step_leaves_one_effect_of_each(tmp_path: Path, both: bool) -> None:
+    _through_boots(tmp_path, POINTS, both=both)
+
+
+def _through_boots(folder: Path, points: list[str], *, both: bool) -> None:
+    node = RealNode(folder, IMAGE)
+    node.boot()
+    hold(folder_of(node), points[0])
+    with node.attach() as attached:
+        attached.open("stages", Stages).run.begin.now(Start(id="twenty"), STEPS)
+    for following in [*points[1:], ""]:
+        with node.attach() as attached:
+            attached.open("stages", Stages).reached.now()
+            hold(folder_of(node), following)
+            if both:
+                kill_server(attached, "stages")
+        node.kill()
+        node.boot()
+    with node.attach() as attached:
+        stages = attached.open("stages", Stages)
+        assert stages.run.result.now("twenty") == [number**2 for number in range(1, STEPS + 1)]
+    held_to_one_effect(node)
+    assert node.stop() == 0

@@ -1,0 +1,192 @@
+"""What a workflow promises, in this process and in a real node alike."""
+
+from uuid import uuid4
+
+import pytest
+
+from atoll.ipc.durable import Start
+from atoll.ipc.durable.rows import OPEN, WorkflowRow, workflow_of
+from atoll.ipc.errors import BadRequest, NotFound, WorkflowCancelled
+from atoll.ipc.local_view import after_prefix
+
+from .conftest import Running
+from .nodes import hold
+from .packages.stages.interface import TooFar
+
+
+@pytest.fixture
+def label() -> str:
+    """The workflow of this test, whatever others have left in the node."""
+    return uuid4().hex[:8]
+
+
+def effects(running: Running, label: str) -> dict[str, int]:
+    """What a workflow has done, by what follows its label."""
+    counts = running.stages.counts.now()
+    return {key.removeprefix(f"{label} "): value for key, value in counts.items() if key.startswith(label)}
+
+
+def row_of(running: Running, id: str) -> WorkflowRow | None:
+    """The row of a workflow that has not ended."""
+    items = running.rows().range.now(OPEN, after_prefix(OPEN)).items
+    return next((row for item in items if (row := workflow_of(item.value or b"")).id == id), None)
+
+
+def until_over(running: Running, id: str, status: str) -> WorkflowRow:
+    """The row of a workflow once it has that status, by the feed."""
+    state = running.rows()
+    for change in state.watch.now(0, OPEN):
+        for item in change.items:
+            row = None if item.value is None else workflow_of(item.value)
+            if row is not None and row.id == id and row.status == status:
+                return row
+    raise AssertionError("the feed ended")
+
+
+def test_a_call_gives_the_result(running: Running, label: str) -> None:
+    assert running.stages.limited.now(label, 3, 9) == 3
+    assert effects(running, label) == {"1": 1, "2": 1, "3": 1}
+
+
+def test_the_result_can_be_had_later_by_the_id(running: Running, label: str) -> None:
+    assert running.stages.limited.begin.now(Start(id=label), label, 2, 9) == label
+    assert running.stages.limited.result.now(label) == 2
+    running.crash()
+    assert running.stages.limited.result.now(label) == 2
+    with pytest.raises(NotFound, match="there is no workflow 'nothing'"):
+        running.stages.limited.result.now("nothing")
+    with pytest.raises(BadRequest, match=r"expected a workflow of Stages.wait, got Stages.limited"):
+        running.stages.wait.result.now(label)
+
+
+def test_what_is_begun_again_under_its_id_runs_once(running: Running, label: str) -> None:
+    for _ in range(2):
+        running.stages.limited.begin.now(Start(id=label), label, 2, 9)
+        assert running.stages.limited.result.now(label) == 2
+    assert effects(running, label) == {"1": 1, "2": 1}
+    with pytest.raises(BadRequest, match="got other arguments"):
+        running.stages.limited.begin.now(Start(id=label), label, 3, 9)
+    with pytest.raises(BadRequest, match="got another method"):
+        running.stages.wait.begin.now(Start(id=label), label)
+
+
+@pytest.mark.parametrize("id", ["a\nb", "x" * 129])
+def test_an_id_is_short_and_printable(running: Running, id: str) -> None:
+    with pytest.raises(BadRequest, match="1 to 128 printable characters"):
+        running.stages.wait.begin.now(Start(id=id), "x")
+
+
+def test_a_declared_failure_is_an_outcome(running: Running, label: str) -> None:
+    running.stages.limited.begin.now(Start(id=label), label, 4, 2)
+    for _ in range(2):
+        with pytest.raises(TooFar) as told:
+            running.stages.limited.result.now(label)
+        assert told.value.step == 3
+        running.crash()
+    assert effects(running, label) == {"1": 1, "2": 1}
+
+
+def test_a_step_with_a_bug_undoes_its_effects_and_is_told_again_as_it_was(
+    running: Running, label: str
+) -> None:
+    hold(running.folder, f"{label} after 2")
+    running.stages.fall.begin.now(Start(id=label), label)
+    assert running.stages.reached.now() == f"{label} after 2"
+    hold(running.folder, "")
+    running.crash()
+    assert "ZeroDivisionError" in running.stages.fall.result.now(label)
+    assert effects(running, label) == {"1": 1}
+
+
+def test_attempts_are_counted_over_a_crash(running: Running, label: str) -> None:
+    hold(running.folder, f"{label} in 3")
+    running.stages.stumble.begin.now(Start(id=label), label, 3)
+    running.stages.reached.now()
+    hold(running.folder, "")
+    running.crash()
+    assert running.stages.stumble.result.now(label) == 4
+    assert effects(running, label) == {"4": 1}
+
+
+def test_a_step_that_fails_too_often_fails_its_workflow(running: Running, label: str) -> None:
+    with pytest.raises(Exception, match=f"{label} has as many calls in hand as it takes"):
+        running.stages.stumble.now(label, 9)
+
+
+def test_a_timer_goes_on_over_a_crash(running: Running, label: str) -> None:
+    hold(running.folder, f"{label} after 1")
+    running.stages.nap.begin.now(Start(id=label), label, 0.05)
+    running.stages.reached.now()
+    hold(running.folder, "")
+    running.crash()
+    assert running.stages.nap.result.now(label) >= 0.05
+    assert effects(running, label) == {"1": 1}
+
+
+def test_time_and_chance_between_steps_are_the_same_again(running: Running, label: str) -> None:
+    hold(running.folder, f"{label} after 1")
+    running.stages.chance.begin.now(Start(id=label), label)
+    running.stages.reached.now()
+    hold(running.folder, "")
+    running.crash()
+    given = running.stages.chance.result.now(label)
+    told = [line for line in (running.folder / "log").read_text().splitlines() if line.startswith(label)]
+    assert told == [f"{label} {given}"] * 2
+    assert len(set(given)) == 4
+
+
+def test_a_workflow_that_asks_for_another_step_is_parked(running: Running, label: str) -> None:
+    hold(running.folder, f"{label} after 2")
+    running.stages.change.begin.now(Start(id=label), label)
+    running.stages.reached.now()
+    (running.folder / "again").touch()
+    running.crash()
+    row = until_over(running, label, "parked")
+    (running.folder / "again").unlink()
+    assert row.reason == (
+        "step 2: expected 'add', as it was recorded, found 'another': "
+        "the workflow does not ask for the same steps as before"
+    )
+    assert effects(running, label) == {"1": 1, "2": 1}
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("write", "reading or writing rows between steps"),
+        ("read", "reading or writing rows between steps"),
+        ("unnamed", "the step '<lambda>': expected a result type"),
+    ],
+)
+def test_what_belongs_into_a_step_is_refused_outside(
+    running: Running, label: str, what: str, sentence: str
+) -> None:
+    with pytest.raises(BadRequest, match=sentence):
+        running.stages.stray.now(label, what)
+
+
+def test_steps_run_one_at_a_time(running: Running, label: str) -> None:
+    with pytest.raises(Exception, match="ExceptionGroup"):
+        running.stages.stray.now(label, "beside")
+
+
+def test_a_workflow_is_cancelled_while_a_step_runs(running: Running, label: str) -> None:
+    running.stages.wait.begin.now(Start(id=label), label)
+    waiting = running.stages.wait.result.start(label)
+    running.stages.wait.cancel.now(label)
+    with pytest.raises(WorkflowCancelled, match=label):
+        waiting.result()
+    running.stages.release.now(label)
+    running.crash()
+    with pytest.raises(WorkflowCancelled):
+        running.stages.wait.result.now(label)
+    running.stages.wait.cancel.now(label)  # once more is no error
+    assert row_of(running, label) is None
+
+
+def test_a_caller_that_gives_up_ends_nothing(running: Running, label: str) -> None:
+    running.stages.wait.begin.now(Start(id=label), label)
+    with pytest.raises(Exception, match="did not end within"):
+        running.stages.with_(deadline=0.05).wait.result.now(label)
+    running.stages.release.now(label)
+    assert running.stages.wait.result.now(label) == label
