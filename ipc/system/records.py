@@ -380,3 +380,15 @@ TABLES: tuple[type[Row], ...] = (
     KeyspaceRow,
     NeedRow,
 )
+
+_BY_LETTER = {table.table: table for table in TABLES}
+
+
+def table_of(key: bytes) -> type[Row]:
+    """The table that a key of the kernel's keyspace is in. KeyError for one of a later release."""
+    return _BY_LETTER[key[:1]]
+
+
+def name_of(table: type[Row]) -> str:
+    """A table as people call it: `process`, `capability`."""
+    return table.__name__.removesuffix("Row").lower()

@@ -13,7 +13,7 @@ import typer
 
 from atoll.ipc.errors import AtollError
 
-from . import authority, calling, exits, life, offline, past, printing, rows, scaffold, watching
+from . import authority, calling, exits, life, offline, past, printing, rows, scaffold, travel, watching
 
 app = typer.Typer(
     name="atoll",
@@ -60,6 +60,9 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "get": rows.get,
         "range": rows.range_,
         "history": rows.history,
+        "blame": travel.blame,
+        "diff": travel.diff,
+        "rollback": travel.rollback,
         "watch": rows.watch,
         "horizons": past.horizons,
         "pins": past.pins,

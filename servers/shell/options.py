@@ -42,6 +42,10 @@ SomeServer = Annotated[
     str, typer.Argument(help="Only this server.", autocompletion=server_names, show_default="all servers")
 ]
 Keyspace = Annotated[str, typer.Argument(help="Name of a keyspace.", autocompletion=keyspace_names)]
+SomeKeyspace = Annotated[
+    str,
+    typer.Argument(help="Only this keyspace.", autocompletion=keyspace_names, show_default="all keyspaces"),
+]
 Key = Annotated[str, typer.Argument(help="A key: text, or 0x and hexadecimal digits.")]
 At = Annotated[
     str,

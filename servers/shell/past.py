@@ -1,22 +1,14 @@
 """Commands on how much of the past is kept: horizons, pins."""
 
-from typing import Annotated
-
 import msgspec
-import typer
 
 from atoll.ipc.attach import connect
 from atoll.ipc.system.state import Horizon, Pin, Retention
 
 from . import printing
-from .options import Json, Node, keyspace_names
+from .options import Json, Node, SomeKeyspace
 from .printing import Column
 from .when import UNITS, clock
-
-SomeKeyspace = Annotated[
-    str,
-    typer.Argument(help="Only this keyspace.", autocompletion=keyspace_names, show_default="all keyspaces"),
-]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import typer
 
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.system.records import after
 from atoll.ipc.system.state import Change, Item, State
 
 from . import printing
@@ -55,12 +56,6 @@ def key_of(text: str) -> bytes:
         return bytes.fromhex(text[2:])
     except ValueError:
         raise BadRequest(where="KEY", expected="0x and pairs of hexadecimal digits", got=text) from None
-
-
-def after_prefix(prefix: bytes) -> bytes:
-    """The first key that lies behind every key with the prefix; empty where there is none."""
-    kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes([kept[-1] + 1]) if kept else b""
 
 
 def value_of(stored: bytes | None) -> object:
@@ -119,7 +114,7 @@ def range_(
     """Print the keys of a range with their values, now or as of a moment."""
     if prefix and (start or end):
         raise BadRequest(where="--prefix", expected="either --prefix or --start and --end", got="both")
-    first, last = (key_of(prefix), after_prefix(key_of(prefix))) if prefix else (key_of(start), key_of(end))
+    first, last = (key_of(prefix), after(key_of(prefix))) if prefix else (key_of(start), key_of(end))
     when = moment(at)
     with opened(keyspace, node) as state:
         page = state.range.now(first, last, limit, when, reverse)

@@ -13,10 +13,11 @@ import pytest
 
 from atoll.ipc import errors
 from atoll.ipc.system.kernel import ConfigBinding, KeyspaceBinding, ServerBinding, SocketBinding
+from atoll.ipc.system.records import after
 from atoll.servers.shell import exits, printing
 from atoll.servers.shell.command import run
 from atoll.servers.shell.life import binding
-from atoll.servers.shell.rows import ITEMS, Shown, after_prefix, key_of, value_of
+from atoll.servers.shell.rows import ITEMS, Shown, key_of, value_of
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +194,7 @@ def test_a_wrong_need_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("prefix", "end"), [(b"a", b"b"), (b"a\xff", b"b"), (b"\xff\xff", b""), (b"", b"")])
 def test_the_end_of_a_prefix(prefix: bytes, end: bytes) -> None:
-    assert after_prefix(prefix) == end
+    assert after(prefix) == end
 
 
 def test_keys_and_values_as_a_person_reads_them() -> None:

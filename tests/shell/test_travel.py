@@ -1,0 +1,94 @@
+"""Moments compared, versions traced to whom they are due, keys put back: on a live node, by the command."""
+
+import re
+
+import pytest
+
+from atoll.servers.shell import exits
+
+from .conftest import Shell
+
+
+@pytest.fixture(scope="module")
+def tally(node: Shell) -> Shell:
+    """A server of a person's own that counted rain twice and snow once."""
+    node.said("new", "server", "tally")
+    node.said("load", "tally", "tally", "--level", "process")
+    for key in ("rain", "rain", "snow"):
+        node.said("call", "tally", "add", f'["{key}", 2]')
+    return node
+
+
+def moments(tally: Shell, key: str) -> list[int]:
+    """The revisions at which a key was written, oldest first."""
+    return [row["revision"] for row in reversed(tally.json("history", "tally.rows", key))]
+
+
+def test_what_is_different_between_two_moments(tally: Shell) -> None:
+    first, second = moments(tally, "rain")
+    (row,) = tally.json("diff", "tally.rows", "--from", str(first), "--to", str(second))
+    assert (row["key"], row["before"], row["after"], row["revision"]) == ("rain", 2, 4, second)
+    told = tally.said("diff", "tally.rows", "--from", str(first - 1))
+    assert re.search(r"rain +added 4\n", told) and re.search(r"snow +added 2\n", told)
+    told = tally.said("diff", "tally.rows", "--from", str(first), "--keys", "r")
+    assert "2 -> 4" in told and "snow" not in told
+    assert (
+        tally.said("diff", "tally.rows", "--from", str(second), "--to", str(second))
+        == "nothing is different\n"
+    )
+    assert "before revision" in tally.refused(
+        exits.WRONG_INPUT, "diff", "tally.rows", "--from", str(second), "--to", str(first)
+    )
+
+
+def test_what_is_different_in_the_node_itself(tally: Shell) -> None:
+    before = tally.json("history", "tally.rows", "snow")[0]["revision"]
+    tally.said("freeze", "tally", "--reason", "to see it stand")
+    tally.said("thaw", "tally")
+    rows = tally.json("diff", "kernel", "--from", str(before), "--table", "event")
+    assert [(row["after"]["kind"], row["table"]) for row in rows] == [("freeze", "event"), ("thaw", "event")]
+    assert all(row["key"] == f"1 {row['after']['sequence']}" for row in rows)
+    everything = tally.json("diff", "--from", str(before))
+    assert {row["keyspace"] for row in everything} >= {"kernel"}
+    (server,) = (row for row in tally.json("diff", "--table", "server") if row["key"] == "tally")
+    assert server["before"] is None and server["after"]["level"] == "process"
+    assert "'server'" in tally.refused(exits.NOT_FOUND, "diff", "--table", "serve")
+    assert "--table" in tally.refused(exits.WRONG_INPUT, "diff", "tally.rows", "--table", "server")
+
+
+def test_each_version_is_traced_to_whom_it_is_due(tally: Shell) -> None:
+    newer, older = tally.json("blame", "tally.rows", "rain")
+    assert (older["value"], newer["value"]) == (2, 4)
+    for row in (newer, older):
+        assert row["by"] == "tally" and row["note"] == "Tally.add"
+        assert re.fullmatch(r"@\d+ .+", row["asked"])
+    assert newer["trace"] != older["trace"]
+    assert "'snow'" in tally.refused(exits.NOT_FOUND, "blame", "tally.rows", "snew")
+    (boot,) = tally.json("blame", "kernel", "0x62" + (1).to_bytes(8).hex())
+    assert boot["by"] in ("", "kernel") and boot["value"]["epoch"] == 1
+
+
+def test_keys_are_put_back_as_they_were(tally: Shell) -> None:
+    tally.said("call", "tally", "add", '["hail", 1]')
+    first = moments(tally, "rain")[0]
+    (one, two, three) = tally.json("rollback", "tally.rows", "--to", str(first), "--dry-run")
+    assert [(row["key"], row["before"], row["after"]) for row in (one, two, three)] == [
+        ("hail", 1, None),
+        ("rain", 4, 2),
+        ("snow", 2, None),
+    ]
+    assert tally.said("get", "tally.rows", "rain") == "4\n"
+    done = tally.json("rollback", "tally.rows", "--to", str(first), "--keys", "r")
+    assert done["keys"] == 1
+    assert tally.said("get", "tally.rows", "rain") == "2\n"
+    assert tally.said("call", "tally", "get", '["rain"]') == "2\n"  # its server sees it
+    assert tally.said("get", "tally.rows", "snow") == "2\n"
+    newest = tally.json("blame", "tally.rows", "rain")[0]
+    assert (newest["note"], newest["revision"]) == (f"rollback to {first}", done["revision"])
+    assert newest["by"].startswith("@") and newest["asked"] == ""
+    assert "2 keys are as they were" in tally.said("rollback", "tally.rows", "--to", str(first))
+    assert "snow" in tally.refused(exits.NOT_FOUND, "get", "tally.rows", "snow")
+    assert "nothing to roll back" in tally.said("rollback", "tally.rows", "--to", str(first))
+    tally.said("rollback", "tally.rows", "--to", str(done["revision"] - 1))  # and forth again
+    assert tally.said("call", "tally", "get", '["rain"]') == "4\n"
+    assert "kernel" in tally.refused(exits.WRONG_INPUT, "rollback", "kernel", "--to", "1")
