@@ -1,26 +1,30 @@
-"""Commands that look: ps, top, log, refused, caps, protection, versions."""
+"""Commands that look: ps, top, log, refused, caps, protection, versions, image; at what is, and at what was."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from atoll.ipc.attach import connect
-from atoll.ipc.errors import NotFound
+from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.system import records
 from atoll.ipc.system.kernel import (
     CapabilityRow,
     Kernel,
     LogRow,
     Mechanism,
     ProcessRow,
+    Protection,
     Refusal,
     VersionRow,
     written,
 )
 
 from . import live, printing
-from .options import Json, Node, Server, SomeServer
+from .options import At, Json, Node, Server, SomeServer
 from .printing import Column
+from .then import Protected, Was, then
 from .when import clock, since
 
 VERSION_DIGITS = 8
@@ -58,6 +62,16 @@ PROCESSES: list[Column[ProcessRow]] = [
     Column("REFUSED", lambda row: row.refused, right=True, spare=1),
 ]
 
+THEN: list[Column[Was]] = [
+    Column("SERVER", lambda row: row.server),
+    Column("STATE", lambda row: row.state),
+    Column("PID", lambda row: row.pid or "-", right=True),
+    Column("LEVEL", lambda row: row.level),
+    Column("VERSION", lambda row: row.version[:VERSION_DIGITS], spare=1),
+    Column("STARTED", lambda row: clock(row.started) if row.started else "-"),
+    Column("CRASHES", lambda row: row.crashes, right=True),
+]
+
 CAPABILITIES: list[Column[CapabilityRow]] = [
     Column("NUMBER", lambda row: written(row.number), right=True),
     Column("FROM", lambda row: written(row.parent) if row.parent else "-", right=True),
@@ -93,11 +107,22 @@ VERSIONS: list[Column[VersionRow]] = [
 ]
 
 
-def ps(node: Node = "", as_json: Json = False) -> None:
-    """List the node's servers: state, process, protection level, version."""
+def ps(at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """List the node's servers: state, process, protection level, version; now or as of a moment."""
+    if at:
+        with then(node, at) as past:
+            was = past.servers()
+        printing.rows(was, THEN, as_json, "no servers")
+        reasons(was, as_json)
+        return
     with connect(node=node or None) as attached:
         rows = attached.kernel.ps.now()
     printing.rows(rows, PROCESSES, as_json, "no servers: the image names none")
+    reasons(rows, as_json)
+
+
+def reasons(rows: Sequence[ProcessRow | Was], as_json: bool) -> None:
+    """Why a server is in its state, where that is not plain."""
     for row in rows:
         if row.reason and not as_json:
             printing.say(f"{row.server} is {row.state}: {row.reason}")
@@ -123,10 +148,25 @@ def log(
     server: SomeServer = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
     after: Annotated[int, typer.Option("--after", help="Only lines after this position.", min=0)] = 0,
+    at: At = "",
+    limit: Annotated[
+        int, typer.Option("--limit", help="With --at: at most so many, the last ones.", min=1)
+    ] = 100,
     node: Node = "",
     as_json: Json = False,
 ) -> None:
-    """Print what servers wrote: their log lines, stdout and stderr."""
+    """Print what servers wrote: their log lines, stdout and stderr; with `--at` the last lines up to then, of earlier
+    boots as well."""
+    if at:
+        if follow or after:
+            raise BadRequest(where="--at", expected="neither --follow nor --after", got="both")
+        with then(node, at) as past:
+            lines = past.lines(server, limit)
+        for was in lines:
+            print(printing.json(was) if as_json else line(was))
+        if not lines and not as_json:
+            print(f"no lines{' of ' + server if server else ''} up to {at}")
+        return
     with connect(node=node or None) as attached:
         count = 0
         if follow:
@@ -148,48 +188,81 @@ def known(kernel: Kernel, server: str) -> None:
         raise NotFound.among("server", server, names)
 
 
-def line(row: LogRow) -> str:
+def line(row: LogRow | records.LogRow) -> str:
     fields = "".join(f" {name}={value}" for name, value in row.fields.items())
     return f"{clock(row.time)} {row.server:<12} {row.level:<7} {row.text}{fields}"
 
 
-def refused(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
-    """List what servers tried and were not allowed, with counts."""
-    with connect(node=node or None) as attached:
-        rows = attached.kernel.refused.now(server)
-        if not rows:
-            known(attached.kernel, server)
+def refused(server: SomeServer = "", at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """List what servers tried and were not allowed, with counts; now, or in the boot of a moment up to then."""
+    if at:
+        with then(node, at) as past:
+            rows = past.refusals(server)
+    else:
+        with connect(node=node or None) as attached:
+            rows = attached.kernel.refused.now(server)
+            if not rows:
+                known(attached.kernel, server)
     printing.rows(rows, REFUSALS, as_json, "nothing was refused")
 
 
-def caps(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
-    """List capabilities: who holds which rights on what, and from which it was derived."""
-    with connect(node=node or None) as attached:
-        rows = attached.kernel.caps.now(server)
-        while rows and (more := attached.kernel.caps.now(server, rows[-1].number)):
-            rows += more
-        printing.rows(rows, CAPABILITIES, as_json, "no capabilities")
+def caps(server: SomeServer = "", at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """List capabilities: who holds which rights on what, and from which it was derived; now or as of a moment."""
+    if at:
+        with then(node, at) as past:
+            rows = past.capabilities(server)
+    else:
+        with connect(node=node or None) as attached:
+            rows = attached.kernel.caps.now(server)
+            while rows and (more := attached.kernel.caps.now(server, rows[-1].number)):
+                rows += more
+    printing.rows(rows, CAPABILITIES, as_json, "no capabilities")
 
 
-def versions(server: SomeServer = "", node: Node = "", as_json: Json = False) -> None:
-    """List packages in the node's folder: what `swap --version` can go back to."""
-    with connect(node=node or None) as attached:
-        rows = attached.kernel.versions.now(server)
-        if not rows:
-            known(attached.kernel, server)
+def versions(server: SomeServer = "", at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """List packages in the node's folder: what `swap --version` can go back to; now or as of a moment."""
+    if at:
+        with then(node, at) as past:
+            rows = past.versions(server)
+    else:
+        with connect(node=node or None) as attached:
+            rows = attached.kernel.versions.now(server)
+            if not rows:
+                known(attached.kernel, server)
     printing.rows(rows, VERSIONS, as_json, "no packages were loaded")
 
 
-def show(server: Server, node: Node = "", as_json: Json = False) -> None:
-    """Show what keeps a server in: mechanisms in force, and each weakening with its reason."""
-    with connect(node=node or None) as attached:
-        protection = attached.kernel.protection.now(server)
+def show(server: Server, at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """Show what keeps a server in: mechanisms in force, and each weakening with its reason; now or as of a moment."""
+    protection: Protection | Protected
+    if at:
+        with then(node, at) as past:
+            protection = past.protection(server)
+    else:
+        with connect(node=node or None) as attached:
+            protection = attached.kernel.protection.now(server)
     if as_json:
         print(printing.json(protection))
         return
     wanted = "" if protection.level == protection.wanted else f" (the image wants {protection.wanted})"
     print(f"{server}: level {protection.level}{wanted}")
-    printing.draw(protection.mechanisms, MECHANISMS)
+    if isinstance(protection, Protection):
+        printing.draw(protection.mechanisms, MECHANISMS)
+    else:
+        printing.say(f"in force: {', '.join(protection.mechanisms) or 'nothing'}")
     for weakening in protection.weakenings:
         printing.say(f"weakened: no {weakening.mechanism}: {weakening.reason}")
     sys.stdout.flush()
+
+
+def image(at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """Print the image that the node was booted from; with `--at`, the one that it had been booted from then."""
+    if at:
+        with then(node, at) as past:
+            row = past.image()
+            boot, text, file = past.boot.epoch, row.text, row.file
+    else:
+        with connect(node=node or None) as attached:
+            now = attached.kernel.node.now()
+            boot, text, file = now.boot, now.image, now.image_path
+    printing.answer({"boot": boot, "file": file, "text": text}, text.rstrip("\n"), as_json)

@@ -56,6 +56,48 @@ def test_what_is_different_in_the_node_itself(tally: Shell) -> None:
     assert "--table" in tally.refused(exits.WRONG_INPUT, "diff", "tally.rows", "--table", "server")
 
 
+def head(tally: Shell) -> str:
+    """The last revision now, once everything before it is a row."""
+    tally.said("call", "tally", "add", '["tick", 1]')
+    return str(tally.json("history", "tally.rows", "tick", "--limit", "1")[0]["revision"])
+
+
+def test_the_node_as_it_was(tally: Shell) -> None:
+    """Each view is the same as of a moment as it was then, whatever happened since."""
+    tally.said("freeze", "tally", "--reason", "to see it stand")
+    events = tally.json("diff", "kernel", "--table", "event")
+    frozen = next(str(row["revision"]) for row in reversed(events) if row["after"]["kind"] == "freeze")
+    caps, protection = tally.json("caps", "tally"), tally.json("protection", "show", "tally")
+    versions, image, row = tally.json("versions"), tally.json("image", "show"), tally.row("tally")
+    tally.said("thaw", "tally")
+    between = head(tally)
+    tally.said("swap", "tally", "--level", "seccomp")
+    tally.said("stop", "tally")
+    stopped = str(tally.json("diff", "kernel", "--table", "server")[-1]["revision"])
+
+    def was(at: str) -> dict[str, object]:
+        return next(row for row in tally.json("ps", "--at", at) if row["server"] == "tally")
+
+    then = was(frozen)
+    assert (then["state"], then["pid"], then["reason"]) == ("frozen", row["pid"], "to see it stand")
+    assert (was(between)["state"], was(between)["level"]) == ("serving", "process")
+    assert (was(stopped)["state"], was(stopped)["pid"]) == ("stopped", 0)
+    assert "frozen: to see it stand" in tally.said("ps", "--at", frozen)
+    lasting = [each for each in caps if each["lasting"]]
+    assert [each for each in tally.json("caps", "tally", "--at", between) if each["lasting"]] == lasting
+    assert tally.json("versions", "--at", between) == versions
+    assert tally.json("image", "show", "--at", between) == image
+    past = tally.json("protection", "show", "tally", "--at", between)
+    assert (past["level"], past["wanted"]) == (protection["level"], protection["wanted"])
+    assert past["mechanisms"] == [each["name"] for each in protection["mechanisms"] if each["in_force"]]
+    assert tally.json("protection", "show", "tally")["level"] == "seccomp"
+    assert "freeze: to see it stand" in tally.said("log", "tally", "--at", between)
+    assert "swap" not in tally.said("log", "tally", "--at", between)
+    assert tally.json("refused", "--at", between) == []
+    assert "--at" in tally.refused(exits.WRONG_INPUT, "log", "--at", between, "--follow")
+    tally.said("restart", "tally")
+
+
 def test_each_version_is_traced_to_whom_it_is_due(tally: Shell) -> None:
     newer, older = tally.json("blame", "tally.rows", "rain")
     assert (older["value"], newer["value"]) == (2, 4)
