@@ -90,15 +90,18 @@ class Admission:
         return self._opens() if self._ready else max(first, self._opens())
 
     def _pass(self, now: float) -> None:
-        while self._delayed and self._delayed[0][0] <= now:
+        while self._delayed and (self._delayed[0][0] <= now or self._withdrawn(self._delayed[0][1])):
             _, waiting = heappop(self._delayed)
-            if self._there.get(waiting.name) is waiting:
+            if not self._withdrawn(waiting):
                 heappush(self._ready, waiting)
-        while self._ready and self._there.get(self._ready[0].name) is not self._ready[0]:
+        while self._ready and self._withdrawn(self._ready[0]):
             heappop(self._ready)
         if self.queue.rate is not None:
             while len(self._starts) > self.queue.rate:
                 self._starts.popleft()
+
+    def _withdrawn(self, waiting: Waiting) -> bool:
+        return self._there.get(waiting.name) is not waiting
 
     def _full(self) -> bool:
         return self.queue.concurrency is not None and len(self._running) >= self.queue.concurrency

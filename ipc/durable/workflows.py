@@ -310,11 +310,11 @@ class Workflows:
             self._act(name)
 
     def _meet(self, row: WorkflowRow, revision: int) -> bool:
-        """A row as it stands. Whether it is news."""
+        """A row as it stands. Whether it is news. Before this process goes on none is: what is there then the scan meets."""
         known = self._open.get(row.name)
         if known is not None and known[1] >= revision:
             return False
-        if self._going.is_set():
+        if self._going.is_set() and self._admissions:
             self._open[row.name] = row, revision
             self._act(row.name)
         return True

@@ -13,7 +13,20 @@ import typer
 
 from atoll.ipc.errors import AtollError
 
-from . import authority, calling, exits, life, offline, past, printing, rows, scaffold, travel, watching
+from . import (
+    authority,
+    calling,
+    exits,
+    flows,
+    life,
+    offline,
+    past,
+    printing,
+    rows,
+    scaffold,
+    travel,
+    watching,
+)
 
 app = typer.Typer(
     name="atoll",
@@ -25,6 +38,7 @@ app = typer.Typer(
 image = typer.Typer(help="Images: what a node is booted from.")
 protection = typer.Typer(help="What keeps servers in.")
 new = typer.Typer(help="Begin something new.")
+flow = typer.Typer(help="Workflows: the calls of durable methods.")
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "The node": {
@@ -75,11 +89,14 @@ for panel, commands in COMMANDS.items():
 app.add_typer(image, name="image")
 app.add_typer(protection, name="protection")
 app.add_typer(new, name="new")
+app.add_typer(flow, name="flow")
 image.command("check")(offline.image_check)
 image.command("show")(watching.image)
 protection.command("show")(watching.show)
 new.command("server")(scaffold.new_server)
 new.command("unit")(scaffold.new_unit)
+for handler in (flows.ls, flows.show, flows.cancel, flows.resume, flows.fork):
+    flow.command(handler.__name__)(handler)
 
 
 @image.callback()
@@ -95,6 +112,11 @@ def of_protection() -> None:
 @new.callback()
 def of_new() -> None:
     """Begin something new."""
+
+
+@flow.callback()
+def of_flow() -> None:
+    """Workflows: the calls of durable methods."""
 
 
 def version(wanted: bool) -> None:

@@ -1,5 +1,6 @@
 """A workflow of twenty steps is killed at each of them: each effect in the store and at another server happens once."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def test_a_server_killed_at_each_step_leaves_one_effect_of_each(tmp_path: Path) 
             stages = attached.open("stages", Stages)
             hold(folder_of(node), POINTS[0])
             stages.run.begin.now(Start(id="twenty"), STEPS)
-            for following in [*POINTS[1:], ""]:
-                stages.reached.now()
+            for point, following in pairwise([*POINTS, ""]):
+                stages.reached.now(point)
                 hold(folder_of(node), following)
                 kill_server(attached, "stages")
             assert stages.run.result.now("twenty") == [number**2 for number in range(1, STEPS + 1)]
@@ -65,9 +66,9 @@ def _through_boots(folder: Path, points: list[str], *, both: bool) -> None:
     hold(folder_of(node), points[0])
     with node.attach() as attached:
         attached.open("stages", Stages).run.begin.now(Start(id="twenty"), STEPS)
-    for following in [*points[1:], ""]:
+    for point, following in pairwise([*points, ""]):
         with node.attach() as attached:
-            attached.open("stages", Stages).reached.now()
+            attached.open("stages", Stages).reached.now(point)
             hold(folder_of(node), following)
             if both:
                 kill_server(attached, "stages")

@@ -1,46 +1,13 @@
 """What a workflow promises, in this process and in a real node alike."""
 
-from uuid import uuid4
-
 import pytest
 
 from atoll.ipc.durable import Start
-from atoll.ipc.durable.rows import OPEN, WorkflowRow, workflow_of
 from atoll.ipc.errors import BadRequest, NotFound, WorkflowCancelled
-from atoll.ipc.local_view import after_prefix
 
-from .conftest import Running
+from .conftest import Running, effects, row_of, until
 from .nodes import hold
 from .packages.stages.interface import TooFar
-
-
-@pytest.fixture
-def label() -> str:
-    """The workflow of this test, whatever others have left in the node."""
-    return uuid4().hex[:8]
-
-
-def effects(running: Running, label: str) -> dict[str, int]:
-    """What a workflow has done, by what follows its label."""
-    counts = running.stages.counts.now()
-    return {key.removeprefix(f"{label} "): value for key, value in counts.items() if key.startswith(label)}
-
-
-def row_of(running: Running, id: str) -> WorkflowRow | None:
-    """The row of a workflow that has not ended."""
-    items = running.rows().range.now(OPEN, after_prefix(OPEN)).items
-    return next((row for item in items if (row := workflow_of(item.value or b"")).id == id), None)
-
-
-def until_over(running: Running, id: str, status: str) -> WorkflowRow:
-    """The row of a workflow once it has that status, by the feed."""
-    state = running.rows()
-    for change in state.watch.now(0, OPEN):
-        for item in change.items:
-            row = None if item.value is None else workflow_of(item.value)
-            if row is not None and row.id == id and row.status == status:
-                return row
-    raise AssertionError("the feed ended")
 
 
 def test_a_call_gives_the_result(running: Running, label: str) -> None:
@@ -91,7 +58,7 @@ def test_a_step_with_a_bug_undoes_its_effects_and_is_told_again_as_it_was(
 ) -> None:
     hold(running.folder, f"{label} after 2")
     running.stages.fall.begin.now(Start(id=label), label)
-    assert running.stages.reached.now() == f"{label} after 2"
+    running.stages.reached.now(f"{label} after 2")
     hold(running.folder, "")
     running.crash()
     assert "ZeroDivisionError" in running.stages.fall.result.now(label)
@@ -101,7 +68,7 @@ def test_a_step_with_a_bug_undoes_its_effects_and_is_told_again_as_it_was(
 def test_attempts_are_counted_over_a_crash(running: Running, label: str) -> None:
     hold(running.folder, f"{label} in 3")
     running.stages.stumble.begin.now(Start(id=label), label, 3)
-    running.stages.reached.now()
+    running.stages.reached.now(f"{label} in 3")
     hold(running.folder, "")
     running.crash()
     assert running.stages.stumble.result.now(label) == 4
@@ -116,7 +83,7 @@ def test_a_step_that_fails_too_often_fails_its_workflow(running: Running, label:
 def test_a_timer_goes_on_over_a_crash(running: Running, label: str) -> None:
     hold(running.folder, f"{label} after 1")
     running.stages.nap.begin.now(Start(id=label), label, 0.05)
-    running.stages.reached.now()
+    running.stages.reached.now(f"{label} after 1")
     hold(running.folder, "")
     running.crash()
     assert running.stages.nap.result.now(label) >= 0.05
@@ -126,7 +93,7 @@ def test_a_timer_goes_on_over_a_crash(running: Running, label: str) -> None:
 def test_time_and_chance_between_steps_are_the_same_again(running: Running, label: str) -> None:
     hold(running.folder, f"{label} after 1")
     running.stages.chance.begin.now(Start(id=label), label)
-    running.stages.reached.now()
+    running.stages.reached.now(f"{label} after 1")
     hold(running.folder, "")
     running.crash()
     given = running.stages.chance.result.now(label)
@@ -138,10 +105,10 @@ def test_time_and_chance_between_steps_are_the_same_again(running: Running, labe
 def test_a_workflow_that_asks_for_another_step_is_parked(running: Running, label: str) -> None:
     hold(running.folder, f"{label} after 2")
     running.stages.change.begin.now(Start(id=label), label)
-    running.stages.reached.now()
+    running.stages.reached.now(f"{label} after 2")
     (running.folder / "again").touch()
     running.crash()
-    row = until_over(running, label, "parked")
+    row = until(running, label, "parked")
     (running.folder / "again").unlink()
     assert row.reason == (
         "step 2: expected 'add', as it was recorded, found 'another': "

@@ -55,8 +55,8 @@ class Stages(Interface):
     def release(self, label: str) -> None: ...
 
     @call("run", idempotent=True)
-    def reached(self) -> str:
-        """Waits until somebody stays at a point, and says which."""
+    def reached(self, point: str) -> None:
+        """Waits until somebody stays at the point."""
 
     @call("run", idempotent=True)
     def counts(self) -> dict[str, int]:

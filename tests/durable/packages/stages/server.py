@@ -39,8 +39,7 @@ class Server(Serves[Stages]):
     }
 
     async def start(self) -> None:
-        self._point = ""
-        self._reached = trio.Event()
+        self._reached: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self._released: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self._again = (self.outside / "again").exists()
 
@@ -160,8 +159,7 @@ class Server(Serves[Stages]):
     async def _pass(self, point: str) -> None:
         hold = self.outside / "hold"
         if hold.exists() and hold.read_text() == point:
-            self._point = point
-            self._reached.set()
+            self._reached[point].set()
             await trio.sleep_forever()
 
     @Stages.release.serve
@@ -169,9 +167,8 @@ class Server(Serves[Stages]):
         self._released[label].set()
 
     @Stages.reached.serve
-    async def reached(self) -> str:
-        await self._reached.wait()
-        return self._point
+    async def reached(self, point: str) -> None:
+        await self._reached[point].wait()
 
     @Stages.counts.serve
     async def counts(self) -> dict[str, int]:

@@ -1,0 +1,158 @@
+"""What a person does to workflows: writes of their rows, made with the right to the keyspace that they lie in.
+
+Their server is not asked. It learns of each write by the feed, and if it is down, at its next start.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from atoll.ipc import chance
+from atoll.ipc.errors import BadRequest, Conflict, NotFound
+from atoll.ipc.system.state import Expect, Item, Range, State, Write
+
+from .execution import ending
+from .rows import (
+    ENDED,
+    StepRow,
+    WorkflowRow,
+    done_key,
+    encode,
+    name_of,
+    named,
+    number_in,
+    open_key,
+    spans,
+    step_key,
+    step_of,
+    steps_between,
+    unique_key,
+    workflow_of,
+)
+
+PAGE: Final = 1000
+_RESUMED: Final = frozenset({"cancelled", "waiting", "parked"})
+
+
+def workflows(state: State, *, ended: bool) -> Iterator[WorkflowRow]:
+    """Those that have not ended; with `ended` the others as well."""
+    for start, end in spans(ended=ended):
+        for item in _items(state, start, end):
+            yield workflow_of(item.value or b"")
+
+
+def find(state: State, name: str) -> WorkflowRow | None:
+    """A workflow by its name, or by its id where the badge is 0."""
+    found = _row(state, name if "/" in name else name_of(0, name)) or _row(state, name_of(0, name))
+    return None if found is None else found[0]
+
+
+def steps(state: State, name: str) -> list[tuple[int, StepRow]]:
+    """What is recorded of a workflow's steps, in their order."""
+    return [(number_in(item.key), step_of(item.value or b"")) for item in _items(state, *steps_between(name))]
+
+
+def cancel(state: State, name: str) -> WorkflowRow:
+    """End it where it is. One that has ended stays as it is."""
+    while True:
+        row, revision = _known(state, name)
+        if row.status in ENDED:
+            return row
+        ended, writes = ending(row, "cancelled", b"")
+        if _commit(state, writes, [Expect(open_key(name), revision)], f"{row.method} {row.id}, cancelled"):
+            return ended
+
+
+def resume(state: State, name: str) -> WorkflowRow:
+    """Go on with one that was cancelled, or waits for a version, or is parked: at the step that has not committed, under
+    whichever version runs. Raises `BadRequest` for any other."""
+    while True:
+        row, revision = _known(state, name)
+        if row.status not in _RESUMED:
+            what = "runs" if row.status not in ENDED else f"has {row.status}; `atoll flow fork` repeats it"
+            raise BadRequest(
+                f"workflow {row.id!r}", "one that was cancelled, waits or is parked", f"one that {what}"
+            )
+        ended = row.status in ENDED
+        before = done_key(name) if ended else open_key(name)
+        again = msgspec.structs.replace(
+            row, status="running", reason="", version="", executor=b"", runs=1, ended=0.0
+        )
+        writes = [Write(open_key(name), encode(again))]
+        expects: list[Expect | Range] = [Expect(before, revision)]
+        if ended:
+            writes.append(Write(before))
+        if ended and row.deduplication:
+            key = unique_key(row.queue, row.deduplication)
+            writes.append(Write(key, name.encode()))
+            expects.append(Expect(key, 0))
+        if _commit(state, writes, expects, f"{row.method} {row.id}, resumed"):
+            return again
+
+
+def fork(state: State, name: str, step: int, id: str) -> WorkflowRow:
+    """Begin another workflow that has done what this one had before a step, and goes on there, under whichever version
+    runs. Its keys are its own: what it does from there on is done anew. All or nothing."""
+    row, _ = _known(state, name)
+    over = [(number, each) for number, each in steps(state, name) if each.state != "trying"]
+    if not 1 <= step <= len(over) + 1:
+        raise BadRequest(f"fork of workflow {row.id!r}", f"a step of 1 to {len(over) + 1}", str(step))
+    copied = over[: step - 1]
+    forked = msgspec.structs.replace(
+        row,
+        id=named("fork: id", id),
+        status="queued" if row.queue else "running",
+        version="",
+        token=chance.token(16),
+        executor=b"",
+        runs=1,
+        due=0.0,
+        deduplication="",
+        started=0.0,
+        ended=0.0,
+        reason="",
+        reply=None,
+        fault=None,
+        forked=f"{row.id}, step {step}",
+    )
+    writes = [Write(open_key(forked.name), encode(forked))]
+    writes += [Write(step_key(forked.name, number), encode(each)) for number, each in copied]
+    expects: list[Expect | Range] = [Expect(open_key(forked.name), 0), Expect(done_key(forked.name), 0)]
+    if not _commit(state, writes, expects, f"{row.method} {forked.id}, forked from {forked.forked}"):
+        raise BadRequest("fork: id", "an id that is free", repr(id))
+    return forked
+
+
+def _items(state: State, start: bytes, end: bytes) -> Iterator[Item]:
+    while True:
+        page = state.range.now(start, end, PAGE)
+        yield from page.items
+        if not page.more:
+            return
+        start = page.items[-1].key + b"\0"
+
+
+def _row(state: State, name: str) -> tuple[WorkflowRow, int] | None:
+    # It may go from the one place to the other between two looks, in both directions.
+    for key in (open_key(name), done_key(name), open_key(name)):
+        item = state.get.now(key)
+        if item is not None and item.value is not None:
+            return workflow_of(item.value), item.revision
+    return None
+
+
+def _known(state: State, name: str) -> tuple[WorkflowRow, int]:
+    found = _row(state, name)
+    if found is None:
+        raise NotFound("workflow", name, see="atoll flow ls")
+    return found
+
+
+def _commit(state: State, writes: list[Write], expects: list[Expect | Range], note: str) -> bool:
+    """Whether it was as expected."""
+    try:
+        state.commit.now(writes, expects, note=note)
+    except Conflict:
+        return False
+    return True

@@ -1,0 +1,210 @@
+"""Queues: the pure decision against a model, and what callers see of it."""
+
+import math
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from atoll.ipc.durable import Queue, Start
+from atoll.ipc.durable.queues import Admission, Waiting
+from atoll.ipc.errors import BadRequest, NotFound
+
+from .conftest import Running, row_of
+
+
+class Decisions(RuleBasedStateMachine):
+    """An admission beside a list of everything that ever came, from which each answer can be read off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.waiting: dict[str, tuple[int, int, float]] = {}
+        """Priority, order and the earliest start of what waits."""
+        self.running: set[str] = set()
+        self.starts: list[float] = []
+        self.count = 0
+        self.queue = Queue()
+        self.admission = Admission(self.queue, [])
+
+    @precondition(lambda self: not self.count)
+    @rule(
+        concurrency=st.none() | st.integers(1, 3),
+        rate=st.none() | st.integers(1, 3),
+        per=st.sampled_from([1.0, 10.0]),
+    )
+    def configure(self, concurrency: int | None, rate: int | None, per: float) -> None:
+        self.queue = Queue(concurrency=concurrency, rate=rate, per=per)
+        self.admission = Admission(self.queue, [])
+
+    @rule(priority=st.integers(-1, 1), delay=st.sampled_from([0.0, 0.0, 0.5, 5.0]))
+    def come(self, priority: int, delay: float) -> None:
+        self.count += 1
+        name = f"{self.count}"
+        self.waiting[name] = priority, self.count, self.now + delay
+        self.admission.add(Waiting(priority, self.count, name), self.now + delay)
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 7.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.running)))
+        self.running.discard(name)
+        self.admission.gone(name)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.waiting)))
+        del self.waiting[name]
+        self.admission.gone(name)
+
+    @rule()
+    def start_one(self) -> None:
+        expected = self.expected(self.now)
+        assert self.admission.next(self.now) == expected
+        if expected is not None:
+            del self.waiting[expected]
+            self.running.add(expected)
+            self.starts.append(self.now)
+
+    @rule()
+    def restart(self) -> None:
+        """A new process has the rows, and the starts that the old one wrote."""
+        starts = self.admission.starts()
+        self.admission = Admission(self.queue, starts)
+        for name in self.running:
+            self.admission.runs(name)
+        for name, (priority, order, due) in self.waiting.items():
+            self.admission.add(Waiting(priority, order, name), due)
+
+    @rule()
+    def wake(self) -> None:
+        """Where nothing can start now, nothing can before the time that it says, and something can then."""
+        if self.expected(self.now) is None:
+            assert self.admission.next(self.now) is None
+            times = sorted({self.now, *(due for _, _, due in self.waiting.values()), *self.reopening()})
+            first = next((t for t in times if t >= self.now and self.expected(t) is not None), math.inf)
+            assert self.admission.wakes() == first
+
+    def reopening(self) -> list[float]:
+        return [start + self.queue.per for start in self.starts]
+
+    def expected(self, now: float) -> str | None:
+        """The one to start, by the words of the documentation."""
+        queue = self.queue
+        if queue.concurrency is not None and len(self.running) >= queue.concurrency:
+            return None
+        if queue.rate is not None:
+            lately = [start for start in self.starts if start + queue.per > now]
+            if len(lately) >= queue.rate:
+                return None
+        ready = [
+            (priority, order, name) for name, (priority, order, due) in self.waiting.items() if due <= now
+        ]
+        return min(ready)[2] if ready else None
+
+    @invariant()
+    def counts(self) -> None:
+        assert len(self.admission) == len(self.waiting)
+
+
+TestDecisions = Decisions.TestCase
+TestDecisions.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"rate": 0}, {"rate": 1, "per": 0.0}])
+def test_a_queue_that_admits_nothing_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="admits at least one workflow"):
+        Queue(**wrong)  # type: ignore[arg-type]
+
+
+def began(running: Running, label: str) -> list[str]:
+    """The workflows whose step has begun, in that order, once each."""
+    lines = (running.folder / "log").read_text().splitlines()
+    return list(
+        dict.fromkeys(line.removeprefix("began ") for line in lines if line.startswith(f"began {label}"))
+    )
+
+
+def let(running: Running, *labels: str) -> None:
+    for each in labels:
+        running.stages.release.now(each)
+        assert running.stages.wait.result.now(each) == each
+
+
+def test_so_many_of_a_queue_run_at_a_time_in_order_of_priority(running: Running, label: str) -> None:
+    first, low, high, next_ = (f"{label} {name}" for name in ("first", "low", "high", "next"))
+    for id, priority in ((first, 0), (low, 5), (high, 1), (next_, 1)):
+        running.stages.wait.begin.now(Start(id=id, queue="one", priority=priority), id)
+    let(running, first)
+    running.crash()
+    let(running, high, next_, low)
+    assert began(running, label) == [first, high, next_, low]
+
+
+def test_a_queue_counts_what_runs_over_a_crash(running: Running, label: str) -> None:
+    ids = [f"{label} {number}" for number in range(4)]
+    for id in ids:
+        running.stages.wait.begin.now(Start(id=id, queue="two"), id)
+    running.crash()
+    let(running, ids[0])
+    let(running, ids[1], ids[2], ids[3])
+    assert sorted(began(running, label)) == ids
+
+
+def test_a_rate_holds_over_a_crash(running: Running, label: str) -> None:
+    """Two an hour: of one test's three the third waits, whatever happens."""
+    if "node" in type(running).__name__.lower():
+        pytest.skip("the node is shared, and with it the hour")
+    ids = [f"{label} {number}" for number in range(3)]
+    for id in ids:
+        running.stages.wait.begin.now(Start(id=id, queue="slow"), id)
+    let(running, ids[0])
+    running.crash()
+    let(running, ids[1])
+    running.crash()
+    row = row_of(running, ids[2])
+    assert row is not None and row.status == "queued"
+
+
+def test_one_of_a_deduplication_key_at_a_time(running: Running, label: str) -> None:
+    start = Start(id=label, queue="two", deduplicate=label)
+    running.stages.wait.begin.now(start, label)
+    running.stages.wait.begin.now(start, label)  # the same workflow
+    other = Start(id=f"{label} other", queue="two", deduplicate=label)
+    with pytest.raises(BadRequest, match=f"no other workflow with the deduplication key '{label}'"):
+        running.stages.wait.begin.now(other, f"{label} other")
+    let(running, label)
+    running.stages.wait.begin.now(other, f"{label} other")
+    running.stages.wait.cancel.now(f"{label} other")
+    again = Start(id=f"{label} again", queue="two", deduplicate=label)
+    running.stages.wait.begin.now(again, f"{label} again")
+    let(running, f"{label} again")
+
+
+def test_a_delay_holds_over_a_crash(running: Running, label: str) -> None:
+    late, soon = f"{label} late", f"{label} soon"
+    running.stages.wait.begin.now(Start(id=late, delay=3600), late)
+    running.stages.wait.begin.now(Start(id=soon, delay=0.01), soon)
+    running.crash()
+    let(running, soon)
+    row = row_of(running, late)
+    assert row is not None and row.status == "queued"
+    running.stages.wait.cancel.now(late)
+    assert began(running, label) == [soon]
+
+
+def test_a_queue_that_is_not_there_is_named(running: Running) -> None:
+    with pytest.raises(NotFound, match="did you mean 'slow'"):
+        running.stages.wait.begin.now(Start(queue="slowly"), "x")
+
+
+@pytest.mark.parametrize("delay", [-1.0, math.inf, math.nan])
+def test_a_delay_is_a_number_of_seconds(running: Running, delay: float) -> None:
+    with pytest.raises(BadRequest, match="seconds, 0 or more"):
+        running.stages.wait.begin.now(Start(delay=delay), "x")
