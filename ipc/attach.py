@@ -131,15 +131,15 @@ class Node:
 
     # opening ----------------------------------------------------------------------------------------------------------
 
-    def open(self, server: str, interface: type[I]) -> I:
-        """A proxy of a server of the node, by name.
+    def open(self, server: str, interface: type[I], rights: list[str] | None = None) -> I:
+        """A proxy of a server of the node, by name; without `rights`, with all that the interface knows.
 
         Raises `NotFound` (no such server), `NotAllowed`, `Incompatible` (with the exact differences), `NodeDown`.
         """
         for given in self.welcome.given:
             if given.server == server and given.interface == interface.__name__:
                 return self._deliveries.proxy(interface, given.port)  # type: ignore[no-any-return]
-        opened = self.kernel.open.now(server, interface.__name__)
+        opened = self.kernel.open.now(server, interface.__name__, rights)
         self._check(interface, opened)
         return self._deliveries.proxy(interface, self._port(opened.token))  # type: ignore[no-any-return]
 

@@ -1,4 +1,5 @@
-"""`python -m atoll.microkernel`: what runs without a node. `boot`, `image check`, `plan`, `doctor`, `filter`, `clean`."""
+"""`python -m atoll.microkernel`: what runs without a node. `boot`, `image check`, `plan`, `doctor`, `filter`, `clean`,
+and the kernel's parts of a backup and a restore."""
 
 from __future__ import annotations
 
@@ -126,6 +127,21 @@ def command_clean(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def command_keep(arguments: argparse.Namespace) -> int:
+    from .backup import keep
+
+    print(msgspec.json.encode(keep(Path(arguments.folder), Path(arguments.archive))).decode())
+    return OK
+
+
+def command_make_node(arguments: argparse.Namespace) -> int:
+    from .backup import make_node
+
+    image = sys.stdin.read()
+    make_node(Path(arguments.archive), Path(arguments.folder), arguments.name, arguments.epoch, image)
+    return OK
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m atoll.microkernel")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
@@ -157,6 +173,19 @@ def parser() -> argparse.ArgumentParser:
     cleaning.add_argument("--folder", default="")
     cleaning.add_argument("--json", action="store_true")
     cleaning.set_defaults(run=command_clean)
+    keeping = commands.add_parser("keep", help="the kernel's part of a backup: copy package versions")
+    keeping.add_argument("folder", help="the node's")
+    keeping.add_argument("archive")
+    keeping.set_defaults(run=command_keep)
+    making = commands.add_parser(
+        "make-node",
+        help="the kernel's part of a restore: what makes a folder a node's; the image comes on stdin",
+    )
+    making.add_argument("archive")
+    making.add_argument("folder")
+    making.add_argument("--name", required=True)
+    making.add_argument("--epoch", type=int, required=True, help="boots are counted on from here")
+    making.set_defaults(run=command_make_node)
     return made
 
 

@@ -11,7 +11,8 @@ from .image_check import STORE, STORE_INTERFACE
 from .node import Node
 from .parties import Party
 
-READING = frozenset({"read", "history"})
+BACKUP = "backup"
+READING = frozenset({"read", "history", BACKUP})
 """The rights under which is read."""
 
 
@@ -26,13 +27,14 @@ class Holders:
         """Set when there is one more to spread while readers are there."""
 
     def admitted(self, capability: Capability, party: Party, port: Port) -> None:
-        """A party was told of a capability: kept if it is one on a keyspace, where the image has readers."""
+        """A party was told of a capability: kept if it is one on a keyspace, or to copy all of them, where the image has
+        readers."""
         node = self._node
         if capability.server != STORE or capability.interface != STORE_INTERFACE:
             return
         if party is node.kernel or not node.servers[STORE].spec.readers.most:
             return
-        if capability.badge and capability.rights & READING:
+        if capability.rights & (READING if capability.badge else {BACKUP}):
             self.ports.setdefault(party.number, {})[capability.id] = port
             if node.reading:
                 self._came.set()

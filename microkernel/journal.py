@@ -158,14 +158,16 @@ class Journal:
                 self.waiting.pop(record.id, None)
 
 
-def create(path: Path, node: str, made: int) -> Journal:
-    """A new node's journal. Raises `FileExistsError` if there is one."""
+def create(path: Path, node: str, made: int, epoch: int = 0) -> Journal:
+    """A new node's journal; its boots are counted on from `epoch`. Raises `FileExistsError` if there is one."""
     if path.exists():
         raise FileExistsError(errno.EEXIST, "a node has its journal here", str(path))
     identity = Identity(node, made)
-    descriptor, end = _write_new(path, [identity])
+    records: list[Record] = [identity, Booted(epoch, made)] if epoch else [identity]
+    descriptor, end = _write_new(path, records)
     journal = Journal(path, descriptor, identity, end)
-    journal.records = 1
+    for record in records:
+        journal._take(record)
     return journal
 
 

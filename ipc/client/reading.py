@@ -102,7 +102,7 @@ _BOUND: Final = {
     if "least" in method.arguments.__struct_fields__
 }
 """Reads that can be bound to a least revision; the others name their revision themselves."""
-_WATCH: Final = State.watch.spec
+_STREAMS: Final = (State.watch.spec, State.export.spec)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -156,7 +156,7 @@ class Reads:
 
 
 class _Watched(ChannelStream):
-    """A watch: what it brings was seen."""
+    """A watch, or an export: what it brings was seen."""
 
     def __init__(self, channel: ClientChannel, pending: Pending, reads: Reads) -> None:
         super().__init__(channel, pending)
@@ -259,7 +259,7 @@ class StoreTransport(ChannelTransport):
         self._reads.saw(tells, reply)
 
     def open(self, method: MethodSpec, payload: bytes, options: Options) -> ChannelStream:
-        reader = self._reader() if method is _WATCH else None
+        reader = self._reader() if method in _STREAMS else None
         if reader is not None:
             try:
                 return reader.open(method, payload, options)

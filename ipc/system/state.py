@@ -5,7 +5,7 @@ outside. The unbadged capability (badge 0) is the kernel's: its keys are absolut
 key)`.
 
 Rights: `read` sees what is now, `history` what was, `write` changes, `pin` keeps a moment from being compacted, `admin`
-(unbadged only) makes keyspaces. Reading in a transaction needs `read` and `write`.
+and `backup` (unbadged only) make keyspaces, and copy the whole store. Reading in a transaction needs `read` and `write`.
 
 One number, the *revision*, counts committed transactions over the whole store, without gaps. Times are
 nanoseconds since the epoch, and rise with the revisions; durations and deadlines are seconds.
@@ -142,6 +142,33 @@ class Horizon(Struct, array_like=True, frozen=True):
     """Bytes, roughly, that are free for other rows."""
     compacted: int
     """When the last compaction that removed something was recorded, in ns; 0: never."""
+
+
+class Outline(Struct, array_like=True, frozen=True):
+    """What a backup has to know of the store beside its rows."""
+
+    store: bytes
+    """16 random bytes that no other store has, not even one restored from a backup of this one; empty before the first
+    commit."""
+    boot: int
+    """Of the process that wrote last."""
+    head: int
+    time: int
+    """When `head` was committed, in ns."""
+    compacted: dict[int, bytes]
+    """By keyspace how far its past was given up, as the store has it written down."""
+
+
+class Stretch(Struct, array_like=True, frozen=True):
+    """A piece of the records of some revisions, as `servers/state` encodes them."""
+
+    position: int
+    """Nothing at or below this revision has come whole yet: a stretch that breaks off comes again from its beginning."""
+    offset: int
+    """Where in the encoded records the piece lies."""
+    data: bytes
+    more: bool
+    """Whether it is not the last piece of its records."""
 
 
 class Compacted(Failure):
@@ -345,6 +372,16 @@ class State(Interface):
     @call("admin", idempotent=True)
     def keyspaces(self) -> dict[str, int]:
         """Names and badges of all keyspaces."""
+
+    @call("backup", idempotent=True)
+    def outline(self) -> Outline:
+        """What the store is, how far it reaches, and what it has given up."""
+
+    @stream("backup", position=int, service="bulk")
+    def export(self, upto: int, down_to: int = 0, keyspaces: list[int] = []) -> Stretch:  # noqa: B006 (never changed)
+        """All that is kept of the revisions above `down_to` up to `upto`, the newest first; with `keyspaces` only what
+        lies in those. Newest first, since compaction goes on: a version that comes was not replaced by one that has gone
+        unseen."""
 
     @call("read", idempotent=True)
     def statistics(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from atoll.ipc.errors import AtollError
 
 from . import (
     authority,
+    backup,
     calling,
     exits,
     flows,
@@ -47,6 +48,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "clean": offline.clean,
         "doctor": offline.doctor,
         "check": offline.check,
+        "backup": backup.backup,
+        "restore": backup.restore,
     },
     "Look": {
         "ps": watching.ps,
@@ -156,6 +159,9 @@ def run(arguments: Sequence[str]) -> int:
         # Whoever read our output has gone, as `| head` does: nothing is left to say, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OK
+    except backup.Stopped as stopped:
+        printing.complain(stopped.name, str(stopped), {}, as_json)
+        told, code = stopped, stopped.code
     except AtollError as error:
         printing.error(error, as_json)
         told, code = error, exits.code(error)

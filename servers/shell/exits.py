@@ -28,10 +28,10 @@ MEANINGS = {
     NOT_ALLOWED: "the capability in use does not cover this, or a quota is spent",
     NOT_FOUND: "what was named does not exist",
     WRONG_INPUT: "the input is wrong (an image, an argument, an interface); nothing was done",
-    TRY_AGAIN: "too busy or too slow; nothing was done, the same command may succeed later",
+    TRY_AGAIN: "too busy, too slow, or no room on the disk; nothing was done, the same command may succeed later",
     UNKNOWN_OUTCOME: "a server died or misbehaved with the call in hand, or a transaction was aborted",
     DECLARED: "the server refused with an error that its interface declares",
-    FINDINGS: "`check` found damage, or `doctor` a protection level that cannot be had",
+    FINDINGS: "`check`, `backup` or `restore` found damage, or `doctor` a protection level that cannot be had",
     INTERRUPTED: "stopped by Ctrl-C",
 }
 

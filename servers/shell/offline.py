@@ -12,7 +12,7 @@ import typer
 from atoll.ipc.attach import base_folder
 from atoll.ipc.errors import BadRequest, NotFound
 
-from . import exits, jobs
+from . import backup, exits, jobs
 from .options import Json
 
 STORE = Path("data") / "state"
@@ -108,11 +108,13 @@ def clean(
 
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="A node's name or folder, or the folder that holds the store.")
+        Path, typer.Argument(help="A node's name or folder, the folder that holds a store, or a backup's.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Walk a store's file and prove its invariants; the node need not run."""
+    """Walk a store's file, or a backup, and prove what holds of it; the node need not run."""
+    if backup.is_one(folder):
+        raise typer.Exit(backup.verify(folder, as_json))
     named = base_folder() / folder
     store = next(
         (place for place in (folder / STORE, folder, named / STORE) if (place / FILE).exists()), None
@@ -120,7 +122,7 @@ def check(
     if store is None:
         raise BadRequest(
             where="FOLDER",
-            expected="a node's name, its folder, or a store's",
+            expected="a node's name, its folder, a store's, or a backup's",
             got=f"{folder}, which has no store",
         )
     done = subprocess.run(

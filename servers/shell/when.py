@@ -18,7 +18,7 @@ def moment(text: str) -> int | float | None:
         return None
     if text.isdigit():
         return int(text)
-    if age := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text):
+    if age := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])(?: ago)?", text):
         return time.time() - float(age[1]) * UNITS[age[2]]
     try:
         return datetime.fromisoformat(text).timestamp()

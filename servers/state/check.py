@@ -40,7 +40,7 @@ from .ownership import FormatRefused, settle_format
 MOST: Final = 1000
 """Breaches that are told of; a store with more is not worth the memory."""
 UNREADABLE: Final = (msgspec.DecodeError, ValueError, struct.error)
-_META: Final = (layout.FORMAT_KEY, layout.OWNER_KEY)
+_META: Final = (layout.FORMAT_KEY, layout.OWNER_KEY, layout.IDENTITY_KEY)
 
 At = Callable[[str], None]
 """Told of each part of the store before it is walked."""
@@ -125,7 +125,7 @@ def _rows(cursor: Cursor) -> Iterator[Row]:
 
 
 def _meta(snapshot: Snapshot, keyspaces: Keyspaces, counts: _Counts) -> Iterator[Breach]:
-    """No rows but format, owner, and how far each keyspace was compacted."""
+    """No rows but format, owner, identity, and how far each keyspace was compacted."""
     last = snapshot.bounds()[1]
     for key, value in _rows(snapshot.cursor(Table.META)):
         if horizons.is_key(key):
@@ -151,7 +151,7 @@ def _progress(
     except UNREADABLE as error:
         yield Breach(path, f"cannot be decoded: {error}")
         return
-    furthest = max(found.horizon, found.aged, found.counted, found.forgotten)
+    furthest = max(found.horizon, found.aged, found.counted, found.forgotten, found.buried)
     if furthest >= last:
         yield Breach(path, f"was swept up to {furthest}, and the store ends at {last}")
 

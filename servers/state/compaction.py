@@ -167,6 +167,7 @@ class Compactor:
             versions=progress.versions + sweep.versions,
             ids=progress.ids + sweep.ids,
             size=progress.size + sweep.size,
+            buried=max(progress.buried, sweep.buried),
             **{job.rule: to},
         ), to >= job.target
 

@@ -30,7 +30,7 @@ class Table(IntEnum):
     """The maps of a store. Each has its own order; a batch may write to all of them."""
 
     META = 0
-    """A handful of fixed rows: format, owner; and one a keyspace that was compacted (`horizons.py`)."""
+    """A handful of fixed rows: format, owner, identity; and one a keyspace that was compacted (`horizons.py`)."""
     VERSIONS = 1
     """(key, revision) to a small value, or to where a larger one lies: see `layout.py`."""
     COMMITS = 2

@@ -43,11 +43,13 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
     versions: int = 0
     ids: int = 0
     size: int = 0
+    buried: int = 0
+    """The newest deletion that was removed: the feed tells no more that its key is gone."""
 
 
 NONE: Final = Progress()
 decode: Final = msgspec.msgpack.Decoder(Progress).decode
-_encode = msgspec.msgpack.Encoder().encode
+encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def is_key(key: bytes) -> bool:
@@ -66,7 +68,7 @@ def progress_of(snapshot: Snapshot, keyspace: int) -> Progress:
 
 
 def put(batch: Batch, keyspace: int, progress: Progress) -> None:
-    batch.put(Table.META, _KEY + layout.prefix(keyspace), _encode(progress))
+    batch.put(Table.META, _KEY + layout.prefix(keyspace), encode(progress))
 
 
 def all_of(snapshot: Snapshot, first: int = 0, last: int = _EVERYTHING[1]) -> Iterator[tuple[int, Progress]]:

@@ -16,6 +16,7 @@ The feed holds one event a revision: the time in eight bytes (so that a search b
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -33,6 +34,8 @@ COMPACTED: Final = 2
 """The format once something was removed: a version of Atoll that knows nothing of horizons must not read it."""
 FORMAT_KEY: Final = b"format"
 OWNER_KEY: Final = b"owner"
+IDENTITY_KEY: Final = b"identity"
+IDENTITY_SIZE: Final = 16
 
 _number = struct.Struct(">Q")
 _prefix = struct.Struct(">I")
@@ -110,11 +113,17 @@ def place(revision: int, index: int) -> bytes:
     return pack(revision) + _prefix.pack(index)
 
 
-def put_versions(batch: Batch, writes: list[tuple[bytes, bytes | None]], revision: int) -> list[bytes]:
-    """Adds the rows of all writes of a revision, whose absolute keys differ; gives the keys in order."""
+def put_versions(
+    batch: Batch,
+    writes: list[tuple[bytes, bytes | None]],
+    revision: int,
+    numbers: Iterable[int] | None = None,
+) -> list[bytes]:
+    """Adds the rows of all writes of a revision, whose absolute keys differ; gives the keys in order. `numbers`: of each,
+    where it stood among the revision's writes, if these are no longer all."""
     suffix = b"\0\0" + pack(LAST - revision)
     keys = []
-    for index, (key, value) in enumerate(writes):
+    for index, (key, value) in enumerate(writes) if numbers is None else zip(numbers, writes, strict=True):
         keys.append(key)
         row = key[:KEYSPACE_SIZE] + key[KEYSPACE_SIZE:].replace(b"\0", b"\0\xff") + suffix
         if value is None:

@@ -1,7 +1,8 @@
 """Whose store this is: its format, and the one process that may write it.
 
-META holds two rows. `format` says how the other rows are to be read. `owner` is boot epoch (8 bytes) and 8
-random bytes of the writer that claimed the store last; each batch carries the condition that the row is still
+META holds three rows. `format` says how the other rows are to be read. `identity` is random and tells this store from any
+other, one restored from its backup included; whoever claims a store without one gives it one. `owner` is boot epoch (8
+bytes) and 8 random bytes of the writer that claimed the store last; each batch carries the condition that the row is still
 its own. So a survivor of an earlier boot, or of an earlier process of this boot, cannot commit, whatever it
 believes. A claim is made by the first batch of a writer rather than at open, so that a new version which is
 taken back before it wrote leaves the old one in its rights.
@@ -112,10 +113,13 @@ class Ownership:
             return
         with self._engine.snapshot() as snapshot:
             found = snapshot.get(Table.META, layout.OWNER_KEY)
+            nameless = snapshot.get(Table.META, layout.IDENTITY_KEY) is None
         if found is not None and int.from_bytes(found[:8], "big") > self._boot:
             raise Disowned(self.sentence(found))
         batch.require(Table.META, layout.OWNER_KEY, found)
         batch.put(Table.META, layout.OWNER_KEY, self._row)
+        if nameless:
+            batch.put(Table.META, layout.IDENTITY_KEY, chance.token(layout.IDENTITY_SIZE))
 
     def bound(self) -> None:
         """The batch is durable: from now on any other owner row means that somebody else took over."""

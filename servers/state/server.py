@@ -23,6 +23,7 @@ from atoll.ipc.system.state import (
     Expect,
     Horizon,
     Item,
+    Outline,
     Page,
     Pin,
     PinExists,
@@ -30,10 +31,11 @@ from atoll.ipc.system.state import (
     Range,
     Retention,
     State,
+    Stretch,
     Write,
 )
 
-from . import layout, pins
+from . import export, layout, pins
 from .compaction import Compactor, horizon_of
 from .engine import Broken
 from .gather import Gather
@@ -218,6 +220,24 @@ class Server(Serves[State]):
         self._keyspaces.refresh()
         with self._engine.snapshot() as snapshot:
             return horizon_of(snapshot, badge, self._keyspaces.retention(badge))
+
+    @State.outline.serve
+    def outline(self) -> Outline:
+        self._unbadged("outline", current().badge)
+        return export.outline(self._engine)
+
+    @State.export.serve
+    async def export(
+        self,
+        upto: int,
+        down_to: int = 0,
+        keyspaces: list[int] = [],  # noqa: B006 (as the interface has it; never changed)
+    ) -> AsyncIterator[Stretch]:
+        self._unbadged("export", current().badge)
+        blocks = export.blocks(self._engine, upto, down_to, frozenset(keyspaces))
+        for piece in export.pieces(upto, blocks):
+            yield piece
+            await trio.lowlevel.checkpoint()
 
     @State.statistics.serve
     def statistics(self) -> dict[str, int]:
@@ -482,9 +502,7 @@ class Server(Serves[State]):
 
     def _unbadged(self, method: str, badge: int) -> None:
         if badge != OWN:
-            raise NotAllowed(
-                f"State.{method}", "admin on the unbadged capability", tuple(sorted(current().rights))
-            )
+            raise NotAllowed(f"State.{method}", "the unbadged capability", tuple(sorted(current().rights)))
 
 
 def _reading_too(method: str) -> int:

@@ -59,6 +59,8 @@ class Sweep:
         """Revisions that lost something."""
         self.horizon = 0
         """The highest revision that replaced something that goes."""
+        self.buried = 0
+        """The newest deletion that goes."""
         self.size = 0
 
     @property
@@ -145,6 +147,7 @@ class Sweep:
             newer = older
         if first[1] == layout.DELETED and not stays and most == 1:
             self._goes(first, revision)
+            self.buried = max(self.buried, revision)
 
     def _holds(self, older: int, newer: int) -> bool:
         """Whether a pin is in the time during which a version was in force."""

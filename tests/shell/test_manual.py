@@ -67,7 +67,14 @@ def test_the_manual_has_every_exit_code() -> None:
     assert {int(code): meaning for code, meaning in table} == exits.MEANINGS
 
 
-OF_THE_COMMAND = {"Usage": exits.USAGE, "ImageRefused": exits.WRONG_INPUT, "Fault": exits.FAULT}
+OF_THE_COMMAND = {
+    "Usage": exits.USAGE,
+    "ImageRefused": exits.WRONG_INPUT,
+    "Fault": exits.FAULT,
+    "BackupRefused": exits.WRONG_INPUT,
+    "NoRoom": exits.TRY_AGAIN,
+    "BackupDamaged": exits.FINDINGS,
+}
 """What the command names in JSON that is no `AtollError`."""
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from atoll.ipc.errors import AtollError
 from atoll.ipc.system.state import Compacted, Item, Retention, Write
-from atoll.servers.state import horizons, layout
+from atoll.servers.state import horizons, layout, pins
 from atoll.servers.state.check import check
 from atoll.servers.state.engine import Engine, Table
 from atoll.servers.state.lmdb_engine import LmdbEngine
@@ -69,6 +69,8 @@ class CompactionMachine(RuleBasedStateMachine):
         self.retention = dict(zip(KEYSPACES, retained, strict=True))
         self.promised = dict.fromkeys(KEYSPACES, 0)
         """No horizon has a reason to be above this."""
+        self.forgetful: set[int] = set()
+        """Keyspaces that had a retention when a pass began: their ids may be forgotten."""
         self.pins: dict[tuple[int, str], int] = {}
         self.ids: dict[tuple[int, bytes], tuple[int, float]] = {}
         self.transactions: dict[bytes, tuple[int, int]] = {}
@@ -102,7 +104,7 @@ class CompactionMachine(RuleBasedStateMachine):
         now = self.kept.hands.now
         done = self.states[keyspace].commit.start([Write(b"once", id)], id=id).result()
         before, then = self.ids.get((keyspace, id), (0, 0.0))
-        if before and (now - then < REMEMBER or self.promised[keyspace] == 0):
+        if before and (now - then < REMEMBER or keyspace not in self.forgetful):
             assert done.repeated
         if done.repeated:
             assert done.revision == before
@@ -166,6 +168,8 @@ class CompactionMachine(RuleBasedStateMachine):
         if self.kept.begin():
             for keyspace in KEYSPACES:
                 self.promised[keyspace] = max(self.promised[keyspace], self._reason(keyspace))
+                if self.retention[keyspace] != Retention():
+                    self.forgetful.add(keyspace)
 
     @rule(steps=strategies.integers(1, 8))
     def go_on(self, steps: int) -> None:
@@ -339,23 +343,25 @@ class CompactionMachine(RuleBasedStateMachine):
                 page = self.states[keyspace].scan.start(id, b"").result()
                 assert _plain(page.items) == self._contents(keyspace, began)
 
-    def leave_nothing(self) -> None:
+    def leave_nothing(self, kept: Kept, head: int) -> None:
         """When nothing is held and all is old, each key that is there has one version, and what is not has none."""
-        for keyspace, name in self.pins:
-            self.states[keyspace].unpin.start(name).result()
-        self.kept.die()
+        with kept.server._engine.snapshot() as snapshot:
+            held = pins.everything(snapshot)
+        for keyspace, pin in held:
+            kept.state(keyspace).unpin.start(pin.name).result()
+        kept.die()
         for keyspace in KEYSPACES:
-            self.states[0].make_keyspace.start(f"keyspace {keyspace}", Retention(age=0.0)).result()
-        self.kept.hands.now += 10**8
-        self.states[0].commit.start([Write(layout.prefix(1) + b"last", b"")]).result()
-        self.kept.compact()
-        with self.kept.server._engine.snapshot() as snapshot:
+            kept.state().make_keyspace.start(f"keyspace {keyspace}", Retention(age=0.0)).result()
+        kept.hands.now += 10**8
+        kept.state().commit.start([Write(layout.prefix(1) + b"last", b"")]).result()
+        kept.compact()
+        with kept.server._engine.snapshot() as snapshot:
             cursor = snapshot.cursor(Table.VERSIONS)
             left, row = [], cursor.seek(layout.prefix(1))
             while row is not None:
                 left.append((layout.keyspace_of(row[0]), layout.key_of(row[0])[layout.KEYSPACE_SIZE :]))
                 row = cursor.next()
-        now = [(keyspace, key) for keyspace in KEYSPACES for key in self._contents(keyspace, self.head)]
+        now = [(keyspace, key) for keyspace in KEYSPACES for key in self._contents(keyspace, head)]
         assert left == sorted({*now, (1, b"last")})
 
     @invariant()
@@ -367,7 +373,7 @@ class CompactionMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "kept"):
             self.see()
-            self.leave_nothing()
+            self.leave_nothing(self.kept, self.head)
             self.kept.server._engine.close()
             self.folder.cleanup()
 

@@ -1,0 +1,71 @@
+"""`python -m atoll.servers.state.backup`: the store's part of `atoll backup`, `atoll restore` and `atoll check`.
+
+Prints one JSON object. What was refused, and what went wrong, is one line on stderr, and the exit code is that of
+docs/manual.md.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from ..ownership import FormatRefused
+from . import archive, faults
+from .restore import restore
+from .take import running, seal, stopped, take
+from .verify import verify
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m atoll.servers.state.backup")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    taking = commands.add_parser("take", help="add what is new of a store to a backup, not yet sealed")
+    taking.add_argument("folder", type=Path)
+    taking.add_argument("--name", required=True, help="the node's")
+    taking.add_argument("--node", type=Path, help="the folder of a node that runs")
+    taking.add_argument("--store", type=Path, help="the folder of a store that nobody writes")
+    taking.set_defaults(run=_take)
+    sealing = commands.add_parser("seal", help="let what was added count")
+    sealing.add_argument("folder", type=Path)
+    sealing.set_defaults(run=lambda given: seal(given.folder))
+    describing = commands.add_parser("describe", help="say whose backup it is, and what it covers")
+    describing.add_argument("folder", type=Path)
+    describing.set_defaults(run=lambda given: archive.described(given.folder))
+    verifying = commands.add_parser("verify", help="prove a backup")
+    verifying.add_argument("folder", type=Path)
+    verifying.set_defaults(run=lambda given: verify(given.folder))
+    restoring = commands.add_parser("restore", help="make a store out of a backup")
+    restoring.add_argument("folder", type=Path)
+    restoring.add_argument("store", type=Path)
+    restoring.add_argument("--revision", type=int)
+    restoring.add_argument("--time", type=float, help="seconds since the epoch")
+    restoring.set_defaults(run=_restore)
+    return made
+
+
+def _take(given: argparse.Namespace) -> object:
+    source = stopped(given.store) if given.node is None else running(given.node)
+    with source as (store, image):
+        return take(given.folder, given.name, store, image)
+
+
+def _restore(given: argparse.Namespace) -> object:
+    return restore(given.folder, given.store, given.time if given.revision is None else given.revision)
+
+
+def main(words: list[str]) -> int:
+    given = parser().parse_args(words)
+    try:
+        print(msgspec.json.encode(given.run(given)).decode())
+    except (faults.Refused, faults.NoRoom, faults.Damaged) as fault:
+        print(fault, file=sys.stderr)
+        return fault.code
+    except (FormatRefused, PermissionError) as refusal:
+        print(refusal, file=sys.stderr)
+        return faults.REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""A node copied and brought back by the command, as a person does it."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.attach import connect
+from atoll.ipc.system.state import State, Write
+from atoll.servers.shell import exits
+from atoll.servers.storage.interface import Storage
+
+from .conftest import HOUSE, Shell, shell
+
+IMAGE = HOUSE / "images" / "minimal.toml"
+DEV = HOUSE / "images" / "dev.toml"
+
+
+@pytest.fixture(scope="module")
+def person() -> Iterator[Shell]:
+    """A shell with a node `node` that runs, and was written to."""
+    with shell() as running:
+        running.said("boot", str(IMAGE), "--folder", "node", "--detach")
+        try:
+            yield running
+        finally:
+            running.said("shutdown")
+        assert running.said("check", "node").endswith(": whole\n")
+
+
+def write(person: Shell, names: list[str], blob: bytes) -> int:
+    """Rows and blobs; gives the store's revision."""
+    with connect(str(person.folder / "node")) as node:
+        storage = node.open("storage", Storage)
+        refs = [storage.put.now([blob]), *storage.put_many.now([name.encode() for name in names])]
+        storage.refer.now([ref.hash for ref in refs], "test", names[0])
+        kernel = node.keyspace("kernel", ["read", "history"])
+        return kernel.head.now()
+
+
+def rows(person: Shell, folder: str, at: int | None = None) -> list[dict[str, object]]:
+    """All that a keyspace of a node that runs holds."""
+    when = [] if at is None else ["--at", str(at)]
+    found = json.loads(
+        person.said("range", "references", "--node", str(person.folder / folder), *when, "--json")
+    )
+    assert isinstance(found, list)
+    return found
+
+
+def test_a_node_goes_on_elsewhere(person: Shell, tmp_path: Path) -> None:
+    first = write(person, ["a", "b"], b"1" * 200_000)
+    backup = person.json("backup", "kept", "--node", str(person.folder / "node"))
+    assert backup["blobs"] == 3 and backup["versions"] == 2 and backup["left_out"] == []
+    second = write(person, ["c"], b"1" * 200_000)
+    again = person.json("backup", "kept")
+    assert again["blobs"] == 1 and again["versions"] == 0
+    assert again["revisions"] <= again["revision"] - backup["revision"] and again["revision"] >= second
+    assert again["covers"][0]["first"] == 1 and again["covers"][-1]["last"] == again["revision"]
+    assert person.said("check", "kept").endswith(": whole\n")
+
+    elsewhere = tmp_path / "moved"
+    shutil.copytree(person.folder / "kept", elsewhere)
+    told = person.json("restore", str(elsewhere), "--folder", "new", "--name", "new")
+    assert told["revision"] == again["revision"]
+    assert person.said("check", "new").endswith(": whole\n")
+    image = person.folder / "new" / "image.toml"
+    assert image.read_text() == IMAGE.read_text()
+    person.said("boot", str(image), "--folder", "new", "--name", "new", "--detach")
+    try:
+        here = str(person.folder / "new")
+        assert rows(person, "new") == rows(person, "node")
+        assert rows(person, "new", first) == rows(person, "node", first)
+        verified = json.loads(person.said("call", "storage", "verify", "--node", here))
+        assert verified["missing"] == [] and verified["damaged"] == [] and verified["blobs"] == 4
+        with connect(here) as new, connect(str(person.folder / "node")) as old:
+            assert new.kernel.node.now().boot > old.kernel.node.now().boot
+            outlines = [each.open("state", State, ["backup"]).outline.now() for each in (new, old)]
+            assert outlines[0].store != outlines[1].store
+        sentence = person.refused(exits.WRONG_INPUT, "backup", "kept", "--node", here)
+        assert "holds backups of another store" in sentence
+    finally:
+        person.said("shutdown", "--node", str(person.folder / "new"))
+
+
+def test_a_moment_of_the_past(person: Shell) -> None:
+    first = write(person, ["past"], b"2" * 70_000)
+    with connect(str(person.folder / "node")) as node:
+        state = node.keyspace("references")
+        state.commit.now([Write(b"\xff later", b"x")])
+        state.commit.now([Write(b"\xff later", None)])
+    covers = person.json("backup", "past")["covers"]
+    assert person.json("restore", "past", "--at", str(first), "--folder", "then")["revision"] == first
+    sentence = person.refused(exits.WRONG_INPUT, "restore", "past", "--at", "99999", "--folder", "never")
+    assert sentence.startswith("revision 99999 is not in the backup, which covers revisions 1 to ")
+    assert f"to {covers[-1]['last']} (" in sentence
+    assert "the time 2001-" in person.refused(
+        exits.WRONG_INPUT, "restore", "past", "--at", "2001-01-01", "--folder", "never"
+    )
+    assert not (person.folder / "never").exists()
+    assert [path.name for path in person.folder.glob(".*restoring")] == []
+
+
+WRONG = [
+    (["restore", "nothing"], "DIR: expected the folder of a backup that was finished, got nothing"),
+    (["restore", "whole", "--folder", "node"], "--folder: expected a folder that is new or empty, got"),
+    (["restore", "whole", "--at", "soon"], "--at: expected a revision (1234)"),
+    (["backup", "full"], "DIR: expected an empty folder, or a backup's, got"),
+    (["backup", "node/inside"], "DIR: expected a folder outside of the node's own"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
+def test_a_wrong_command_is_one_sentence(person: Shell, words: list[str], sentence: str) -> None:
+    if not (person.folder / "whole").exists():
+        person.said("backup", "whole")
+    (person.folder / "full").mkdir(exist_ok=True)
+    (person.folder / "full" / "of something").touch()
+    assert sentence in person.refused(exits.WRONG_INPUT, *words)
+
+
+def test_one_backup_at_a_time(person: Shell) -> None:
+    person.said("backup", "locked")
+    holding = ["flock", "locked", "sh", "-c", "echo; cat"]
+    with subprocess.Popen(
+        holding, cwd=person.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        sentence = person.refused(exits.TRY_AGAIN, "backup", "locked")
+        holder.stdin.close()
+    assert "another backup or restore is at work on" in sentence
+    person.said("backup", "locked")
+
+
+def test_what_is_damaged_is_named(person: Shell) -> None:
+    person.said("backup", "rotten")
+    write(person, ["more"], b"3" * 70_000)
+    person.said("backup", "rotten")
+    folder = person.folder / "rotten"
+    first, last = sorted((folder / "rows").iterdir(), key=lambda path: int(path.name.split("-")[0]))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    sentence = f"{last}: at byte 8: the frame of revisions"
+    assert sentence in person.refused(exits.FINDINGS, "restore", "rotten", "--folder", "never")
+    done = person.run("check", "rotten")
+    assert done.returncode == exits.FINDINGS and sentence in done.stdout
+    last.write_bytes(whole[:-7])
+    assert "the file does not end as a segment does" in person.refused(
+        exits.FINDINGS, "restore", "rotten", "--folder", "never"
+    )
+    upto = int(first.name.split("-")[1])
+    assert person.json("restore", "rotten", "--at", str(upto), "--folder", "before")["revision"] == upto
+    last.write_bytes(whole)
+    (blob,) = [path for path in (folder / "blobs").glob("*/*/blobs/*/*") if path.stat().st_size > 70_000][:1]
+    raw = bytearray(blob.read_bytes())
+    raw[66_000] ^= 1
+    blob.write_bytes(raw)
+    done = person.run("check", "rotten")
+    assert done.returncode == exits.FINDINGS and f"{blob}: at byte 65536 of its content" in done.stdout
+    manifest = folder / "manifest"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"upto":', b'"upto": ', 1))
+    assert "its check says" in person.refused(exits.FINDINGS, "restore", "rotten", "--folder", "never")
+
+
+def test_a_stopped_node(tmp_path: Path) -> None:
+    with shell() as person:
+        person.said("boot", str(DEV), "--folder", "node", "--detach")
+        person.said("shutdown")
+        first = person.json("backup", "kept")
+        assert first["node"] == "dev"
+        assert person.json("backup", "kept")["revisions"] == 0
+        assert person.json("restore", "kept", "--folder", "new")["revision"] == first["revision"]
+        person.said("boot", str(DEV), "--folder", "new", "--detach")
+        assert person.json("ps", "--node", str(person.folder / "new"))[0]["state"] == "serving"
+        person.said("shutdown", "--node", str(person.folder / "new"))
