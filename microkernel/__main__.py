@@ -18,6 +18,7 @@ from atoll.ipc.attach import base_folder
 from atoll.ipc.errors import AtollError
 
 from . import boot, graph
+from .backup import NoRoom, keep, make_node
 from .descriptions import describe_apart
 from .detach import detached
 from .image import Image
@@ -29,7 +30,7 @@ from .ownership import BootRefused, own
 from .place import Place
 
 T = TypeVar("T")
-OK, FAULT, REFUSED, FINDINGS = 0, 1, 6, 10
+OK, FAULT, REFUSED, NO_ROOM, FINDINGS = 0, 1, 6, 7, 10
 """As docs/manual.md has them; 2 is argparse's, for a wrong command line."""
 
 
@@ -128,15 +129,11 @@ def command_clean(arguments: argparse.Namespace) -> int:
 
 
 def command_keep(arguments: argparse.Namespace) -> int:
-    from .backup import keep
-
     print(msgspec.json.encode(keep(Path(arguments.folder), Path(arguments.archive))).decode())
     return OK
 
 
 def command_make_node(arguments: argparse.Namespace) -> int:
-    from .backup import make_node
-
     image = sys.stdin.read()
     make_node(Path(arguments.archive), Path(arguments.folder), arguments.name, arguments.epoch, image)
     return OK
@@ -190,8 +187,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit status: 0, 1 where something failed, 6 where the input was refused, 10 where `doctor` found
-    something missing that nothing stands in for."""
+    """Returns the exit status: 0, 1 where something failed, 6 where the input was refused, 7 where a disk is full, 10 where
+    `doctor` found something missing that nothing stands in for."""
     arguments = parser().parse_args(words)
     try:
         status: int = arguments.run(arguments)
@@ -204,6 +201,9 @@ def main(words: list[str]) -> int:
         else:
             print(refused, file=sys.stderr)
         return REFUSED
+    except NoRoom as full:
+        print(f"atoll: {full}", file=sys.stderr)
+        return NO_ROOM
     except (BootRefused, Ended, JournalDamaged, AtollError, OSError) as error:
         print(f"atoll: {error}", file=sys.stderr)
         return REFUSED if isinstance(error, BootRefused) else FAULT

@@ -6,6 +6,9 @@ commit id that holds one, comes twice in the history that it goes on with. What 
 revision, and does not come along.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
@@ -13,11 +16,27 @@ from msgspec import Struct
 from atoll.ipc import clock
 
 from . import journal
-from .ownership import needing_room
 from .versions import Versions
 
 IMAGE = "image.toml"
 """In a restored node's folder: the image that the node was last booted from."""
+
+
+class NoRoom(Exception):
+    """The disk is full; nothing that was there before has changed."""
+
+
+@contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """Raises `NoRoom` where the disk that holds a folder is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoom(
+            f"the disk that holds {folder} is full: what was there before is whole; free room there, and run it again"
+        ) from None
 
 
 class Kept(Struct, frozen=True):
@@ -28,7 +47,7 @@ class Kept(Struct, frozen=True):
 
 
 def keep(folder: Path, archive: Path) -> Kept:
-    """Copies the package versions of a node that an archive has not. Raises `BootRefused` on a full disk, `BadRequest` for
+    """Copies the package versions of a node that an archive has not. Raises `NoRoom`, `BadRequest` for
     a version that is not what its name says."""
     kept = Versions(archive / "versions")
     kept.clean()
@@ -48,7 +67,7 @@ def keep(folder: Path, archive: Path) -> Kept:
 
 
 def make_node(archive: Path, folder: Path, name: str, epoch: int, image: str) -> None:
-    """Makes a folder that has a restored store in it a node's. Raises `BootRefused` on a full disk."""
+    """Makes a folder that has a restored store in it a node's. Raises `NoRoom`."""
     versions = Versions(folder / "versions")
     with needing_room(folder):
         for version in Versions(archive / "versions").all():

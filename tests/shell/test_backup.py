@@ -1,19 +1,30 @@
 """A node copied and brought back by the command, as a person does it."""
 
 import json
+import os
+import random
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from atoll.ipc.attach import connect
-from atoll.ipc.system.state import State, Write
+from atoll.ipc.errors import NotAllowed
+from atoll.ipc.system.state import State, Write, absolute, relative
 from atoll.servers.shell import exits
+from atoll.servers.state.backup.restore import restore
+from atoll.servers.state.history import History
+from atoll.servers.state.keyspaces import Keyspaces
+from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.storage.interface import Storage
+from tests.kit.disk import fill, small_disk
 
-from .conftest import HOUSE, Shell, shell
+from .conftest import HOUSE, PROGRAM, Shell, shell
 
 IMAGE = HOUSE / "images" / "minimal.toml"
 DEV = HOUSE / "images" / "dev.toml"
@@ -177,3 +188,91 @@ def test_a_stopped_node(tmp_path: Path) -> None:
         person.said("boot", str(DEV), "--folder", "new", "--detach")
         assert person.json("ps", "--node", str(person.folder / "new"))[0]["state"] == "serving"
         person.said("shutdown", "--node", str(person.folder / "new"))
+
+
+class Log:
+    """What a writer outside of the node was told is durable: by revision its key and value."""
+
+    def __init__(self, folder: Path) -> None:
+        self.acknowledged: dict[int, tuple[bytes, bytes]] = {}
+        self._folder = folder
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def _write(self) -> None:
+        with connect(str(self._folder)) as node:
+            state = node.keyspace("references")
+            number = 0
+            while not self._ends.is_set():
+                key, value = b"\xfe %d" % (number % 50), b"%d" % number * 40
+                self.acknowledged[state.commit.now([Write(key, value)]).revision] = key, value
+                number += 1
+
+    def __enter__(self) -> "Log":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def as_of(self, revision: int) -> dict[bytes, bytes]:
+        return {key: value for at, (key, value) in sorted(self.acknowledged.items()) if at <= revision}
+
+
+def test_writers_go_on_and_backups_are_killed(person: Shell) -> None:
+    command = [str(PROGRAM), "backup", "busy", "--json"]
+    with Log(person.folder / "node") as log:
+        reached = [person.json("backup", "busy")["revision"]]
+        for name in ("rows/part", "pending"):
+            with subprocess.Popen(
+                command, cwd=person.folder, env=person.environment, stdout=subprocess.PIPE, process_group=0
+            ) as killed:
+                # Until the file is there that it is to be killed beside, or it has ended without.
+                while killed.poll() is None and not (person.folder / "busy" / name).exists():
+                    pass
+                with suppress(ProcessLookupError):
+                    os.killpg(killed.pid, signal.SIGKILL)
+            restored = restore(person.folder / "busy", person.folder / f"at {len(reached)}", None)
+            assert restored.revision >= reached[-1]
+            reached.append(person.json("backup", "busy")["revision"])
+    assert reached == sorted(reached)
+    restore(person.folder / "busy", person.folder / "last", None)
+    engine = LmdbEngine(person.folder / "last", read_only=True)
+    try:
+        history = History(engine, str)
+        assert history.head() == reached[-1]
+        (keyspace,) = [each for each, name in keyspaces(engine).items() if name == "references"]
+        start = absolute(keyspace, b"\xfe")
+        for revision in (*reached, *random.Random(1).sample(sorted(log.acknowledged), 20)):
+            if revision <= reached[-1]:
+                page = history.range(start, absolute(keyspace, b"\xff"), 100, revision)
+                assert {relative(item.key)[1]: item.value for item in page.items} == log.as_of(revision)
+    finally:
+        engine.close()
+
+
+def keyspaces(engine: LmdbEngine) -> dict[int, str]:
+    return {number: name for name, number in Keyspaces(engine).by_name().items()}
+
+
+def test_who_may_not_copy_a_node(person: Shell) -> None:
+    """The holder of a keyspace asks for the store: it is refused, and that is recorded."""
+    with connect(str(person.folder / "node")) as node:
+        state = node.keyspace("references")
+        with pytest.raises(NotAllowed):
+            state.outline.now()
+        with pytest.raises(NotAllowed):
+            next(iter(state.export.now(1)))
+    assert any("State" in row["what"] for row in person.json("refused"))
+
+
+def test_a_full_disk_is_one_sentence(person: Shell) -> None:
+    person.said("backup", "fits")
+    with small_disk(person.folder / "small", "size=3m") as disk:
+        fill(disk / "stuffing")
+        told = person.refused(exits.TRY_AGAIN, "backup", "small/kept")
+        assert told.startswith("the disk that holds ") and "small/kept" in told and "free room" in told
+        told = person.refused(exits.TRY_AGAIN, "restore", "fits", "--folder", "small/new")
+        assert told.startswith("the disk that holds ") and "small/" in told and "free room there" in told
+        assert [path.name for path in disk.iterdir() if path.name != "kept"] == ["stuffing"]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..engine import Full
+
 REFUSED, NO_ROOM, DAMAGED = 6, 7, 10
 """Exit codes, as docs/manual.md has them."""
 
@@ -32,8 +34,8 @@ def needing_room(folder: Path, consolation: str) -> Iterator[None]:
     """Raises `NoRoom` where the disk that holds a folder is full."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, Full) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise NoRoom(
             f"the disk that holds {folder} is full: {consolation}; free room there, and run it again"

@@ -6,6 +6,9 @@ process that wrote the backed-up store can write this one, and a backup of it go
 """
 
 import heapq
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -32,6 +35,8 @@ from .segment import AFRESH, MAIN, Segment
 BATCH: Final = 4 << 20
 """Bytes of one batch, roughly."""
 MAP: Final = 64 << 30
+LEAST: Final = 1 << 20
+"""Bytes without which no store is begun."""
 
 
 class Point(NamedTuple):
@@ -118,20 +123,36 @@ def restore(folder: Path, store: Path, at: int | float | None) -> Restored:
     where = point(folder, manifest, at)
     if store.exists():
         raise Refused(f"{store} is there already: a store is restored into a new folder")
-    with needing_room(store.parent, "nothing was restored"):
-        engine = LmdbEngine(store, limit=MAP, reserve=0, map_size=MAP)
-        try:
-            restored = rebuild(folder, manifest, where, engine)
-        finally:
-            engine.close()
+    try:
+        with needing_room(store.parent, "nothing was restored"):
+            _probe(store.parent)
+            engine = LmdbEngine(store, limit=MAP, reserve=0, map_size=MAP)
+            try:
+                restored = rebuild(folder, manifest, where, engine)
+            finally:
+                engine.close()
+        return _proved(folder, store, restored)
+    except BaseException:
+        shutil.rmtree(store, ignore_errors=True)
+        raise
+
+
+def _proved(folder: Path, store: Path, restored: Restored) -> Restored:
+    """With what the check counted. Raises `Damaged` where it finds a breach."""
     told = check_apart(str(store))
     if isinstance(told, str):
         raise Damaged(f"what {folder} makes is no store: {told}")
     if told.breaches:
-        raise Damaged(
-            f"what {folder} makes is not whole: {told.breaches[0]} (and {len(told.breaches) - 1} more)"
-        )
+        further = len(told.breaches) - 1
+        raise Damaged(f"what {folder} makes is not whole: {told.breaches[0]} (and {further} more)")
     return msgspec.structs.replace(restored, revisions=told.revisions, versions=told.versions)
+
+
+def _probe(folder: Path) -> None:
+    """Raises OSError where there is no room for the files with which a store begins. The database maps one of them before
+    it has its pages, and would be killed."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, LEAST)
 
 
 def rebuild(folder: Path, manifest: Manifest, where: Point, engine: Engine) -> Restored:
