@@ -82,7 +82,7 @@ class Execution:
         self._steps: dict[int, tuple[StepRow, int]] = {}
         self._scope = trio.CancelScope()
         self._stopping = False
-        self._in_step = False
+        self.in_step = False
 
     # what the workflow asks of it ------------------------------------------------------------------------------------
 
@@ -96,10 +96,10 @@ class Execution:
     async def gate(self) -> None:
         if self._stopping:
             await self._stop()
-        self._in_step = True
+        self.in_step = True
 
     async def wait_until(self, time: float) -> None:
-        self._in_step = False
+        self.in_step = False
         if self._stopping:
             await self._stop()
         if (left := time - clock.wall()) > 0:
@@ -125,7 +125,7 @@ class Execution:
             else:
                 found = step, outcome.revision
         self._steps[number] = found
-        self._in_step = False
+        self.in_step = False
         return found[0]
 
     async def _found(self, key: bytes, before: int) -> tuple[StepRow, int] | None:
@@ -149,7 +149,7 @@ class Execution:
     def stop(self, *, at_once: bool) -> None:
         """Run no further step. `at_once`: nor is a running one waited for."""
         self._stopping = True
-        if at_once or not self._in_step:
+        if at_once or not self.in_step:
             self._scope.cancel()
 
     async def run(self, handler: Handler) -> WorkflowRow | None:
@@ -203,7 +203,7 @@ class Execution:
             )
 
     async def _end(self, status: Status, outcome: dict[str, bytes]) -> WorkflowRow | None:
-        self._in_step = True
+        self.in_step = True
         ended, writes = ending(self.row, status, self.row.executor, **outcome)
         expects: list[Expect | Range] = [Expect(open_key(self.row.name), self.revision)]
         note = f"{self.row.method} {self.row.id}, {status}"

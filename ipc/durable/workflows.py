@@ -86,6 +86,18 @@ class Workflows:
         self._going = trio.Event()
         self._changed = trio.Event()
 
+    @property
+    def waits(self) -> frozenset[str]:
+        """The methods whose calls wait for a workflow's end. Nothing is lost if such a call is sent again."""
+        return frozenset(
+            m.label for method in self._durable.values() for m in (method.spec, method.result.spec)
+        )
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether a step runs."""
+        return any(execution.in_step for execution in self._executions.values())
+
     # calls -----------------------------------------------------------------------------------------------------------
 
     def served(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,6 +45,8 @@ KINDS_MOST = 64
 forges slots chooses their number, and each costs memory here and a packet."""
 DELIVERED = (control.Deliver, control.DeliverBuffer, control.WithdrawBuffer)
 """Packets that a message may count on: acted upon in their order as soon as they are read."""
+SETTLING = 0.0005
+"""Seconds between two looks at what a drain waits for."""
 BUSY_SHARE = 0.5
 """A thread that used more than this share of the time since the last ping is named as busy."""
 
@@ -390,8 +392,12 @@ class Process:
 
     @staticmethod
     async def _settled(loop: ServeLoop, deadline: int) -> None:
+        """Until nothing is in hand but what waits for workflows, which go on elsewhere, and no step of those runs."""
+        workflows = loop.endpoint.workflows
+        waits = frozenset[str]() if workflows is None else workflows.waits
         with trio.move_on_after(_seconds(deadline)):
-            await loop.settled()
+            while not waits.issuperset(loop.pending()) or (workflows is not None and workflows.in_steps):
+                await trio.sleep(SETTLING)
 
     async def _settle_and_tell(self, loop: ServeLoop, deadline: int, number: int) -> None:
         """In a task of its own: revocations and pings are heard meanwhile."""

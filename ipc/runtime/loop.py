@@ -46,8 +46,6 @@ from .replies import Replies
 from .tasks import Tasks
 
 NANOSECONDS = 1_000_000_000
-SETTLING = 0.0005
-"""Seconds between two looks at what a drain waits for."""
 SHORT_MOST = (1 << SHORT_BITS) - 1
 """Bytes of the longest call that comes in one small number."""
 SHORT_CALLS = 1 << 24 + SHORT_BITS
@@ -259,11 +257,6 @@ class ServeLoop:
         """Leave `serve` at the next turn."""
         self._stopping = True
         lib.atoll_loop_until(self.c, 1)
-
-    async def settled(self) -> None:
-        """Until no call is in hand and every reply is in its ring."""
-        while self.pending():
-            await trio.sleep(SETTLING)
 
     def pending(self, *, lost: bool = False) -> list[str]:
         """What keeps a drain from ending: the methods of the calls in hand, one a call, and replies without room. `lost`:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.ipc.attach import Node as Attached
 from atoll.ipc.durable import Start
 from tests.microkernel.nodes import RealNode, booted
 
@@ -79,3 +80,22 @@ def _through_boots(folder: Path, points: list[str], *, both: bool) -> None:
         assert stages.run.result.now("twenty") == [number**2 for number in range(1, STEPS + 1)]
     held_to_one_effect(node)
     assert node.stop() == 0
+
+
+def test_a_store_killed_while_steps_commit_leaves_one_effect_of_each(tmp_path: Path) -> None:
+    steps = 200
+    with booted(tmp_path, text=IMAGE) as node, node.attach() as attached:
+        stages = attached.open("stages", Stages)
+        stages.limited.begin.now(Start(id="many"), "many", steps, steps)
+        for so_many in (20, 70, 120):
+            seen(attached, so_many)
+            kill_server(attached, "state")
+        assert stages.limited.result.now("many") == steps
+        assert stages.counts.now() == {f"many {number}": 1 for number in range(1, steps + 1)}
+
+
+def seen(attached: Attached, so_many: int) -> None:
+    """Wait until so many steps have been committed, by the feed."""
+    for change in attached.keyspace("stages").watch.now(0, b"many "):
+        if any(item.key == b"many %d" % so_many for item in change.items):
+            return
