@@ -126,7 +126,10 @@ int atoll_arm(atoll_channel *channel) {
 
 void atoll_disarm(atoll_channel *channel) {
     park_over(channel->own);
-    if (doorbell_drain(channel->doorbell))
+    int found = doorbell_drain(channel->doorbell);
+    if (found > 0) /* behind the last byte may be the end, of which no further edge tells */
+        found = doorbell_drain(channel->doorbell);
+    if (found < 0)
         channel->deaf = DEAF_UNTOLD;
 }
 

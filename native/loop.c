@@ -133,7 +133,7 @@ int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, in
         return EEXIST;
     if (channel->bulk_size > loop->buffer_size)
         return E2BIG;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = number};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.u64 = number};
     if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, channel->doorbell, &event))
         return errno;
     channel->number = number;
@@ -439,7 +439,7 @@ static int gather(struct atoll_loop *loop, uint64_t until) {
         struct atoll_channel *channel = find(loop, (uint32_t)events[i].data.u64);
         if (!channel)
             continue;
-        if (doorbell_drain(channel->doorbell))
+        if (doorbell_drain(channel->doorbell) < 0 || events[i].events & (EPOLLRDHUP | EPOLLHUP))
             channel->deaf = DEAF_UNTOLD;
         activate(loop, channel);
     }

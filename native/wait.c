@@ -23,10 +23,11 @@
  * 2. A ring is not lost between L and S. The futex call sleeps only while the word still holds PARK_FUTEX,
  * which the exchange has taken away, and compares it under the lock that the wake-up takes. A doorbell keeps
  * its byte.
- * 3. A ring is not lost in a doorbell. It is emptied before the look, never after. Its epoll reports edges,
- * so what is left in it would ring no more: all that lay there is taken (FIONREAD says how much), and what
- * comes meanwhile is a new edge. A doorbell that is full has bytes which no look came after: their edge is
- * still due.
+ * 3. A ring is not lost in a doorbell. Something is taken from it before the look, never after, and as much
+ * as makes room for a ring: the rest of a message that has begun would not, so of one that fills our buffer
+ * all is taken that lies behind it (FIONREAD says how much). What stays (a message with descriptors ends what
+ * one call takes) rings no more by itself; but whatever comes is a new edge, and a doorbell that is full has
+ * bytes which no look came after: their edge is still due.
  * 4. A ring too many costs a look: a producer may be late and exchange the word of a later sleep. `park_over`
  * may wipe a word that somebody would have exchanged: its owner is awake, and looks again after every A.
  * 5. Rings that are put off (loop.c's `bells`: one wake-up a batch) are made up for before the loop turns to
@@ -42,7 +43,8 @@
  * and a doorbell is no futex. It may flood the doorbell: see 3. It may not drain it, nor block who rings: a
  * doorbell is one end of a stream socketpair, written with MSG_DONTWAIT (O_NONBLOCK of an eventfd lies in the
  * shared file description; a peer may clear it). It may shut its end down, after which the kernel could not
- * ring either: `doorbell_drain` says so, and the channel is closed for it.
+ * ring either: `doorbell_drain` says so, or epoll beside what still lies there, and the channel is closed for
+ * it.
  */
 #define _GNU_SOURCE
 #include "wait.h"
@@ -139,15 +141,13 @@ void park_over(struct side SHARED *own) {
 int doorbell_drain(int doorbell) {
     char bytes[4096];
     int left = 0;
-    ssize_t got;
-    /* Not until it is empty: a peer that rings without pause would keep us here. */
-    if (ioctl(doorbell, FIONREAD, &left))
-        left = 0;
-    do {
-        got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT);
-        left -= (int)got;
-    } while (got > 0 && left > 0);
-    if (got > 0) /* and once more: behind the last byte may be the end, which no further edge tells of */
-        got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT);
-    return got == 0 ? -1 : 0;
+    ssize_t got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT);
+    if (got == (ssize_t)sizeof bytes) {
+        /* A flood. Not until it is empty: a peer that rings without pause would keep us here. */
+        if (ioctl(doorbell, FIONREAD, &left))
+            left = 0;
+        while (left > 0 && (got = recv(doorbell, bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
+            left -= (int)got;
+    }
+    return got > 0 ? 1 : got < 0 ? 0 : -1;
 }

@@ -24,8 +24,9 @@ int park_futex(struct side SHARED *own, uint64_t until);
 void park_announce(struct side SHARED *own, uint32_t how);
 void park_over(struct side SHARED *own);
 
-/* Takes the bytes off a doorbell that lie in it now; to be followed by a look at the rings. -1: its other end
- * was shut, and it will never ring again. */
+/* Takes off a doorbell what lies in it now, or so much that it can ring again; to be followed by a look at
+ * the rings. 1: something was taken. 0: nothing lay there. -1: its other end was shut, and it will never ring
+ * again; that is found behind the last byte only by who asks again, or by what epoll says. */
 int doorbell_drain(int doorbell);
 
 #endif

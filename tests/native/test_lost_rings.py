@@ -174,7 +174,8 @@ def test_a_server_that_shuts_its_doorbell_has_misbehaved(run: Callable[..., None
         assert served.accused == [(memory.number, "doorbell")]
 
 
-def test_a_server_that_calls_one_with_a_shut_doorbell_says_so() -> None:
+@pytest.mark.parametrize("before", [b"", b"!"], ids=["alone", "behind a ring"])
+def test_a_server_that_calls_one_with_a_shut_doorbell_says_so(before: bytes) -> None:
     with serving(Server) as served:
         memory = Memory(900, Shape(), 0)
         lib.atoll_notice_channel(served.server_notice.c, 0, 1, 1, memory.base, ffi.NULL)
@@ -184,6 +185,7 @@ def test_a_server_that_calls_one_with_a_shut_doorbell_says_so() -> None:
         )  # fmt: skip
         served._send(opened, memory.descriptor, memory.client_bell.fileno())
         served.observe()
+        memory.server_bell.send(before)
         memory.server_bell.shutdown(socket.SHUT_WR)
         found = served.until_misbehaved()
         assert (found.channel, found.check) == (900, "doorbell")
