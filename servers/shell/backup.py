@@ -14,9 +14,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -31,14 +31,14 @@ from .when import clock, moment
 
 MANIFEST: Final = "manifest"
 """By which a backup's folder is known."""
-LOCK: Final = "lock"
-OURS: Final = frozenset(
-    {MANIFEST, LOCK, "pending", "rows", "blobs", "versions", "manifest.new", "pending.new"}
-)
+OURS: Final = frozenset({MANIFEST, "rows", "blobs", "versions", "manifest.new"})
 """All that may lie in a backup's folder."""
 STORE: Final = Path("data") / "state"
 FILE: Final = "data.mdb"
 
+STATE: Final = ("atoll.servers.state.backup",)
+STORAGE: Final = ("atoll.servers.storage.backup",)
+"""Who copies what."""
 NAMES: Final = {exits.TRY_AGAIN: "NoRoom", exits.FINDINGS: "BackupDamaged"}
 """What goes wrong, by exit code."""
 
@@ -139,17 +139,63 @@ def is_one(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def part(kind: type[T], lock: int, *words: str, stdin: str = "") -> T:
-    """What a part of the work comes to. Raises `Stopped`."""
-    done = subprocess.run(
-        jobs.python(*words), input=stdin, capture_output=True, text=True, check=False, pass_fds=[lock]
-    )
-    if done.returncode:
-        told = done.stderr.strip()
+class Part:
+    """A process that does a part of the work, a step for each line that it is given."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def step(self, kind: type[T], line: str = "") -> T:
+        """What a step comes to. Raises `Stopped`."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it has ended, and says why
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+        return self._answer(kind, self._process.stdout.readline())
+
+    def whole(self, kind: type[T], stdin: str = "") -> T:
+        """What all of it comes to. Raises `Stopped`."""
+        told, error = self._process.communicate(stdin)
+        if self._process.returncode:
+            self._fail(error)
+        return msgspec.json.decode(told or "null", type=kind)
+
+    def _answer(self, kind: type[T], line: str) -> T:
+        if not line:
+            assert self._process.stderr is not None
+            self._process.wait()
+            self._fail(self._process.stderr.read())
+        return msgspec.json.decode(line, type=kind)
+
+    def _fail(self, error: str) -> NoReturn:
+        told = error.strip()
         if "Traceback" in told or not told:
-            raise RuntimeError(f"{words[0]} ended with {done.returncode}: {told}")
-        raise Stopped(done.returncode, told.splitlines()[-1].removeprefix("atoll: "))
-    return msgspec.json.decode(done.stdout or "null", type=kind)
+            raise RuntimeError(f"a part of it ended with {self._process.returncode}: {told}")
+        raise Stopped(self._process.returncode, told.splitlines()[-1].removeprefix("atoll: "))
+
+
+@contextmanager
+def working(lock: int, *words: str) -> Iterator[Part]:
+    """A part at work: it has the lock, too, and does not outlive the command's own end."""
+    with subprocess.Popen(
+        jobs.python(*words),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=[lock],
+    ) as process:
+        try:
+            yield Part(process)
+        except BaseException:
+            process.kill()
+            raise
+
+
+def part(kind: type[T], lock: int, *words: str, stdin: str = "") -> T:
+    """What a part of the work comes to that has but one step. Raises `Stopped`."""
+    with working(lock, *words) as process:
+        return process.whole(kind, stdin)
 
 
 @contextmanager
@@ -176,11 +222,15 @@ def backup(folder: Folder, node: Node = "", as_json: Json = False) -> None:
     _make(folder, home)
     with locked(folder) as lock:
         source = ["--node", str(home)] if runs else ["--store", str(home / STORE)]
-        kept = part(Kept, lock, "atoll.microkernel", "keep", str(home), str(folder))
-        first = _blobs(lock, home / "data", folder / "blobs")
-        part(Took, lock, "atoll.servers.state.backup", "take", str(folder), "--name", kept.node, *source)
-        second = _blobs(lock, home / "data", folder / "blobs")
-        took = part(Took, lock, "atoll.servers.state.backup", "seal", str(folder))
+        with (
+            working(lock, *STATE, "take", str(folder), *source) as rows,
+            working(lock, *STORAGE, "take", str(home / "data"), str(folder / "blobs")) as blobs,
+        ):
+            kept = part(Kept, lock, "atoll.microkernel", "keep", str(home), str(folder))
+            first = blobs.step(Copied)
+            rows.step(Took, kept.node)
+            second = blobs.step(Copied)
+            took = rows.step(Took)
     report = Report(
         node=kept.node,
         folder=str(folder),
@@ -228,10 +278,6 @@ def _make(folder: Path, home: Path) -> None:
         raise BadRequest("DIR", "an empty folder, or a backup's", f"{folder}, which holds {strangers[0]}")
 
 
-def _blobs(lock: int, source: Path, target: Path) -> Copied:
-    return part(Copied, lock, "atoll.servers.storage.backup", "take", str(source), str(target))
-
-
 def _told(report: Report) -> str:
     told = (
         f"{report.node} is in {report.folder} as of revision {report.revision} ({clock(report.time)}): "
@@ -268,7 +314,7 @@ def restore(
         raise BadRequest("DIR", "the folder of a backup that was finished", f"{folder}, which holds none")
     folder = folder.absolute()
     with locked(folder, fcntl.LOCK_SH) as lock:
-        node = part(Described, lock, "atoll.servers.state.backup", "describe", str(folder)).node
+        node = part(Described, lock, *STATE, "describe", str(folder)).node
         home = Path(into).absolute() if into else base_folder() / (name or node)
         _refuse_a_node(home)
         fresh = home.with_name(f".{home.name}.restoring")
@@ -316,8 +362,8 @@ def _build(folder: Path, lock: int, home: Path, name: str, when: int | float | N
     at = (
         [] if when is None else ["--revision", str(when)] if isinstance(when, int) else ["--time", repr(when)]
     )
-    made = part(Restored, lock, "atoll.servers.state.backup", "restore", str(folder), str(home / STORE), *at)
-    _blobs(lock, folder / "blobs", home / "data")
+    made = part(Restored, lock, *STATE, "restore", str(folder), str(home / STORE), *at)
+    part(Copied, lock, *STORAGE, "take", str(folder / "blobs"), str(home / "data"), stdin="\n")
     words = ["make-node", str(folder), str(home), "--name", name, "--epoch", str(made.boot)]
     part(type(None), lock, "atoll.microkernel", *words, stdin=made.image)
     _sync(home)
@@ -336,8 +382,8 @@ def verify(folder: Path, as_json: bool) -> int:
     """Prove a backup; returns the exit code."""
     folder = folder.absolute()
     with locked(folder, fcntl.LOCK_SH) as lock:
-        found = part(Verified, lock, "atoll.servers.state.backup", "verify", str(folder))
-        blobs = part(list[str], lock, "atoll.servers.storage.backup", "verify", str(folder / "blobs"))
+        found = part(Verified, lock, *STATE, "verify", str(folder))
+        blobs = part(list[str], lock, *STORAGE, "verify", str(folder / "blobs"))
     breaches = [*found.breaches, *blobs]
     if as_json:
         print(printing.json(msgspec.structs.replace(found, breaches=breaches)))

@@ -20,7 +20,7 @@ from . import horizons, layout
 from .engine import Engine, Snapshot, Table
 from .versions import time_of
 
-WORK: Final = 128
+WORK: Final = 64
 """Rows that one stretch looks at, roughly."""
 SIZE: Final = 512 << 10
 """Bytes of the records of one stretch, where it is not of one revision."""
@@ -101,10 +101,12 @@ def _parts(engine: Engine, revision: int, keyspaces: frozenset[int]) -> Iterator
     while True:
         with engine.snapshot() as snapshot:
             raw = snapshot.event(revision)
-            count = 0 if raw is None else len(layout.entry_of(raw).keys)
+            entry = None if raw is None else layout.entry_of(raw)
             last = first + WORK
-            record = None if raw is None else _record(snapshot, revision, raw, keyspaces, first, last)
-        done = last >= count
+            record = None
+            if raw is not None and entry is not None:
+                record = _record(snapshot, revision, raw, entry, keyspaces, first, last)
+        done = entry is None or last >= len(entry.keys)
         yield Block(revision - 1 if done else revision, [record] if record is not None else [])
         if done:
             return
@@ -125,10 +127,11 @@ class _Looked:
         for revision, raw in snapshot.feed(lowest):
             if revision > upto:
                 break
-            self.rows += 1 + len(layout.entry_of(raw).keys)
+            entry = layout.entry_of(raw)
+            self.rows += 1 + len(entry.keys)
             if self.rows > 2 * WORK or self._size > SIZE:
                 return None
-            record = _record(snapshot, revision, raw, self._keyspaces)
+            record = _record(snapshot, revision, raw, entry, self._keyspaces)
             if record is not None:
                 found.append(record)
                 self._size += len(raw) + sum(len(value) for _, value in record.rows if value is not None)
@@ -139,12 +142,12 @@ def _record(
     snapshot: Snapshot,
     revision: int,
     raw: bytes,
+    entry: layout.Entry,
     keyspaces: frozenset[int],
     first: int = 0,
     last: int | None = None,
 ) -> Record | None:
     """What is left of a revision's keys from one number to another; None: it wrote nothing in the keyspaces."""
-    entry = layout.entry_of(raw)
     rows = []
     concerned = not keyspaces
     for index, key in enumerate(entry.keys[first:last], first):

@@ -5,7 +5,7 @@ a restore is a backup the other way round. What has an address there is not copi
 once they have their names, so they are read beside a server that runs. What a collection removes or puts together meanwhile
 is looked for once more, until everything that is listed has been seen.
 
-Prints one JSON object. Exit codes are those of docs/manual.md.
+`take` copies once for each line on stdin, and prints one JSON object each time. Exit codes are those of docs/manual.md.
 """
 
 import errno
@@ -176,7 +176,8 @@ def main(words: list[str]) -> int:
     match words:
         case ["take", source, target]:
             try:
-                print(msgspec.json.encode(copy_all(Path(source), Path(target))).decode())
+                for _ in sys.stdin:
+                    print(msgspec.json.encode(copy_all(Path(source), Path(target))).decode(), flush=True)
             except OSError as error:
                 return _refuse(error, target)
             return 0

@@ -20,15 +20,13 @@ from .verify import verify
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m atoll.servers.state.backup")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
-    taking = commands.add_parser("take", help="add what is new of a store to a backup, not yet sealed")
+    taking = commands.add_parser(
+        "take", help="a line on stdin, the node's name: add what is new; a second one: let it count"
+    )
     taking.add_argument("folder", type=Path)
-    taking.add_argument("--name", required=True, help="the node's")
     taking.add_argument("--node", type=Path, help="the folder of a node that runs")
     taking.add_argument("--store", type=Path, help="the folder of a store that nobody writes")
     taking.set_defaults(run=_take)
-    sealing = commands.add_parser("seal", help="let what was added count")
-    sealing.add_argument("folder", type=Path)
-    sealing.set_defaults(run=lambda given: seal(given.folder))
     describing = commands.add_parser("describe", help="say whose backup it is, and what it covers")
     describing.add_argument("folder", type=Path)
     describing.set_defaults(run=lambda given: archive.described(given.folder))
@@ -45,9 +43,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _take(given: argparse.Namespace) -> object:
+    name = sys.stdin.readline().rstrip("\n")
     source = stopped(given.store) if given.node is None else running(given.node)
     with source as (store, image):
-        return take(given.folder, given.name, store, image)
+        taken = take(given.folder, name, store, image)
+    print(msgspec.json.encode(taken.took).decode(), flush=True)
+    return seal(given.folder, taken) if sys.stdin.readline() else None
 
 
 def _restore(given: argparse.Namespace) -> object:

@@ -1,7 +1,6 @@
 """The folder of a backup: segments, and the manifest that says which of them count.
 
     manifest               what was backed up, one JSON object; replaced by rename, the last step of a backup
-    pending                a segment that is whole and not yet in the manifest, described as there
     rows/AFTER-UPTO        segments
     blobs/ versions/       kept by others: `servers/storage`, the kernel
 
@@ -11,7 +10,7 @@ A file that the manifest does not name is what a backup left that was ended: the
 import os
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -19,7 +18,6 @@ from .faults import Damaged, Refused
 from .segment import Segment
 
 MANIFEST: Final = "manifest"
-PENDING: Final = "pending"
 ROWS: Final = "rows"
 FORMAT: Final = 1
 
@@ -82,13 +80,6 @@ class Took(msgspec.Struct, frozen=True, kw_only=True):
     covers: list[Span]
 
 
-class Pending(msgspec.Struct, frozen=True, kw_only=True):
-    """What the manifest will be, and what is then to be told."""
-
-    manifest: Manifest
-    took: Took
-
-
 class _Form(msgspec.Struct, frozen=True):
     """What every later format will have as well."""
 
@@ -100,9 +91,6 @@ class _Guarded(msgspec.Struct, frozen=True):
     content: msgspec.Raw
 
 
-Content = TypeVar("Content", Manifest, Pending)
-
-
 def is_one(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
@@ -110,14 +98,9 @@ def is_one(folder: Path) -> bool:
 def read(folder: Path) -> Manifest | None:
     """What was backed up; None: nothing yet. Raises `Damaged`, or `Refused` for a later format."""
     try:
-        return _read(folder / MANIFEST, Manifest)
+        return _read(folder / MANIFEST)
     except FileNotFoundError:
         return None
-
-
-def pending(folder: Path) -> Pending:
-    """Raises `Damaged`, `FileNotFoundError`."""
-    return _read(folder / PENDING, Pending)
 
 
 def existing(folder: Path) -> Manifest:
@@ -151,17 +134,17 @@ def spans(manifest: Manifest) -> list[Span]:
     return found
 
 
-def put(folder: Path, name: str, content: Manifest | Pending) -> None:
-    """Makes a file of the archive durable under its name, in place of what was there."""
-    raw = msgspec.json.encode(content)
+def put(folder: Path, manifest: Manifest) -> None:
+    """Makes a manifest durable in place of the one that was there."""
+    raw = msgspec.json.encode(manifest)
     data = msgspec.json.encode(_Guarded(_hash(raw), msgspec.Raw(raw))) + b"\n"
-    fresh = folder / f"{name}.new"
+    fresh = folder / f"{MANIFEST}.new"
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    fresh.rename(folder / name)
+    fresh.rename(folder / MANIFEST)
     sync(folder)
 
 
@@ -182,8 +165,7 @@ def clean(folder: Path, manifest: Manifest | None) -> None:
     for path in rows.iterdir():
         if path.name not in named:
             path.unlink()
-    for name in (PENDING, f"{PENDING}.new", f"{MANIFEST}.new"):
-        (folder / name).unlink(missing_ok=True)
+    (folder / f"{MANIFEST}.new").unlink(missing_ok=True)
 
 
 def segment(folder: Path, entry: Entry) -> Segment:
@@ -191,7 +173,7 @@ def segment(folder: Path, entry: Entry) -> Segment:
     return Segment(folder / ROWS / entry.file)
 
 
-def _read(path: Path, kind: type[Content]) -> Content:
+def _read(path: Path) -> Manifest:
     raw = path.read_bytes()
     try:
         guarded = msgspec.json.decode(raw, type=_Guarded)
@@ -202,7 +184,7 @@ def _read(path: Path, kind: type[Content]) -> Content:
             raise Refused(
                 f"{path} has format {form.format}, this version reads up to {FORMAT}: use the version that wrote it"
             )
-        return msgspec.json.decode(guarded.content, type=kind)
+        return msgspec.json.decode(guarded.content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path}: at byte 0: it cannot be decoded ({error})") from None
 

@@ -6,10 +6,10 @@ accounted for (`chain.py`).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -22,7 +22,7 @@ from ..export import Record
 from ..lmdb_engine import FILE, LmdbEngine
 from ..ownership import settle_format
 from . import archive, chain
-from .archive import Entry, Manifest, Pending, Took
+from .archive import Entry, Manifest, Took
 from .faults import Refused, needing_room
 from .segment import AFRESH, MAIN, Writer
 
@@ -98,30 +98,37 @@ def stopped(folder: Path) -> Iterator[tuple[Source, str]]:
         engine.close()
 
 
-def take(folder: Path, node: str, source: Source, image: str) -> Took:
-    """Adds what is new to the folder, and leaves the manifest that says so as pending: the caller seals it once all that
-    the rows name is there. Raises `Refused`, `NoRoom`, `Damaged`."""
+class Taken(NamedTuple):
+    """A backup that does not count yet: what the manifest will be, and what is then to be told."""
+
+    manifest: Manifest
+    took: Took
+
+
+def take(folder: Path, node: str, source: Source, image: str) -> Taken:
+    """Adds what is new to the folder. The caller seals it once all that the rows name is there. Raises `Refused`,
+    `NoRoom`, `Damaged`."""
     manifest = archive.read(folder)
+    with _room(folder, manifest):
+        archive.clean(folder, manifest)
+        return _take(folder, node, source, image, manifest)
+
+
+def seal(folder: Path, taken: Taken) -> Took:
+    """A backup counts from now on. Raises `NoRoom`."""
+    with _room(folder, archive.read(folder)):
+        archive.put(folder, taken.manifest)
+    return taken.took
+
+
+def _room(folder: Path, manifest: Manifest | None) -> AbstractContextManager[None]:
     consolation = "nothing was backed up yet"
     if manifest is not None and manifest.segments:
         consolation = f"the backup that reaches revision {manifest.segments[-1].upto} is whole"
-    with needing_room(folder, consolation):
-        archive.clean(folder, manifest)
-        pending = _take(folder, node, source, image, manifest)
-        archive.put(folder, archive.PENDING, pending)
-    return pending.took
+    return needing_room(folder, consolation)
 
 
-def seal(folder: Path) -> Took:
-    """The pending backup counts from now on. Raises `NoRoom`, `Damaged`."""
-    pending = archive.pending(folder)
-    with needing_room(folder, "the former backup is whole"):
-        archive.put(folder, archive.MANIFEST, pending.manifest)
-    (folder / archive.PENDING).unlink()
-    return pending.took
-
-
-def _take(folder: Path, node: str, source: Source, image: str, manifest: Manifest | None) -> Pending:
+def _take(folder: Path, node: str, source: Source, image: str, manifest: Manifest | None) -> Taken:
     begun = source.outline()
     if not begun.head:
         raise Refused("the store has no revisions yet: there is nothing to back up")
@@ -163,7 +170,7 @@ def _take(folder: Path, node: str, source: Source, image: str, manifest: Manifes
         size=sum(entry.size for entry in new),
         covers=archive.spans(made),
     )
-    return Pending(manifest=made, took=took)
+    return Taken(made, took)
 
 
 def _goes_on(folder: Path, source: Source, before: Entry | None, begun: Outline) -> None:

@@ -17,10 +17,9 @@ from hypothesis.stateful import precondition, rule
 from atoll.ipc.system.state import Compacted, Outline
 from atoll.servers.state import export, horizons, layout, pins
 from atoll.servers.state.backup import archive
-from atoll.servers.state.backup.archive import Took
 from atoll.servers.state.backup.faults import Refused
 from atoll.servers.state.backup.restore import point, rebuild
-from atoll.servers.state.backup.take import Overtaken, seal, take
+from atoll.servers.state.backup.take import Overtaken, Taken, seal, take
 from atoll.servers.state.check import check
 from atoll.servers.state.engine import Engine, Table
 from atoll.servers.state.export import Record
@@ -75,10 +74,10 @@ class BackupMachine(CompactionMachine):
         with suppress(Overtaken):
             self.taken(take(self.archive, "model", Disturbed(self, disturbances), ""), sealed)
 
-    def taken(self, took: Took, sealed: bool) -> None:
+    def taken(self, taken: Taken, sealed: bool) -> None:
         if not sealed:
             return
-        assert seal(self.archive) == took
+        took = seal(self.archive, taken)
         self._caught_up()
         engine = self.kept.server._engine
         self.known = getattr(self, "known", {})

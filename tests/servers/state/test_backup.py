@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings, strategies
 
+from atoll.ipc import clock
 from atoll.ipc.errors import NotAllowed
 from atoll.ipc.system.state import Outline, Retention, State, Write
-from atoll.servers.state import export
+from atoll.servers.state import export, layout
 from atoll.servers.state.backup import archive
 from atoll.servers.state.backup.faults import Damaged, NoRoom, Refused
-from atoll.servers.state.backup.restore import restore
+from atoll.servers.state.backup.restore import point, restore
 from atoll.servers.state.backup.take import seal, stopped, take
 from atoll.servers.state.backup.verify import verify
 from atoll.servers.state.export import Record
@@ -67,8 +69,7 @@ class Held:
 
     def back_up(self, folder: Path) -> int:
         folder.mkdir(exist_ok=True)
-        take(folder, "held", self, "")
-        return seal(folder).upto
+        return seal(folder, take(folder, "held", self, "")).upto
 
     def is_refused(self, folder: Path, whole: int) -> bool:
         """Whether there is no room for a backup, which is said, and that an earlier one is whole."""
@@ -168,8 +169,7 @@ def test_a_file_that_was_put_back_is_refused(tmp_path: Path) -> None:
         if value == b"2":
             folder.mkdir()
             with stopped(place) as (source, _):
-                take(folder, "kept", source, "")
-                seal(folder)
+                seal(folder, take(folder, "kept", source, ""))
             shutil.rmtree(place)
             shutil.copytree(tmp_path / "older", place)
     with (
@@ -217,6 +217,53 @@ def test_a_segment_that_is_missing(sealed: Path, tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=f"{last.file} is missing"):
         restore(folder, tmp_path / "restored", None)
     assert restore(folder, tmp_path / "restored", last.after).revision == last.after
+
+
+def test_a_manifest_that_was_changed(sealed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sealed, tmp_path / "archive")
+    manifest = folder / "manifest"
+    whole = manifest.read_bytes()
+    for changed in (whole.replace(b'"upto":4', b'"upto":3', 1), whole[:-9], b"\xff" + whole, b"{}"):
+        assert changed != whole
+        manifest.write_bytes(changed)
+        with pytest.raises(Damaged, match=f"{manifest}: at byte 0: "):
+            verify(folder)
+
+
+def test_a_later_format_is_refused(sealed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sealed, tmp_path / "archive")
+    manifest = archive.existing(folder)
+    archive.put(folder, msgspec.structs.replace(manifest, format=archive.FORMAT + 1))
+    with pytest.raises(
+        Refused, match="has format 2, this version reads up to 1: use the version that wrote it"
+    ):
+        restore(folder, tmp_path / "restored", None)
+
+
+def test_nothing_new(sealed: Path, tmp_path: Path) -> None:
+    held, folder = Held(), tmp_path / "archive"
+    held.write(5)
+    first = held.back_up(folder)
+    assert held.back_up(folder) == first
+    assert len(archive.existing(folder).segments) == 1
+
+
+def test_moments_by_time(tmp_path: Path) -> None:
+    held, folder = Held(), tmp_path / "archive"
+    for _ in range(3):
+        held.kept.hands.now += 100
+        held.write(3)
+        held.back_up(folder)
+    with held.engine.snapshot() as snapshot:
+        times = {revision: layout.time_of(raw) for revision, raw in snapshot.feed(0)}
+    manifest = archive.existing(folder)
+    for revision, time in times.items():
+        after = times.get(revision + 1, time + 10**9)
+        assert point(folder, manifest, (time + after) / 2 / 1e9).revision == revision
+    with pytest.raises(Refused, match="is not in the backup, which covers revisions 1 to"):
+        point(folder, manifest, (times[1] - 10**9) / 1e9)
+    with pytest.raises(Refused, match="is not in the backup"):
+        point(folder, manifest, clock.wall() + 1000)
 
 
 def test_large_transactions_come_in_parts(tmp_path: Path) -> None:
