@@ -1,6 +1,7 @@
 """Walks a real store and proves its invariants: `python -m atoll.servers.state.check STORE_DIR [--json]`.
 
-Opens read-only, in one snapshot, so it may run beside a writer. Memory is constant: each table is read in
+Opens read-only, in one snapshot, so it may run beside a writer; a store that was not closed and that nobody has open is
+first recovered from its log, as its writer would do it. Memory is constant: each table is read in
 order, and what must agree with another is looked up there. A breach names its place as a path, for example
 `versions/counter/'x'/17`.
 
@@ -32,9 +33,10 @@ import lmdb
 import msgspec
 
 from . import horizons, layout, pins
+from .checkpoint import DATA_FILE
 from .engine import Broken, Cursor, Engine, Row, Snapshot, Table
 from .keyspaces import Keyspaces
-from .lmdb_engine import FILE, LmdbEngine
+from .lmdb_engine import LmdbEngine
 from .ownership import FormatRefused, settle_format
 
 MOST: Final = 1000
@@ -314,8 +316,8 @@ def _name(keyspaces: Keyspaces, key: bytes) -> str:
 def check_folder(folder: str | Path, at: At = lambda place: None) -> Report:
     """Opens the store in a folder read-only and checks it. Raises `FormatRefused`, or `OSError`/`lmdb.Error`
     if it cannot be opened."""
-    if not (Path(folder) / FILE).is_file():
-        raise FileNotFoundError(f"there is no store in {folder}: {FILE} is missing")
+    if not (Path(folder) / DATA_FILE).is_file():
+        raise FileNotFoundError(f"there is no store in {folder}: {DATA_FILE} is missing")
     engine = LmdbEngine(folder, read_only=True)
     try:
         settle_format(engine, read_only=True)

@@ -7,9 +7,9 @@ What is settled here and why:
 - The file is preallocated in steps, ahead of what is used, `reserve` included. So a full disk shows itself
   when a step is allocated, where it can be refused in peace, and not under a commit; and the kernel's class
   always finds room.
-- LMDB writes new pages, syncs, then writes the meta page and syncs: whatever stops it in between leaves the
-  old state. A failed *sync* is different: the page cache may have dropped what it could not write, so the
-  engine refuses everything from then on.
+- A commit is durable by the log that lies beside the file, and LMDB does not wait for the disk (`checkpoint.py`).
+- After a failed *sync* the page cache may have dropped what it could not write, so the engine refuses everything from
+  then on.
 - Readers of killed processes keep their slots, and pin pages, until someone looks: `reader_check` at open and
   after long runs.
 """
@@ -23,11 +23,10 @@ from typing import Final, cast
 
 import lmdb
 
+from .checkpoint import DATA_FILE, Log, needs_recovery, opening
 from .engine import Batch, BatchTooLarge, Broken, ConditionFailed, Full, Row, Table, check_size
 from .layout import pack
 
-FILE: Final = "data.mdb"
-LOCK_FILE: Final = "lock.mdb"
 STEP: Final = 32 << 20
 """Bytes by which the file grows."""
 _LEAST_STEP: Final = 256 << 10
@@ -37,6 +36,7 @@ of one batch."""
 _READER_CHECK: Final = 4096
 """Commits between two looks for dead readers."""
 _EVENTS: Final = b"events"
+_CUT_SHORT: Final = os.strerror(errno.EIO)
 _NO_SPACE: Final = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -61,37 +61,66 @@ class LmdbEngine:
         self._read_only = read_only
         self._broken: str | None = None
         self._commits = 0
-        if not read_only:
+        if read_only:
+            if needs_recovery(self._path):
+                LmdbEngine(path, limit=limit, reserve=reserve, map_size=map_size).close()
+            self._open(map_size)
+        else:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with opening(self._path) as batches:
+                self._open(map_size)
+                try:
+                    self._log = Log(self._path, self._environment, spare=reserve)
+                    self._recover(batches)
+                except BaseException:
+                    self._environment.close()
+                    raise
+        self.maximum_key = self._environment.max_key_size()
+        self._page = int(self._environment.stat()["psize"])
+        self._allocated = (self._path / DATA_FILE).stat().st_size
+        self._growth_refused = False
+        if not read_only:
+            self._grow(0)
+
+    def _open(self, map_size: int) -> None:
+        create, fresh = not self._read_only, not (self._path / DATA_FILE).exists()
         self._environment = lmdb.open(
             str(self._path),
             map_size=map_size,
             max_dbs=len(Table) + 1,
             max_readers=512,
-            readonly=read_only,
-            create=not read_only,
+            readonly=self._read_only,
+            create=create,
             mode=0o600,
             max_spare_txns=8,
+            # What is durable is so by the log.
+            sync=False,
             # Keys are scattered over a large map: reading ahead fetches what nobody asked for.
             readahead=False,
         )
         try:
-            if not read_only:
+            if create:
                 self._environment.reader_check()
             self._tables = {
-                table: self._environment.open_db(table.name.lower().encode(), create=not read_only)
+                table: self._environment.open_db(table.name.lower().encode(), create=create)
                 for table in Table
             }
-            self._events = self._environment.open_db(_EVENTS, create=not read_only)
+            self._events = self._environment.open_db(_EVENTS, create=create)
+            if fresh:
+                self._environment.sync(True)
         except BaseException:
             self._environment.close()
             raise
-        self.maximum_key = self._environment.max_key_size()
-        self._page = int(self._environment.stat()["psize"])
-        self._allocated = (self._path / FILE).stat().st_size
-        self._growth_refused = False
-        if not read_only:
-            self._grow(0)
+
+    def _recover(self, batches: list[Batch]) -> None:
+        """Brings the database forward by the batches of the log, in one transaction."""
+        if not batches:
+            self._log.forget_unfinished()
+            return
+        with self._environment.begin(write=True) as transaction:
+            for batch in batches:
+                self._apply(transaction, batch)
+        self._log.checkpoint()
 
     @contextmanager
     def snapshot(self) -> Iterator["LmdbSnapshot"]:
@@ -108,21 +137,38 @@ class LmdbEngine:
             raise Broken(self._broken)
         check_size(batch, self.maximum_batch, self.maximum_key)
         self._make_room(batch.size, reserved)
+        logged = False
         try:
             with self._environment.begin(write=True) as transaction:
                 self._apply(transaction, batch)
-        except lmdb.MapFullError:
-            raise Full("the map is full", self._high_water(), self._limit) from None
-        except lmdb.BadValsizeError as error:
-            raise BatchTooLarge(str(error)) from None
-        except (lmdb.Error, OSError) as error:
-            if isinstance(error, lmdb.DiskError) or any(text in str(error) for text in _NO_SPACE):
-                raise Full("the disk is full", self._high_water(), self._allocated) from None
-            self._broken = f"a commit to {self._path} failed: {error}"
-            raise Broken(self._broken) from error
+                # Durable from here on, and seen by nobody before LMDB has it.
+                self._log.append(transaction.id(), batch)
+                logged = True
+        except (lmdb.Error, OSError, Broken) as error:
+            refusal = self._refusal(error)
+            if isinstance(refusal, Broken):
+                self._broken = str(refusal)
+            elif logged:
+                self._log.take_back()
+            raise refusal from error
         self._commits += 1
         if self._commits % _READER_CHECK == 0:
             self._environment.reader_check()
+
+    def _refusal(self, error: lmdb.Error | OSError | Broken) -> Full | BatchTooLarge | Broken:
+        """What the engine says to an error under a commit."""
+        if isinstance(error, Broken):
+            return Broken(f"a commit to {self._path} failed: {error}")
+        if isinstance(error, lmdb.MapFullError):
+            return Full("the map is full", self._high_water(), self._limit)
+        if isinstance(error, lmdb.BadValsizeError):
+            return BatchTooLarge(str(error))
+        if isinstance(error, lmdb.DiskError) or any(text in str(error) for text in _NO_SPACE):
+            return Full("the disk is full", self._high_water(), self._allocated)
+        # LMDB says so, too, of a write that was cut short; what the medium refuses is found when it is synced.
+        if self._growth_refused and isinstance(error, lmdb.Error) and _CUT_SHORT in str(error):
+            return Full("the disk is full", self._high_water(), self._allocated)
+        return Broken(f"a commit to {self._path} failed: {error}")
 
     def statistics(self) -> dict[str, int]:
         info = self._environment.info()
@@ -134,10 +180,15 @@ class LmdbEngine:
             "allocated": self._allocated,
             "readers": int(info["num_readers"]),
             "commits": self._commits,
+            "checkpoints": 0 if self._read_only else self._log.checkpoints,
         }
 
     def close(self) -> None:
-        self._environment.close()
+        try:
+            if not self._read_only:
+                self._log.close(whole=self._broken is None)
+        finally:
+            self._environment.close()
 
     def _apply(self, transaction: lmdb.Transaction, batch: Batch) -> None:
         for condition in batch.conditions:
@@ -174,7 +225,9 @@ class LmdbEngine:
         if high + need <= ceiling:
             return
         # Above the high-water mark is nothing left, but pages below it may be free: only now is it worth
-        # counting them.
+        # counting them, and having those back that wait for a checkpoint.
+        if self._log.pins:
+            self._log.checkpoint()
         used = self._used()
         if used + need > ceiling:
             raise Full(
@@ -195,7 +248,7 @@ class LmdbEngine:
 
     def _allocate(self, size: int) -> bool:
         """Extends the file to `size` bytes that are really there; False if the disk has not as much."""
-        descriptor = os.open(self._path / FILE, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(self._path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.posix_fallocate(descriptor, self._allocated, size - self._allocated)
             os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """How a reader process learns of commits: the kernel tells who watches a file when it was written (inotify).
 
-LMDB writes the meta page last, through a descriptor that writes durably, and the notice comes after the
+LMDB writes the meta page last, when the log has the commit on the disk, and the notice comes after the
 write. So nobody has to tell the readers anything: no channel from the writer, no polling, and a reader that
 hangs costs the writer nothing.
 """
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from .lmdb_engine import FILE
+from .checkpoint import DATA_FILE
 
 _MODIFY = 0x2
 _LOOKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -27,7 +27,7 @@ async def changes_of_file(folder: str) -> AsyncIterator[None]:
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), "inotify_init1: a reader needs it to follow the writer")
     try:
-        if _libc.inotify_add_watch(descriptor, os.path.join(folder, FILE).encode(), _MODIFY) < 0:
+        if _libc.inotify_add_watch(descriptor, os.path.join(folder, DATA_FILE).encode(), _MODIFY) < 0:
             raise OSError(ctypes.get_errno(), f"inotify_add_watch on {folder}")
         while True:
             yield

@@ -6,8 +6,9 @@ from typing import Literal
 
 from atoll.ipc.serve import Config
 
+from .checkpoint import LOCK_FILE
 from .engine import Engine
-from .lmdb_engine import LOCK_FILE, LmdbEngine
+from .lmdb_engine import LmdbEngine
 from .memory_engine import MemoryEngine
 from .ownership import settle_format
 

@@ -1,7 +1,7 @@
 /*
- * Loaded before the C library: the store's file fails to be synced, or its last page to be written, as often
- * as a file says. `FAULTS` is that file: one byte a fault to come, 's' (the sync fails), 'm' (the page that
- * ends a commit is not written), 'l' (it is written, and that is told as a failure).
+ * Loaded before the C library: the store's log fails to be synced, or the last page of its database to be
+ * written, as often as a file says. `FAULTS` is that file: one byte a fault to come, 's' (the sync fails),
+ * 'm' (the page that ends a commit is not written), 'l' (it is written, and that is told as a failure).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,14 +13,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int is_the_stores(int descriptor) {
+/* Whether its file is of that name, followed by so many more characters. */
+static int is_the_stores(int descriptor, const char *name, int more) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 9)
+    ssize_t named = (ssize_t)strlen(name);
+    if (length < named + more)
         return 0;
-    path[length] = 0;
-    return !strcmp(path + length - 9, "/data.mdb");
+    return !memcmp(path + length - named - more, name, (size_t)named);
 }
 
 /* Takes the next fault, if it is of that kind. */
@@ -43,7 +44,7 @@ int fdatasync(int descriptor) {
     static int (*real)(int);
     if (!real)
         real = dlsym(RTLD_NEXT, "fdatasync");
-    if (is_the_stores(descriptor) && fault('s')) {
+    if (is_the_stores(descriptor, "/log.", 1) && fault('s')) {
         errno = EIO;
         return -1;
     }
@@ -54,7 +55,7 @@ ssize_t pwrite(int descriptor, const void *data, size_t size, off_t place) {
     static ssize_t (*real)(int, const void *, size_t, off_t);
     if (!real)
         real = dlsym(RTLD_NEXT, "pwrite");
-    if (place < 2 * 4096 && is_the_stores(descriptor)) {
+    if (place < 2 * 4096 && is_the_stores(descriptor, "/data.mdb", 0)) {
         int lie = fault('l');
         if (lie)
             real(descriptor, data, size, place);

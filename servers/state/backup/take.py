@@ -18,8 +18,9 @@ from atoll.ipc.attach import Node, connect
 from atoll.ipc.system.state import Outline, State
 
 from .. import export
+from ..checkpoint import DATA_FILE
 from ..export import Record
-from ..lmdb_engine import FILE, LmdbEngine
+from ..lmdb_engine import LmdbEngine
 from ..ownership import settle_format
 from . import archive, chain
 from .archive import Entry, Manifest, Took
@@ -88,8 +89,8 @@ def running(folder: Path) -> Iterator[tuple[Source, str]]:
 @contextmanager
 def stopped(folder: Path) -> Iterator[tuple[Source, str]]:
     """The store in a folder."""
-    if not (folder / FILE).is_file():
-        raise Refused(f"there is no store in {folder}: {FILE} is missing")
+    if not (folder / DATA_FILE).is_file():
+        raise Refused(f"there is no store in {folder}: {DATA_FILE} is missing")
     engine = LmdbEngine(folder, read_only=True)
     try:
         settle_format(engine, read_only=True)

@@ -30,6 +30,14 @@ folder, point, fatal, boot, deadly = sys.argv[1], sys.argv[2], int(sys.argv[3]),
 class Dying(LmdbEngine):
     groups = 0
 
+    def __init__(self, *words, **options):
+        super().__init__(*words, **options)
+        append = self._log.append
+        def appended(transaction, batch):
+            append(transaction, batch)
+            self.die_at("after the log")
+        self._log.append = appended
+
     def die_at(self, here):
         if here == point and self.groups == fatal:
             os.kill(os.getpid(), deadly)
@@ -101,7 +109,7 @@ def holds(folder: Path, last: int) -> int:
 
 @pytest.mark.parametrize("group", [2, 5])
 @pytest.mark.parametrize(
-    "point", ["before the batch", "before the sync", "after the sync", "before the answer"]
+    "point", ["before the batch", "before the sync", "after the log", "after the sync", "before the answer"]
 )
 def test_killed_around_the_sync(tmp_path: Path, whole: Callable[[Path], int], point: str, group: int) -> None:
     # The batch that stamps the format is the first.
@@ -111,7 +119,7 @@ def test_killed_around_the_sync(tmp_path: Path, whole: Callable[[Path], int], po
     last = acknowledged(output)
     assert last == (group - 1) * 5
     head = holds(tmp_path / "store", last)
-    assert head == last + (5 if point in ("after the sync", "before the answer") else 0)
+    assert head == last + (5 if point in ("after the log", "after the sync", "before the answer") else 0)
     assert whole(tmp_path / "store") == head
 
 
@@ -153,3 +161,43 @@ def test_a_survivor_of_an_old_boot_commits_nothing(
     assert acknowledged(said) == told
     assert head == told + 10
     assert holds(folder, told) == head == whole(folder)
+
+
+def test_who_reads_keeps_what_the_log_alone_has_from_coming_back(
+    tmp_path: Path, whole: Callable[[Path], int]
+) -> None:
+    """Killed when the log had a group and the database not yet. A reader lives on, which has shown the store without it: so
+    it stays, after the next writer, and after a failure of the power behind that one."""
+    folder = tmp_path / "store"
+    run(folder, "after the sync", 3).communicate()
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    before = int(reader.stdout.readline())
+    heir = run(folder, "after the log", 2, boot=2)
+    assert acknowledged(heir.communicate()[0]) == before + 5
+    survivors = subprocess.run([sys.executable, "-c", OPENER, str(folder)], check=True, capture_output=True)
+    assert int(survivors.stdout) == before + 5
+    reader.communicate(b"\n")
+    assert holds(folder, before) == before + 5 == whole(folder)
+
+
+READER = """
+import sys
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+engine = LmdbEngine(sys.argv[1], read_only=True)
+with engine.snapshot() as snapshot:
+    print(snapshot.bounds()[1], flush=True)
+sys.stdin.readline()
+"""
+OPENER = """
+import os, sys
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+engine = LmdbEngine(sys.argv[1], map_size=1 << 30, limit=256 << 20)
+with engine.snapshot() as snapshot:
+    os.write(1, b"%d" % snapshot.bounds()[1])
+os._exit(0)
+"""

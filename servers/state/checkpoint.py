@@ -1,0 +1,317 @@
+"""How a commit becomes durable with one write to the disk: the log before the database, and checkpoints behind.
+
+LMDB by itself writes every page that a commit touched, waits for the disk, writes the page that names them, and waits
+again. Here a commit is appended to the log (`write_ahead.py`) and waits for that alone; then LMDB commits without waiting,
+so that readers see it, and the pages are written behind.
+
+What lies in LMDB's file between two checkpoints is of no use after a power failure: pages reach the disk in any order. So
+the state at the *base* of a segment is kept until the next one is settled. A snapshot of it stays open, the *pin*: LMDB
+reuses no page that an open snapshot may reach, so all it overwrites meanwhile are its first two pages, and those lie in
+the segment. A *checkpoint* begins the next segment at the newest transaction, and has the file written to the disk by a
+thread; when that is done the segment is settled, which the next record makes durable, and the older pin goes.
+
+`opening` brings back what the base was and hands out the batches since. Only where nobody else has the database open: who
+does lives in the same page cache as we, which has then lost nothing.
+
+Two processes may have the store open for writing (a swap). Each looks, holding LMDB's writer lock, whether the log is still
+as it left it; if not, it has the file written to the disk and begins a segment of its own.
+"""
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Final
+
+import lmdb
+
+from .engine import Batch, Broken
+from .write_ahead import FILES, Head, Segment, decode, encode, newest, segments_in
+
+DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
+OFTEN: Final = 1 << 20
+SELDOM: Final = 16 << 20
+"""Bounds of how many bytes of pages are written, roughly, before a checkpoint is due."""
+BEHIND: Final = 4
+"""So many times that, and the writer waits for a checkpoint that is under way."""
+_TREES: Final = 16
+"""Pages that a commit touches besides those of its rows: branches, the free list, the pages that are appended to."""
+
+_MAGIC: Final = 0xBEEFC0DE
+_VERSION: Final = 1
+_meta_mark = struct.Struct("=II")
+_meta_transaction = struct.Struct("=Q")
+_META_MARK: Final = 16
+_META_TRANSACTION: Final = 144
+"""Where LMDB 0.9 keeps, in each of the first two pages, its mark and the transaction that the page is of."""
+_flock = struct.Struct("hhqqi")
+
+
+class Log:
+    """Of one open LMDB environment, for its writer."""
+
+    def __init__(self, folder: Path, environment: lmdb.Environment, spare: int) -> None:
+        """`spare`: bytes of the file that may be pinned without harm, roughly. Raises OSError where the disk has no room for
+        the log."""
+        self._folder = folder
+        self._environment = environment
+        self._page = int(environment.stat()["psize"])
+        self._after = max(OFTEN, min(spare, SELDOM))
+        self._data = os.open(folder / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        self._segments = segments_in(folder)
+        self._segment: Segment
+        self._generation = 0
+        """Of the segment that this process writes to; 0: of none."""
+        self._next = 0
+        """The transaction that its next record is of."""
+        self._offset = self._last = 0
+        self._written = 0
+        """Bytes of pages since the base, roughly."""
+        self._pins: list[lmdb.Transaction] = []
+        self._writing: _Writing | None = None
+        self.checkpoints = 0
+
+    # The writer lock is held in what follows ------------------------------------------------------------------------
+
+    def append(self, transaction: int, batch: Batch) -> None:
+        """Makes durable what LMDB is about to commit as that transaction.
+
+        Raises OSError where the disk has no room, and nothing was appended; `Broken` where it failed.
+        """
+        body = encode(batch)
+        if not self._is_current(transaction):
+            self._begin_anew(transaction - 1)
+        self._checkpoint_if_due(transaction - 1, len(body))
+        segment = self._segment
+        settles = self._writing is not None and self._writing.done()
+        if settles:
+            segment.settle(self._generation)
+        end = segment.append(self._offset, self._generation, transaction, body)
+        segment.sync()
+        if settles:
+            self._settled()
+        self._last, self._offset, self._next = self._offset, end, transaction + 1
+        rows = sum(map(len, batch.puts.values())) + len(batch.deletes) + len(batch.drops)
+        self._written += (rows + _TREES) * self._page + batch.size
+
+    def take_back(self) -> None:
+        """LMDB refused what was appended last: it must not come back."""
+        self._segment.cut(self._last)
+        self._offset, self._next = self._last, self._next - 1
+
+    def _is_current(self, transaction: int) -> bool:
+        """Whether nobody else has written since our last record, in the log or past it."""
+        if not self._generation or transaction != self._next:
+            return False
+        return all(each is self._segment or each.generation() < self._generation for each in self._segments)
+
+    def _checkpoint_if_due(self, base: int, length: int) -> None:
+        no_room = self._offset + length > self._segment.size
+        if self._writing is not None and (no_room or self._written > BEHIND * self._after):
+            self._writing.wait()
+            self._segment.settle(self._generation)
+            self._segment.sync()
+            self._settled()
+        if self._writing is None and self._written and (no_room or self._written > self._after):
+            self._begin(Head(self._generation + 1, base, self._pages(base), False))
+            self._writing = _Writing(self._data)
+
+    def _begin_anew(self, base: int) -> None:
+        """A segment at LMDB's newest transaction, which is on the disk when this returns, and so is its head."""
+        os.fdatasync(self._data)
+        generation = 1
+        found = newest(self._segments)
+        if found is not None:
+            segment, head = found
+            # Its process may have died before it had this on the disk, and the one before it is about to go.
+            segment.begin(head)
+            segment.sync()
+            generation = head.generation + 1
+        self._begin(Head(generation, base, self._pages(base), True))
+        self._segment.sync()
+        self._settled()
+
+    def _begin(self, head: Head) -> None:
+        self._segment = self._segments[head.generation % len(FILES)]
+        self._offset = self._segment.begin(head)
+        self._generation, self._next = head.generation, head.base + 1
+        self._written = 0
+        self._pins.append(self._environment.begin())
+
+    def _settled(self) -> None:
+        """The base of our segment is on the disk, and that it is: what was before may go."""
+        for pin in self._pins[:-1]:
+            pin.abort()
+        del self._pins[:-1]
+        self._writing = None
+        self.checkpoints += 1
+
+    def _pages(self, base: int) -> bytes:
+        """The first two pages, of which one is the base's."""
+        pages = os.pread(self._data, 2 * self._page, 0)
+        if _newest_of(pages) != base:
+            raise Broken(f"{self._folder / DATA_FILE} does not begin as LMDB 0.9 writes it")
+        return pages
+
+    # It is not held in what follows ---------------------------------------------------------------------------------
+
+    @property
+    def pins(self) -> bool:
+        """Whether a checkpoint would let LMDB use more pages again."""
+        return self._written > 0
+
+    def forget_unfinished(self) -> None:
+        """A record that LMDB knows nothing of is of a process that died before LMDB had it: nobody was told, and nobody may
+        find it after a failure of the power either, once we have shown the store without it."""
+        # Whoever is in the midst of a commit holds the lock: it is not waited for if there is no need.
+        if self._recorded() > int(self._environment.info()["last_txnid"]):
+            with self._environment.begin(write=True) as transaction:
+                if self._recorded() >= transaction.id():
+                    self._begin_anew(transaction.id() - 1)
+
+    def _recorded(self) -> int:
+        """The transaction of the last record; 0: there is none."""
+        found = newest(self._segments)
+        return 0 if found is None else max((number for number, _ in found[0].records(found[1])), default=0)
+
+    def checkpoint(self) -> None:
+        """Has all on the disk in LMDB's own file: nothing is left in the log, and nothing pinned that is older."""
+        with self._environment.begin(write=True) as transaction:
+            self._begin_anew(transaction.id() - 1)
+
+    def close(self, *, whole: bool = True) -> None:
+        """`whole`: leave nothing in the log, unless somebody else writes there by now."""
+        try:
+            if self._writing is not None:
+                self._writing.wait()
+            if whole and self._is_current(self._next):
+                self.checkpoint()
+        finally:
+            for pin in self._pins:
+                pin.abort()
+            for segment in self._segments:
+                segment.close()
+            os.close(self._data)
+
+
+class _Writing:
+    """A file on its way to the disk, in a thread: all it does is wait for the system call."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._error: OSError | None = None
+        self._thread = Thread(target=self._run, args=(descriptor,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _run(self, descriptor: int) -> None:
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
+            self._error = error
+
+    def done(self) -> bool:
+        """Raises `Broken` if it failed."""
+        if self._thread.is_alive():
+            return False
+        if self._error is not None:
+            raise Broken(f"a checkpoint could not be written to the disk: {self._error}") from self._error
+        return True
+
+    def wait(self) -> None:
+        """Raises `Broken` if it failed."""
+        self._thread.join()
+        self.done()
+
+
+@contextmanager
+def opening(folder: Path) -> Iterator[list[Batch]]:
+    """While a writer opens the database. Gives the batches that it must apply first, in order: the file has been put back
+    to how it was before them.
+
+    Raises `Broken` where the log is not whole, OSError where it may not be written.
+    """
+    if not (folder / FILES[0]).exists():
+        yield []
+        return
+    # One at a time: nobody opens what is put back and not yet brought forward.
+    lock = os.open(folder / FILES[0], os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _unfinished(folder)
+        if found is None:
+            yield []
+            return
+        pages, bodies = found
+        data = os.open(folder / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.pwrite(data, pages, 0)
+            os.fdatasync(data)
+        finally:
+            os.close(data)
+        yield [decode(body) for body in bodies]
+    finally:
+        os.close(lock)
+
+
+def needs_recovery(folder: Path) -> bool:
+    """Whether only a writer can open it, since the log holds what the database's file may not."""
+    return (folder / FILES[0]).exists() and _unfinished(folder) is not None
+
+
+def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
+    """The first pages at the base of the log, and the records since; None: there are none, or they are of no use."""
+    if _open_elsewhere(folder):
+        return None
+    if not (folder / DATA_FILE).exists():
+        raise Broken(f"{folder} has a log and no {DATA_FILE}: files of a store belong together")
+    segments = [Segment(folder / name, read_only=True) for name in FILES if (folder / name).exists()]
+    try:
+        found = newest(segments)
+        if found is None:
+            return None
+        chain = [found]
+        if not found[1].settled:
+            before = [each for each in segments if each is not found[0]]
+            chain = [each for each in [newest(before)] if each is not None] + chain
+        first = chain[0][1]
+        last, bodies = first.base, []
+        for segment, head in chain:
+            if not first.settled or head.base != last or head.generation > first.generation + 1:
+                raise Broken(f"{segment.path} does not go on where the log before it ends: restore a backup")
+            records = list(segment.records(head))
+            bodies += [body for _, body in records]
+            last += len(records)
+    finally:
+        for segment in segments:
+            segment.close()
+    # Somebody who knows of no log has written since, waiting for the disk each time.
+    with open(folder / DATA_FILE, "rb") as file:
+        found_there = _newest_of(file.read(len(first.pages)))
+    return None if not bodies or found_there > last else (first.pages, bodies)
+
+
+def _newest_of(pages: bytes) -> int:
+    """The newest transaction that LMDB's first two pages name; -1: they do not look like that."""
+    found = -1
+    for start in (0, len(pages) // 2):
+        if _meta_mark.unpack_from(pages, start + _META_MARK) != (_MAGIC, _VERSION):
+            return -1
+        found = max(found, _meta_transaction.unpack_from(pages, start + _META_TRANSACTION)[0])
+    return found
+
+
+def _open_elsewhere(folder: Path) -> bool:
+    """Whether a process has the database open: LMDB holds a lock on the first byte of its lock file for as long."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        asked = _flock.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
+        return bool(_flock.unpack(answer)[0] != fcntl.F_UNLCK)
+    finally:
+        os.close(descriptor)
