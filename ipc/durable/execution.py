@@ -15,7 +15,7 @@ import trio
 from atoll.ipc import clock
 from atoll.ipc.context import Fields, Log, in_hand
 from atoll.ipc.dispatch import as_reply
-from atoll.ipc.errors import Conflict, Overloaded, PeerDied
+from atoll.ipc.errors import Conflict, Overloaded, PeerDied, TooLarge
 from atoll.ipc.errors import encode as encode_error
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.system.state import Committed, Expect, Range, State, StoreFull, Write
@@ -214,4 +214,6 @@ class Execution:
             if found is None or found.value is None:
                 return None
             return workflow_of(found.value)
+        except TooLarge as error:
+            return await self._end("failed", {"fault": encode_error(error)})
         return ended

@@ -22,7 +22,7 @@ _STEPS: Final = _ROWS + b"step/"
 _UNIQUE: Final = _ROWS + b"unique/"
 _QUEUES: Final = _ROWS + b"queue/"
 ID_MOST: Final = 128
-"""Characters of a workflow's id, a queue's name and a deduplication key at most."""
+"""Bytes of a workflow's id, a queue's name and a deduplication key at most."""
 _number = struct.Struct(">I")
 
 Status = Literal["queued", "running", "waiting", "parked", "completed", "failed", "cancelled"]
@@ -105,9 +105,9 @@ def name_of(badge: int, id: str) -> str:
 
 def named(what: str, text: str, *, empty: bool = False) -> str:
     """An id, a queue's name or a key as callers may choose it. Raises `BadRequest`."""
-    if (text or empty) and len(text) <= ID_MOST and (text.isprintable()):
+    if (text or empty) and text.isprintable() and len(text.encode()) <= ID_MOST:
         return text
-    raise BadRequest(what, f"{'at most' if empty else '1 to'} {ID_MOST} printable characters", repr(text))
+    raise BadRequest(what, f"{'at most' if empty else '1 to'} {ID_MOST} bytes of printable text", repr(text))
 
 
 def open_key(name: str) -> bytes:

@@ -139,9 +139,8 @@ class Workflows:
             key = unique_key(row.queue, row.deduplication)
             writes.append(Write(key, row.name.encode()))
             expects.append(Expect(key, 0))
-        note = f"{row.method} {row.id}, begun"
         try:
-            outcome = await persistently(partial(self._state.commit, writes, expects, note=note))
+            outcome = await self._state.commit(writes, expects, note=f"{row.method} {row.id}, begun")
         except Conflict:
             known = await self._look_up(row.name)
             if known is None:

@@ -3,7 +3,7 @@
 import pytest
 
 from atoll.ipc.durable import Start
-from atoll.ipc.errors import BadRequest, NotFound, WorkflowCancelled
+from atoll.ipc.errors import BadRequest, NotFound, TooLarge, WorkflowCancelled
 
 from .conftest import Running, effects, row_of, until
 from .nodes import hold
@@ -37,9 +37,9 @@ def test_what_is_begun_again_under_its_id_runs_once(running: Running, label: str
         running.stages.wait.begin.now(Start(id=label), label)
 
 
-@pytest.mark.parametrize("id", ["a\nb", "x" * 129])
+@pytest.mark.parametrize("id", ["a\nb", "x" * 129, "ö" * 65])
 def test_an_id_is_short_and_printable(running: Running, id: str) -> None:
-    with pytest.raises(BadRequest, match="1 to 128 printable characters"):
+    with pytest.raises(BadRequest, match="1 to 128 bytes of printable text"):
         running.stages.wait.begin.now(Start(id=id), "x")
 
 
@@ -149,6 +149,15 @@ def test_a_workflow_is_cancelled_while_a_step_runs(running: Running, label: str)
         running.stages.wait.result.now(label)
     running.stages.wait.cancel.now(label)  # once more is no error
     assert row_of(running, label) is None
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_a_result_that_is_too_large_is_a_failure(running: Running, label: str, in_step: bool) -> None:
+    running.stages.heap.begin.now(Start(id=label), 17 << 20, in_step=in_step)
+    for _ in range(2):
+        with pytest.raises(TooLarge):
+            running.stages.heap.result.now(label)
+        running.crash()
 
 
 def test_a_caller_that_gives_up_ends_nothing(running: Running, label: str) -> None:

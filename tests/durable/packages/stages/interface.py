@@ -51,6 +51,10 @@ class Stages(Interface):
     def chance(self, label: str) -> list[float]:
         """Time and chance between steps, before and after a point."""
 
+    @durable("run")
+    def heap(self, size: int, *, in_step: bool) -> bytes:
+        """So many bytes: what a step, or the workflow itself, gives."""
+
     @call("run")
     def release(self, label: str) -> None: ...
 

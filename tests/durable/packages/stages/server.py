@@ -147,6 +147,13 @@ class Server(Serves[Stages]):
         await self._pass(f"{label} after 1")
         return given
 
+    @Stages.heap.serve
+    async def heap(self, flow: Workflow, size: int, *, in_step: bool) -> bytes:
+        return await flow.step(self.bytes_, size) if in_step else bytes(size)
+
+    def bytes_(self, size: int) -> bytes:
+        return bytes(size)
+
     async def _count(self, key: str) -> None:
         self.rows.put(key, (await self.rows.get(key) or 0) + 1)
 
