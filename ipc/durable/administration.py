@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from atoll.ipc import chance
+from atoll.ipc import chance, clock
 from atoll.ipc.errors import BadRequest, Conflict, NotFound
 from atoll.ipc.system.state import Expect, Item, Range, State, Write
 
@@ -59,7 +59,7 @@ def cancel(state: State, name: str) -> WorkflowRow:
         row, revision = _known(state, name)
         if row.status in ENDED:
             return row
-        ended, writes = ending(row, "cancelled", b"")
+        ended, writes = ending(row, "cancelled", clock.wall(), b"")
         if _commit(state, writes, [Expect(open_key(name), revision)], f"{row.method} {row.id}, cancelled"):
             return ended
 

@@ -12,7 +12,6 @@ from typing import Any, Final, NoReturn
 import msgspec
 import trio
 
-from atoll.ipc import clock
 from atoll.ipc.context import Fields, Log, in_hand
 from atoll.ipc.dispatch import as_reply
 from atoll.ipc.errors import Conflict, Overloaded, PeerDied, TooLarge
@@ -35,6 +34,7 @@ from .rows import (
     unique_key,
     workflow_of,
 )
+from .steady import Steady
 from .workflow import Between, Recorded, Workflow
 
 FIRST_PAUSE: Final = 0.05
@@ -58,9 +58,11 @@ async def persistently(write: Callable[[], Awaitable[Committed]]) -> Committed:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def ending(row: WorkflowRow, status: Status, executor: bytes, **more: Any) -> tuple[WorkflowRow, list[Write]]:
+def ending(
+    row: WorkflowRow, status: Status, now: float, executor: bytes, **more: Any
+) -> tuple[WorkflowRow, list[Write]]:
     """A workflow's end, and what it writes."""
-    ended = msgspec.structs.replace(row, status=status, ended=clock.wall(), executor=executor, **more)
+    ended = msgspec.structs.replace(row, status=status, ended=now, executor=executor, **more)
     writes = [Write(open_key(row.name)), Write(done_key(row.name), encode(ended))]
     if row.deduplication:
         writes.append(Write(unique_key(row.queue, row.deduplication)))
@@ -70,13 +72,16 @@ def ending(row: WorkflowRow, status: Status, executor: bytes, **more: Any) -> tu
 class Execution:
     """See the module; and `workflow.Run`, which this is."""
 
-    def __init__(self, state: State, row: WorkflowRow, revision: int, spec: MethodSpec, fresh: bool) -> None:
+    def __init__(
+        self, state: State, time: Steady, row: WorkflowRow, revision: int, spec: MethodSpec, *, fresh: bool
+    ) -> None:
         """`revision`: of the row as this process wrote it; `fresh`: no step of it has run."""
         self.row = row
         self.spec = spec
         self.revision = revision
         self.over = trio.Event()
         self.parked = ""
+        self._time = time
         self._state = state
         self._fresh = fresh
         self._steps: dict[int, tuple[StepRow, int]] = {}
@@ -98,11 +103,15 @@ class Execution:
             await self._stop()
         self.in_step = True
 
-    async def wait_until(self, time: float) -> None:
+    def now(self) -> float:
+        return self._time.now()
+
+    async def wait(self, step: StepRow) -> None:
         self.in_step = False
         if self._stopping:
             await self._stop()
-        if (left := time - clock.wall()) > 0:
+        left = min(step.until - self.now(), step.until - step.ended)
+        if left > 0:
             await trio.sleep(left)
 
     async def park(self, reason: str) -> NoReturn:
@@ -204,7 +213,7 @@ class Execution:
 
     async def _end(self, status: Status, outcome: dict[str, bytes]) -> WorkflowRow | None:
         self.in_step = True
-        ended, writes = ending(self.row, status, self.row.executor, **outcome)
+        ended, writes = ending(self.row, status, self.now(), self.row.executor, **outcome)
         expects: list[Expect | Range] = [Expect(open_key(self.row.name), self.revision)]
         note = f"{self.row.method} {self.row.id}, {status}"
         try:

@@ -89,8 +89,12 @@ class Run(Protocol):
         """Between two steps: comes back only if the workflow may go on."""
         ...
 
-    async def wait_until(self, time: float) -> None:
-        """Seconds since the epoch; like `gate` meanwhile and after."""
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        ...
+
+    async def wait(self, step: StepRow) -> None:
+        """Until what the step is waiting for; the workflow may be stopped meanwhile."""
         ...
 
     async def record(self, number: int, step: StepRow, effects: Effects | None) -> StepRow:
@@ -240,12 +244,12 @@ class Workflow:
             known = run.recorded(number)
             if known is None:
                 await run.gate()
-                now = clock.wall()
+                now = run.now()
                 known = StepRow(name=name, state="sleeping", run=run.row.runs, ended=now, until=now + seconds)
                 known = await run.record(number, known, None)
             else:
                 await self._same(number, known, name, timer=True)
-            await run.wait_until(known.until)
+            await run.wait(known)
             self._time.now = max(self._time.now, known.until)
 
     async def _same(self, number: int, known: StepRow, name: str, *, timer: bool) -> None:
@@ -269,7 +273,7 @@ class Workflow:
         run, retry = self._run, self._retry
         attempt = 1 if known is None else known.attempts + 1
         if known is not None:
-            await run.wait_until(known.until)
+            await run.wait(known)
         meetings = 0
         while True:
             await run.gate()
@@ -297,13 +301,12 @@ class Workflow:
             fault = encode_error(as_reply(run.spec, problem))
             if attempt >= retry.attempts or not isinstance(problem, retry.on):
                 return await run.record(number, self._row(name, "failed", attempt, fault=fault), None)
-            until = clock.wall() + retry.after(attempt)
-            await run.record(number, self._row(name, "trying", attempt, fault=fault, until=until), None)
-            await run.wait_until(until)
+            trying = self._row(name, "trying", attempt, fault=fault, until=run.now() + retry.after(attempt))
+            await run.wait(await run.record(number, trying, None))
             attempt, meetings = attempt + 1, 0
 
     def _row(self, name: str, state: Any, attempt: int, **more: Any) -> StepRow:
-        now = max(clock.wall(), self._time.now)
+        now = max(self._run.now(), self._time.now)
         return StepRow(name=name, state=state, run=self._run.row.runs, ended=now, attempts=attempt, **more)
 
     async def _attempt(

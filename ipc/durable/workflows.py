@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from atoll.ipc import chance, clock
+from atoll.ipc import chance
 from atoll.ipc.context import Call, Log, current
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, NotFound, WorkflowCancelled
@@ -45,6 +45,7 @@ from .rows import (
     unique_key,
     workflow_of,
 )
+from .steady import Steady
 
 RUNS_MOST: Final = 100
 """So often a workflow is taken up; then it is parked, since it may be what ends its server."""
@@ -75,6 +76,7 @@ class Workflows:
         self._boot = boot
         self._version = version
         self._may_go_on = may_go_on
+        self._time = Steady()
         self._executor = chance.token(8)
         self._executions: dict[str, Execution] = {}
         self._open: dict[str, tuple[WorkflowRow, int]] = {}
@@ -172,7 +174,7 @@ class Workflows:
             raise NotFound.among("queue", start.queue, filter(None, self._queues))
         if not 0 <= start.delay < math.inf:
             raise BadRequest(f"{spec.label}: delay", "seconds, 0 or more", repr(start.delay))
-        now = call.now()
+        now = self._time.now()
         at_once = not start.queue and not start.delay
         return WorkflowRow(
             id=id,
@@ -228,7 +230,7 @@ class Workflows:
             row = workflow_of(item.value)
             if row.method != spec.label:
                 raise BadRequest(f"cancelling workflow {id!r}", f"a workflow of {spec.label}", row.method)
-            ended, writes = ending(row, "cancelled", self._executor)
+            ended, writes = ending(row, "cancelled", self._time.now(), self._executor)
             expects: list[Expect | Range] = [Expect(open_key(name), item.revision)]
             with suppress(Conflict):
                 await persistently(
@@ -341,7 +343,8 @@ class Workflows:
             return  # at its end the row is looked at again
         admission = self._admissions.get(row.queue)
         if row.status == "queued" and admission is not None:
-            admission.add(Waiting(row.priority, revision, name), row.due)
+            now = self._time.now()
+            admission.add(Waiting(row.priority, revision, name), min(row.due, now + row.due - row.begun))
             self._changed.set()
         elif row.status == "running" and row.executor == self._executor:
             self._take(name, admission)
@@ -381,7 +384,7 @@ class Workflows:
                 executor=self._executor,
                 runs=row.runs + 1,
                 version=row.version or self._version,
-                started=row.started or clock.wall(),
+                started=row.started or self._time.now(),
             )
         more: list[Write] = []
         if row.status == "queued" and self._queues[row.queue].rate is not None:
@@ -418,7 +421,7 @@ class Workflows:
     def _execute(self, row: WorkflowRow, revision: int) -> None:
         assert self._nursery is not None
         spec, handler = self._handlers[row.method]
-        execution = Execution(self._state, row, revision, spec, fresh=row.runs == 1)
+        execution = Execution(self._state, self._time, row, revision, spec, fresh=row.runs == 1)
         self._executions[row.name] = execution
         self._nursery.start_soon(self._run, execution, handler)
 
@@ -478,7 +481,8 @@ class Workflows:
         if queue.rate is not None:
             item = await self._state.get(queue_key(name))
             if item is not None and item.value is not None:
-                starts = queue_of(item.value).starts
+                now = self._time.now()
+                starts = [min(start, now) for start in queue_of(item.value).starts]
         return Admission(queue, starts)
 
     async def _admit(self) -> None:
@@ -486,7 +490,7 @@ class Workflows:
         assert self._nursery is not None
         while True:
             self._changed = trio.Event()
-            now, wakes = clock.wall(), math.inf
+            now, wakes = self._time.now(), math.inf
             for admission in self._admissions.values():
                 while (name := admission.next(now)) is not None:
                     self._nursery.start_soon(self._claim, name)

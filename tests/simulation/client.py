@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from atoll.ipc import attach, errors
+from atoll.ipc.durable import Start
 from atoll.ipc.errors import AtollError, InternalFault, NodeDown, PeerMisbehaved
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
@@ -26,6 +27,8 @@ from .world import SECOND, Process, World
 NEVER = (PeerMisbehaved, InternalFault, errors.Incompatible)
 """What no fault of the world excuses."""
 TRY_AGAIN = 0.05
+GATHERED = 4
+"""Steps of a workflow."""
 
 
 class Program(attach.Node):
@@ -73,6 +76,8 @@ class Book:
         """Badges whose revocation has returned."""
         self.granted: dict[int, bool] = {}
         """Lasting grants by number: whether it stands; those whose outcome is unknown are in neither."""
+        self.gathered: set[str] = set()
+        """Workflows whose beginning was acknowledged."""
         self.badges = 0
         self.calls = 0
 
@@ -213,6 +218,16 @@ class Client:
             if found != 1:
                 self.world.wrong(f"{key} was added once and is {found}")
             self._told(key)
+
+    async def gather(self, program: Program, counter: Any, teller: Any) -> None:
+        """A workflow, whose id is enough to be owed its result; perhaps nobody waits for that now."""
+        self._keys += 1
+        id = f"{self.name}:{self._keys}"
+        await counter.gather.begin(Start(id=id), id, GATHERED)
+        self.book.gathered.add(id)
+        self.world.note(f"{self.name} has begun", id)
+        if self.world.chance.random() < 0.5 and await counter.gather.result(id) != GATHERED:
+            self.world.wrong(f"workflow {id} gave another result than it has")
 
     async def get(self, program: Program, counter: Any, teller: Any) -> None:
         if self.book.told:
@@ -364,7 +379,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
 
 C = Client
 ACTIONS: list[Any] = [
-    *(C.add,) * 4, *(C.adds,) * 2, *(C.get,) * 2, *(C.ask_teller,) * 2, C.muse, C.hurried, C.moody, C.listen,
+    *(C.add,) * 4, *(C.adds,) * 2, *(C.get,) * 2, *(C.ask_teller,) * 2, C.gather, C.muse, C.hurried, C.moody, C.listen,
     *(C.lend,) * 3, C.lend_for_a_time, *(C.grant,) * 2, C.restart, *(C.swap,) * 2, C.load, C.stop, C.freeze, C.look,
 ]  # fmt: skip
 """As often as they stand here."""

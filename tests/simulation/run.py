@@ -27,7 +27,7 @@ from tests.kit.forked import die_with_parent
 from tests.simulation import witness
 
 from . import client, invariants
-from .client import Book, Client
+from .client import GATHERED, Book, Client
 from .node import Node, image
 from .packages.counter.interface import Counter
 from .store import SLOWEST
@@ -240,6 +240,13 @@ class Scenario:
                     self.world.wrong(f"{key} was acknowledged and is {found}")
                 elif found not in (0, 1):
                     self.world.wrong(f"{key} was added once at most and is {found}")
+            for id in sorted(self.book.gathered):
+                if await self._answered("result", counter.gather.result(id)) != GATHERED:
+                    self.world.wrong(f"workflow {id} gave another result than it has")
+                for step in range(GATHERED):
+                    found = await self._answered("get", counter.get(f"{id}/{step}"))
+                    if found != 1:
+                        self.world.wrong(f"step {step} of workflow {id} happened {found} times")
             assert self.node.node is not None
             for number, stands in self.book.granted.items():
                 if stands != self.node.node.tree.has(number):

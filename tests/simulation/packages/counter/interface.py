@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from atoll.ipc.durable import durable
 from atoll.ipc.interface import Interface, call, stream
 from atoll.ipc.system.state import StoreFull
 
@@ -20,6 +21,10 @@ class Counter(Interface):
     @call("write", once=True)
     def add(self, key: str, by: int = 1) -> int:
         """Durable once it answers."""
+
+    @durable("write")
+    def gather(self, key: str, steps: int) -> int:
+        """So many steps, each of which adds one to a key of its own."""
 
     @call("write", idempotent=True)
     def muse(self, seconds: float) -> int:

@@ -6,6 +6,7 @@ import trio
 
 from atoll.ipc.context import current
 from atoll.ipc.deferred import Deferred
+from atoll.ipc.durable import Workflow
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.serve import Serves
 from tests.simulation import witness
@@ -31,6 +32,20 @@ class Server(Serves[Counter]):
         witness.serves(current().badge)
         self._served += 1
         return self.rows.update(key, lambda value: (value or 0) + by)
+
+    @Counter.gather.serve
+    async def gather(self, flow: Workflow, key: str, steps: int) -> int:
+        for number in range(steps):
+            await flow.step(self.one, f"{key}/{number}")
+            if number == 0:
+                await flow.sleep(0.05)
+        return steps
+
+    def one(self, key: str) -> Deferred[int]:
+        return self.rows.update(key, lambda value: (value or 0) + 1)
+
+    def may_go_on(self, method: str, version: str) -> bool:
+        return True
 
     @Counter.muse.serve
     async def muse(self, seconds: float) -> int:
