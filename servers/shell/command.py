@@ -25,6 +25,7 @@ from . import (
     printing,
     rows,
     scaffold,
+    sql,
     travel,
     watching,
 )
@@ -80,6 +81,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "blame": travel.blame,
         "diff": travel.diff,
         "rollback": travel.rollback,
+        "sql": sql.sql,
         "watch": rows.watch,
         "horizons": past.horizons,
         "pins": past.pins,

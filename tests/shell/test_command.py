@@ -32,7 +32,7 @@ WRONG = [
     ("nosuch", exits.USAGE, "no such command 'nosuch'; see `atoll --help`"),
     ("pss", exits.USAGE, "no such command 'pss': did you mean 'ps'? see `atoll --help`"),
     ("image", exits.USAGE, "missing command; see `atoll image --help`"),
-    ("ps --bad", exits.USAGE, "no such option: --bad; see `atoll ps --help`"),
+    ("ps --xyz", exits.USAGE, "no such option: --xyz; see `atoll ps --help`"),
     ("revoke x", exits.USAGE, "see `atoll revoke --help`"),
     (
         "load x /nowhere",

@@ -1,0 +1,188 @@
+"""`atoll sql`: the node's rows as tables of DuckDB, in this process.
+
+What a query names is read over the node's capabilities as they are this program's: it sees the keyspaces that it may read.
+DuckDB itself may open no file and no socket, and its configuration is locked before the query is run.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from atoll.ipc.attach import connect
+from atoll.ipc.errors import BadRequest
+
+from . import printing
+from .options import At, Json, Node
+from .tables import Batch, Column, Kind, Moment, Table
+from .when import moment
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+NOW: Final = "memory"
+"""DuckDB's catalog of what a query names without one."""
+_TYPES: Final[dict[Kind, str]] = {
+    "text": "VARCHAR", "json": "JSON", "integer": "UBIGINT", "real": "DOUBLE", "truth": "BOOLEAN", "moment": "TIMESTAMP",
+}  # fmt: skip
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="A SELECT.")],
+    at: At = "",
+    moments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--as", metavar="NAME=WHEN", help="Tables as of another moment, too: NAME.kernel.process."
+        ),
+    ] = None,
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Ask the node's rows by SQL: the kernel's tables and every keyspace, now, as of a moment, or of several at once."""
+    others = [named_moment(text) for text in moments or []]
+    database = opened()
+    wanted = list(tables_of(database, query))
+    with connect(node=node or None) as attached:
+        catalogs = {NOW: Moment(attached, moment(at))}
+        for name, when in others:
+            database.execute(f"attach ':memory:' as {quoted(name)}")
+            catalogs[name] = Moment(attached, when)
+        for catalog, schema, name in wanted:
+            bring(database, catalogs, catalog, schema, name)
+    database.execute("set lock_configuration = true")
+    tell(run(database, query), as_json)
+
+
+def named_moment(text: str) -> tuple[str, int | float | None]:
+    name, separator, when = text.partition("=")
+    if not separator or not name.isidentifier() or name in (NOW, "system", "temp"):
+        raise BadRequest(where="--as", expected="a name and a moment, such as before=10m", got=repr(text))
+    return name, moment(when)
+
+
+def opened() -> "DuckDBPyConnection":
+    """A database of this process alone. Raises `BadRequest` where DuckDB is not installed."""
+    try:
+        import duckdb
+        import nanoarrow  # noqa: F401 (how columns get there)
+    except ImportError:
+        raise BadRequest(
+            where="atoll sql",
+            expected="the packages duckdb and nanoarrow: pip install 'atoll[sql]'",
+            got="neither or one",
+        ) from None
+    return duckdb.connect(
+        ":memory:",
+        config={
+            "enable_external_access": "false",
+            "python_enable_replacements": "false",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+        },
+    )
+
+
+def run(database: "DuckDBPyConnection", query: str) -> "DuckDBPyConnection":
+    """Raises `BadRequest` with what DuckDB says of the query."""
+    import duckdb
+
+    try:
+        return database.execute(query)
+    except duckdb.Error as error:
+        raise BadRequest(
+            where="QUERY", expected="a SELECT that DuckDB runs", got=first_line(str(error))
+        ) from None
+
+
+def first_line(text: str) -> str:
+    return text.split("\n\nLINE", 1)[0].replace("\n", " ")
+
+
+# what a query names -------------------------------------------------------------------------------------------
+
+
+def tables_of(database: "DuckDBPyConnection", query: str) -> Iterator[tuple[str, str, str]]:
+    """Catalog, schema and name of each table in a query as it names them. Raises `BadRequest` for what is no SELECT."""
+    found = database.execute("select json_serialize_sql(?)", [query]).fetchone()
+    tree = json.loads(found[0] if found else "{}")
+    if tree.get("error"):
+        raise BadRequest(where="QUERY", expected="a SELECT", got=first_line(tree["error_message"]))
+    seen: set[tuple[str, str, str]] = set()
+    for node in nodes(tree):
+        if node.get("type") == "BASE_TABLE":
+            name = node.get("catalog_name") or "", node["schema_name"], node["table_name"]
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+
+def nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from nodes(below)
+
+
+def bring(
+    database: "DuckDBPyConnection", catalogs: dict[str, Moment], catalog: str, schema: str, name: str
+) -> None:
+    """Have a table that a query names in the database, if the node has it; what it has not, DuckDB says."""
+    if not catalog and schema in catalogs:
+        catalog, schema = schema, ""
+    past = catalogs.get(catalog or NOW)
+    of = None if past is None else past.names().get((schema or "main", name))
+    if past is None or of is None:
+        return
+    target = ".".join(map(quoted, (catalog or NOW, schema or "main")))
+    database.execute(f"create schema if not exists {target}")
+    fill(database, f"{target}.{quoted(name)}", past.table(of))
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def fill(database: "DuckDBPyConnection", target: str, table: Table) -> None:
+    columns = ", ".join(f"{quoted(column.name)} {_TYPES[column.kind]}" for column in table.columns)
+    database.execute(f"create table {target} ({columns})")
+    for batch in table.batches():
+        database.register("batch", arrow(table.columns, batch))
+        database.execute(f"insert into {target} select * from batch")
+        database.unregister("batch")
+
+
+def arrow(columns: tuple[Column, ...], batch: Batch) -> Any:
+    """The batch in Arrow's layout, which DuckDB reads in place."""
+    import nanoarrow
+
+    kinds = {
+        "text": nanoarrow.string(), "json": nanoarrow.string(), "integer": nanoarrow.uint64(),
+        "real": nanoarrow.float64(), "truth": nanoarrow.bool_(), "moment": nanoarrow.timestamp("us"),
+    }  # fmt: skip
+    types = [kinds[column.kind] for column in columns]
+    schema = nanoarrow.struct({column.name: kind for column, kind in zip(columns, types, strict=True)})
+    values = [nanoarrow.c_array(each, kind) for each, kind in zip(batch.columns, types, strict=True)]
+    return nanoarrow.ArrayStream(nanoarrow.c_array_from_buffers(schema, len(batch), [None], children=values))
+
+
+# the answer ---------------------------------------------------------------------------------------------------
+
+
+def tell(result: "DuckDBPyConnection", as_json: bool) -> None:
+    names = [column[0] for column in result.description or ()]
+    rows = result.fetchall()
+    if as_json:
+        print(printing.json([dict(zip(names, map(plain, row), strict=True)) for row in rows]))
+        return
+    columns: list[printing.Column[tuple[Any, ...]]] = [
+        printing.Column(name, lambda row, at=at: "-" if row[at] is None else row[at], fold=True)  # type: ignore[misc]
+        for at, name in enumerate(names)
+    ]
+    printing.rows(rows, columns, False, "no rows")
+
+
+def plain(value: object) -> object:
+    """A value of DuckDB's as JSON has it."""
+    return value if isinstance(value, int | float | str | bool | list | dict | None) else str(value)
