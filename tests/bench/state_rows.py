@@ -1,9 +1,10 @@
 """Durable transactions beside the disk, LMDB, SQLite and PostgreSQL."""
 
+from functools import partial
 from pathlib import Path
 
-from .frame import Goal, Race, Row
-from .node import commits
+from .frame import Goal, Race, Row, Survey
+from .node import commits, past
 from .node.booted import Booted
 from .store import disk, grouped, lmdb_bare, postgres, sqlite
 
@@ -17,9 +18,11 @@ BIAS = (
 
 
 def rows(scratch: Path) -> list[Row]:
-    """One client's latency, 64 outstanding transactions' rate, and a read."""
+    """One client's latency, 64 outstanding transactions' rate, and a read; what commits wait for beside compaction and a
+    backup."""
     cluster, booted = postgres.Cluster(scratch), Booted(scratch, name="store")
-    return [_one(scratch, booted, cluster), _many(scratch, booted, cluster), _read(scratch, booted)]
+    beside = [Survey("state", name, partial(measure, scratch)) for name, measure in past.ROWS.items()]
+    return [_one(scratch, booted, cluster), _many(scratch, booted, cluster), _read(scratch, booted), *beside]
 
 
 def _one(scratch: Path, booted: Booted, cluster: postgres.Cluster) -> Row:

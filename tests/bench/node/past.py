@@ -1,0 +1,190 @@
+"""What commits wait for while the store gives up its past, and while it is backed up.
+
+Clients commit so many transactions a second together, each in a thread of its own, in blocks by turns: with nothing beside
+them, and with. What is kept is the ratio of the 99th of 100 waits in two blocks that follow one another.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll.ipc.attach import Node, connect
+from atoll.ipc.system.state import Retention, State, Write
+
+from ..frame import Figure
+from .booted import HEAD, KEYSPACE, Booted
+
+RATE = 500
+CLIENTS = 8
+SECONDS = 3.0
+ROUNDS = 5
+OLD = 200_000
+"""Versions that are replaced and given up, over all rounds."""
+KEYS = 20_000
+AT_ONCE = 500
+"""Commits in flight while versions are made."""
+MOST = 2.0
+COMPACTING = f"{RATE} txn/s while {OLD:,} old versions are compacted"
+BACKING_UP = f"{RATE} txn/s while {OLD:,} revisions are backed up"
+TAKE = (sys.executable, "-P", "-m", "atoll.servers.state.backup", "take")
+IMAGE = HEAD.format(keyspace=KEYSPACE).replace(
+    "needs = {}", "needs = { config = { config = { grace = 0.0, compact_every = 0.05 } } }"
+)
+
+
+def compacting(scratch: Path) -> list[Figure]:
+    """Each round makes old versions, and measures before and while they go."""
+    booted = Booted(scratch, IMAGE, "compacted")
+    alone, beside, removed = [], [], 0
+    with booted.attached() as node:
+        admin, store = node.open("state", State), node.keyspace(KEYSPACE)
+        with Clients(booted.folder) as clients:
+            for _ in range(ROUNDS):
+                make_old(store, OLD // ROUNDS)
+                alone.append(clients.p99())
+                before = store.horizon.now().versions
+                admin.make_keyspace.now(KEYSPACE, Retention(versions=1))
+                beside.append(clients.p99())
+                removed += store.horizon.now().versions - before
+                settle(store)
+                admin.make_keyspace.now(KEYSPACE, Retention())
+    return [
+        *figures(COMPACTING, alone, beside, clients),
+        Figure(
+            name=f"{COMPACTING}: versions removed a second", value=removed / (ROUNDS * SECONDS), unit="1/s"
+        ),
+    ]
+
+
+def backing_up(scratch: Path) -> list[Figure]:
+    """Each round measures alone, and beside a first backup into a new folder."""
+    booted = Booted(scratch, name="backed up")
+    alone, beside, took = [], [], []
+    with booted.attached() as node:
+        make_old(node.keyspace(KEYSPACE), OLD)
+        with Clients(booted.folder) as clients:
+            for number in range(ROUNDS):
+                alone.append(clients.p99())
+                folder = scratch / f"backup {number}"
+                folder.mkdir()
+                begun = time.perf_counter()
+                with subprocess.Popen(
+                    [*TAKE, str(folder), "--node", str(booted.folder)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                ) as backup:
+                    assert backup.stdin is not None and backup.stdout is not None
+                    backup.stdin.write("node\n")
+                    backup.stdin.flush()
+                    while not any((folder / "rows").glob("part")):
+                        time.sleep(0.01)
+                    beside.append(clients.p99())
+                    backup.stdout.readline()
+                    took.append(time.perf_counter() - begun)
+                    backup.communicate()  # it hears that it is not to count
+    seconds = statistics.median(took)
+    return [
+        *figures(BACKING_UP, alone, beside, clients),
+        Figure(name=f"{BACKING_UP}: the backup of the rows", value=seconds, unit="s", rounds=ROUNDS),
+    ]
+
+
+class Clients:
+    """Programs that commit at a rate, while they are asked to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._nodes: list[Node] = [connect(str(folder)) for _ in range(CLIENTS)]
+        self._stores = [node.keyspace(KEYSPACE) for node in self._nodes]
+        self.blocks = self.commits = 0
+
+    def __enter__(self) -> "Clients":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self._nodes:
+            node.close()
+
+    def p99(self) -> float:
+        """The 99th of 100 waits over one block, in seconds."""
+        waits: list[float] = []
+        until = time.perf_counter() + SECONDS
+        threads = [
+            threading.Thread(target=_commits, args=(store, number, until, waits))
+            for number, store in enumerate(self._stores)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.blocks += 1
+        self.commits += len(waits)
+        return statistics.quantiles(waits, n=100)[98]
+
+
+def _commits(store: State, client: int, until: float, waits: list[float]) -> None:
+    due = time.perf_counter() + client / RATE
+    value = os.urandom(100)
+    number = 0
+    while (now := time.perf_counter()) < until:
+        if due > now:
+            time.sleep(due - now)
+        due = max(due, now) + CLIENTS / RATE
+        start = time.perf_counter()
+        store.commit.now([Write(b"client %d %d" % (client, number % 100), value)])
+        waits.append(time.perf_counter() - start)
+        number += 1
+
+
+def make_old(store: State, count: int) -> None:
+    """So many commits, each of which replaces a version once all keys are there."""
+    value = os.urandom(60)
+    for first in range(0, count, AT_ONCE):
+        begun = [
+            store.commit.start([Write(b"%08d" % ((first + each) * 7919 % KEYS), value)])
+            for each in range(min(AT_ONCE, count - first))
+        ]
+        for each in begun:
+            each.result()
+
+
+def settle(store: State) -> None:
+    """Return when compaction finds no more: what it finds then is what the clients wrote meanwhile."""
+    before = -1
+    while (now := store.horizon.now().versions) != before:
+        before = now
+        time.sleep(0.5)
+
+
+def figures(row: str, alone: list[float], beside: list[float], clients: Clients) -> list[Figure]:
+    ratios = [one / other for one, other in zip(beside, alone, strict=True)]
+    ratio = statistics.median(ratios)
+    return [
+        Figure(
+            name=f"{row}: 99 of 100 commits",
+            value=statistics.median(beside) * 1e3,
+            unit="ms",
+            against="alone",
+            ratio=ratio,
+            least=min(ratios),
+            greatest=max(ratios),
+            goal=f"<= {MOST:g} x",
+            holds=ratio <= MOST,
+            rounds=len(ratios),
+        ),
+        Figure(
+            name=f"{row}: transactions a second",
+            value=clients.commits / (clients.blocks * SECONDS),
+            unit="1/s",
+        ),
+        Figure(name=f"{row}: alone", value=statistics.median(alone) * 1e3, unit="ms", rounds=len(alone)),
+    ]
+
+
+Measure = Callable[[Path], list[Figure]]
+ROWS: dict[str, Measure] = {COMPACTING: compacting, BACKING_UP: backing_up}
