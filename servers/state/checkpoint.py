@@ -202,6 +202,7 @@ class _Writing:
     """A file on its way to the disk, in a thread: all it does is wait for the system call."""
 
     def __init__(self, descriptor: int) -> None:
+        self._written = False
         self._error: OSError | None = None
         self._thread = Thread(target=self._run, args=(descriptor,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -209,6 +210,7 @@ class _Writing:
     def _run(self, descriptor: int) -> None:
         try:
             os.fdatasync(descriptor)
+            self._written = True
         except OSError as error:
             self._error = error
 
@@ -216,7 +218,7 @@ class _Writing:
         """Raises `Broken` if it failed."""
         if self._thread.is_alive():
             return False
-        if self._error is not None:
+        if not self._written:
             raise Broken(f"a checkpoint could not be written to the disk: {self._error}") from self._error
         return True
 

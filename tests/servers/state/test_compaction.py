@@ -448,4 +448,5 @@ def test_space_is_used_again(kind: str, tmp_path: Path) -> None:
     report = check(made.server._engine)
     made.server._engine.close()
     assert not report.breaches
-    assert max(sizes[8:]) <= max(sizes[4:8]) * 1.02, sizes
+    # What waits for a checkpoint is not used again yet, and when one ends the disk decides.
+    assert max(sizes[8:]) <= max(sizes[4:8]) * 1.1, sizes

@@ -183,6 +183,27 @@ def test_who_reads_keeps_what_the_log_alone_has_from_coming_back(
     assert holds(folder, before) == before + 5 == whole(folder)
 
 
+def test_a_checkpoint_that_fails_ends_the_process(tmp_path: Path, whole: Callable[[Path], int]) -> None:
+    """The file could not be brought to the disk: nothing more is acknowledged, and what was is in the log."""
+    folder = tmp_path / "store"
+    words = [sys.executable, "-c", FAILING + WRITER, str(folder), "", "0", "1", "0"]
+    died = subprocess.run(words, capture_output=True, check=False)
+    assert died.returncode == 1
+    assert b"a checkpoint could not be written to the disk" in died.stderr
+    last = acknowledged(died.stdout)
+    assert last >= 10
+    assert holds(folder, last) == whole(folder)
+
+
+FAILING = """
+import os
+from atoll.servers.state import checkpoint
+
+checkpoint.OFTEN = checkpoint.SELDOM = 1_000_000
+real = checkpoint._Writing._run
+unsynced, _ = os.pipe()
+checkpoint._Writing._run = lambda self, descriptor: real(self, unsynced)
+"""
 READER = """
 import sys
 from atoll.servers.state.lmdb_engine import LmdbEngine
