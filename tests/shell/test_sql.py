@@ -1,7 +1,6 @@
 """The node's rows asked by SQL, on a live node: now, as of a moment, as of two at once; and nothing but them."""
 
 import re
-import shlex
 
 import pytest
 
@@ -87,7 +86,8 @@ def test_a_moment_has_a_name(tally: Shell) -> None:
 
 def test_what_the_manual_asks_is_answered(tally: Shell) -> None:
     manual = (HOUSE / "docs" / "manual.md").read_text()
-    asked = [shlex.split(found) for found in re.findall(r'^atoll (sql [^"]*"[^"]*")$', manual, re.MULTILINE)]
-    assert len(asked) == 3
-    for words in asked:
-        tally.json(*[word.replace("=1h", "=1") for word in words])  # the node is younger than an hour
+    (fence,) = re.findall(r"^```sql\n(.*?)^```$", manual, re.MULTILINE | re.DOTALL)
+    queries = [query for query in re.sub("^--.*$", "", fence, flags=re.MULTILINE).split(";") if query.strip()]
+    assert len(queries) == 3
+    for query in queries:
+        tally.json("sql", query, "--as", "before=1")
