@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from atoll.ipc.deferred import Deferred
+from atoll.ipc.durable.effects import Effects
 from atoll.ipc.runtime.loop import ServeLoop
+from atoll.ipc.system.state import Committed
 from atoll.microkernel import powers
 from atoll.microkernel.authority import Authority
 from atoll.microkernel.capability_rows import write_made
@@ -100,10 +102,21 @@ def entry_on_any_channel() -> None:
     Authority.enter = careless  # type: ignore[method-assign]
 
 
+def effect_apart() -> None:
+    """A step's effects are committed first, and then, by themselves, the row that says that it ran."""
+    commit = Effects.commit
+
+    async def apart(self: Effects, record: Any, expects: Any, note: str) -> Committed:
+        await commit(self, [], [], note)
+        return await commit(Effects(self.state), record, expects, note)
+
+    Effects.commit = apart  # type: ignore[method-assign]
+
+
 PLANTED: dict[str, Callable[[], None]] = {
     plant.__name__: plant
     for plant in (
         no_second_look, row_after_reply, row_stays, epoch_stays, no_intent, answered_before_durable, commits_forgotten,
-        entry_stays, entry_on_any_channel,
+        entry_stays, entry_on_any_channel, effect_apart,
     )
 }  # fmt: skip
