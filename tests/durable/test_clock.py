@@ -1,6 +1,7 @@
 """Whoever sets the host's clock, or lets a node stand still, keeps no workflow for longer than it was to wait."""
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from .conftest import Here
 DAY = 86400.0
 
 
-def set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "wall", lambda: time.time() - DAY)
+@pytest.fixture
+def set_back() -> Iterator[Callable[[], None]]:
+    """Sets the clock of this process back, until the test is over."""
+    yield lambda: clock.follow(time.monotonic_ns, lambda: time.time() - DAY, time.sleep)
+    clock.follow(time.monotonic_ns, time.time, time.sleep)
 
 
 def test_a_timer_that_goes_on_after_the_clock_was_set_back(
-    tmp_path: Path, label: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, label: str, set_back: Callable[[], None]
 ) -> None:
     with ExitStack() as stack:
         here = Here(stack, tmp_path)
@@ -29,18 +33,18 @@ def test_a_timer_that_goes_on_after_the_clock_was_set_back(
         for change in here.rows().watch.now(0, timer):
             assert step_of(change.items[0].value or b"").state == "sleeping"
             break
-        set_back(monkeypatch)
+        set_back()
         here.crash()
         assert here.stages.nap.result.now(label) >= 0.5
 
 
 def test_a_delay_that_goes_on_after_the_clock_was_set_back(
-    tmp_path: Path, label: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, label: str, set_back: Callable[[], None]
 ) -> None:
     with ExitStack() as stack:
         here = Here(stack, tmp_path)
         here.stages.wait.begin.now(Start(id=label, delay=0.2), label)
-        set_back(monkeypatch)
+        set_back()
         here.crash()
         here.stages.release.now(label)
         assert here.stages.wait.result.now(label) == label
