@@ -48,7 +48,7 @@ match planted:
             self._pins.pop().abort()
         checkpoint.Log._begin = begin
     case "settled before it is":
-        checkpoint._Writing._run = lambda self, descriptor: None
+        checkpoint._Writing._run = lambda self, descriptor: setattr(self, "_written", True)
 engine = LmdbEngine(folder, limit=256 << 20, reserve=0, map_size=1 << 30)
 settle_format(engine)
 history = History(engine, str)
@@ -185,11 +185,11 @@ def test_two_processes_write_in_turn(orders: Path, folder: Path, tmp_path: Path)
     orders.write_bytes(b"")
     said = b""
     with ExitStack() as running:
-        two = [
-            running.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-            for _ in range(2)
-        ]
+        two: list[subprocess.Popen[bytes]] = []
         for turn in range(30):
+            if turn < 2:  # the first one has made the store when the second one comes
+                popen = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                two.append(running.enter_context(popen))
             writer, groups = two[turn % 2], chance.choice([1, 2, 9])
             assert writer.stdin is not None and writer.stdout is not None
             writer.stdin.write(b"%d\n" % groups)
