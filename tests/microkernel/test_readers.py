@@ -324,6 +324,30 @@ def test_a_reader_takes_no_writes(tmp_path: Path) -> None:
         assert sorted(os.listdir(f"/proc/{row.pid}/root{store}")) == ["data.mdb", "lock.mdb"]
 
 
+def test_a_backup_is_read_at_the_reader(tmp_path: Path) -> None:
+    """Its capability is none on a keyspace, and its rows come from the reader all the same; that one writes nothing with
+    it. Killed in the middle, it is not missed."""
+    with node_with_readers(tmp_path) as node, node.attach() as me:
+        ledger = me.keyspace("ledger")
+        for number in range(300):
+            ledger.commit.now([Write(b"key %d" % number, b"x" * 2000)])
+        reader = with_reader(me, ledger)
+        state = me.open("state", State, ["backup"])
+        read_until(me, ledger, lambda: bool(state.outline.now().head) and reads(state).at() is not None)
+        there = at_reader(state)
+        with pytest.raises(NotAllowed):
+            there.commit.now([Write(b"\0\0\0\1k", b"v")])
+        outline = state.outline.now()
+        assert list(there.export.now(outline.head))[-1].position == 0
+        stream = iter(state.export.now(outline.head))
+        pieces = [next(stream)]
+        os.kill(reader.pid, signal.SIGKILL)
+        pieces += stream
+        assert pieces[-1].position == 0
+        told = [piece.position for piece in pieces if not piece.more]
+        assert told == sorted(told, reverse=True)
+
+
 def test_a_swap_of_the_store_replaces_its_readers(tmp_path: Path) -> None:
     with node_with_readers(tmp_path) as node, node.attach() as me:
         state = me.keyspace("ledger")
