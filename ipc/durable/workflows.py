@@ -7,7 +7,7 @@ write (`administration.py`), and the feed brings that here. A server that is abo
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from atoll.ipc import chance
-from atoll.ipc.context import Call, Log, current
+from atoll.ipc.context import Call, Log, current, in_hand
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, NotFound, WorkflowCancelled
 from atoll.ipc.errors import decode as decode_error
@@ -334,7 +334,6 @@ class Workflows:
 
     def _act(self, name: str) -> None:
         """Bring about what the row says."""
-        assert self._nursery is not None
         row, revision = self._open[name]
         execution = self._executions.get(name)
         if execution is not None:
@@ -352,7 +351,14 @@ class Workflows:
         elif row.status in ("running", "waiting"):
             if row.status == "running":
                 self._take(name, admission)
-            self._nursery.start_soon(self._claim, name)
+            self._start(self._claim, name)
+
+    def _start(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        """As nobody's call: a task has the context of the one that starts it, and a workflow outlives the deadline of
+        the call by which it was begun."""
+        assert self._nursery is not None
+        with in_hand(None):
+            self._nursery.start_soon(task, *args)
 
     @staticmethod
     def _take(name: str, admission: Admission | None) -> None:
@@ -419,11 +425,10 @@ class Workflows:
         )
 
     def _execute(self, row: WorkflowRow, revision: int) -> None:
-        assert self._nursery is not None
         spec, handler = self._handlers[row.method]
         execution = Execution(self._state, self._time, row, revision, spec, fresh=row.runs == 1)
         self._executions[row.name] = execution
-        self._nursery.start_soon(self._run, execution, handler)
+        self._start(self._run, execution, handler)
 
     async def _run(self, execution: Execution, handler: Handler) -> None:
         row = execution.row
@@ -487,13 +492,12 @@ class Workflows:
 
     async def _admit(self) -> None:
         """Start what its queue lets start, whenever something has changed or it is time."""
-        assert self._nursery is not None
         while True:
             self._changed = trio.Event()
             now, wakes = self._time.now(), math.inf
             for admission in self._admissions.values():
                 while (name := admission.next(now)) is not None:
-                    self._nursery.start_soon(self._claim, name)
+                    self._start(self._claim, name)
                 wakes = min(wakes, admission.wakes())
             with trio.move_on_after(max(0.0, wakes - now)):
                 await self._changed.wait()
