@@ -10,6 +10,8 @@ To the store all of this is nobody's call: the calls of a step are counted, and 
 from collections.abc import Callable
 from typing import Final
 
+import trio
+
 from atoll.ipc.context import in_hand
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.participation import when
@@ -29,6 +31,14 @@ class _Touched:
         self.reads: dict[bytes, int] = {}
         self.writes: dict[bytes, Write] = {}
 
+    async def tell(self, transaction: bytes) -> None:
+        """Tell it; what is not answered for is told again. What the step does meanwhile stays to be told."""
+        reads, writes = dict(self.reads), dict(self.writes)
+        expects: list[Expect | Range] = [Expect(*read) for read in reads.items()]
+        await self.state.commit(list(writes.values()), expects, transaction=transaction)
+        self.reads = {key: revision for key, revision in self.reads.items() if key not in reads}
+        self.writes = {key: write for key, write in self.writes.items() if writes.get(key) is not write}
+
 
 class Effects:
     """Of one attempt of one step; `state` is the capability by which it is committed."""
@@ -38,6 +48,8 @@ class Effects:
         self._touched: dict[int, _Touched] = {}
         self._seen: list[Callable[[int], None]] = []
         self._transaction: bytes | None = None
+        self._telling = trio.Lock()
+        """Calls of one step may be beside each other, and share one transaction."""
 
     def _of(self, state: State) -> _Touched:
         found = self._touched.get(id(state))
@@ -70,23 +82,20 @@ class Effects:
         return Deferred.resolved(None)
 
     async def whole(self) -> bytes:
-        with in_hand(None):
-            if self._transaction is None:
-                self._transaction = await self.state.begin(DEADLINE)
-            await self._tell(self._transaction)
-        return self._transaction
+        async with self._telling:
+            with in_hand(None):
+                if self._transaction is None:
+                    self._transaction = await self.state.begin(DEADLINE)
+                for each in list(self._touched.values()):
+                    if each.reads or each.writes:
+                        await each.tell(self._transaction)
+            return self._transaction
 
     async def part(self) -> bytes:
         """For one call of another server; see `Transaction.share`."""
         whole = await self.whole()
         with in_hand(None):
             return await self.state.share(whole)
-
-    async def _tell(self, transaction: bytes) -> None:
-        touched, self._touched = list(self._touched.values()), {}
-        for each in touched:
-            expects: list[Expect | Range] = [Expect(*read) for read in each.reads.items()]
-            await each.state.commit(list(each.writes.values()), expects, transaction=transaction)
 
     async def commit(self, record: list[Write], expects: list[Expect | Range], note: str) -> Committed:
         """All that was done, and the record of it, or nothing. Raises `Conflict`, `Aborted`, and what a commit

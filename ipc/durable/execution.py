@@ -7,17 +7,17 @@ outside, to cancel it, thereby stops it between two steps.
 
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 import trio
 
 from atoll.ipc.context import Fields, Log, in_hand
 from atoll.ipc.dispatch import as_reply
-from atoll.ipc.errors import Conflict, Overloaded, PeerDied, TooLarge
+from atoll.ipc.errors import Aborted, AtollError, Conflict, Overloaded, PeerDied, TooLarge
 from atoll.ipc.errors import encode as encode_error
 from atoll.ipc.method import MethodSpec
-from atoll.ipc.system.state import Committed, Expect, Range, State, StoreFull, Write
+from atoll.ipc.system.state import Expect, Range, State, StoreFull, Write
 
 from .effects import Effects
 from .rows import (
@@ -42,17 +42,20 @@ LONGEST_PAUSE: Final = 1.0
 """Seconds between attempts to write to a store that is not there, or full."""
 PAGE: Final = 1000
 
+R = TypeVar("R")
 Handler = Callable[..., Coroutine[Any, Any, Any]]
 
 
-async def persistently(write: Callable[[], Awaitable[Committed]]) -> Committed:
-    """A write that waits for the store: while it restarts, is overloaded or full. A write whose outcome is unknown is
-    repeated, so it must be one that its expectations then refuse."""
+async def persistently(
+    ask: Callable[[], Awaitable[R]], over: tuple[type[AtollError], ...] = (PeerDied, Overloaded, StoreFull)
+) -> R:
+    """What waits for the store, over some failures: with no others named, while it restarts, is overloaded or full. A
+    write whose outcome is unknown is repeated, so it must be one that its expectations then refuse."""
     pause = FIRST_PAUSE
     while True:
         try:
-            return await write()
-        except (PeerDied, Overloaded, StoreFull) as fault:
+            return await ask()
+        except over as fault:
             Log().warning("a workflow waits for the store", reason=str(fault))
         await trio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -127,8 +130,8 @@ class Execution:
         with in_hand(None):
             try:
                 outcome = await persistently(partial(own.commit, [Write(key, encode(step))], expects, note))
-            except Conflict:
-                found = await self._found(key, before)
+            except (Conflict, Aborted):
+                found = await persistently(partial(self._found, key, before), (AtollError,))
                 if found is None:
                     raise
             else:
@@ -139,7 +142,8 @@ class Execution:
 
     async def _found(self, key: bytes, before: int) -> tuple[StepRow, int] | None:
         """Why a step could not be committed: None if others wrote what it had read. Else it was committed by this very
-        run, whose store died over the answer; or the workflow is not this run's any more."""
+        run, whose store died over the answer; or the workflow is not this run's any more. Whoever does not know which must
+        not run the step again."""
         row, step = await self._state.get(open_key(self.row.name)), await self._state.get(key)
         if row is None or row.revision != self.revision:
             await self._stop()

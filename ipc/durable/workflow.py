@@ -302,7 +302,10 @@ class Workflow:
             if attempt >= retry.attempts or not isinstance(problem, retry.on):
                 return await run.record(number, self._row(name, "failed", attempt, fault=fault), None)
             trying = self._row(name, "trying", attempt, fault=fault, until=run.now() + retry.after(attempt))
-            await run.wait(await run.record(number, trying, None))
+            known = await run.record(number, trying, None)
+            if known.state != "trying":
+                return known  # it was committed, and only the answer was lost
+            await run.wait(known)
             attempt, meetings = attempt + 1, 0
 
     def _row(self, name: str, state: Any, attempt: int, **more: Any) -> StepRow:

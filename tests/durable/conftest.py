@@ -17,6 +17,7 @@ from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server as StateServer
 from tests.microkernel.nodes import RealNode, booted
 
+from .failing import Failing
 from .nodes import IMAGE, folder_of, kill_server
 from .packages.stages.interface import Stages
 from .packages.stages.server import Server
@@ -44,6 +45,7 @@ class Here:
         self._stack = stack
         self._store = stack.enter_context(testing.running(StateServer, config=Settings(engine="memory")))
         self._badge = self._store.client(State).make_keyspace.now("stages")
+        self.store = Failing(self.rows())
         self._start(Server, version)
 
     def _start(self, server: type[Serves[Stages]], version: str) -> None:
@@ -51,7 +53,7 @@ class Here:
             testing.running(
                 server,
                 needs={
-                    "rows": Keyspace(self.rows(), int),
+                    "rows": Keyspace(self.store.state, int),
                     "outside": self.folder,
                 },
                 version=version,
