@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from atoll.ipc.system.records import after
 from atoll.ipc.system.state import Item, State
 
 
@@ -20,12 +19,12 @@ class Difference(NamedTuple):
         return item.key
 
 
-def differences(state: State, prefix: bytes, earlier: int, later: int) -> Iterator[Difference]:
-    """Keys with the prefix whose value is another, in order; one that was written again with what it had is the same.
+def differences(state: State, start: bytes, end: bytes, earlier: int, later: int) -> Iterator[Difference]:
+    """Keys of the range whose value is another, in order; one that was written again with what it had is the same.
 
     Reads both states whole, page by page. Raises `Compacted`, `Ahead`.
     """
-    then, now = _items(state, prefix, earlier), _items(state, prefix, later)
+    then, now = _items(state, start, end, earlier), _items(state, start, end, later)
     left, right = next(then, None), next(now, None)
     while left is not None or right is not None:
         if right is None or (left is not None and left.key < right.key):
@@ -40,8 +39,7 @@ def differences(state: State, prefix: bytes, earlier: int, later: int) -> Iterat
             left, right = next(then, None), next(now, None)
 
 
-def _items(state: State, prefix: bytes, revision: int) -> Iterator[Item]:
-    start, end = prefix, after(prefix)
+def _items(state: State, start: bytes, end: bytes, revision: int) -> Iterator[Item]:
     while True:
         page = state.range.now(start, end, as_of=revision)
         yield from page.items

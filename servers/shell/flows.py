@@ -113,8 +113,9 @@ def told(number: int, step: StepRow) -> Told:
 
 
 def error(fault: bytes) -> str:
-    """An error's sentence."""
-    return str(errors.decode(fault))
+    """An error's sentence; one that only its server's package knows speaks for itself."""
+    found = errors.decode(fault)
+    return found.text if isinstance(found, errors.UnknownFailure) else str(found)
 
 
 @contextmanager

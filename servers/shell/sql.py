@@ -6,6 +6,7 @@ DuckDB itself may open no file and no socket, and its configuration is locked be
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 NOW: Final = "memory"
 """DuckDB's catalog of what a query names without one."""
+MEMORY: Final = "2GiB"
+"""What a query and the tables that it names may take; nothing is put on the disk."""
 _TYPES: Final[dict[Kind, str]] = {
     "text": "VARCHAR", "json": "JSON", "integer": "UBIGINT", "real": "DOUBLE", "truth": "BOOLEAN", "moment": "TIMESTAMP",
 }  # fmt: skip
@@ -41,18 +44,21 @@ def sql(
     as_json: Json = False,
 ) -> None:
     """Ask the node's rows by SQL: the kernel's tables and every keyspace, now, as of a moment, or of several at once."""
-    others = [named_moment(text) for text in moments or []]
+    others = dict(named_moment(text) for text in moments or [])
     database = opened()
     wanted = list(tables_of(database, query))
-    with connect(node=node or None) as attached:
+    with connect(node=node or None) as attached, told_by_the_database():
         catalogs = {NOW: Moment(attached, moment(at))}
-        for name, when in others:
+        for name, when in others.items():
+            if any(name == schema for schema, _ in catalogs[NOW].names()):
+                raise BadRequest(where="--as", expected="a name that no schema has", got=repr(name))
             database.execute(f"attach ':memory:' as {quoted(name)}")
             catalogs[name] = Moment(attached, when)
         for catalog, schema, name in wanted:
             bring(database, catalogs, catalog, schema, name)
-    database.execute("set lock_configuration = true")
-    tell(run(database, query), as_json)
+    with told_by_the_database():
+        database.execute("set lock_configuration = true")
+        tell(database.execute(query), as_json)
 
 
 def named_moment(text: str) -> tuple[str, int | float | None]:
@@ -80,16 +86,19 @@ def opened() -> "DuckDBPyConnection":
             "python_enable_replacements": "false",
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
+            "memory_limit": MEMORY,
+            "temp_directory": "",
         },
     )
 
 
-def run(database: "DuckDBPyConnection", query: str) -> "DuckDBPyConnection":
-    """Raises `BadRequest` with what DuckDB says of the query."""
+@contextmanager
+def told_by_the_database() -> Iterator[None]:
+    """What DuckDB says of a query, its lack of memory included, as `BadRequest`."""
     import duckdb
 
     try:
-        return database.execute(query)
+        yield
     except duckdb.Error as error:
         raise BadRequest(
             where="QUERY", expected="a SELECT that DuckDB runs", got=first_line(str(error))

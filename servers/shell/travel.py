@@ -9,6 +9,7 @@ import typer
 
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.local_view import RESERVED
 from atoll.ipc.system import records
 from atoll.ipc.system.records import AttachmentRow, BootRow, ChannelRow, after, name_of, table_of
 from atoll.ipc.system.state import Item, Range, State, Write
@@ -92,20 +93,22 @@ def diff(
         found = [
             changed(name, difference)
             for name in names
-            for difference in between(attached.keyspace(name, ["read", "history"]), start, then, now)
+            for difference in between(
+                attached.keyspace(name, ["read", "history"]), start, after(start), then, now
+            )
         ]
     printing.rows(found, CHANGED, as_json, "nothing is different")
 
 
 def between(
-    state: State, prefix: bytes, first: int | float | None, last: int | float | None
+    state: State, start: bytes, end: bytes, first: int | float | None, last: int | float | None
 ) -> Iterator[Difference]:
     earlier, later = revision(state, first), revision(state, last)
     if earlier > later:
         raise BadRequest(
             where="--from", expected=f"a moment before revision {later}", got=f"revision {earlier}"
         )
-    return differences(state, prefix, earlier, later)
+    return differences(state, start, end, earlier, later)
 
 
 def letter_of(table: str) -> bytes:
@@ -232,19 +235,21 @@ def rollback(
             expected="the keyspace of a server",
             got=f"{KERNEL}, whose rows say what is: act by commands",
         )
-    first, when = key_of(prefix), moment(to)
+    start, when = key_of(prefix), moment(to)
+    # Workflows are not undone with what they did: whoever wants that says so by their prefix.
+    end = after(start) if start else RESERVED
     with connect(node=node or None) as attached:
         state = attached.keyspace(keyspace, ["read", "history", "write"])
         head = state.head.now()
         then = revision(state, when)
-        undone = [Difference(now, before) for before, now in between(state, first, then, head)]
+        undone = [Difference(now, before) for before, now in between(state, start, end, then, head)]
         told = [changed(keyspace, difference) for difference in undone]
         if dry_run or not undone:
             printing.rows(told, CHANGED, as_json, "nothing is different: there is nothing to roll back")
             return
         done = state.commit.now(
             [Write(each.key, each.after.value if each.after else None) for each in undone],
-            [Range(first, after(first), head)],
+            [Range(start, end, head)],
             id=os.urandom(16),
             note=f"rollback to {then}",
         )

@@ -21,7 +21,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Final
@@ -33,6 +33,8 @@ from .write_ahead import FILES, Head, Segment, decode, encode, newest, segments_
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
+FAILED_FILE: Final = "failed"
+"""Left by a writer whose write to the disk failed: until the file was put back, nobody trusts the page cache."""
 OFTEN: Final = 1 << 20
 SELDOM: Final = 16 << 20
 """Bounds of how many bytes of pages are written, roughly, before a checkpoint is due."""
@@ -121,8 +123,15 @@ class Log:
             self._writing = _Writing(self._data)
 
     def _begin_anew(self, base: int) -> None:
-        """A segment at LMDB's newest transaction, which is on the disk when this returns, and so is its head."""
-        os.fdatasync(self._data)
+        """A segment at LMDB's newest transaction, which is on the disk when this returns, and so is its head.
+
+        Raises `Broken`, also for what a checkpoint that was under way met: the system tells of it once."""
+        if self._writing is not None:
+            self._writing.wait()
+        try:
+            os.fdatasync(self._data)
+        except OSError as error:
+            raise Broken(f"{self._folder / DATA_FILE} could not be written to the disk: {error}") from error
         generation = 1
         found = newest(self._segments)
         if found is not None:
@@ -137,6 +146,8 @@ class Log:
 
     def _begin(self, head: Head) -> None:
         self._segment = self._segments[head.generation % len(FILES)]
+        # A head that a power failure cuts off is begun again under its number: no record of before may fit it then.
+        self._segment.erase(head.start)
         self._offset = self._segment.begin(head)
         self._generation, self._next = head.generation, head.base + 1
         self._written = 0
@@ -177,6 +188,11 @@ class Log:
         """The transaction of the last record; 0: there is none."""
         found = newest(self._segments)
         return 0 if found is None else max((number for number, _ in found[0].records(found[1])), default=0)
+
+    def mark_failed(self) -> None:
+        """The next writer must put the file back, or not open it: what could not be written may be lost from memory, too."""
+        with suppress(OSError):  # the disk has failed already
+            (self._folder / FAILED_FILE).touch()
 
     def checkpoint(self) -> None:
         """Has all on the disk in LMDB's own file: nothing is left in the log, and nothing pinned that is older."""
@@ -231,31 +247,47 @@ class _Writing:
 @contextmanager
 def opening(folder: Path) -> Iterator[list[Batch]]:
     """While a writer opens the database. Gives the batches that it must apply first, in order: the file has been put back
-    to how it was before them.
+    to how it was before them. Nobody else opens it meanwhile: LMDB would take the state that was put back for the
+    newest, or have us take an older page for it.
 
     Raises `Broken` where the log is not whole, OSError where it may not be written.
     """
-    if not (folder / FILES[0]).exists():
-        yield []
-        return
-    # One at a time: nobody opens what is put back and not yet brought forward.
-    lock = os.open(folder / FILES[0], os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = _unfinished(folder)
+    with _nobody_opens(folder, fcntl.LOCK_EX):
+        found = _unfinished(folder) if (folder / FILES[0]).exists() else None
         if found is None:
             yield []
-            return
-        pages, bodies = found
-        data = os.open(folder / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.pwrite(data, pages, 0)
-            os.fdatasync(data)
-        finally:
-            os.close(data)
-        yield [decode(body) for body in bodies]
+        else:
+            pages, bodies = found
+            data = os.open(folder / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.pwrite(data, pages, 0)
+                os.fdatasync(data)
+            finally:
+                os.close(data)
+            yield [decode(body) for body in bodies]
+        (folder / FAILED_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """While who only reads opens the database: no writer puts anything back meanwhile."""
+    with _nobody_opens(folder, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _nobody_opens(folder: Path, how: int) -> Iterator[None]:
+    """Holds the database's own file by `flock`, which LMDB does not use. A reader process sees no file but this one."""
+    try:
+        descriptor = os.open(folder / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield  # a new store: there is nothing to put back
+        return
+    try:
+        fcntl.flock(descriptor, how)
+        yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def needs_recovery(folder: Path) -> bool:
@@ -266,6 +298,11 @@ def needs_recovery(folder: Path) -> bool:
 def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
     """The first pages at the base of the log, and the records since; None: there are none, or they are of no use."""
     if _open_elsewhere(folder):
+        if (folder / FAILED_FILE).exists():
+            raise Broken(
+                f"{folder} could not be written to the disk, and what is in memory is not to be trusted: "
+                "end whoever reads it, then start the writer again"
+            )
         return None
     if not (folder / DATA_FILE).exists():
         raise Broken(f"{folder} has a log and no {DATA_FILE}: files of a store belong together")

@@ -23,7 +23,7 @@ from typing import Final, cast
 
 import lmdb
 
-from .checkpoint import DATA_FILE, Log, needs_recovery, opening
+from .checkpoint import DATA_FILE, Log, needs_recovery, opening, reading
 from .engine import Batch, BatchTooLarge, Broken, ConditionFailed, Full, Row, Table, check_size
 from .layout import pack
 
@@ -62,9 +62,8 @@ class LmdbEngine:
         self._broken: str | None = None
         self._commits = 0
         if read_only:
-            if needs_recovery(self._path):
+            while not self._open_as_it_is(map_size):
                 LmdbEngine(path, limit=limit, reserve=reserve, map_size=map_size).close()
-            self._open(map_size)
         else:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
             with opening(self._path) as batches:
@@ -81,6 +80,14 @@ class LmdbEngine:
         self._growth_refused = False
         if not read_only:
             self._grow(0)
+
+    def _open_as_it_is(self, map_size: int) -> bool:
+        """False: only a writer can, which has to recover it first."""
+        with reading(self._path):
+            if needs_recovery(self._path):
+                return False
+            self._open(map_size)
+        return True
 
     def _open(self, map_size: int) -> None:
         create, fresh = not self._read_only, not (self._path / DATA_FILE).exists()
@@ -136,26 +143,35 @@ class LmdbEngine:
         if self._broken is not None:
             raise Broken(self._broken)
         check_size(batch, self.maximum_batch, self.maximum_key)
-        self._make_room(batch.size, reserved)
         logged = False
         try:
+            self._make_room(batch.size, reserved)
             with self._environment.begin(write=True) as transaction:
                 self._apply(transaction, batch)
                 # Durable from here on, and seen by nobody before LMDB has it.
                 self._log.append(transaction.id(), batch)
                 logged = True
-        except (lmdb.Error, OSError, Broken) as error:
+        except (lmdb.Error, OSError, Broken, RuntimeError) as error:
             refusal = self._refusal(error)
             if isinstance(refusal, Broken):
-                self._broken = str(refusal)
+                self._break(refusal)
             elif logged:
-                self._log.take_back()
+                try:
+                    self._log.take_back()
+                except Broken as broken:
+                    self._break(broken)
+                    raise
             raise refusal from error
         self._commits += 1
         if self._commits % _READER_CHECK == 0:
             self._environment.reader_check()
 
-    def _refusal(self, error: lmdb.Error | OSError | Broken) -> Full | BatchTooLarge | Broken:
+    def _break(self, broken: Broken) -> None:
+        """From here on everything is refused."""
+        self._broken = str(broken)
+        self._log.mark_failed()
+
+    def _refusal(self, error: lmdb.Error | OSError | Broken | RuntimeError) -> Full | BatchTooLarge | Broken:
         """What the engine says to an error under a commit."""
         if isinstance(error, Broken):
             return Broken(f"a commit to {self._path} failed: {error}")

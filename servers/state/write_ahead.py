@@ -131,9 +131,13 @@ class Segment:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return offset + size
 
+    def erase(self, offset: int) -> None:
+        """There is no record at an offset. Not durable before `sync`."""
+        os.pwrite(self.descriptor, bytes(_record.size), offset)
+
     def cut(self, offset: int) -> None:
         """Takes the record at an offset back, and is durable when it returns."""
-        os.pwrite(self.descriptor, bytes(_record.size), offset)
+        self.erase(offset)
         self.sync()
 
     def sync(self) -> None:

@@ -20,4 +20,4 @@ def test_the_reference_is_the_format() -> None:
 def test_keyspace_rights_are_those_of_the_store() -> None:
     from atoll.ipc.interface import rights
 
-    assert set(KEYSPACE_RIGHTS) == set(rights(State)) - {"admin"}
+    assert set(KEYSPACE_RIGHTS) == set(rights(State)) - {"admin", "backup"}

@@ -320,7 +320,11 @@ WRONG = [
     (exits.NO_NODE, "ps --node nodes", "there is no node 'nodes': did you mean 'node'?"),
     (exits.NO_NODE, "ps --node ./xyz", "there is no node 'xyz': choose one of node"),
     (exits.WRONG_INPUT, "clean --folder nosuch", "expected the folder of a node, got nosuch, which is none"),
-    (exits.WRONG_INPUT, "check nosuch", "expected a node's name, its folder, or a store's, got nosuch"),
+    (
+        exits.WRONG_INPUT,
+        "check nosuch",
+        "expected a node's name, its folder, a store's, or a backup's, got nosuch",
+    ),
 ]
 
 

@@ -1,0 +1,173 @@
+"""What the log before the database must not do: be put back under somebody's eyes, forget that the disk failed, bring back
+what was taken away."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atoll.servers.state import checkpoint
+from atoll.servers.state.engine import Batch, Broken
+from atoll.servers.state.lmdb_engine import LmdbEngine
+from atoll.servers.state.write_ahead import encode, newest
+
+SMALL = {"limit": 64 << 20, "reserve": 0, "map_size": 256 << 20}
+OPEN = """
+import os, sys
+from atoll.servers.state.engine import Batch
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+def events(engine):
+    with engine.snapshot() as snapshot:
+        return [position for position, _ in snapshot.feed(0)]
+
+def opened(folder, **more):
+    return LmdbEngine(folder, limit=64 << 20, reserve=0, map_size=256 << 20, **more)
+"""
+KILLED = (
+    OPEN
+    + """
+engine = opened(sys.argv[1])
+for position in range(1, int(sys.argv[2]) + 1):
+    batch = Batch()
+    batch.append(position, b"e")
+    engine.commit(batch)
+os.kill(os.getpid(), 9)
+"""
+)
+RECOVERING = (
+    OPEN
+    + """
+real = LmdbEngine._recover
+def recover(self, batches):
+    print(len(batches), flush=True)
+    sys.stdin.readline()
+    real(self, batches)
+LmdbEngine._recover = recover
+engine = opened(sys.argv[1])
+print(events(engine), flush=True)
+sys.stdin.readline()
+"""
+)
+READING = (
+    OPEN
+    + """
+engine = opened(sys.argv[1], read_only=True)
+print(events(engine), flush=True)
+sys.stdin.readline()
+"""
+)
+
+HOLDING = READING.replace(", read_only=True", "")
+
+
+def killed(folder: Path, count: int) -> None:
+    """A writer that made so many events durable and had no time to close the store."""
+    subprocess.run([sys.executable, "-c", KILLED, str(folder), str(count)], check=False)
+
+
+def started(program: str, folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def told(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def go_on(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def waits_for_a_file(pid: int) -> bool:
+    """Whether a process waits until it may lock one whole."""
+    waiting = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return any(line[2] == "FLOCK" and int(line[5]) == pid for line in waiting)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_who_reads_does_not_open_a_store_that_is_being_recovered(tmp_path: Path, count: int) -> None:
+    """LMDB would take what was put back for what is, or its writer the page before that: for good."""
+    killed(tmp_path, count)
+    with started(RECOVERING, tmp_path) as writer:
+        assert int(told(writer)) >= count
+        with started(READING, tmp_path) as reader:
+            while not waits_for_a_file(reader.pid):
+                assert reader.poll() is None
+            go_on(writer)
+            assert told(writer) == told(reader) == str(list(range(1, count + 1)))
+            go_on(reader)
+        go_on(writer)
+    assert (reader.returncode, writer.returncode) == (0, 0)
+    assert not checkpoint.needs_recovery(tmp_path)
+
+
+def one(position: int) -> Batch:
+    batch = Batch()
+    batch.append(position, b"e")
+    return batch
+
+
+def fails() -> checkpoint._Writing:
+    """A write to the disk that does not get there: what cannot be synced is no file."""
+    here, there = os.pipe()
+    os.close(there)
+    writing = checkpoint._Writing(here)
+    writing._thread.join()
+    os.close(here)
+    return writing
+
+
+def test_a_checkpoint_that_failed_is_not_made_up_for_by_the_next_one(tmp_path: Path) -> None:
+    """The system tells of what it could not write once, and the thread has heard it."""
+    engine = LmdbEngine(tmp_path, **SMALL)
+    engine.commit(one(1))
+    engine._log._writing = fails()
+    engine._log._generation = 0  # as if another had written meanwhile: a segment is begun anew
+    with pytest.raises(Broken):
+        engine.commit(one(2))
+    with pytest.raises(Broken):
+        engine.commit(one(2))
+    assert (tmp_path / checkpoint.FAILED_FILE).exists()
+    engine._log._writing = None
+    engine.close()
+
+
+def test_a_store_whose_disk_failed_is_put_back_before_anyone_trusts_it(tmp_path: Path) -> None:
+    killed(tmp_path, 3)
+    with started(HOLDING, tmp_path) as holder:  # keeps what is in memory
+        assert told(holder) == "[1, 2, 3]"
+        (tmp_path / checkpoint.FAILED_FILE).touch()
+        with pytest.raises(Broken, match="end whoever reads it"):
+            LmdbEngine(tmp_path, limit=64 << 20, reserve=0, map_size=256 << 20)
+        holder.kill()
+    engine = LmdbEngine(tmp_path, limit=64 << 20, reserve=0, map_size=256 << 20)
+    assert not (tmp_path / checkpoint.FAILED_FILE).exists()
+    with engine.snapshot() as snapshot:
+        assert snapshot.bounds() == (1, 3)
+    engine.close()
+
+
+def test_a_record_that_was_never_shown_does_not_come_back(tmp_path: Path) -> None:
+    """A power failure kept the record of a segment and not its head; the segment is begun again under the same number."""
+    engine = LmdbEngine(tmp_path, **SMALL)
+    engine.commit(one(1))
+    log = engine._log
+    generation, start = log._generation + 1, log._offset
+    head = log._segment.head()
+    assert head is not None
+    segment = log._segments[generation % len(log._segments)]
+    last = int(engine._environment.info()["last_txnid"])
+    segment.append(head.start, generation, last + 1, encode(one(2)))
+    log.checkpoint()
+    found = newest(log._segments)
+    assert found is not None and start
+    assert (found[1].generation, found[1].base) == (generation, last)
+    assert list(found[0].records(found[1])) == []
+    engine.close()
