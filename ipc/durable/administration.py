@@ -66,7 +66,8 @@ def cancel(state: State, name: str) -> WorkflowRow:
 
 def resume(state: State, name: str) -> WorkflowRow:
     """Go on with one that was cancelled, or waits for a version, or is parked: at the step that has not committed, under
-    whichever version runs. Raises `BadRequest` for any other."""
+    whichever version runs, and when its queue lets it. Raises `BadRequest` for any other, and where another has its
+    deduplication key by now."""
     while True:
         row, revision = _known(state, name)
         if row.status not in _RESUMED:
@@ -77,7 +78,13 @@ def resume(state: State, name: str) -> WorkflowRow:
         ended = row.status in ENDED
         before = done_key(name) if ended else open_key(name)
         again = msgspec.structs.replace(
-            row, status="running", reason="", version="", executor=b"", runs=1, ended=0.0
+            row,
+            status="queued" if row.queue else "running",
+            reason="",
+            version="",
+            executor=b"",
+            runs=1,
+            ended=0.0,
         )
         writes = [Write(open_key(name), encode(again))]
         expects: list[Expect | Range] = [Expect(before, revision)]
@@ -89,6 +96,13 @@ def resume(state: State, name: str) -> WorkflowRow:
             expects.append(Expect(key, 0))
         if _commit(state, writes, expects, f"{row.method} {row.id}, resumed"):
             return again
+        holder = state.get.now(unique_key(row.queue, row.deduplication)) if row.deduplication else None
+        if holder is not None and holder.value not in (None, name.encode()):
+            raise BadRequest(
+                f"workflow {row.id!r}",
+                f"no other workflow with the deduplication key {row.deduplication!r}",
+                "one that has not ended",
+            )
 
 
 def fork(state: State, name: str, step: int, id: str) -> WorkflowRow:

@@ -53,6 +53,7 @@ class Admission:
 
     def add(self, waiting: Waiting, due: float) -> None:
         """A workflow that may start at `due` at the earliest."""
+        self._running.discard(waiting.name)
         self._there[waiting.name] = waiting
         heappush(self._delayed, (due, waiting))
 

@@ -86,6 +86,7 @@ class Workflows:
         self._admissions: dict[str, Admission] = {}
         self._nursery: trio.Nursery | None = None
         self._going = trio.Event()
+        self._following = trio.CancelScope()
         self._changed = trio.Event()
 
     @property
@@ -160,7 +161,7 @@ class Workflows:
             if known.token == row.token:
                 await self._look_again(row.name)
         else:
-            self._meet(row, outcome.revision)
+            self._meet(row, outcome.revision, fresh=row.runs == 1)
         return row.id
 
     def _row(self, spec: MethodSpec, start: Start, arguments: bytes, call: Call) -> WorkflowRow:
@@ -254,20 +255,23 @@ class Workflows:
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:
-                await self._going.wait()
-                try:
-                    await self._follow()
-                except AtollError as fault:
-                    Log().warning("workflows wait for the store", reason=str(fault))
-                    await trio.sleep(FIRST_PAUSE)
+                with trio.CancelScope() as self._following:
+                    await self._going.wait()
+                    try:
+                        await self._follow()
+                    except* AtollError as faults:
+                        Log().warning("workflows wait for the store", reason=str(faults.exceptions[0]))
+                        await trio.sleep(FIRST_PAUSE)
 
     def go_on(self) -> None:
         """The server takes calls from now on."""
         self._going.set()
 
     def pause(self) -> None:
-        """The server takes no calls for now, and perhaps never again: no further step is run here."""
+        """The server takes no calls for now, and perhaps never again: no further step is run here, and what is found at
+        `go_on` is found anew."""
         self._going = trio.Event()
+        self._following.cancel()
         self._open.clear()
         self._admissions.clear()
         for execution in self._executions.values():
@@ -281,8 +285,6 @@ class Workflows:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._admit)
             async for change in self._state.watch(revision, OPEN):
-                if not self._going.is_set():
-                    break
                 for item in change.items:
                     await self._arrive(item)
             nursery.cancel_scope.cancel()
@@ -300,8 +302,9 @@ class Workflows:
             if not page.more:
                 break
             start = page.items[-1].key + b"\0"
-        for name in [name for name in self._open if name not in there]:
-            await self._look_again(name)
+        for name in dict.fromkeys((*self._open, *self._waiters)):
+            if name not in there:
+                await self._look_again(name)
         return revision
 
     async def _arrive(self, item: Item) -> None:
@@ -322,35 +325,39 @@ class Workflows:
         elif self._meet(workflow_of(item.value), item.revision) is False:
             self._act(name)
 
-    def _meet(self, row: WorkflowRow, revision: int) -> bool:
-        """A row as it stands. Whether it is news. Before this process goes on none is: what is there then the scan meets."""
+    async def _surely_look_again(self, name: str) -> None:
+        """In a task that nobody waits for, whose failure would end the server."""
+        await persistently(partial(self._look_again, name), (AtollError,))
+
+    def _meet(self, row: WorkflowRow, revision: int, *, fresh: bool = False) -> bool:
+        """A row as it stands. Whether it is news. Before this process goes on none is: what is there then the scan meets.
+        `fresh`: this process has just written it, and nothing of it has run."""
         known = self._open.get(row.name)
         if known is not None and known[1] >= revision:
             return False
         if self._going.is_set() and self._admissions:
             self._open[row.name] = row, revision
-            self._act(row.name)
+            self._act(row.name, fresh=fresh)
         return True
 
-    def _act(self, name: str) -> None:
+    def _act(self, name: str, *, fresh: bool = False) -> None:
         """Bring about what the row says."""
         row, revision = self._open[name]
+        admission = self._admissions.get(row.queue)
+        if row.status == "running" and admission is not None:
+            admission.runs(name)
         execution = self._executions.get(name)
         if execution is not None:
             if execution.revision != revision:
                 execution.stop(at_once=True)
             return  # at its end the row is looked at again
-        admission = self._admissions.get(row.queue)
         if row.status == "queued" and admission is not None:
             now = self._time.now()
             admission.add(Waiting(row.priority, revision, name), min(row.due, now + row.due - row.begun))
             self._changed.set()
         elif row.status == "running" and row.executor == self._executor:
-            self._take(name, admission)
-            self._execute(row, revision)
-        elif row.status in ("running", "waiting"):
-            if row.status == "running":
-                self._take(name, admission)
+            self._execute(row, revision, fresh=fresh)
+        elif row.status in ("queued", "running", "waiting"):
             self._start(self._claim, name)
 
     def _start(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
@@ -360,17 +367,12 @@ class Workflows:
         with in_hand(None):
             self._nursery.start_soon(task, *args)
 
-    @staticmethod
-    def _take(name: str, admission: Admission | None) -> None:
-        if admission is not None:
-            admission.runs(name)
-
     # running ---------------------------------------------------------------------------------------------------------
 
     async def _claim(self, name: str) -> None:
         """Write that it runs here; or why it does not."""
         row, revision = self._open.get(name, (None, 0))
-        if row is None:
+        if row is None or (row.status == "running" and row.executor == self._executor):
             return
         hindrance = self._hindrance(row)
         if hindrance:
@@ -379,6 +381,8 @@ class Workflows:
             claimed = msgspec.structs.replace(
                 row, status="waiting", reason=hindrance, executor=self._executor
             )
+        elif row.status == "waiting" and row.queue in self._queues and row.queue:
+            claimed = msgspec.structs.replace(row, status="queued", reason="", executor=self._executor)
         elif row.runs >= RUNS_MOST:
             reason = f"it was taken up {row.runs} times and has not ended: it may be what ends its server"
             claimed = msgspec.structs.replace(row, status="parked", reason=reason, executor=self._executor)
@@ -393,10 +397,9 @@ class Workflows:
                 started=row.started or self._time.now(),
             )
         more: list[Write] = []
-        if row.status == "queued" and self._queues[row.queue].rate is not None:
-            more.append(
-                Write(queue_key(row.queue), encode(QueueRow(starts=self._admissions[row.queue].starts())))
-            )
+        admission = self._admissions.get(row.queue)
+        if row.status == "queued" and admission is not None and admission.queue.rate is not None:
+            more.append(Write(queue_key(row.queue), encode(QueueRow(starts=admission.starts()))))
         await self._rewrite(claimed, revision, more)
 
     async def _rewrite(self, row: WorkflowRow, revision: int, more: Iterable[Write] = ()) -> None:
@@ -407,16 +410,29 @@ class Workflows:
         try:
             outcome = await persistently(partial(self._state.commit, writes, expects, note=note))
         except Conflict:
-            await self._look_again(row.name)
+            await self._surely_look_again(row.name)
             return
-        if row.status != "running":
-            self._release(row)
-        self._meet(row, outcome.revision)
+        except AtollError as fault:
+            Log().error("a workflow was left where it is", workflow=row.name, reason=str(fault))
+            await trio.sleep(LONGEST_PAUSE)
+            await self._surely_look_again(row.name)
+            return
+        if row.status not in (
+            "queued",
+            "running",
+        ):  # the feed may have told of it first, and its queue count it
+            self._release(row.name)
+        self._meet(row, outcome.revision, fresh=row.runs == 1)
 
     def _hindrance(self, row: WorkflowRow) -> str:
         """Why this version of the server does not go on with it; empty: it does."""
         if row.method not in self._handlers:
             return f"this version of the server has no durable method {row.method}"
+        if row.version and row.status != "running" and row.queue not in self._queues:
+            return (
+                f"this version of the server has no queue {row.queue!r}: swap back, or let it go on outside of any queue "
+                f"with `atoll flow resume`"
+            )
         if row.version in ("", self._version) or self._may_go_on(row.method, row.version):
             return ""
         return (
@@ -424,9 +440,9 @@ class Workflows:
             f"with that: swap back, or let it go on with `atoll flow resume`"
         )
 
-    def _execute(self, row: WorkflowRow, revision: int) -> None:
+    def _execute(self, row: WorkflowRow, revision: int, *, fresh: bool) -> None:
         spec, handler = self._handlers[row.method]
-        execution = Execution(self._state, self._time, row, revision, spec, fresh=row.runs == 1)
+        execution = Execution(self._state, self._time, row, revision, spec, fresh=fresh)
         self._executions[row.name] = execution
         self._start(self._run, execution, handler)
 
@@ -448,36 +464,38 @@ class Workflows:
             parked = msgspec.structs.replace(row, status="parked", reason=execution.parked)
             await self._rewrite(parked, execution.revision)
         elif self._going.is_set():
-            await self._look_again(row.name)
+            await self._surely_look_again(row.name)
 
     def _end(self, row: WorkflowRow) -> None:
         """It has ended, durably."""
-        self._open.pop(row.name, None)
-        execution = self._executions.get(row.name)
-        if execution is not None:
-            execution.stop(at_once=True)
-        self._release(row)
-        for waiter in self._waiters.pop(row.name, ()):
+        for waiter in self._leave(row.name):
             waiter.complete(row)
 
-    def _release(self, row: WorkflowRow) -> None:
-        admission = self._admissions.get(row.queue)
-        if admission is not None:
-            admission.gone(row.name)
-            self._changed.set()
+    def _leave(self, name: str) -> list[Deferred[WorkflowRow]]:
+        """It is open no more. Who waits for it."""
+        self._open.pop(name, None)
+        execution = self._executions.get(name)
+        if execution is not None:
+            execution.stop(at_once=True)
+        self._release(name)
+        return self._waiters.pop(name, [])
+
+    def _release(self, name: str) -> None:
+        for admission in self._admissions.values():
+            admission.gone(name)
+        self._changed.set()
 
     async def _gone(self, name: str) -> None:
         """It is not open any more; whoever ended it."""
-        execution = self._executions.get(name)
-        if name not in self._open and execution is None and name not in self._waiters:
+        if name not in self._open and name not in self._executions and name not in self._waiters:
             return
-        item = await self._state.get(done_key(name))
-        if item is not None and item.value is not None:
-            self._end(workflow_of(item.value))
-            return
-        self._open.pop(name, None)  # deleted by hand
-        if execution is not None:
-            execution.stop(at_once=True)
+        row = await self._look_up(name)
+        if row is None:  # deleted by hand
+            for waiter in self._leave(name):
+                waiter.fail(NotFound("workflow", name.partition("/")[2], see="atoll flow ls"))
+        elif row.status in ENDED:
+            self._end(row)
+        # Else it was resumed meanwhile, of which the feed tells.
 
     # queues ----------------------------------------------------------------------------------------------------------
 

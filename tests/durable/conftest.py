@@ -1,6 +1,6 @@
 """Where these tests run: the server of `packages/stages` in this process, and in a real node. No test says which."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ import pytest
 from atoll.ipc import Keyspace, Serves, testing
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.durable.rows import OPEN, WorkflowRow, workflow_of
+from atoll.ipc.durable.workflows import Workflows
 from atoll.ipc.local_view import after_prefix
 from atoll.ipc.system.state import State
 from atoll.servers.state.opening import Settings
@@ -65,6 +66,20 @@ class Here:
         """What is started then may be another version."""
         self._running.kill()
         self._start(server, version)
+
+    def pause(self) -> None:
+        """As before a swap."""
+        self._on_loop(Workflows.pause)
+
+    def go_on(self) -> None:
+        """As after a swap that was refused."""
+        self._on_loop(Workflows.go_on)
+
+    def _on_loop(self, act: Callable[[Workflows], None]) -> None:
+        host = self._running._host
+        workflows = host.endpoint.workflows
+        assert workflows is not None
+        host.submit(lambda: act(workflows))
 
     def rows(self) -> State:
         return self._store.client(State, badge=self._badge)
