@@ -50,13 +50,14 @@ def test_what_ended_during_a_pause_is_told_after_it(here: Here, label: str) -> N
     waiting = soon(here).wait.result.start(label)
     here.pause()
     administration.cancel(here.rows(), f"0/{label}")
+    here.stages.counts.now()  # by now the feed has told of it
     here.go_on()
     with pytest.raises(WorkflowCancelled):
         waiting.result()
 
 
 def test_workflows_outlive_the_feed(here: Here, label: str) -> None:
-    here.store.fail("watch", PeerDied("State.watch"))
+    here.store.fail("watch", PeerDied("State.watch"), about=OPEN)
     here.crash(version="A")
     here.stages.wait.begin.now(Start(id=label), label)
     waiting = soon(here).wait.result.start(label)
@@ -74,6 +75,13 @@ def test_a_workflow_whose_end_could_not_be_written_runs_no_step_again(here: Here
     here.stages.release.now(label)
     assert waiting.result() == label
     assert (here.folder / "log").read_text().splitlines() == [f"began {label}"]
+
+
+def test_a_workflow_whose_start_could_not_be_written_is_started_later(here: Here, label: str) -> None:
+    here.store.fail("commit", PeerMisbehaved("the store", "a reply"), about=f"{label}, running".encode())
+    here.stages.release.now(label)
+    here.stages.wait.begin.now(Start(id=label, queue="one"), label)
+    assert soon(here).wait.result.now(label) == label
 
 
 def test_a_workflow_whose_row_was_deleted_is_over(here: Here, label: str) -> None:
