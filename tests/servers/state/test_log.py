@@ -159,7 +159,7 @@ def test_a_record_that_was_never_shown_does_not_come_back(tmp_path: Path) -> Non
     engine = LmdbEngine(tmp_path, **SMALL)
     engine.commit(one(1))
     log = engine._log
-    generation, start = log._generation + 1, log._offset
+    generation = log._generation + 1
     head = log._segment.head()
     assert head is not None
     segment = log._segments[generation % len(log._segments)]
@@ -167,7 +167,7 @@ def test_a_record_that_was_never_shown_does_not_come_back(tmp_path: Path) -> Non
     segment.append(head.start, generation, last + 1, encode(one(2)))
     log.checkpoint()
     found = newest(log._segments)
-    assert found is not None and start
+    assert found is not None
     assert (found[1].generation, found[1].base) == (generation, last)
     assert list(found[0].records(found[1])) == []
     engine.close()
