@@ -6,9 +6,7 @@ commit id that holds one, comes twice in the history that it goes on with. What 
 revision, and does not come along.
 """
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from msgspec import Struct
@@ -16,6 +14,7 @@ from msgspec import Struct
 from atoll.ipc import clock
 
 from . import journal
+from .room import needing_room
 from .versions import Versions
 
 IMAGE = "image.toml"
@@ -26,17 +25,8 @@ class NoRoom(Exception):
     """The disk is full; nothing that was there before has changed."""
 
 
-@contextmanager
-def needing_room(folder: Path) -> Iterator[None]:
-    """Raises `NoRoom` where the disk that holds a folder is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoRoom(
-            f"the disk that holds {folder} is full: what was there before is whole; free room there, and run it again"
-        ) from None
+def _room(folder: Path) -> AbstractContextManager[None]:
+    return needing_room(folder, NoRoom, "what was there before is whole; free room there, and run it again")
 
 
 class Kept(Struct, frozen=True):
@@ -54,7 +44,7 @@ def keep(folder: Path, archive: Path) -> Kept:
     known = {version.hash for version in kept.all()}
     own = Versions(folder / "versions")
     count = 0
-    with needing_room(archive):
+    with _room(archive):
         for version in own.all():
             if version.hash not in known:
                 own.verify(version)
@@ -69,7 +59,7 @@ def keep(folder: Path, archive: Path) -> Kept:
 def make_node(archive: Path, folder: Path, name: str, epoch: int, image: str) -> None:
     """Makes a folder that has a restored store in it a node's. Raises `NoRoom`."""
     versions = Versions(folder / "versions")
-    with needing_room(folder):
+    with _room(folder):
         for version in Versions(archive / "versions").all():
             versions.add(version.folder / version.package)
         if image:

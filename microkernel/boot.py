@@ -30,7 +30,7 @@ from .image_read import Draft
 from .journal import Journal
 from .mechanisms import Mechanisms
 from .node import Node
-from .ownership import BootRefused, Owned, disown, needing_room
+from .ownership import BootRefused, Owned, disown, room_to_boot
 from .parties import KERNEL, Serving
 from .place import Place
 from .process_rows import process_row, protection_row
@@ -66,7 +66,7 @@ def prepare(place: Place, checked: Checked, lock: int) -> Before:
     """Open the journal, begin an epoch, copy packages."""
     path = place.folder / "journal"
     now = int(clock.wall() * 1e9)
-    with needing_room(place.folder):
+    with room_to_boot(place.folder):
         book = journal.open_(path) if path.exists() else journal.create(path, place.name, now)
         versions = Versions(place.folder / "versions")
         versions.clean()

@@ -6,13 +6,12 @@ handed on: it tells a node that runs from one whose kernel is dead. (Closing any
 one up, so the kernel opens it once.)
 """
 
-import errno
 import fcntl
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import trio
 
 from .place import Place
 from .remains import END_WITHIN, end_survivors, survivors
+from .room import needing_room
 from .slices import choose, hierarchy
 
 _LOCK = struct.Struct("@hhqqi4x")
@@ -30,17 +30,11 @@ class BootRefused(Exception):
     """The node cannot be booted; the message is one sentence with the remedy."""
 
 
-@contextmanager
-def needing_room(folder: Path) -> Iterator[None]:
+def room_to_boot(folder: Path) -> AbstractContextManager[None]:
     """For what a boot itself writes: a few hundred KiB. Raises `BootRefused` on a disk that has not as much."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise BootRefused(
-            f"the disk that holds {folder} is full: free a MiB or more there, then boot again; the store is as it was"
-        ) from None
+    return needing_room(
+        folder, BootRefused, "free a MiB or more there, then boot again; the store is as it was"
+    )
 
 
 class Owned(NamedTuple):
@@ -77,7 +71,7 @@ def own(place: Place, say: Callable[[str], None]) -> Owned:
         say(f"left over: {sentence}")
     if not _shared_lock(lock):
         raise BootRefused(f"another program holds the lock of {folder}: boot with another --folder")
-    with needing_room(folder):
+    with room_to_boot(folder):
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return Owned(lock, fresh)
@@ -90,10 +84,10 @@ def disown(place: Place, owned: Owned) -> None:
     os.close(owned.lock)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, mode: int = 0o755) -> None:
     """Make a folder, and have the ones above it remember that it is there, whatever happens to the host."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    folder.mkdir(mode=mode, parents=True, exist_ok=True)
     for each in missing:
         descriptor = os.open(each.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from .image import Uids as Range
+from .ownership import make_folder
 
 
 class Uids:
@@ -52,7 +53,7 @@ class Uids:
 
 def give(folder: Path, uid: int | None) -> None:
     """Make a folder, and all in it, a server's own. What has the right owner is left alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder, 0o700)
     if uid is None or folder.stat().st_uid == uid:
         return
     for place, folders, files in os.walk(folder, topdown=False):

@@ -13,11 +13,16 @@ thread; when that is done the segment is settled, which the next record makes du
 `opening` brings back what the base was and hands out the batches since. Only where nobody else has the database open: who
 does lives in the same page cache as we, which has then lost nothing.
 
+Every transaction of the database is in the log before the database has it. So a database that is ahead of its log, or
+records whose beginning or middle is not whole, are damage, and the store is not opened: without what is missing it might
+look whole.
+
 Two processes may have the store open for writing (a swap). Each looks, holding LMDB's writer lock, whether the log is still
 as it left it; if not, it has the file written to the disk and begins a segment of its own.
 """
 
 import fcntl
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -51,6 +56,9 @@ _META_MARK: Final = 16
 _META_TRANSACTION: Final = 144
 """Where LMDB 0.9 keeps, in each of the first two pages, its mark and the transaction that the page is of."""
 _flock = struct.Struct("hhqqi")
+_here: Final[set[tuple[int, int, int]]] = set()
+"""Process, device and inode of the lock file of each database that is open in this process: LMDB's locks on it are the
+process's, and would go with any other descriptor of it that is closed."""
 
 
 class Log:
@@ -297,7 +305,7 @@ def needs_recovery(folder: Path) -> bool:
 
 def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
     """The first pages at the base of the log, and the records since; None: there are none, or they are of no use."""
-    if _open_elsewhere(folder):
+    if _is_open(folder):
         if (folder / FAILED_FILE).exists():
             raise Broken(
                 f"{folder} could not be written to the disk, and what is in memory is not to be trusted: "
@@ -309,6 +317,7 @@ def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
     segments = [Segment(folder / name, read_only=True) for name in FILES if (folder / name).exists()]
     try:
         found = newest(segments)
+        _refuse_headless(segments, 0 if found is None else found[1].generation)
         if found is None:
             return None
         chain = [found]
@@ -323,13 +332,30 @@ def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
             records = list(segment.records(head))
             bodies += [body for _, body in records]
             last += len(records)
+        if chain[-1][0].goes_on_after(chain[-1][1], last):
+            raise Broken(
+                f"{chain[-1][0].path} is damaged: the record of transaction {last + 1} is not whole, and there is one "
+                "after it; restore a backup"
+            )
     finally:
         for segment in segments:
             segment.close()
-    # Somebody who knows of no log has written since, waiting for the disk each time.
     with open(folder / DATA_FILE, "rb") as file:
         found_there = _newest_of(file.read(len(first.pages)))
-    return None if not bodies or found_there > last else (first.pages, bodies)
+    if found_there > last:
+        raise Broken(
+            f"{folder / DATA_FILE} is at transaction {found_there} and its log ends at {last}: the end of the log is lost, "
+            "or the files are not of one store; restore a backup"
+        )
+    return (first.pages, bodies) if bodies else None
+
+
+def _refuse_headless(segments: list[Segment], newest_generation: int) -> None:
+    """Raises `Broken` for a segment that may be needed and cannot be read: its head is not whole, and there are two records
+    after it. The second was begun when the first, and with it the head, was on the disk."""
+    for segment in segments:
+        if segment.head() is None and segment.headless(mmap.PAGESIZE) > newest_generation:
+            raise Broken(f"{segment.path} has records and its beginning is damaged: restore a backup")
 
 
 def _newest_of(pages: bytes) -> int:
@@ -342,9 +368,22 @@ def _newest_of(pages: bytes) -> int:
     return found
 
 
-def _open_elsewhere(folder: Path) -> bool:
-    """Whether a process has the database open: LMDB holds a lock on the first byte of its lock file for as long."""
+def is_open_here(folder: Path, is_open: bool) -> None:
+    """This process has opened the database in a folder, or closed it."""
+    (_here.add if is_open else _here.discard)(_identity_of(folder))
+
+
+def _identity_of(folder: Path) -> tuple[int, int, int]:
+    found = (folder / LOCK_FILE).stat()
+    return os.getpid(), found.st_dev, found.st_ino
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether a process, this one or another, has the database open: LMDB holds a lock on the first byte of its lock file
+    for as long."""
     try:
+        if _identity_of(folder) in _here:
+            return True
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False

@@ -18,7 +18,7 @@ import msgspec
 from atoll.ipc.system.state import Horizon, Retention
 
 from . import horizons, layout, pins
-from .engine import Batch, ConditionFailed, Engine, Full, Snapshot, Table
+from .engine import Batch, ConditionFailed, Engine, Full, Snapshot
 from .horizons import Progress
 from .keyspaces import Keyspaces
 from .ownership import Disowned, Ownership
@@ -129,7 +129,6 @@ class Compactor:
         try:
             if batch.deletes or batch.drops or (done and self._stale(job, after)):
                 horizons.put(batch, job.keyspace, after)
-                batch.put(Table.META, layout.FORMAT_KEY, layout.COMPACTED.to_bytes(4, "big"))
                 self._ownership.bind(batch)
                 self._engine.commit(batch, reserved=True)
                 self._ownership.bound()

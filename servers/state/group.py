@@ -75,6 +75,11 @@ class Group:
         return len(self._members)
 
     @property
+    def owns(self) -> bool:
+        """Whether this process has committed anything: only then is it sure to be the one that stays."""
+        return self._ownership.claimed
+
+    @property
     def full(self) -> bool:
         """Whether it should be flushed before it takes more."""
         return len(self._members) >= GROUP_LIMIT or self._batch.size * 4 >= self._engine.maximum_batch

@@ -29,9 +29,11 @@ PLACE_SIZE: Final = 12
 OVERHEAD: Final = 10
 """Bytes that `versioned` adds to an escaped key."""
 LAST: Final = (1 << 64) - 1
-FORMAT: Final = 1
-COMPACTED: Final = 2
-"""The format once something was removed: a version of Atoll that knows nothing of horizons must not read it."""
+READABLE: Final = 1
+"""The oldest format whose rows are read as they lie."""
+FORMAT: Final = 3
+"""What this version writes. 2: something was removed, and who knows nothing of horizons must not read it. 3: a log lies
+beside the database, and who knows nothing of it would read what is not yet there, or no longer."""
 FORMAT_KEY: Final = b"format"
 OWNER_KEY: Final = b"owner"
 IDENTITY_KEY: Final = b"identity"

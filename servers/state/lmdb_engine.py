@@ -16,16 +16,17 @@ What is settled here and why:
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, cast
 
 import lmdb
 
-from .checkpoint import DATA_FILE, Log, needs_recovery, opening, reading
+from .checkpoint import DATA_FILE, Log, is_open_here, needs_recovery, opening, reading
 from .engine import Batch, BatchTooLarge, Broken, ConditionFailed, Full, Row, Table, check_size
 from .layout import pack
+from .write_ahead import sync_folder
 
 STEP: Final = 32 << 20
 """Bytes by which the file grows."""
@@ -35,9 +36,15 @@ SLACK: Final = 2 << 20
 of one batch."""
 _READER_CHECK: Final = 4096
 """Commits between two looks for dead readers."""
-_EVENTS: Final = b"events"
+FEED: Final = None
+"""The events, among the tables."""
+_TABLES: Final = (*Table, FEED)
 _CUT_SHORT: Final = os.strerror(errno.EIO)
 _NO_SPACE: Final = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def _name(table: Table | None) -> bytes:
+    return b"events" if table is FEED else table.name.lower().encode()
 
 
 class LmdbEngine:
@@ -65,14 +72,16 @@ class LmdbEngine:
             while not self._open_as_it_is(map_size):
                 LmdbEngine(path, limit=limit, reserve=reserve, map_size=map_size).close()
         else:
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._path.exists():
+                self._path.mkdir(mode=0o700, parents=True)
+                sync_folder(self._path.absolute().parent)
             with opening(self._path) as batches:
                 self._open(map_size)
                 try:
                     self._log = Log(self._path, self._environment, spare=reserve)
                     self._recover(batches)
                 except BaseException:
-                    self._environment.close()
+                    self._close_environment()
                     raise
         self.maximum_key = self._environment.max_key_size()
         self._page = int(self._environment.stat()["psize"])
@@ -90,14 +99,13 @@ class LmdbEngine:
         return True
 
     def _open(self, map_size: int) -> None:
-        create, fresh = not self._read_only, not (self._path / DATA_FILE).exists()
         self._environment = lmdb.open(
             str(self._path),
             map_size=map_size,
             max_dbs=len(Table) + 1,
             max_readers=512,
             readonly=self._read_only,
-            create=create,
+            create=not self._read_only,
             mode=0o600,
             max_spare_txns=8,
             # What is durable is so by the log.
@@ -105,29 +113,39 @@ class LmdbEngine:
             # Keys are scattered over a large map: reading ahead fetches what nobody asked for.
             readahead=False,
         )
+        is_open_here(self._path, True)
+        self._tables: dict[Table | None, lmdb._Database] = {}
         try:
-            if create:
+            if not self._read_only:
                 self._environment.reader_check()
-            self._tables = {
-                table: self._environment.open_db(table.name.lower().encode(), create=create)
-                for table in Table
-            }
-            self._events = self._environment.open_db(_EVENTS, create=create)
-            if fresh:
-                self._environment.sync(True)
+            for table in _TABLES:
+                with nullcontext() if self._read_only else suppress(lmdb.NotFoundError):
+                    self._tables[table] = self._environment.open_db(_name(table), create=False)
         except BaseException:
-            self._environment.close()
+            self._close_environment()
             raise
 
+    def _close_environment(self) -> None:
+        self._environment.close()
+        is_open_here(self._path, False)
+
     def _recover(self, batches: list[Batch]) -> None:
-        """Brings the database forward by the batches of the log, in one transaction."""
+        """Brings the database forward by the batches of the log, and makes the tables that it has not, in one transaction:
+        none of the database's may be without its record in the log."""
         if not batches:
             self._log.forget_unfinished()
+        missing = [table for table in _TABLES if table not in self._tables]
+        if not batches and not missing:
             return
         with self._environment.begin(write=True) as transaction:
+            for table in missing:
+                self._tables[table] = self._environment.open_db(_name(table), txn=transaction)
             for batch in batches:
                 self._apply(transaction, batch)
-        self._log.checkpoint()
+            if not batches:
+                self._log.append(transaction.id(), Batch())
+        if batches:
+            self._log.checkpoint()
 
     @contextmanager
     def snapshot(self) -> Iterator["LmdbSnapshot"]:
@@ -135,7 +153,7 @@ class LmdbEngine:
             raise Broken(self._broken)
         transaction = self._environment.begin()
         try:
-            yield LmdbSnapshot(transaction, self._tables, self._events)
+            yield LmdbSnapshot(transaction, self._tables)
         finally:
             transaction.abort()
 
@@ -165,6 +183,16 @@ class LmdbEngine:
         self._commits += 1
         if self._commits % _READER_CHECK == 0:
             self._environment.reader_check()
+
+    def settle(self) -> None:
+        if self._broken is not None:
+            raise Broken(self._broken)
+        try:
+            self._log.checkpoint()
+        except (lmdb.Error, OSError, Broken) as error:
+            broken = Broken(f"{self._path} could not be brought to the disk: {error}")
+            self._break(broken)
+            raise broken from error
 
     def _break(self, broken: Broken) -> None:
         """From here on everything is refused."""
@@ -204,7 +232,7 @@ class LmdbEngine:
             if not self._read_only:
                 self._log.close(whole=self._broken is None)
         finally:
-            self._environment.close()
+            self._close_environment()
 
     def _apply(self, transaction: lmdb.Transaction, batch: Batch) -> None:
         for condition in batch.conditions:
@@ -217,10 +245,10 @@ class LmdbEngine:
         for table, key in batch.deletes:
             transaction.delete(key, db=self._tables[table])
         for position in batch.drops:
-            transaction.delete(pack(position), db=self._events)
+            transaction.delete(pack(position), db=self._tables[FEED])
         if batch.events:
             rows = [(pack(position), event) for position, event in batch.events]
-            with transaction.cursor(self._events) as cursor:
+            with transaction.cursor(self._tables[FEED]) as cursor:
                 last = cast(bytes, cursor.key()) if cursor.last() else b""
                 if [last, *(key for key, _ in rows)] != sorted({last, *(key for key, _ in rows)}):
                     raise ValueError(f"events {rows[0][0].hex()}... do not come after {last.hex()}")
@@ -284,19 +312,16 @@ class LmdbEngine:
         """Bytes in pages that hold something; those on the free list are not among them."""
         pages = 2
         with self._environment.begin() as transaction:
-            for table in [*self._tables.values(), self._events]:
+            for table in self._tables.values():
                 stat = transaction.stat(table)
                 pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return int(pages) * self._page
 
 
 class LmdbSnapshot:
-    def __init__(
-        self, transaction: lmdb.Transaction, tables: dict[Table, lmdb._Database], events: lmdb._Database
-    ) -> None:
+    def __init__(self, transaction: lmdb.Transaction, tables: Mapping[Table | None, lmdb._Database]) -> None:
         self._transaction = transaction
         self._tables = tables
-        self._events = events
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         return cast(bytes | None, self._transaction.get(key, db=self._tables[table]))
@@ -305,16 +330,16 @@ class LmdbSnapshot:
         return LmdbCursor(self._transaction.cursor(self._tables[table]))
 
     def event(self, position: int) -> bytes | None:
-        return cast(bytes | None, self._transaction.get(pack(position), db=self._events))
+        return cast(bytes | None, self._transaction.get(pack(position), db=self._tables[FEED]))
 
     def feed(self, after: int) -> Iterator[tuple[int, bytes]]:
-        with self._transaction.cursor(self._events) as cursor:
+        with self._transaction.cursor(self._tables[FEED]) as cursor:
             if cursor.set_range(pack(after + 1)):
                 for key, event in cursor:
                     yield int.from_bytes(key, "big"), cast(bytes, event)
 
     def bounds(self) -> tuple[int, int]:
-        with self._transaction.cursor(self._events) as cursor:
+        with self._transaction.cursor(self._tables[FEED]) as cursor:
             if not cursor.first():
                 return 0, 0
             first = int.from_bytes(cursor.key(), "big")

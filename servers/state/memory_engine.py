@@ -70,6 +70,9 @@ class MemoryEngine:
         if not self._open:
             self._forget()
 
+    def settle(self) -> None:
+        """There is nowhere else to look."""
+
     def statistics(self) -> dict[str, int]:
         return {"used": self._used, "limit": self._limit, "reserve": self._reserve}
 

@@ -1,11 +1,12 @@
 """Whose store this is: its format, and the one process that may write it.
 
-META holds three rows. `format` says how the other rows are to be read. `identity` is random and tells this store from any
-other, one restored from its backup included; whoever claims a store without one gives it one. `owner` is boot epoch (8
-bytes) and 8 random bytes of the writer that claimed the store last; each batch carries the condition that the row is still
-its own. So a survivor of an earlier boot, or of an earlier process of this boot, cannot commit, whatever it
+META holds three rows. `format` says how the other rows are to be read, and by whom. `identity` is random and tells this
+store from any other, one restored from its backup included; whoever claims a store without one gives it one. `owner` is
+boot epoch (8 bytes) and 8 random bytes of the writer that claimed the store last; each batch carries the condition that
+the row is still its own. So a survivor of an earlier boot, or of an earlier process of this boot, cannot commit, whatever it
 believes. A claim is made by the first batch of a writer rather than at open, so that a new version which is
-taken back before it wrote leaves the old one in its rights.
+taken back before it wrote leaves the old one in its rights. For the same reason the format is raised just before that:
+a version that was taken back has left the store readable for the one that it was to replace.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,20 +31,20 @@ Upgrade = Callable[[Engine], None]
 it."""
 
 LADDER: Final[Mapping[int, Upgrade]] = {}
-"""Format to the step that leads from it to the next. Format 1 is the first; no step leads to format 2, which the first
-compaction makes of it: a new version that is taken back has changed nothing."""
+"""Format to the step that leads from it to the next, for formats whose rows have to be rewritten before they are read. From
+`READABLE` on none has."""
 
 
 def settle_format(
     engine: Engine,
     *,
     ladder: Mapping[int, Upgrade] = LADDER,
-    current: int = layout.FORMAT,
-    latest: int = layout.COMPACTED,
+    readable: int = layout.READABLE,
+    latest: int = layout.FORMAT,
     read_only: bool = False,
 ) -> str:
-    """Brings a store to the current format and returns a sentence on what was done; a new store is stamped. Formats up to
-    `latest` can be read as they are.
+    """Brings a store to a readable format and returns a sentence on what was done; a new store is stamped with the latest.
+    Those from `readable` to `latest` are read as they are; a writer's claim raises them to the latest.
 
     Raises `FormatRefused`, with what to do, for a newer store, one without a way up, or one that only a
     writer may upgrade.
@@ -60,20 +61,20 @@ def settle_format(
             raise FormatRefused(
                 "the store is empty: a reader needs one that a writer has made; start the writer first"
             )
-        _stamp(engine, None, current)
-        return f"a new store of format {current} was made"
+        _stamp(engine, None, latest)
+        return f"a new store of format {latest} was made"
     found = int.from_bytes(raw, "big")
-    if found > max(current, latest):
+    if found > latest:
         raise FormatRefused(
-            f"the store has format {found}, this version reads up to {max(current, latest)}: run the version that wrote it"
+            f"the store has format {found}, this version reads up to {latest}: run the version that wrote it"
         )
-    if found >= current:
+    if found >= readable:
         return f"the store has format {found}"
     if read_only:
         raise FormatRefused(
-            f"the store has the older format {found}: start the writer once, which upgrades it to {current}"
+            f"the store has the older format {found}: start the writer once, which upgrades it to {readable}"
         )
-    for version in range(found, current):
+    for version in range(found, readable):
         step = ladder.get(version)
         if step is None:
             raise FormatRefused(
@@ -82,14 +83,16 @@ def settle_format(
             )
         step(engine)
         _stamp(engine, version.to_bytes(4, "big"), version + 1)
-    return f"the store was upgraded from format {found} to {current}"
+    return f"the store was upgraded from format {found} to {readable}"
 
 
 def _stamp(engine: Engine, before: bytes | None, version: int) -> None:
+    """Writes a format down, where versions that know only older ones find it, too."""
     batch = Batch()
     batch.require(Table.META, layout.FORMAT_KEY, before)
     batch.put(Table.META, layout.FORMAT_KEY, version.to_bytes(4, "big"))
     engine.commit(batch, reserved=True)
+    engine.settle()
 
 
 class Ownership:
@@ -114,8 +117,11 @@ class Ownership:
         with self._engine.snapshot() as snapshot:
             found = snapshot.get(Table.META, layout.OWNER_KEY)
             nameless = snapshot.get(Table.META, layout.IDENTITY_KEY) is None
+            form = snapshot.get(Table.META, layout.FORMAT_KEY)
         if found is not None and int.from_bytes(found[:8], "big") > self._boot:
             raise Disowned(self.sentence(found))
+        if form is not None and int.from_bytes(form, "big") < layout.FORMAT:
+            _stamp(self._engine, form, layout.FORMAT)
         batch.require(Table.META, layout.OWNER_KEY, found)
         batch.put(Table.META, layout.OWNER_KEY, self._row)
         if nameless:

@@ -35,7 +35,7 @@ from atoll.ipc.system.state import (
     Write,
 )
 
-from . import export, layout, pins
+from . import export, layout, pins, scope
 from .compaction import Compactor, horizon_of
 from .engine import Broken
 from .gather import Gather
@@ -45,15 +45,13 @@ from .keyspaces import Keyspaces
 from .notice import changes_of_file
 from .opening import Settings, open_engine
 from .ownership import Disowned, Ownership
+from .passes import Passes
 from .pins import OWN
 from .transactions import ID_SIZE, Transactions
 from .watchers import Watchers
 
 ID_LIMIT: Final = 64
 RANGE_LIMIT: Final = 10_000
-REST: Final = 4
-"""Compaction rests so many times as long as its last step took."""
-LEAST_REST: Final = 0.001
 
 
 class Server(Serves[State]):
@@ -67,9 +65,6 @@ class Server(Serves[State]):
         self._began = 0.0
         # Whether a receive loop calls `idle`.
         self._looped = False
-        self._closed = False
-        self._handed_over_at = -1
-        """How many had committed when everything was handed over; who commits after that was given it back."""
 
     async def start(self) -> None:
         self._engine, sentence = self.open_engine(self.config)
@@ -78,8 +73,7 @@ class Server(Serves[State]):
         self._watchers = Watchers(self._history)
         ownership = Ownership(self._engine, self.config.boot)
         self._group = Group(self._history, ownership, self._watchers.announce)
-        self._ownership = ownership
-        self._compactor = Compactor(
+        compactor = Compactor(
             self._engine,
             self._keyspaces,
             ownership,
@@ -87,6 +81,7 @@ class Server(Serves[State]):
             remember=self.config.remember,
         )
         self._transactions = Transactions(self._history)
+        self._passes = Passes(compactor, self._group, self._transactions, self._admit)
         if self._handed_over:
             self._transactions.take_over(self._handed_over)
         self._opened = sentence
@@ -100,42 +95,16 @@ class Server(Serves[State]):
             return
         while True:
             await trio.sleep(self.config.compact_every)
-            await self.compact()
-
-    async def compact(self) -> None:
-        """One pass of compaction: a step, a rest, and whoever wants to commit goes first."""
-        now = int(clock.wall() * 1e9)
-        if self._compacts() and self._compactor.begin(now, self._transactions.least()):
-            more = True
-            while more and self._compacts():
-                began = clock.monotonic()
-                if not len(self._group):
-                    try:
-                        more = self._compactor.step()
-                    except (Broken, Disowned) as fault:
-                        raise SystemExit(f"state: {fault}") from fault
-                await trio.sleep(max(LEAST_REST, REST * (clock.monotonic() - began)))
-        if self._compacts():
-            self._record(now)
-
-    def _compacts(self) -> bool:
-        """Whether this process may remove anything: it is the owner, and goes on being it."""
-        return self._ownership.claimed and not self._closed and self._group.committed != self._handed_over_at
-
-    def _record(self, now: int) -> None:
-        rows = self._compactor.records()
-        if rows:
-            writes: list[tuple[bytes, bytes | None]] = [*rows]
-            self._admit(Transaction(OWN, writes, [], note="compaction", reserved=True, time=now))
+            await self._passes.make()
 
     async def stop(self) -> None:
         self._flush()
-        self._closed = True
+        self._passes.end()
         self._engine.close()
 
     def hand_over(self) -> bytes:
         self._flush()
-        self._handed_over_at = self._group.committed
+        self._passes.rest()
         return self._transactions.hand_over()
 
     def take_over(self, state: bytes) -> None:
@@ -159,7 +128,7 @@ class Server(Serves[State]):
     @State.get.serve
     def get(self, key: bytes, as_of: AsOf = None, least: int = 0) -> Item | None:
         badge = self._reading(as_of)
-        return _bare(badge, self._history.get(_inside(badge, key), as_of, least))
+        return scope.bare(badge, self._history.get(scope.inside(badge, key), as_of, least))
 
     @State.range.serve
     def range(
@@ -172,16 +141,16 @@ class Server(Serves[State]):
         least: int = 0,
     ) -> Page:
         badge = self._reading(as_of)
-        first, stop = _span(badge, start, end)
+        first, stop = scope.span(badge, start, end)
         page = self._history.range(first, stop, _limit(limit), as_of, reverse, least)
-        return _bare_page(badge, page)
+        return scope.bare_page(badge, page)
 
     @State.history.serve
     def history(self, key: bytes, limit: int = 100, least: int = 0) -> list[Item]:
         self._reads += 1
         badge = current().badge
-        items = self._history.history(_inside(badge, key), _limit(limit), least)
-        return [_bare_item(badge, item) for item in items]
+        items = self._history.history(scope.inside(badge, key), _limit(limit), least)
+        return [scope.bare_item(badge, item) for item in items]
 
     @State.watch.serve
     async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
@@ -192,7 +161,7 @@ class Server(Serves[State]):
             if badge == OWN:
                 yield change
             else:
-                items = [_bare_item(badge, item) for item in change.items]
+                items = [scope.bare_item(badge, item) for item in change.items]
                 yield Change(change.revision, change.time, items, change.provenance)
 
     @State.head.serve
@@ -269,7 +238,7 @@ class Server(Serves[State]):
         else:
             prefix = layout.prefix(badge)
             rows = [(prefix + write.key, write.value) for write in writes]
-        checks = [_absolute_check(badge, expect) for expect in expects]
+        checks = [scope.check(badge, expect) for expect in expects]
         if transaction:
             self._transactions.write(transaction, badge, rows, checks)
             return Deferred.resolved(Committed(0, 0))
@@ -299,13 +268,13 @@ class Server(Serves[State]):
     @State.read.serve
     def read(self, transaction: bytes, key: bytes) -> Item | None:
         badge = _reading_too("read")
-        return _bare(badge, self._transactions.read(transaction, _inside(badge, key)))
+        return scope.bare(badge, self._transactions.read(transaction, scope.inside(badge, key)))
 
     @State.scan.serve
     def scan(self, transaction: bytes, start: bytes, end: bytes = b"", limit: int = 1000) -> Page:
         badge = _reading_too("scan")
-        first, stop = _span(badge, start, end)
-        return _bare_page(badge, self._transactions.scan(transaction, first, stop, _limit(limit)))
+        first, stop = scope.span(badge, start, end)
+        return scope.bare_page(badge, self._transactions.scan(transaction, first, stop, _limit(limit)))
 
     @State.savepoint.serve
     def savepoint(self, transaction: bytes) -> int:
@@ -380,7 +349,7 @@ class Server(Serves[State]):
                 return known[name]
             if len(known) >= pins.LIMIT:
                 raise QuotaExceeded(self._keyspaces.name(badge), "pins", pins.LIMIT)
-            revision = moment(snapshot, revision or None, 0, *_span(badge, b"", b""))
+            revision = moment(snapshot, revision or None, 0, *scope.span(badge, b"", b""))
         now = int(call.now() * 1e9)
         made = Pin(name, revision, why, self._keyspaces.name(badge), f"{call.client}:{call.request}", now)
         self._write_pin(badge, name, pins.encode(made), f"pin {name}")
@@ -513,45 +482,7 @@ def _reading_too(method: str) -> int:
     return call.badge
 
 
-def _inside(badge: int, key: bytes) -> bytes:
-    if badge != OWN:
-        return layout.prefix(badge) + key
-    if len(key) < layout.KEYSPACE_SIZE:
-        raise BadRequest("key", "the number of a keyspace in 4 bytes, then the key (`absolute`)", repr(key))
-    return key
-
-
-def _span(badge: int, start: bytes, end: bytes) -> tuple[bytes, bytes]:
-    """Absolute bounds. An empty end is that of the keyspace, or for the unbadged capability of the store."""
-    if badge == OWN:
-        return start, end or b"\xff" * (layout.KEYSPACE_SIZE + 1)
-    prefix = layout.prefix(badge)
-    return prefix + start, prefix + end if end else layout.prefix(badge + 1)
-
-
-def _absolute_check(badge: int, check: Expect | Range) -> Expect | Range:
-    if isinstance(check, Expect):
-        return Expect(_inside(badge, check.key), check.revision)
-    return Range(*_span(badge, check.start, check.end), check.revision)
-
-
 def _limit(limit: int) -> int:
     if not 1 <= limit <= RANGE_LIMIT:
         raise BadRequest("limit", f"1 to {RANGE_LIMIT}", str(limit))
     return limit
-
-
-def _bare_item(badge: int, item: Item) -> Item:
-    return (
-        item if badge == OWN else Item(item.key[layout.KEYSPACE_SIZE :], item.value, item.revision, item.time)
-    )
-
-
-def _bare(badge: int, item: Item | None) -> Item | None:
-    return None if item is None else _bare_item(badge, item)
-
-
-def _bare_page(badge: int, page: Page) -> Page:
-    if badge == OWN:
-        return page
-    return Page([_bare_item(badge, item) for item in page.items], page.more, page.revision)

@@ -36,6 +36,8 @@ _settled = struct.Struct(">QI")
 _record = struct.Struct(">IIQQ")
 _CHECKED: Final = 8
 """Where in a record begins what its checksum covers."""
+_mark = struct.Struct(">QQ")
+"""What a record has there first: its generation and its transaction."""
 
 
 class _Rows(msgspec.Struct, array_like=True):
@@ -151,17 +153,48 @@ class Segment:
         """Each transaction and its batch as it was encoded, in order."""
         offset, transaction = head.start, head.base
         while True:
-            raw = os.pread(self.descriptor, _record.size, offset)
-            if len(raw) < _record.size:
+            found = self._record_at(offset)
+            if found is None or found[:2] != (head.generation, transaction + 1):
                 return
-            length, checksum, generation, number = _record.unpack(raw)
-            if (generation, number) != (head.generation, transaction + 1):
-                return
-            body = os.pread(self.descriptor, length, offset + _record.size)
-            if len(body) < length or zlib.crc32(body, zlib.crc32(raw[_CHECKED:])) != checksum:
-                return
-            yield number, body
-            offset, transaction = offset + _record.size + length, number
+            _, transaction, body = found
+            yield transaction, body
+            offset += _record.size + len(body)
+
+    def goes_on_after(self, head: Head, last: int) -> bool:
+        """Whether a record lies behind the end of the records, at `last`: then one in between is damaged, for each was begun
+        when the one before it was on the disk."""
+        mark, start, rest = _mark.pack(head.generation, last + 2), head.start, b""
+        while piece := os.pread(self.descriptor, SIZE, start + len(rest)):
+            rest += piece
+        at = rest.find(mark)
+        while at >= 0:
+            if at >= _CHECKED and self._record_at(start + at - _CHECKED) is not None:
+                return True
+            at = rest.find(mark, at + 1)
+        return False
+
+    def headless(self, page: int) -> int:
+        """The generation of two records that follow each other where the first ones are; 0: there are none such. `page`:
+        bytes of a page of the database."""
+        offset = _PAGES + 2 * page
+        first = self._record_at(offset)
+        second = None if first is None else self._record_at(offset + _record.size + len(first[2]))
+        if first is None or second is None or second[:2] != (first[0], first[1] + 1):
+            return 0
+        return first[0]
+
+    def _record_at(self, offset: int) -> tuple[int, int, bytes] | None:
+        """Generation, transaction and batch of a record that is whole."""
+        raw = os.pread(self.descriptor, _record.size, offset)
+        if len(raw) < _record.size:
+            return None
+        length, checksum, generation, number = _record.unpack(raw)
+        if length > self._size:
+            return None
+        body = os.pread(self.descriptor, length, offset + _record.size)
+        if len(body) < length or zlib.crc32(body, zlib.crc32(raw[_CHECKED:])) != checksum:
+            return None
+        return generation, number, body
 
 
 def encode(batch: Batch) -> bytes:
@@ -192,16 +225,22 @@ def segments_in(folder: Path) -> list[Segment]:
             for segment in segments:
                 segment.reserve(0, SIZE)
                 os.fsync(segment.descriptor)
-            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        # Also where all are there: whoever made them may have died before their names were on the disk.
+        sync_folder(folder)
     except BaseException:
         for segment in segments:
             segment.close()
         raise
     return segments
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names of what lies in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def newest(segments: list[Segment]) -> tuple[Segment, Head] | None:

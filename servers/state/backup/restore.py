@@ -287,8 +287,7 @@ class _Filling:
         for each in standing:
             if keyspaces.exists(each.keyspace):
                 horizons.put(batch, each.keyspace, chain.as_of(each, self._upto))
-        form = layout.COMPACTED if standing else layout.FORMAT
-        batch.put(Table.META, layout.FORMAT_KEY, form.to_bytes(4, "big"))
+        batch.put(Table.META, layout.FORMAT_KEY, layout.FORMAT.to_bytes(4, "big"))
         batch.put(Table.META, layout.OWNER_KEY, layout.pack(boot) + chance.token(8))
         batch.put(Table.META, layout.IDENTITY_KEY, chance.token(layout.IDENTITY_SIZE))
         self._write()

@@ -181,8 +181,8 @@ class CompactionMachine(RuleBasedStateMachine):
     def end_pass(self) -> None:
         while self.kept.step():
             pass
-        if self.kept.server._compacts():
-            self.kept.server._record(int(self.kept.hands.now * 1e9))
+        if self.kept.server._passes.allowed():
+            self.kept.server._passes.record(int(self.kept.hands.now * 1e9))
         self._caught_up()
         self.see()
 

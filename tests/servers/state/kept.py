@@ -56,7 +56,7 @@ class Kept(MemoryStore):
             server.start().send(None)
         except StopIteration:
             self.compacts = False
-            server._compactor.work = self._work
+            server._passes.compactor.work = self._work
             return server
         raise AssertionError("the store's start waited")
 
@@ -72,15 +72,12 @@ class Kept(MemoryStore):
     # compaction, step by step
 
     def begin(self) -> bool:
-        server = self.server
-        self.compacts = server._compacts() and server._compactor.begin(
-            int(self.hands.now * 1e9), server._transactions.least()
-        )
+        self.compacts = self.server._passes.begin(int(self.hands.now * 1e9))
         return self.compacts
 
     def step(self) -> bool:
         """Whether there is more to do."""
-        self.compacts = self.compacts and self.server._compactor.step()
+        self.compacts = self.compacts and self.server._passes.compactor.step()
         return self.compacts
 
     def compact(self) -> None:
@@ -88,5 +85,5 @@ class Kept(MemoryStore):
         self.begin()
         while self.compacts:
             self.step()
-        if self.server._compacts():
-            self.server._record(int(self.hands.now * 1e9))
+        if self.server._passes.allowed():
+            self.server._passes.record(int(self.hands.now * 1e9))

@@ -174,7 +174,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def stamped(version: int) -> MemoryEngine:
     engine = MemoryEngine()
-    settle_format(engine, current=version)
+    settle_format(engine, latest=version)
     return engine
 
 
@@ -186,9 +186,9 @@ def test_an_older_format_is_upgraded_step_by_step() -> None:
         steps.append(number)
 
     ladder = {1: lambda _: step(1), 2: lambda _: step(2)}
-    assert settle_format(engine, ladder=ladder, current=3) == "the store was upgraded from format 1 to 3"
+    assert settle_format(engine, ladder=ladder, readable=3) == "the store was upgraded from format 1 to 3"
     assert steps == [1, 2]
-    assert settle_format(engine, ladder=ladder, current=3) == "the store has format 3"
+    assert settle_format(engine, ladder=ladder, readable=3) == "the store has format 3"
 
 
 def test_an_upgrade_that_dies_goes_on_where_it_was() -> None:
@@ -198,20 +198,20 @@ def test_an_upgrade_that_dies_goes_on_where_it_was() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        settle_format(engine, ladder={1: lambda _: None, 2: dies}, current=3)
+        settle_format(engine, ladder={1: lambda _: None, 2: dies}, readable=3)
     assert (
-        settle_format(engine, ladder={2: lambda _: None}, current=3)
+        settle_format(engine, ladder={2: lambda _: None}, readable=3)
         == "the store was upgraded from format 2 to 3"
     )
 
 
 def test_a_newer_format_is_refused_with_what_to_do() -> None:
     with pytest.raises(FormatRefused, match="run the version that wrote it"):
-        settle_format(stamped(9), current=1)
+        settle_format(stamped(9))
     with pytest.raises(FormatRefused, match="start the writer once"):
-        settle_format(stamped(1), ladder={1: lambda _: None}, current=2, read_only=True)
+        settle_format(stamped(1), ladder={1: lambda _: None}, readable=2, read_only=True)
     with pytest.raises(FormatRefused, match="no way leads from 1 to 2"):
-        settle_format(stamped(1), ladder={}, current=2)
+        settle_format(stamped(1), ladder={}, readable=2)
 
 
 def test_a_lone_client_never_waits_and_a_crowd_is_waited_for() -> None:

@@ -22,7 +22,6 @@ from atoll.servers.state.check import check
 from atoll.servers.state.compaction import _START, _decode
 from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.state.memory_engine import MemoryEngine
-from atoll.servers.state.ownership import FormatRefused, settle_format
 from atoll.servers.state.sweep import WORK
 
 from .kept import GRACE, REMEMBER, Kept
@@ -382,20 +381,6 @@ def test_each_pass_is_recorded(kept: Kept) -> None:
     kept.compact()
     kept.compact()
     assert rows.head.start().result() == head
-
-
-def test_an_older_atoll_refuses_a_store_that_was_compacted(kept: Kept) -> None:
-    rows = kept.keyspace_state("rows", Retention(age=AGE))
-    put(kept, rows, a="1")
-    put(kept, rows, a="2")
-    engine = kept.server._engine
-    assert settle_format(engine, latest=1) == "the store has format 1"
-    put(kept, rows, b="3")
-    kept.hands.now += 100
-    kept.compact()
-    with pytest.raises(FormatRefused, match="the store has format 2, this version reads up to 1"):
-        settle_format(engine, latest=1)
-    assert settle_format(engine) == "the store has format 2"
 
 
 @pytest.mark.parametrize("kind", ["lmdb", "memory"])
