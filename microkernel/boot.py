@@ -71,6 +71,8 @@ def prepare(place: Place, checked: Checked, lock: int) -> Before:
         versions = Versions(place.folder / "versions")
         versions.clean()
         copied = {name: versions.add(package) for name, package in checked.packages.items()}
+        for name, version in copied.items():
+            versions.keep(version, checked.descriptions[name])
         epoch = book.boot(now)
     return Before(book, lock, epoch, copied)
 

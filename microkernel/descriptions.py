@@ -17,12 +17,12 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError
-from atoll.ipc.runtime.describe import Answer, Asked, Description
+from atoll.ipc.runtime.describe import Answer, Asked, Description, heard
 
 from .mechanisms import Process, Spawner
 from .processes import CannotConfine, Forge
 from .protection import Bind, Confinement, Host, Limit, Subject, plan, probe
-from .versions import interface_folders, readable_copy
+from .versions import hash_of, interface_folders, readable_copy
 
 LEVEL = "sandbox"
 ENTRY = "atoll.ipc.runtime.describe:main"
@@ -56,7 +56,9 @@ async def describe_all(
         answer = await _ask(
             forge, host, name, Asked(folder=str(package.parent), package=package.name, configs=given)
         )
-        found[name] = answer.description or answer.fault
+        found[name] = answer.fault
+        if answer.description is not None:
+            found[name] = msgspec.structs.replace(answer.description, hash=hash_of(package))
 
     async with trio.open_nursery() as nursery:
         for name, package in packages.items():
@@ -151,9 +153,7 @@ async def _talk(stream: trio.SocketStream, process: Process, asked: Asked) -> An
                 return Answer(fault=f"it says more of itself than {ANSWER_MOST} bytes")
     except trio.BrokenResourceError:
         pass  # it has ended: how, is said below
-    if not told:
-        return Answer(fault=f"its import {await process.wait()}")
     try:
-        return msgspec.json.decode(told, type=Answer)
+        return heard(bytes(told)) or Answer(fault=f"its import {await process.wait()}")
     except msgspec.DecodeError as error:
         return Answer(fault=f"its answer is none: {error}")

@@ -44,6 +44,7 @@ class Packages:
         described = found[name]
         if isinstance(described, str):
             raise calls.StartFailed(server=name, step="import", reason=described)
+        self._node.versions.keep(version, described)
         return described
 
     def check_level(self, server: Server, level: str, version: Version) -> Plan:

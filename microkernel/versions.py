@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.ipc.errors import BadRequest, NotFound, TooLarge
+from atoll.ipc.runtime import bytecode
+from atoll.ipc.runtime.describe import Description
 
 HASH_BYTES = 16
 SIZE_LIMIT = 256 << 20
@@ -116,6 +118,20 @@ class Versions:
         _sync(self.folder)
         return version
 
+    def keep(self, version: Version, described: Description) -> None:
+        """Puts the bytecode of a description beside the package that it describes, unless there is some, or this is of
+        other contents. Not durable: whoever reads it sees whether it is whole."""
+        place = version.folder / bytecode.FILE
+        if described.hash != version.hash or place.exists():
+            return
+        fresh = self.folder / f".new-{os.getpid()}"
+        _remove(fresh)
+        fresh.mkdir(mode=0o755)
+        (fresh / place.name).write_bytes(described.bytecode)
+        (fresh / place.name).chmod(0o444)
+        os.rename(fresh / place.name, place)
+        _remove(fresh)
+
     def get(self, package: str, hash: str) -> Version:
         """A version by its hash, of which an unambiguous beginning is enough. Raises `NotFound`,
         `BadRequest`.
@@ -141,6 +157,7 @@ class Versions:
             for folder in sorted(self.folder.iterdir())
             if not folder.name.startswith(".")
             for package in folder.iterdir()
+            if not package.name.startswith(".")
         ]
 
     def verify(self, version: Version) -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +17,9 @@ from msgspec import Struct
 
 from atoll.ipc.naming import nearest
 
+from . import bytecode
+
+LENGTH_BYTES = 8
 NeedKind = Literal["keyspace", "server", "config", "socket", "folder"]
 
 
@@ -59,6 +63,10 @@ class Description(Struct, frozen=True, kw_only=True):
     """Its processes start by `exec`, whatever the image says."""
     config_faults: dict[str, ConfigFault] = {}
     """By need; the first fault of each."""
+    hash: str = ""
+    """The content hash of the package that was described. Who asked says so, not the package."""
+    bytecode: bytes = b""
+    """Of that package, as it is kept in its version's folder; made before any of its code ran."""
 
 
 def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Description:
@@ -160,7 +168,6 @@ def find_server(folder: str, package: str) -> type[Any]:
     """A package's class `Server`. Raises what its import raises, TypeError if there is none."""
     from atoll.ipc.serve import Serves
 
-    sys.path.insert(0, folder)
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     server = getattr(importlib.import_module(f"{package}.server"), "Server", None)
@@ -192,7 +199,29 @@ def answer(asked: Asked, find: Callable[[str, str], type[Any]] = find_server) ->
         return Answer(fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
+def framed(code: bytes) -> bytes:
+    """Bytecode, as it is sent ahead of the answer."""
+    return len(code).to_bytes(LENGTH_BYTES) + code
+
+
+def heard(told: bytes) -> Answer | None:
+    """What was sent as `main` sends it; None if its process ended before it answered. Raises msgspec.DecodeError."""
+    end = LENGTH_BYTES + int.from_bytes(told[:LENGTH_BYTES])
+    if len(told) <= end:
+        return None
+    said = msgspec.json.decode(told[end:], type=Answer)
+    if said.description is None:
+        return said
+    code = told[LENGTH_BYTES:end]
+    return Answer(description=msgspec.structs.replace(said.description, bytecode=code))
+
+
 def main(descriptor: int) -> None:
-    """Answer the package that the socket's other end names (`Asked`, to the end of what it sends) with one `Answer`."""
+    """Answer the package that the socket's other end names (`Asked`, to the end of what it sends) with its bytecode, which
+    is sent before the package is imported, and one `Answer`."""
     with socket.socket(fileno=descriptor) as end, end.makefile("rb") as told:
-        end.sendall(msgspec.json.encode(answer(msgspec.json.decode(told.read(), type=Asked))))
+        asked = msgspec.json.decode(told.read(), type=Asked)
+        code = bytecode.compiled(Path(asked.folder) / asked.package)
+        end.sendall(framed(bytecode.packed(code)))
+        bytecode.use(asked.folder, asked.package, code)
+        end.sendall(msgspec.json.encode(answer(asked)))

@@ -32,7 +32,7 @@ from atoll.ipc.system.kernel import Kernel
 from atoll.ipc.system.state import State
 from atoll.native import segments
 
-from . import own_kernel
+from . import bytecode, own_kernel
 from .control_socket import ControlSocket
 from .deliveries import Deliveries, Translation
 from .loop import ServeLoop
@@ -452,7 +452,7 @@ def _mapped(descriptors: list[int]) -> mmap.mmap:
 
 def _load(start: control.Start) -> type[Serves[Any]]:
     """The class `Server` of the package, imported from its version's folder under its own name."""
-    sys.path.insert(0, start.folder)
+    bytecode.use(start.folder, start.package, bytecode.kept(Path(start.folder)))
     module = importlib.import_module(f"{start.package}.server")
     server = module.Server
     if not (isinstance(server, type) and issubclass(server, Serves)):

@@ -6,7 +6,6 @@ thread, task, descriptor or file is left.
 """
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import msgspec
 import trio
@@ -25,9 +24,7 @@ class Line(msgspec.Struct):
 
 
 def rehearse() -> None:
-    source = Path(__file__)
     for _ in range(TIMES):
-        compile(source.read_bytes(), str(source), "exec")  # as the sources of its package are
         trio.run(_perform)
 
 

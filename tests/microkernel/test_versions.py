@@ -1,11 +1,15 @@
 """Versions: a copy is what its hash says, is there whole or not at all, and does not follow later edits."""
 
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.runtime import bytecode
+from atoll.ipc.runtime.describe import Description
 from atoll.microkernel.versions import Versions, hash_of
 
 
@@ -92,6 +96,61 @@ def test_a_beginning_of_the_hash_is_enough_unless_it_fits_two(package: Path, tmp
         versions.get("counter", "")
     with pytest.raises(NotFound, match="there is no version of counter 'zz'"):
         versions.get("counter", "zz")
+
+
+def described(version_hash: str, package: Path) -> Description:
+    return Description(
+        interfaces=(), needs={}, accepts_handover=False, hash=version_hash,
+        bytecode=bytecode.packed(bytecode.compiled(package)),
+    )  # fmt: skip
+
+
+def test_what_describing_compiled_is_kept_for_the_version_it_was_of(package: Path, tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "versions")
+    version = versions.add(package)
+    versions.keep(version, described("of another", package))
+    assert bytecode.kept(version.folder) == {}
+    versions.keep(version, described(version.hash, package))
+    assert sorted(bytecode.kept(version.folder)) == ["__init__.py", "deep/table.py", "server.py"]
+    versions.verify(version)
+    assert versions.all() == [version]
+
+
+def test_bytecode_that_was_written_in_part_is_none(package: Path, tmp_path: Path) -> None:
+    version = Versions(tmp_path / "versions").add(package)
+    whole = bytecode.packed(bytecode.compiled(package))
+    for length in range(len(whole)):
+        (version.folder / bytecode.FILE).write_bytes(whole[:length])
+        assert bytecode.kept(version.folder) == {}
+
+
+def test_modules_are_found_in_bytecode_and_name_their_own_files(package: Path, tmp_path: Path) -> None:
+    (package / "deep" / "__init__.py").touch()
+    (package / "broken.py").write_text("no python")
+    (package / "server.py").write_text(
+        "from .deep import table\nfrom . import late\nwhere = (lambda: 0).__code__\n"
+    )
+    code = bytecode.compiled(package)
+    assert "broken.py" not in code
+    (package / "late.py").write_text("x = 1\n")
+    elsewhere = tmp_path / "elsewhere" / "counter"
+    elsewhere.parent.mkdir()
+    package.rename(elsewhere)
+    (elsewhere / "deep" / "table.py").unlink()
+    finder = bytecode.Finder(str(elsewhere.parent), "counter", code)
+    sys.meta_path.insert(0, finder)
+    sys.path.insert(0, str(elsewhere.parent))
+    try:
+        server = importlib.import_module("counter.server")
+        with pytest.raises(SyntaxError):
+            importlib.import_module("counter.broken")
+    finally:
+        sys.meta_path.remove(finder)
+        sys.path.remove(str(elsewhere.parent))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "counter"]:
+            del sys.modules[name]
+    assert (server.table.y, server.late.x) == (2, 1)
+    assert server.where.co_filename == server.__file__ == str(elsewhere / "server.py")
 
 
 def test_what_a_crash_left_unfinished_is_removed(package: Path, tmp_path: Path) -> None:

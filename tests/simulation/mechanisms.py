@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from atoll.ipc.runtime import launch
-from atoll.ipc.runtime.describe import Asked, answer
+from atoll.ipc.runtime.describe import Asked, answer, framed
 from atoll.ipc.serve import Serves
 from atoll.ipc.system import control
 from atoll.microkernel import descriptions, processes
@@ -124,7 +124,7 @@ class Spawner:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(end.dup()))
         told = b"".join([data async for data in stream])
         answered = answer(msgspec.json.decode(told, type=Asked), self._find)
-        await stream.send_all(msgspec.json.encode(answered))
+        await stream.send_all(framed(b"") + msgspec.json.encode(answered))
         await stream.aclose()
 
     def _find(self, folder: str, package: str) -> type[Serves[Any]]:

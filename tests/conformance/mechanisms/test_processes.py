@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import trio
 
-from atoll.ipc.runtime.describe import Answer, Asked
+from atoll.ipc.runtime.describe import Asked, heard
 from atoll.ipc.system import control
 from atoll.microkernel.descriptions import ENTRY, SOCKET, describe_all
 from atoll.microkernel.processes import CannotConfine, Exit
@@ -296,8 +296,8 @@ async def test_a_package_is_described_by_a_process_that_ends(host: Host) -> None
         told = b"".join([data async for data in stream])
     assert await process.wait() == Exit(0)
     process.close()
-    answer = msgspec.json.decode(told, type=Answer)
-    assert answer.fault == "" and answer.description is not None
+    answer = heard(told)
+    assert answer is not None and answer.fault == "" and answer.description is not None
     assert [each.name for each in answer.description.interfaces] == ["Patient"]
 
 
