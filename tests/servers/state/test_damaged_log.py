@@ -89,7 +89,7 @@ def test_a_log_that_ends_before_its_database_is_refused(killed_store: Path) -> N
 def test_after_a_power_failure_damage_is_refused_or_costs_nothing(
     orders: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """A byte of the log anywhere but in its last record, which may as well have been cut short."""
+    """A byte of the log anywhere but where a write may as well have been cut short."""
     chance = random.Random(6)
     written = notes(orders, WRITER, str(tmp_path / "store"), "120", "")
     first = next(at for at, note in enumerate(written) if note.kind == "s")
@@ -114,15 +114,19 @@ def test_after_a_power_failure_damage_is_refused_or_costs_nothing(
 
 
 def somewhere(store: Path, chance: random.Random) -> tuple[Path, int]:
-    """A place in a head, in the pages after it, or in a record but the last of its segment."""
-    segment = chance.choice([each for each in begun(store) if each.size])
-    head = segment.head()
-    ends = [512, 4096 + 8192]
-    if head is not None:
-        count = len(list(segment.records(head)))
-        ends += [record_at(segment, number) for number in range(1, count)]
-    end = chance.choice(ends)
-    return segment.path, chance.randrange(24 if end == 512 else end)
+    """A place in a head, in the pages after it, or in a record; but in no last record, nor before an only one."""
+    places: list[tuple[Path, range]] = []
+    for segment in begun(store):
+        head = segment.head()
+        count = 0 if head is None else len(list(segment.records(head)))
+        if count != 1:
+            places += [(segment.path, range(min(end, segment.size))) for end in (24, 4096 + 8192)]
+        places += [
+            (segment.path, range(record_at(segment, number - 1), record_at(segment, number)))
+            for number in range(1, count)
+        ]
+    path, offsets = chance.choice([place for place in places if place[1]])
+    return path, chance.choice(offsets)
 
 
 # formats ----------------------------------------------------------------------------------------------------------
