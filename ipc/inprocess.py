@@ -499,6 +499,11 @@ class HostThread:
         self._started.wait()
         self._reraise()
 
+    def kill(self) -> None:
+        """End the server as a crash would; on return nothing of it runs. Not from within the server."""
+        self.host.kill()
+        self._thread.join()
+
     def close(self) -> None:
         """Stop the server; raises what its `run()` or `stop()` raised."""
         self.host.submit(self.host.close)

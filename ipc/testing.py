@@ -74,8 +74,9 @@ class VirtualClock(trio.abc.Clock):
 class Running:
     """A server in this process, until its `with` block ends."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, thread: HostThread) -> None:
         self._host = host
+        self._thread = thread
         self._faulty: list[FaultyTransport] = []
 
     @property
@@ -121,8 +122,8 @@ class Running:
 
     def kill(self) -> None:
         """End the server as a crash would: what is in hand ends with `PeerDied`, and so does what comes
-        after."""
-        self._host.kill()
+        after. On return it is dead, and another may take its place."""
+        self._thread.kill()
 
 
 @contextmanager
@@ -154,7 +155,7 @@ def running(
     thread = HostThread(host, clock)
     thread.start()
     try:
-        yield Running(host)
+        yield Running(host, thread)
     finally:
         thread.close()
 

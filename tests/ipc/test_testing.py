@@ -158,6 +158,22 @@ def test_a_crash_ends_what_is_in_hand_and_what_comes_after() -> None:
             counter.get.now("x")
 
 
+class Lasting(CounterServer):
+    dead = False
+
+    async def run(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            Lasting.dead = True
+
+
+def test_a_server_that_crashed_does_nothing_more() -> None:
+    with testing.running(Lasting) as made:
+        made.kill()
+        assert Lasting.dead
+
+
 class Life(Interface):
     @call("read")
     def log(self) -> list[str]: ...

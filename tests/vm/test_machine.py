@@ -30,6 +30,12 @@ CHOSEN = (
     "tests/microkernel/test_survivors.py::test_a_frozen_server_does_not_outlive_a_killed_kernel",
     "tests/microkernel/test_survivors.py::test_survivors_of_kernel_and_zygote_are_ended_by_the_next_boot",
     "tests/microkernel/test_swap.py::test_a_live_stream_goes_on_where_it_was",
+    "tests/conformance/mechanisms/test_groups.py::test_a_frozen_group_stands_still_until_it_is_thawed[real]",
+    "tests/conformance/mechanisms/test_groups.py::test_the_frozen_are_ended[real]",
+    "tests/conformance/mechanisms/test_groups.py::test_ending_a_group_ends_all_in_it_and_nobody_else[real]",
+    "tests/conformance/mechanisms/test_groups.py::test_limits_are_taken_and_what_is_not_is_a_sentence[real]",
+    "tests/conformance/mechanisms/test_groups.py::test_a_boot_ends_what_an_earlier_one_left_frozen_or_not[real]",
+    "tests/conformance/mechanisms/test_processes.py::test_a_killed_process_lets_go_of_what_it_was_handed_before_its_end_is_seen[real]",
 )
 """Levels, slices, boot, kill, freeze: what depends on who boots, and on whose control groups."""
 
