@@ -1,11 +1,11 @@
-"""Who waits for changes. A commit costs only those watchers whose keyspace it wrote.
+"""Who waits for changes. A commit costs those watchers whom it concerns; others by how many lengths their prefixes have.
 
 A watcher is first a reader of the feed, from its own position; once it has caught up it is told the revisions
 that concern it, in order. One that falls behind (`BEHIND` revisions untaken) is told no more and goes back to
 reading the feed: it never slows a writer, never misses a change, and holds no more memory than that.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -14,7 +14,6 @@ import trio
 from atoll.ipc.system.state import Change
 
 from .history import History
-from .layout import KEYSPACE_SIZE
 
 BEHIND: Final = 1024
 _CHUNK: Final = 64
@@ -42,22 +41,39 @@ class Watchers:
     def __init__(self, history: History) -> None:
         self._history = history
         self._of: dict[bytes, set[_Watcher]] = {}
+        """By prefix."""
+        self._lengths: Counter[int] = Counter()
+        """Of the prefixes, with how many watchers have one of each."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._of.values()))
+        return self._lengths.total()
+
+    def add(self, prefix: bytes) -> _Watcher:
+        watcher = _Watcher(prefix)
+        self._of.setdefault(prefix, set()).add(watcher)
+        self._lengths[len(prefix)] += 1
+        return watcher
+
+    def remove(self, watcher: _Watcher) -> None:
+        prefix = watcher.prefix
+        self._of[prefix].remove(watcher)
+        if not self._of[prefix]:
+            del self._of[prefix]
+        self._lengths[len(prefix)] -= 1
+        if not self._lengths[len(prefix)]:
+            del self._lengths[len(prefix)]
 
     def announce(self, written: list[tuple[int, list[bytes]]]) -> None:
         """Revisions have become durable, with the keys they wrote."""
         if not self._of:
             return
-        everything = self._of.get(b"", ())
         for revision, keys in written:
-            for watcher in everything:
+            concerned: set[_Watcher] = set()
+            for length in self._lengths:
+                for beginning in {key[:length] for key in keys}:
+                    concerned |= self._of.get(beginning, set())
+            for watcher in concerned:
                 watcher.tell(revision)
-            for keyspace in {key[:KEYSPACE_SIZE] for key in keys}:
-                for watcher in self._of.get(keyspace, ()):
-                    if any(key.startswith(watcher.prefix) for key in keys):
-                        watcher.tell(revision)
 
     def look_again(self) -> None:
         """Something was written, nobody knows what (another process did): all go back to the feed."""
@@ -69,10 +85,7 @@ class Watchers:
     async def watch(self, after: int, prefix: bytes, *, past: bool) -> AsyncIterator[Change]:
         """Changes under an absolute prefix after a revision: those that are there, then those to come; never
         ends by itself. Without `past` they show what is current when they are read (`History.changes`)."""
-        watcher = _Watcher(prefix)
-        # A prefix shorter than a keyspace's number can only be the kernel's, who watches everything.
-        place = self._of.setdefault(prefix[:KEYSPACE_SIZE] if len(prefix) >= KEYSPACE_SIZE else b"", set())
-        place.add(watcher)
+        watcher = self.add(prefix)
         position = after
         try:
             while True:
@@ -98,4 +111,4 @@ class Watchers:
                         if change_now is not None:
                             yield change_now
         finally:
-            place.discard(watcher)
+            self.remove(watcher)

@@ -288,7 +288,7 @@ async def test_the_local_view_is_made_anew_when_what_it_missed_is_no_longer_kept
         await settled(theirs.put("b", 2))
         server = node.endpoint.server
         assert isinstance(server, Store)
-        await server.compact()
+        await server._passes.make()
         assert (await state.horizon()).versions == 4
         await nursery.start(keyspace.follow)
         await settled(theirs.put("c", 3))

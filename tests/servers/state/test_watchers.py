@@ -1,0 +1,63 @@
+"""A commit is told to those watchers whose prefix a key of it has, whoever came and went, and to nobody else."""
+
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll.servers.state.watchers import BEHIND, Watchers
+
+WORDS = st.binary(max_size=3).map(lambda word: bytes(byte % 3 for byte in word))
+
+
+def watchers() -> Watchers:
+    return Watchers(cast(Any, None))  # its history is read by who watches, not by who announces
+
+
+@given(st.lists(WORDS), st.lists(st.integers(0, 20)), st.lists(st.lists(WORDS, min_size=1, max_size=4)))
+def test_those_are_told_whose_prefix_a_key_has(
+    prefixes: list[bytes], gone: list[int], commits: list[list[bytes]]
+) -> None:
+    made = watchers()
+    there = [made.add(prefix) for prefix in prefixes]
+    for number in gone:
+        if number < len(there):
+            made.remove(there.pop(number))
+    made.announce(list(enumerate(commits)))
+    for watcher in there:
+        assert list(watcher.due) == [
+            revision
+            for revision, keys in enumerate(commits)
+            if any(key.startswith(watcher.prefix) for key in keys)
+        ]
+    assert len(made) == len(there)
+    for watcher in there:
+        made.remove(watcher)
+    assert len(made) == 0 and not made._of and not made._lengths
+
+
+class Key(bytes):
+    """Counts how often it is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, part: Any) -> Any:
+        Key.looks += 1
+        return super().__getitem__(part)
+
+
+def test_a_commit_costs_nothing_for_watchers_of_other_keys() -> None:
+    made = watchers()
+    for number in range(1000):
+        made.add(b"\0\0\0\1other/%04d" % number)
+    made.announce([(1, [Key(b"\0\0\0\1mine")])])
+    assert Key.looks == 1
+
+
+def test_one_that_takes_nothing_is_behind_and_holds_no_more() -> None:
+    made = watchers()
+    slow = made.add(b"")
+    made.announce([(revision, [b"key"]) for revision in range(BEHIND)])
+    assert not slow.behind
+    made.announce([(BEHIND, [b"key"])])
+    assert slow.behind and len(slow.due) == BEHIND
