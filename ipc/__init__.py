@@ -9,6 +9,7 @@ from .errors import AtollError, CallerFault, Failure, InternalFault, PeerFault
 from .future import Future
 from .interface import Interface, call, stream, upload
 from .keyspace import Keyspace
+from .published import Published
 from .serve import Config, Serves
 from .streaming import BlockingStream, Stream
 
@@ -28,6 +29,7 @@ __all__ = [
     "Keyspace",
     "Node",
     "PeerFault",
+    "Published",
     "Serves",
     "Stream",
     "call",

@@ -40,6 +40,7 @@ from .errors import BadRequest
 from .interface import SERVED, Interface, Method, methods
 from .keyspace import Keyspace
 from .method import MethodSpec
+from .published import Published
 from .transport import Translator
 
 Ts = TypeVarTuple("Ts")
@@ -108,6 +109,8 @@ class Serves(Generic[*Ts]):
 
     queues: ClassVar[Mapping[str, Queue]] = {}
     """Of its durable methods, by name."""
+    publishes: ClassVar[Mapping[str, Published]] = {}
+    """Which of its rows a person may ask for by SQL, by the name of the table."""
 
     async def start(self) -> None:
         """Before the first call."""

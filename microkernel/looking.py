@@ -10,6 +10,7 @@ from atoll.ipc.system.control import Described
 from atoll.ipc.system.records import VersionRow
 
 from .events import Events
+from .image import KeyspaceBinding
 from .image_check import STORE
 from .node import Node
 from .parties import KERNEL, Attached, Serving
@@ -142,6 +143,15 @@ class Looking:
             )
             for channel in self._node.channels.of_server(server)
         ]  # fmt: skip
+
+    def published(self) -> list[calls.PublishedTable]:
+        """Of every server whose need is bound to a keyspace."""
+        return [
+            calls.PublishedTable(server=server.name, name=name, keyspace=bound.keyspace, shape=shape)
+            for server in self._node.servers.values()
+            for name, shape in server.description.tables.items()
+            if isinstance(bound := server.spec.needs.get(shape.need), KeyspaceBinding)
+        ]
 
     def attachments(self) -> list[calls.AttachmentRow]:
         node = self._node

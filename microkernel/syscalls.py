@@ -29,6 +29,7 @@ from atoll.ipc.system.kernel import (
     Opened,
     ProcessRow,
     Protection,
+    PublishedTable,
     Refusal,
     Slice,
     Swap,
@@ -104,6 +105,10 @@ class Syscalls(Serves[Kernel]):
     @Kernel.channels.serve
     def channels(self, server: str) -> list[ChannelRow]:
         return self._looking.channels(self._node.server(server).name)
+
+    @Kernel.published.serve
+    def published(self) -> list[PublishedTable]:
+        return self._looking.published()
 
     @Kernel.slice.serve
     def slice(self, server: str) -> Slice:

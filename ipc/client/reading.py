@@ -102,7 +102,7 @@ _BOUND: Final = {
     if "least" in method.arguments.__struct_fields__
 }
 """Reads that can be bound to a least revision; the others name their revision themselves."""
-_STREAMS: Final = (State.watch.spec, State.export.spec)
+_STREAMS: Final = (State.watch.spec, State.changes.spec, State.export.spec)
 _encode = msgspec.msgpack.Encoder().encode
 
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from atoll.ipc.naming import nearest
 
+from ..published import TableShape, shape
 from . import bytecode
 
 LENGTH_BYTES = 8
@@ -61,6 +62,8 @@ class Description(Struct, frozen=True, kw_only=True):
     accepts_handover: bool
     heavy: bool = False
     """Its processes start by `exec`, whatever the image says."""
+    tables: dict[str, TableShape] = {}
+    """What it publishes, by name."""
     config_faults: dict[str, ConfigFault] = {}
     """By need; the first fault of each."""
     hash: str = ""
@@ -103,8 +106,21 @@ def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None 
         needs=declared,
         accepts_handover=server.take_over is not Serves.take_over,
         heavy=server.heavy,
+        tables=_tables(server, declared),
         config_faults=faults,
     )
+
+
+def _tables(server: type[Any], declared: Mapping[str, NeedDescription]) -> dict[str, TableShape]:
+    keyspaces = [name for name, need in declared.items() if need.kind == "keyspace"]
+    for name, published in server.publishes.items():
+        if not name.isidentifier():
+            raise TypeError(f"publishes[{name!r}]: expected a name that SQL takes")
+        if published.need not in keyspaces:
+            raise TypeError(
+                f"publishes[{name!r}]: {published.need!r} is no keyspace of this server, only {keyspaces} are"
+            )
+    return {name: shape(name, published) for name, published in server.publishes.items()}
 
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)

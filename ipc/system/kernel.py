@@ -23,6 +23,7 @@ from atoll.ipc.buffer import BufferMode
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
 
+from ..published import TableShape
 from .control import Described
 
 Level = str
@@ -358,6 +359,14 @@ class AttachmentRow(Struct, frozen=True, kw_only=True):
     channels: int
 
 
+class PublishedTable(Struct, frozen=True, kw_only=True):
+    server: str
+    name: str
+    keyspace: str
+    """That the server's need is bound to."""
+    shape: TableShape
+
+
 class Kernel(Interface):
     """The system calls."""
 
@@ -397,6 +406,10 @@ class Kernel(Interface):
     @call("observe", idempotent=True)
     def channels(self, server: str) -> list[ChannelRow]:
         """Channels that a server serves, with their counters."""
+
+    @call("observe", idempotent=True)
+    def published(self) -> list[PublishedTable]:
+        """What the node's servers publish, in the versions that they have now."""
 
     @call("observe", idempotent=True)
     def slice(self, server: str) -> Slice:

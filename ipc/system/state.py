@@ -280,6 +280,10 @@ class State(Interface):
         """Every transaction after that revision that wrote a key with the prefix, in order, without a gap;
         then those to come. What they wrote over the past needs the right `history` (see `Change`)."""
 
+    @stream("history", position=int)
+    def changes(self, after: int, upto: int, prefix: bytes = b"") -> Change:
+        """Every transaction after one revision, up to another, that wrote a key with the prefix, in order; then it ends."""
+
     @call("read", idempotent=True)
     def head(self) -> int:
         """The last durable revision of the store."""

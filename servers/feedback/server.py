@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from difflib import get_close_matches
 from itertools import islice
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
 import trio
@@ -15,6 +15,7 @@ from atoll.ipc.context import current
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerDied
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.keyspace import Row as StoreRow
+from atoll.ipc.published import Published
 from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.state import AsOf
 from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
@@ -105,6 +106,10 @@ class Server(Serves[Feedback]):
     rows: Keyspace[Row]
     storage: Storage
     config: Settings
+    publishes: ClassVar = {
+        "batch": Published("rows", Head, "batch/", moments=("info_submitted",)),
+        "rater": Published("rows", Appointed, "rater/"),
+    }
 
     async def start(self) -> None:
         config = self.config

@@ -13,6 +13,7 @@ import math
 import os
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
+from typing import ClassVar
 
 import trio
 from msgspec import Struct, structs
@@ -20,6 +21,7 @@ from msgspec import Struct, structs
 from atoll.ipc.context import SystemClock, current
 from atoll.ipc.errors import Aborted, AtollError, BadRequest, Overloaded
 from atoll.ipc.keyspace import Keyspace, settled
+from atoll.ipc.published import Published
 from atoll.ipc.runtime import own_kernel
 from atoll.ipc.serve import Config, Serves
 
@@ -83,6 +85,12 @@ class _Mailbox:
 class Server(Serves[Gpu]):
     rows: Keyspace[Lease | Event | Claim]
     config: Settings
+    publishes: ClassVar = {
+        "lease": Published("rows", Lease, "lease/", moments=("granted", "expires", "leaving")),
+        "ended": Published(
+            "rows", Event, "event/", moments=("ended", "lease_granted", "lease_expires", "lease_leaving")
+        ),
+    }
 
     def __init__(self) -> None:
         self._waiters: dict[int, _Waiter] = {}

@@ -27,7 +27,8 @@ NOW: Final = "memory"
 MEMORY: Final = "2GiB"
 """What a query and the tables that it names may take; nothing is put on the disk."""
 _TYPES: Final[dict[Kind, str]] = {
-    "text": "VARCHAR", "json": "JSON", "integer": "UBIGINT", "real": "DOUBLE", "truth": "BOOLEAN", "moment": "TIMESTAMP",
+    "text": "VARCHAR", "json": "JSON", "integer": "UBIGINT", "number": "HUGEINT", "real": "DOUBLE", "truth": "BOOLEAN",
+    "moment": "TIMESTAMP",
 }  # fmt: skip
 
 
@@ -40,20 +41,30 @@ def sql(
             "--as", metavar="NAME=WHEN", help="Tables as of another moment, too: NAME.kernel.process."
         ),
     ] = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            "--since",
+            metavar="WHEN",
+            help="Changes (store.change) from this moment on.",
+            show_default="all that are kept",
+        ),
+    ] = "",
     node: Node = "",
     as_json: Json = False,
 ) -> None:
-    """Ask the node's rows by SQL: the kernel's tables and every keyspace, now, as of a moment, or of several at once."""
+    """Ask the node's rows by SQL: the tables of kernel and servers, every keyspace, and what was changed by whom; now, as
+    of a moment, or of several at once."""
     others = dict(named_moment(text) for text in moments or [])
     database = opened()
     wanted = list(tables_of(database, query))
     with connect(node=node or None) as attached, told_by_the_database():
-        catalogs = {NOW: Moment(attached, moment(at))}
+        catalogs = {NOW: Moment(attached, moment(at), moment(since))}
         for name, when in others.items():
             if any(name == schema for schema, _ in catalogs[NOW].names()):
                 raise BadRequest(where="--as", expected="a name that no schema has", got=repr(name))
             database.execute(f"attach ':memory:' as {quoted(name)}")
-            catalogs[name] = Moment(attached, when)
+            catalogs[name] = Moment(attached, when, moment(since))
         for catalog, schema, name in wanted:
             bring(database, catalogs, catalog, schema, name)
     with told_by_the_database():
@@ -167,7 +178,7 @@ def arrow(columns: tuple[Column, ...], batch: Batch) -> Any:
     import nanoarrow
 
     kinds = {
-        "text": nanoarrow.string(), "json": nanoarrow.string(), "integer": nanoarrow.uint64(),
+        "text": nanoarrow.string(), "json": nanoarrow.string(), "integer": nanoarrow.uint64(), "number": nanoarrow.string(),
         "real": nanoarrow.float64(), "truth": nanoarrow.bool_(), "moment": nanoarrow.timestamp("us"),
     }  # fmt: skip
     types = [kinds[column.kind] for column in columns]

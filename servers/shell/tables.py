@@ -1,23 +1,29 @@
-"""The node's rows as tables with columns, as of one revision: the kernel's by what they are of, a keyspace's by key.
+"""The node's rows as tables with columns, as of one revision: the kernel's by what they are of, those that servers publish
+by the fields of their type, a keyspace's by key; and what was changed, when, and by whom.
 
 A table is read page by page and handed over in batches of columns, so that a large one is never here as a whole.
 """
 
 import types
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from atoll.ipc import published
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.system import records
+from atoll.ipc.system.kernel import PublishedTable
 from atoll.ipc.system.records import Row, name_of
-from atoll.ipc.system.state import Item, State
+from atoll.ipc.system.state import Change, Item, State
 
 from . import printing
 from .rows import revision, value_of
+from .travel import named
 
-Kind = Literal["text", "json", "integer", "real", "truth", "moment"]
+Kind = Literal["text", "json", "integer", "number", "real", "truth", "moment"]
+"""Of a column: `integer` is at least 0 and below 2**64, `number` any other."""
 
 MOMENTS = {"time", "started", "ended", "began", "opened", "closed", "first", "last", "added", "expiry"}
 """Fields of the kernel's rows that are times in ns; 0 is none."""
@@ -32,6 +38,15 @@ OF_VERSION = (Column("_revision", "integer"), Column("_time", "moment"))
 """Of every table: what wrote the row."""
 
 OF_KEYSPACE = (Column("key", "text"), Column("value", "json"), *OF_VERSION)
+CHANGE = "store", "change"
+"""Schema and name of the table of changes."""
+OF_CHANGE = (
+    Column("revision", "integer"), Column("time", "moment"), Column("keyspace", "text"), Column("kind", "text"),
+    Column("key", "text"), Column("operation", "text"), Column("value", "json"), Column("writer", "text"),
+    Column("badge", "integer"), Column("channel", "integer"), Column("request", "integer"), Column("trace", "integer"),
+    Column("note", "text"), Column("others", "json"),
+)  # fmt: skip
+CHANGES_AT_ONCE = 1000
 
 
 class Batch(NamedTuple):
@@ -48,36 +63,69 @@ class Table(NamedTuple):
     batches: Callable[[], Iterator[Batch]]
 
 
-class Moment:
-    """The tables of a node as of one moment, by schema and name: `kernel.process`; a keyspace `tally.rows` is the table
-    `rows` of the schema `tally`, and `references` one of the schema `main`."""
+class Changes(NamedTuple):
+    """The table of changes: of every keyspace that this program may read."""
 
-    def __init__(self, attached: Attached, when: int | float | None) -> None:
+
+Source = str | type[Row] | PublishedTable | Changes
+"""What a table is of: a keyspace, one of the kernel's tables, one that a server publishes, or all that was changed."""
+
+
+class Moment:
+    """The tables of a node as of one moment, by schema and name: `kernel.process`; `gpu.lease`, which the server `gpu`
+    publishes; a keyspace `tally.rows` is the table `rows` of the schema `tally`, and `references` one of the schema `main`.
+    """
+
+    def __init__(
+        self, attached: Attached, when: int | float | None, since: int | float | None = None
+    ) -> None:
+        """`since`: from which moment on changes are told; None: from the first that is kept."""
         self._attached = attached
         self._names = attached.kernel.keyspaces.now()
         self._states: dict[str, State] = {}
         # One revision for all: it is asked of the kernel's keyspace, whose times are the store's.
-        self._revision = revision(self._state(records.KEYSPACE), when)
+        kernel = self._state(records.KEYSPACE)
+        self._revision = revision(kernel, when)
+        self._since = 0 if since is None else revision(kernel, since)
+        self._sources: dict[tuple[str, str], Source] | None = None
 
-    def names(self) -> dict[tuple[str, str], str | type[Row]]:
-        """Schema and name of each table, and what it is of: a keyspace, or one of the kernel's tables."""
-        found: dict[tuple[str, str], str | type[Row]] = {
-            (records.KEYSPACE, name_of(table)): table for table in records.TABLES
-        }
-        for keyspace in self._names:
-            if keyspace != records.KEYSPACE:
-                schema, _, name = keyspace.rpartition(".")
-                found[schema or "main", name] = keyspace
-        return found
+    def names(self) -> dict[tuple[str, str], Source]:
+        """Schema and name of each table, and what it is of."""
+        if self._sources is None:
+            found: dict[tuple[str, str], Source] = {CHANGE: Changes()}
+            found |= {(records.KEYSPACE, name_of(table)): table for table in records.TABLES}
+            for keyspace in self._names:
+                if keyspace != records.KEYSPACE:
+                    schema, _, name = keyspace.rpartition(".")
+                    found[schema or "main", name] = keyspace
+            # A server's own word for its rows goes before the keyspace that happens to have that name.
+            found |= {(each.server, each.name): each for each in self._attached.kernel.published.now()}
+            self._sources = found
+        return self._sources
 
-    def table(self, of: str | type[Row]) -> Table:
+    def table(self, of: Source) -> Table:
+        if isinstance(of, Changes):
+            return Table(OF_CHANGE, self._changes)
         if isinstance(of, str):
             state = self._state(of)
             return Table(OF_KEYSPACE, lambda: map(_by_key, self._pages(state, b"")))
+        if isinstance(of, PublishedTable):
+            return self._published(of)
         state = self._state(records.KEYSPACE)
         hints = get_type_hints(of)
         columns = (*(Column(name, _kind(name, hints[name])) for name in of.__struct_fields__), *OF_VERSION)
         return Table(columns, lambda: (_by_field(of, columns, page) for page in self._pages(state, of.table)))
+
+    def _published(self, of: PublishedTable) -> Table:
+        state = self._state(of.keyspace)
+        fields = of.shape.fields
+        columns = (
+            Column("_key", "text"),
+            *(Column(field.name, "moment" if field.kind == "seconds" else field.kind) for field in fields),
+            *OF_VERSION,
+        )
+        prefix = of.shape.prefix.encode()
+        return Table(columns, lambda: (_by_shape(of, page) for page in self._pages(state, prefix)))
 
     def _state(self, keyspace: str) -> State:
         if keyspace not in self._states:
@@ -93,6 +141,16 @@ class Moment:
             if not page.more or not page.items:
                 return
             start = page.items[-1].key + b"\0"
+
+    def _changes(self) -> Iterator[Batch]:
+        """Of each keyspace as far back as it is kept."""
+        for keyspace in self._names:
+            state = self._state(keyspace)
+            first = max(self._since, state.horizon.now().revision)
+            if first < self._revision:
+                changes = state.changes.now(first, self._revision)
+                while some := list(islice(changes, CHANGES_AT_ONCE)):
+                    yield _by_change(keyspace, some)
 
 
 def _kind(name: str, hint: Any) -> Kind:
@@ -111,6 +169,56 @@ def _by_key(items: Sequence[Item]) -> Batch:
         [item.revision for item in items],
         [item.time // 1000 for item in items],
     ])  # fmt: skip
+
+
+def _by_shape(of: PublishedTable, items: Sequence[Item]) -> Batch:
+    shape = of.shape
+    found = [(item, published.decode(item.value)) for item in items if item.value is not None]
+    rows = [(item, value) for item, value in found if published.tagged(value, shape.tag)]
+    own = [
+        [_told(published.cell(value, field.path), field.kind) for _, value in rows] for field in shape.fields
+    ]
+    keys = [printing.text(item.key) for item, _ in rows]
+    return Batch([keys, *own, [item.revision for item, _ in rows], [item.time // 1000 for item, _ in rows]])
+
+
+def _told(value: Any, kind: published.Kind) -> Any:
+    """A field as its column has it. What is not of the field's type, as in a row of another version, is none."""
+    match kind, value:
+        case _, None:
+            return None
+        case "json", _:
+            return printing.json(printing.plain(value))
+        case "seconds", int() | float():
+            return int(value * 1e6) or None
+        case "moment", int():
+            return value // 1000 or None
+        case "number", int():
+            return str(value)
+        case "real", int() | float():
+            return float(value)
+        case ("truth", bool()) | ("text", str()):
+            return value
+        case "text", bytes():
+            return printing.text(value)
+    return None
+
+
+def _by_change(keyspace: str, changes: Sequence[Change]) -> Batch:
+    rows = [_change(keyspace, change, item) for change in changes for item in change.items]
+    return Batch([list(column) for column in zip(*rows, strict=True)])
+
+
+def _change(keyspace: str, change: Change, item: Item) -> tuple[Any, ...]:
+    who = change.provenance
+    channel, _, request = who.call.partition(":")
+    value = None if item.value is None else value_of(item.value)
+    kind, key = named(item.key, value) if keyspace == records.KEYSPACE else ("", printing.text(item.key))
+    return (
+        change.revision, change.time // 1000, keyspace, kind, key, "delete" if item.value is None else "put",
+        None if item.value is None else printing.json(value), who.keyspace, who.badge,
+        int(channel or 0), int(request or 0), who.trace, who.note, printing.json(who.others),
+    )  # fmt: skip
 
 
 def _by_field(table: type[Row], columns: Sequence[Column], items: Sequence[Item]) -> Batch:

@@ -1,7 +1,7 @@
 """What a caller names, as it lies in the store, and back: keys are relative to its keyspace, and reach no further."""
 
 from atoll.ipc.errors import BadRequest
-from atoll.ipc.system.state import Expect, Item, Page, Range
+from atoll.ipc.system.state import Change, Expect, Item, Page, Range
 
 from . import layout
 from .pins import OWN
@@ -13,6 +13,11 @@ def inside(badge: int, key: bytes) -> bytes:
     if len(key) < layout.KEYSPACE_SIZE:
         raise BadRequest("key", "the number of a keyspace in 4 bytes, then the key (`absolute`)", repr(key))
     return key
+
+
+def within(badge: int, prefix: bytes) -> bytes:
+    """An absolute prefix. Of the unbadged capability it may be shorter than a keyspace's number."""
+    return prefix if badge == OWN else layout.prefix(badge) + prefix
 
 
 def span(badge: int, start: bytes, end: bytes) -> tuple[bytes, bytes]:
@@ -43,3 +48,10 @@ def bare_page(badge: int, page: Page) -> Page:
     if badge == OWN:
         return page
     return Page([bare_item(badge, item) for item in page.items], page.more, page.revision)
+
+
+def bare_change(badge: int, change: Change) -> Change:
+    if badge == OWN:
+        return change
+    items = [bare_item(badge, item) for item in change.items]
+    return Change(change.revision, change.time, items, change.provenance)

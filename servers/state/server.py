@@ -17,6 +17,7 @@ from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.state import (
+    Ahead,
     AsOf,
     Change,
     Committed,
@@ -52,6 +53,8 @@ from .watchers import Watchers
 
 ID_LIMIT: Final = 64
 RANGE_LIMIT: Final = 10_000
+CHANGES_AT_ONCE: Final = 64
+"""Read of the feed in one go."""
 
 
 class Server(Serves[State]):
@@ -156,13 +159,23 @@ class Server(Serves[State]):
     async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
         call = current()
         badge, past = call.badge, "history" in call.rights
-        wanted = prefix if badge == OWN else layout.prefix(badge) + prefix
-        async for change in self._watchers.watch(after, wanted, past=past):
-            if badge == OWN:
-                yield change
-            else:
-                items = [scope.bare_item(badge, item) for item in change.items]
-                yield Change(change.revision, change.time, items, change.provenance)
+        async for change in self._watchers.watch(after, scope.within(badge, prefix), past=past):
+            yield scope.bare_change(badge, change)
+
+    @State.changes.serve
+    async def changes(self, after: int, upto: int, prefix: bytes = b"") -> AsyncIterator[Change]:
+        self._reads += 1
+        badge = current().badge
+        if upto > (head := self._history.head()):
+            raise Ahead(revision=upto, head=head)
+        more = after < upto
+        while more:
+            found, after, more = self._history.changes(after, scope.within(badge, prefix), CHANGES_AT_ONCE)
+            for change in found:
+                if change.revision <= upto:
+                    yield scope.bare_change(badge, change)
+            more = more and after < upto
+            await trio.lowlevel.checkpoint()
 
     @State.head.serve
     def head(self) -> int:

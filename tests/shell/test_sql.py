@@ -1,12 +1,96 @@
 """The node's rows asked by SQL, on a live node: now, as of a moment, as of two at once; and nothing but them."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from atoll.ipc.attach import connect
+from atoll.ipc.errors import NotAllowed
+from atoll.ipc.system.kernel import Load, Swap
+from atoll.servers import gpu
+from atoll.servers.gpu.interface import Gpu
 from atoll.servers.shell import exits
 
 from .conftest import HOUSE, Shell
+
+SIREN = {
+    "__init__.py": "",
+    "interface.py": """
+from atoll.ipc import Interface, call
+
+class Siren(Interface):
+    @call("ring", once=True)
+    def ring(self, what: str, grade: int) -> int: ...
+""",
+    "server.py": """
+from msgspec import Struct
+from atoll.ipc import Deferred, Keyspace, Published, Serves, current
+from .interface import Siren
+
+class Grade(Struct, array_like=True):
+    number: int
+    sure: float | None = None
+
+class Alarm(Struct, tag="alarm"):
+    text: str
+    rang: float
+    grade: Grade
+    words: list[str]
+    raw: bytes = b""
+    false: bool = False
+
+class Test(Struct, tag="test"):
+    number: int
+
+class Server(Serves[Siren]):
+    rows: Keyspace[Alarm | Test]
+    publishes = {
+        "alarm": Published("rows", Alarm, moments=("rang",)),
+        "test": Published("rows", Test, "test/"),
+    }
+
+    @Siren.ring.serve
+    def ring(self, what: str, grade: int) -> Deferred[int]:
+        return self.rows.put_all({
+            what: Alarm(what + "!", current().now(), Grade(grade), [what]), "test/1": Test(-(2**62))
+        })
+""",
+}
+"""A server that publishes rows of two types."""
+
+
+def a_package(folder: Path, files: dict[str, str]) -> str:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def published(tally: Shell) -> Shell:
+    """With a siren that rang while a program held a lease of the GPU, was swapped, and rang again under another lease; after
+    which the program was refused something three times."""
+    assert gpu.__file__ is not None
+    with connect(str(tally.folder / "node")) as attached:
+        for name, package in (
+            ("siren", a_package(tally.folder / "siren", SIREN)),
+            ("gpu", str(Path(gpu.__file__).parent)),
+        ):
+            attached.kernel.load.now(Load(server=name, package=package, level="process"))
+        leasing, siren = attached.open("gpu", Gpu), attached.open_untyped("siren")
+        lease = leasing.acquire.now("cpu", 1 << 20, purpose="training")
+        siren.now("ring", ["fire", 3])
+        attached.kernel.swap.now(Swap(server="siren"))
+        assert leasing.release.now(lease.id)
+        leasing.acquire.now("cpu", 1 << 20, purpose="judging")
+        siren.now("ring", ["water", 1])
+        siren.now("ring", ["fire", 2])
+        looking = attached.open("gpu", Gpu, ["read"])
+        for _ in range(3):
+            with pytest.raises(NotAllowed):
+                looking.acquire.now("cpu", 1 << 20)
+    return tally
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +168,79 @@ def test_a_moment_has_a_name(tally: Shell) -> None:
     assert "--at" in tally.refused(exits.WRONG_INPUT, "sql", "select 1", "--as", "before=soon")
 
 
-def test_what_the_manual_asks_is_answered(tally: Shell) -> None:
+def asked(word: str) -> str:
+    """The manual's query whose question has a word."""
+    (found,) = [query for query in questions() if word in query]
+    return found
+
+
+def questions() -> list[str]:
     manual = (HOUSE / "docs" / "manual.md").read_text()
     (fence,) = re.findall(r"^```sql\n(.*?)^```$", manual, re.MULTILINE | re.DOTALL)
-    queries = [query for query in re.sub("^--.*$", "", fence, flags=re.MULTILINE).split(";") if query.strip()]
-    assert len(queries) == 3
-    for query in queries:
-        tally.json("sql", query, "--as", "before=1")
+    return [re.sub("^--(.*)$", r"/*\1 */", query.strip(), flags=re.MULTILINE) for query in fence.split(";")][
+        :-1
+    ]
+
+
+def test_what_the_manual_asks_is_answered(published: Shell) -> None:
+    assert len(questions()) == 6
+    for query in questions():
+        published.json("sql", query, "--as", "before=1")
+
+
+def test_who_held_the_gpu_when_the_alarm_rang(published: Shell) -> None:
+    found = published.json("sql", asked("the alarm rang"))
+    held = {(row["text"], row["purpose"]): row["ended"] for row in found}
+    assert set(held) == {("fire!", "judging"), ("water!", "judging")}
+    then = published.json("history", "siren.rows", "fire")[1]["revision"]
+    before = published.json("sql", "select text, grade_number from siren.alarm", "--at", str(then))
+    assert before == [{"text": "fire!", "grade_number": 3}]
+    was = asked("the alarm rang").replace("from siren.alarm", "from was.siren.alarm alarm")
+    assert [row["purpose"] for row in published.json("sql", was, "--as", f"was={then}")] == ["training"]
+
+
+def test_which_refusals_rose_after_the_last_swap(published: Shell) -> None:
+    found: list[dict[str, int]] = []
+    while sum(row["more"] for row in found) < 3:  # they are written down in batches
+        found = published.json("sql", asked("after the last swap"))
+    assert all(str(row["what"]).startswith("gpu, Gpu.acquire: ") for row in found)
+    assert sum(row["more"] for row in found) == 3
+
+
+def test_who_changed_a_key_and_for_which_call(published: Shell) -> None:
+    found = published.json("sql", asked("Who changed a key"), "--since", "1h")
+    assert [(row["operation"], row["writer"], row["note"], row["client"]) for row in found] == [
+        ("put", "siren.rows", "Siren.ring", "siren")
+    ] * 2
+    assert [re.search(r'"number":?|\[(\d)', row["value"]) is not None for row in found] == [True, True]
+    count = (
+        "select count(*) as n, count(distinct revision) as r from store.change where keyspace = 'siren.rows'"
+    )
+    assert published.json("sql", count) == [{"n": 6, "r": 3}]
+    last = published.json("history", "siren.rows", "water")[0]["revision"]
+    assert published.json("sql", count, "--since", str(last - 1)) == [{"n": 4, "r": 2}]
+    assert published.json("sql", count, "--at", str(last)) == [{"n": 4, "r": 2}]
+    assert published.json(
+        "sql", "select distinct key from store.change where kind = 'server' and key in ('siren', 'tally')"
+    )
+
+
+def test_published_rows_have_a_column_a_field(published: Shell) -> None:
+    query = "select * exclude (rang, _revision, _time) from siren.alarm order by text desc"
+    assert published.json("sql", query) == [
+        {
+            "_key": text[:-1],
+            "text": text,
+            "grade_number": grade,
+            "grade_sure": None,
+            "words": f'["{text[:-1]}"]',
+            "raw": "",
+            "false": False,
+        }
+        for text, grade in (("water!", 1), ("fire!", 2))
+    ]
+    assert published.json("sql", "select _key, number from siren.test") == [
+        {"_key": "test/1", "number": -(2**62)}
+    ]
+    query = "select count(*) as n from siren.rows r join siren.alarm a on a._key = r.key"
+    assert published.json("sql", query) == [{"n": 2}]

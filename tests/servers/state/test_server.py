@@ -9,7 +9,7 @@ import trio
 
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, NotAllowed, NotFound
 from atoll.ipc.serve import bind
-from atoll.ipc.system.state import Expect, Range, State, UnknownTransaction, Write, absolute
+from atoll.ipc.system.state import Ahead, Expect, Range, State, UnknownTransaction, Write, absolute
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server
 
@@ -127,6 +127,37 @@ async def test_calls_that_arrive_together_share_one_group(folder: Path) -> None:
         revisions = [future.result().revision for future in futures]
         assert revisions == list(range(revisions[0], revisions[0] + 50))
         assert (await store.statistics())["groups"] == before + 1
+
+
+async def test_changes_end_where_they_are_told_to(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        store, other = (
+            node.proxy(State, badge, ALL),
+            node.proxy(State, await kernel.make_keyspace("two"), ALL),
+        )
+        first = await store.head()
+        revisions = []
+        for number in range(150):
+            revisions.append((await store.commit([Write(b"k%d" % number, b"v")], note="why")).revision)
+            await other.commit([Write(b"k", b"v")])
+        last = await store.head()
+        assert [change.revision async for change in store.changes(first, last)] == revisions
+        some = [change async for change in store.changes(revisions[3], revisions[90])]
+        assert [change.revision for change in some] == revisions[4:91]
+        assert (some[0].items[0].key, some[0].provenance.keyspace, some[0].provenance.note) == (
+            b"k4",
+            "one",
+            "why",
+        )
+        assert [change.revision async for change in store.changes(first, last, b"k14")] == [
+            revisions[14], *revisions[140:150]
+        ]  # fmt: skip
+        assert [change async for change in store.changes(last, last)] == []
+        with pytest.raises(Ahead):
+            [change async for change in store.changes(first, last + 1)]
+        with pytest.raises(NotAllowed):
+            node.proxy(State, badge, {"read"}).changes(first, last)
 
 
 async def test_a_watch_is_gap_free_over_restarts(folder: Path) -> None:
