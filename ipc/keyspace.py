@@ -85,15 +85,17 @@ class Keyspace(Generic[T]):
 
     __atoll_need__: ClassVar[str] = "keyspace"
 
-    def __init__(self, state: State, kind: Any, *, boot: int = 0, prefix: bytes = b"") -> None:
+    def __init__(
+        self, state: State, kind: Any, *, boot: int = 0, prefix: bytes = b"", view: LocalView[T] | None = None
+    ) -> None:
         """`kind` is T; `boot` makes the ids of calls unique over boots; `prefix` narrows it to keys that
-        begin so."""
+        begin so; `view` becomes the local view."""
         self.state = state
         self._prefix = prefix
         self._boot = boot
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(kind).decode
-        self._view: LocalView[T] = LocalView()
+        self._view: LocalView[T] = LocalView() if view is None else view
         self._loaded = False
         self._remote = False
         # Updates of one key wait for each other: the second starts from what the first left.
@@ -108,6 +110,11 @@ class Keyspace(Generic[T]):
     def boot(self) -> int:
         """The boot of the node; channels and requests are numbered anew in each."""
         return self._boot
+
+    @property
+    def followed(self) -> bool:
+        """Whether there is a local view."""
+        return self._loaded
 
     @property
     def local(self) -> LocalView[T]:

@@ -212,6 +212,17 @@ class Server(Table, frozen=True, kw_only=True):
     service: Annotated[Service, Key("The best class of service that any call of this server may have.")] = (
         "normal"
     )
+    record: Annotated[
+        bool,
+        Key("Record its calls with all that its handlers are given, so that `atoll replay` runs them again."),
+    ] = False
+    audit: Annotated[
+        Literal["none", "sample", "full"],
+        Key(
+            "Which of its calls become rows: `sample`: one of 64; `full`: all, and callers wait where they come faster than "
+            "rows can be kept."
+        ),
+    ] = "none"
     watchdog: Annotated[
         Seconds, Key("A server that answers nothing for so long is ended.", ge=1, le=3600)
     ] = Seconds(30)  # fmt: skip

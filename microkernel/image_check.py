@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import trio
 
 from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
+from atoll.ipc.system.calls import PREFIX
 
 from .descriptions import Configs, Descriptions, describe_apart
 from .image import (
@@ -26,6 +27,7 @@ from .image import (
     Image,
     KeyspaceBinding,
     ListenBinding,
+    Server,
     ServerBinding,
 )
 from .image_read import NAME, NAMES, Draft, ImageRefused, nearest, one_of, quoted, read
@@ -195,6 +197,7 @@ class _Names:
                 self.draft.note(
                     (*path, "readers"), f"no readers: only {STORE} has any", str(server.readers.most)
                 )
+            self.check_record(path, name, server)
             for need, bound in server.needs.items():
                 self.check_binding((*path, "needs", need), bound)
                 if isinstance(bound, ServerBinding) and bound.server == name:
@@ -208,6 +211,18 @@ class _Names:
             self.place(("attach", index), "", entry.account)
         self.check_sockets()
 
+    def check_record(self, path: TomlPath, name: str, server: Server) -> None:
+        """What is recorded of its calls."""
+        if name == STORE and (server.record or server.audit != "none"):
+            key = "record" if server.record else "audit"
+            self.draft.note((*path, key), f"no record of the calls of {STORE}, which keeps all records", key)
+        if server.record and server.audit == "sample":
+            self.draft.note(
+                (*path, "audit"),
+                '"full", or nothing: of a server with `record` each call is a row',
+                '"sample"',
+            )
+
     def check_identity(self) -> None:
         """The node's name, names that are the kernel's own, and enough users for all."""
         name = self.image.image.name
@@ -219,6 +234,10 @@ class _Names:
                 self.draft.note(
                     path, f"a {kind} of another name", f"{quoted(KERNEL)}, the kernel's own", at_key=True
                 )
+        for keyspace in self.image.keyspace:
+            if keyspace.startswith(PREFIX):
+                expected = f"a keyspace whose name does not begin with {quoted(PREFIX)}"
+                self.draft.note(("keyspace", keyspace), expected, quoted(keyspace), at_key=True)
         uids, servers = self.image.node.uids, len(self.image.server)
         if uids.first == 0:
             self.draft.note(("node", "uids"), "user ids above 0, since no server runs as root", str(uids))

@@ -12,7 +12,7 @@ from atoll.ipc.system import control
 from atoll.ipc.system.kernel import StartFailed
 
 from . import intents, versions
-from .accounts import PROCESS
+from .accounts import PROCESS, buffer
 from .allotments import Allotments
 from .authority import Authority
 from .capabilities import Capability
@@ -31,6 +31,7 @@ from .protection import Bind, Plan, Subject
 from .protection import plan as plan_protection
 from .server import Server
 from .slices import Limits, io, io_priority
+from .tapes import Tape
 from .versions import Version
 
 CONTROL_DESCRIPTOR = 3
@@ -108,13 +109,16 @@ class Launching:
         """
         node = self._node
         confinement = plan.require()
-        node.ledger.charge_all(server.spec.account, PROCESS)
+        recording = server.spec.recording
+        cost = PROCESS if recording is None else {**PROCESS, **buffer(recording.size)}
+        node.ledger.charge_all(server.spec.account, cost)
         try:
-            serving = Serving(node.number(), server.name, server.spec.account, reader=reader)
+            tape = None if recording is None else Tape(server.name, recording.size)
+            serving = Serving(node.number(), server.name, server.spec.account, reader=reader, tape=tape)
         except BaseException:
-            node.ledger.release_all(server.spec.account, PROCESS)
+            node.ledger.release_all(server.spec.account, cost)
             raise
-        serving.cost = PROCESS
+        serving.cost = cost
         serving.started = node.now()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
@@ -200,9 +204,12 @@ class Launching:
             handover=beside,
             channels=len(calls) + len(served),
             segments=len(table.segments),
+            recording=server.spec.recording,
         )
         listening = [end.fileno() for end in sockets(server)]
         own = (serving.notice.memory.descriptor, serving.status.memory.descriptor, *listening)
+        if serving.tape is not None:
+            own += (serving.tape.memory.descriptor,)
         serving.connection = connection
         connection.send(start, own)
         for channel in calls:

@@ -9,8 +9,8 @@ import trio
 
 from atoll.ipc.errors import AtollError, BadRequest
 from atoll.ipc.system import kernel as calls
+from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.records import KeyspaceRow, ServerRow
-from atoll.ipc.system.state import Retention
 
 from . import needs
 from .authority import Authority
@@ -64,7 +64,7 @@ class Life:
         spec = from_load(what, version, node.image.node.account)
         description = await self._packages.describe(spec, version)
         server = Server(spec, description, version)
-        named = needs.keyspaces_of(server)
+        named = [name for name in needs.keyspaces_of(server) if not name.startswith(PREFIX)]
         needs.complete(server)
         needs.known(named, node.keyspaces)
         self._packages.check_level(server, spec.level, version)
@@ -95,8 +95,9 @@ class Life:
             write_made(batch, node.tree.offer(server.name, offer.name, offer.rights)[0])
         for name in needs.keyspaces_of(server):
             if name not in node.keyspaces:
-                badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, Retention())
-                batch.put(KeyspaceRow(keyspace=name, badge=badge))
+                kept = needs.retention_of(name)
+                badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, kept)
+                batch.put(KeyspaceRow(keyspace=name, badge=badge, retention=kept.age, versions=kept.versions))
         self._needs.drop(self._needs.bind(server, batch), batch)
         await node.store.commit(batch.changes())
         reach("load: committed")

@@ -11,7 +11,9 @@ import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import control
+from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.records import NeedRow
+from atoll.ipc.system.state import Retention
 
 from .authority import Authority
 from .capabilities import Capability, badge_number
@@ -76,6 +78,11 @@ def keyspaces_of(server: Server) -> list[str]:
     return [bound.keyspace for bound in server.spec.needs.values() if isinstance(bound, KeyspaceBinding)]
 
 
+def retention_of(keyspace: str) -> Retention:
+    """How much of its past a keyspace keeps that no image names. What was deleted of recorded calls is of no use."""
+    return Retention(age=0.0) if keyspace.startswith(PREFIX) else Retention()
+
+
 def known(names: Iterable[str], keyspaces: Collection[str]) -> None:
     """Hold a load to the keyspaces that are there: a misspelt one must not come into being. Raises `NotFound`."""
     for name in names:
@@ -88,6 +95,8 @@ def complete(server: Server) -> None:
     no need, `BadRequest` for one that does not fit, and for another need that is not bound."""
     needs = dict(server.spec.needs)
     for need, bound in needs.items():
+        if need == control.CALLS:
+            continue
         needed = server.description.needs.get(need)
         if needed is None:
             raise NotFound.among(f"need of {server.name} called", need, server.description.needs)

@@ -12,6 +12,7 @@ from .connections import Connection
 from .mechanisms import Process
 from .notices import Notice, Status
 from .peers import Peer
+from .tapes import Tape
 
 KERNEL = "kernel"
 """The kernel's own name as a holder and as a server."""
@@ -57,12 +58,16 @@ class Party:
 class Serving(Party):
     """A process of a server."""
 
-    def __init__(self, number: int, holder: str, account: str, *, reader: str = "") -> None:
+    def __init__(
+        self, number: int, holder: str, account: str, *, reader: str = "", tape: Tape | None = None
+    ) -> None:
         super().__init__(number, holder, account)
         self.reader = reader
         """For a reader process of the store, the name that its channels go by."""
         self.status = Status(holder)
         self.process: Process | None = None
+        self.tape = tape
+        """Where its calls are recorded."""
         self.ready = trio.Event()
         """Set by the next `Ready` or `Failed`, and by the process's end."""
         self.offered: control.Ready | None = None
@@ -102,6 +107,8 @@ class Serving(Party):
     def close(self) -> None:
         super().close()
         self.status.close()
+        if self.tape is not None:
+            self.tape.close()
         if self.process is not None:
             self.process.close()
 

@@ -152,7 +152,7 @@ class Restore:
             if server.spec.load:
                 needs.complete(server)
             for name in needs.keyspaces_of(server):
-                wanted.setdefault(name, Retention())
+                wanted.setdefault(name, needs.retention_of(name))
         for name, retention in wanted.items():
             badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, retention)
             batch.put(

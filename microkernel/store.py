@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, NodeDown, PeerFault
-from atoll.ipc.system.records import after
+from atoll.ipc.system.records import Row, after
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
 
 from .changes import Batch, Changes, Found
@@ -138,6 +138,14 @@ class Store:
             note=changes.note,
         )
         return done.revision
+
+    async def put(self, keyspace: int, row: Row) -> None:
+        """A row of another keyspace, once the store serves. Raises what a commit raises."""
+        while not self._serves:
+            if self._ended:
+                raise NodeDown()
+            await self._change.wait()
+        await self.state.commit([Write(absolute(keyspace, row.key()), row.value())], note="record")
 
     async def range(self, prefix: bytes) -> AsyncIterator[Found]:
         """All rows under a prefix as of one revision."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError
+from atoll.ipc.system.calls import keyspace_of
 from atoll.ipc.system.kernel import StartFailed
 from atoll.ipc.system.records import CrashRow
 
@@ -24,6 +27,8 @@ from .server import Server
 KILL_AFTER = 1.0
 """Seconds beyond a stop's deadline until a process is killed."""
 LEFT_END_WITHIN = 5.0
+LAST_CALLS_WITHIN = 2.0
+"""Seconds for the store to take what a process left of its record: its restart waits for that."""
 
 
 class Supervisor:
@@ -72,6 +77,7 @@ class Supervisor:
         for the end."""
         exit = await ending.has_ended(serving)
         await self._end_left(server, serving)
+        await self._keep_calls(server, serving)
         crashed = server.serving is serving and not serving.expected_end and server.state != "starting"
         if server.serving is serving:
             self.lost(server, serving)
@@ -91,6 +97,19 @@ class Supervisor:
             await self._node.group(server).end()
         if scope.cancelled_caught:
             self._events.event("left behind", server.name, "processes that it started do not end")
+
+    async def _keep_calls(self, server: Server, serving: Serving) -> None:
+        """Put away what the process recorded of its calls and could not: the one that ended it is there."""
+        node, keyspace = self._node, self._node.keyspaces.get(keyspace_of(server.name))
+        if serving.tape is None or keyspace is None:
+            return
+        kept = False
+        with trio.CancelScope(shield=True), trio.move_on_after(LAST_CALLS_WITHIN), suppress(AtollError):
+            for row in serving.tape.left(node.boot, serving.number, node.now(), node.clock.monotonic()):
+                await node.store.put(keyspace, row)
+            kept = True
+        if not kept:
+            self._events.event("calls lost", server.name, "the store did not take its last calls")
 
     def lost(self, server: Server, serving: Serving) -> None:
         """The process that served is gone: the channels wait for the next one."""

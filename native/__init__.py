@@ -43,6 +43,7 @@ class Op(IntEnum):
     GATED = 11
     LARGE = 12
     PARKED = 13
+    TAPE = 14
 
 
 class Refusal(IntEnum):

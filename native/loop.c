@@ -26,6 +26,7 @@
 #include "channel.h"
 #include "loop.h"
 #include "table.h"
+#include "tape.h"
 #include "wait.h"
 
 atoll_loop *atoll_loop_new(const void *notice, void *status, uint64_t buffer) {
@@ -54,36 +55,6 @@ void atoll_loop_free(atoll_loop *loop) {
     close(loop->epoll);
     munmap(loop->buffer, loop->buffer_size);
     free(loop);
-}
-
-void *atoll_loop_buffer(atoll_loop *loop) {
-    return loop->buffer;
-}
-atoll_message *atoll_loop_message(atoll_loop *loop) {
-    return &loop->message;
-}
-/* CLOCK_MONOTONIC ns until which atoll_loop_next may wait; 0: for ever; 1: not at all. */
-void atoll_loop_until(atoll_loop *loop, uint64_t until) {
-    loop->until = until;
-}
-void atoll_loop_idle_wanted(atoll_loop *loop, int wanted) {
-    loop->idle_wanted = wanted;
-}
-uint64_t atoll_loop_parks(atoll_loop *loop) {
-    return loop->parks;
-}
-
-/* The event loop's own descriptor: level-triggered, it ends our waiting with OP_EXTERNAL. Returns 0 or an
- * errno. */
-int atoll_loop_watch(atoll_loop *loop, int descriptor) {
-    struct epoll_event event = {.events = EPOLLIN, .data.u64 = UINT64_MAX};
-    return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, descriptor, &event) ? errno : 0;
-}
-
-/* From now on we sleep in the event loop: the descriptor that it waits for. */
-int atoll_loop_sleep_outside(atoll_loop *loop) {
-    loop->outside = 1;
-    return loop->epoll;
 }
 
 static struct atoll_channel *find(const struct atoll_loop *loop, uint32_t number) {
@@ -166,13 +137,6 @@ void atoll_loop_remove(atoll_loop *loop, uint32_t number) {
         loop->current = NULL;
 }
 
-int atoll_loop_segment(atoll_loop *loop, uint32_t index, const void *entries) {
-    if (index >= SEGMENTS_MOST)
-        return ERANGE;
-    loop->table.segments[index] = (const struct entry SHARED *)entries;
-    return 0;
-}
-
 /* Replies
  * -----------------------------------------------------------------------------------------------------------
  */
@@ -203,8 +167,12 @@ static int64_t reply(struct atoll_loop *loop, struct atoll_channel *channel, uin
                      uint32_t kind, const char *payload, uint32_t length) {
     struct header header = {
         .length = length, .request = request, .kind = (uint8_t)kind, .lane = (uint8_t)lane};
+    if (loop->tape && !tape_takes(loop->tape, length))
+        return R_FULL;
     int result = channel_produce(channel, &header, NULL, payload);
     if (!result) {
+        if (loop->tape)
+            tape_answer(loop->tape, channel->number, request, kind, payload, length);
         bell_later(loop, channel);
         if (kind == KIND_ITEM)
             channel_wake_elsewhere(channel); /* it reads while more is made */
@@ -369,6 +337,8 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
         return op(OP_LATE, method->index, header.length);
     }
     loop->copies = method->copies;
+    if (loop->tape)
+        tape_call(loop->tape, message, loop->buffer);
     store_relaxed(&loop->status->in_handler, (uint64_t)method->index + 1);
     store_relaxed(&loop->status->served, load_relaxed(&loop->status->served) + 1);
     return op(header.kind == KIND_CALL ? OP_CALL : OP_CAST, method->index, header.length);
@@ -540,6 +510,9 @@ static uint64_t next(struct atoll_loop *loop, const char *payload, uint64_t kind
         loop->current = NULL;
     }
     loop->calls++;
+    int due = loop->tape ? tape_due(loop->tape) : 0;
+    if (due)
+        return op(OP_TAPE, due, 0);
     for (int pass = 0;; pass++) {
         uint64_t found;
         if (load_relaxed(&loop->notice->gate)) {

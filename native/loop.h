@@ -43,6 +43,7 @@ enum op {
     OP_GATED,      /* the kernel has closed the gate */
     OP_LARGE,      /* the reply is larger than a channel carries */
     OP_PARKED,     /* every ring is drained and armed: the event loop sleeps for us, then atoll_loop_wake */
+    OP_TAPE,       /* index: what tape_due says */
 };
 
 static inline uint64_t op(enum op what, uint64_t index, uint64_t length) {
@@ -93,6 +94,7 @@ struct atoll_loop {
     uint64_t counted, load_began, load_window;
     uint32_t load_seen, load;
     uint64_t parks;
+    struct atoll_tape *tape; /* where calls are recorded; NULL: nowhere */
 };
 
 /* The method of an interface with that number, or NULL. */

@@ -103,6 +103,10 @@ class Workflows:
 
     # calls -----------------------------------------------------------------------------------------------------------
 
+    def has(self, label: str) -> bool:
+        """Whether calls of that method are about a workflow."""
+        return any(method.spec.label == label for method in self._durable)
+
     def served(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Any]:
         """What a call of a method runs: for durable ones, what begins, awaits or ends a workflow."""
         durable = self._durable.get(method)

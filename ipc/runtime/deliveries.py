@@ -27,6 +27,8 @@ from atoll.ipc.system.state import State
 from atoll.ipc.transport import NoCapabilities, Transport
 from atoll.native import segments
 
+from .witness import Witness
+
 WITHDRAWALS = 2
 """Word of the notice that counts them."""
 
@@ -222,6 +224,8 @@ class Translation(NoCapabilities):
 
     def send_capability(self, interface: type, transport: Transport) -> int:
         kernel = self._deliveries.kernel
+        if isinstance(transport, Witness):
+            transport = transport.inner
         if kernel is None or not isinstance(transport, ChannelTransport):
             return super().send_capability(interface, transport)
         port = transport.port

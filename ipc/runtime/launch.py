@@ -36,6 +36,8 @@ from . import bytecode, own_kernel
 from .control_socket import ControlSocket
 from .deliveries import Deliveries, Translation
 from .loop import ServeLoop
+from .recording import Recorder
+from .witness import WitnessedView, witnessed
 
 SWITCH_INTERVAL = 1e-4
 """Seconds a Python thread may keep the interpreter while another one wants it. With the usual 5 ms, a busy thread makes
@@ -77,6 +79,8 @@ class Process:
         self._trio: trio.lowlevel.TrioToken | None = None
         self._cpu: dict[int, tuple[int, int]] = {}
         self._refusals: dict[tuple[int, int, int, str], int] = {}
+        self._recorder: Recorder | None = None
+        self._took_over: bytes | None = None
 
     # Host of client channels, Observer of the loop --------------------------------------------------------------------
 
@@ -157,6 +161,7 @@ class Process:
             server = self._load(start)
             step = "needs"
             await self._receive_rest(start)
+            recorder = self._recorder = self._record(start, sockets)
             endpoint = self._endpoint(start, server, sockets)
             loop = self.loop = self._make_loop(start, endpoint)
             step = "start()"
@@ -176,6 +181,9 @@ class Process:
                         await nursery.start(keyspace.follow)
                 if endpoint.workflows is not None:
                     await nursery.start(endpoint.workflows.run)
+                if recorder is not None:
+                    await recorder.open(endpoint, loop.rights, _views(endpoint), self._took_over)
+                    nursery.start_soon(recorder.run)
                 self._begin(nursery, endpoint)
                 await self._ended.wait()
                 nursery.cancel_scope.cancel()
@@ -238,6 +246,17 @@ class Process:
             os.close(memory)
             self._doorbells[opened.channel] = doorbell
 
+    def _record(self, start: control.Start, sockets: list[int]) -> Recorder | None:
+        """What records this process's calls, if the kernel gave it a tape."""
+        bound = start.needs.get(control.CALLS)
+        if start.recording is None or not isinstance(bound, control.KeyspaceNeed):
+            return None
+        memory = sockets.pop()
+        recorder = Recorder(start.recording, memory, start, self.deliveries.proxy(State, bound.port))
+        os.close(memory)
+        recorder.witness()
+        return recorder
+
     def _endpoint(self, start: control.Start, server: type[Serves[Any]], sockets: list[int]) -> Endpoint:
         if start.kernel is not None:
             self.deliveries.system_calls(start.kernel)
@@ -258,11 +277,20 @@ class Process:
         return 0 if call is None else call.client
 
     def _need(self, wanted: Need, need: control.Need, sockets: list[int], start: control.Start) -> Any:
+        recorder = self._recorder
         match need:
             case control.KeyspaceNeed(port=port):
-                return Keyspace(self.deliveries.proxy(State, port), wanted.type, boot=start.boot)
+                state = self.deliveries.proxy(State, port)
+                if recorder is None or not recorder.payloads:
+                    return Keyspace(state, wanted.type, boot=start.boot)
+                view = WitnessedView[Any](recorder, wanted.name)
+                return Keyspace(
+                    witnessed(recorder, wanted.name, state), wanted.type, boot=start.boot, view=view
+                )
             case control.ServerNeed(port=port):
-                return self.deliveries.proxy(wanted.type, port)
+                proxy = self.deliveries.proxy(wanted.type, port)
+                witnesses = recorder is not None and recorder.payloads
+                return witnessed(recorder, wanted.name, proxy) if recorder and witnesses else proxy
             case control.ConfigNeed(value=value):
                 return read_config(wanted, bytes(value), f"server {start.server!r}")
             case control.SocketNeed(descriptor=index):
@@ -282,6 +310,8 @@ class Process:
             loop.add(opened, memory, doorbell)
             os.close(memory)
             self._doorbells[opened.channel] = doorbell
+        if self._recorder is not None:
+            self._recorder.record(loop)
         return loop
 
     def _ready(self, endpoint: Endpoint) -> None:
@@ -327,6 +357,7 @@ class Process:
             case control.TakeOver(size=size):
                 state = os.pread(descriptors[0], size, 0) if size else b""
                 os.close(descriptors[0])
+                self._took_over = state
                 loop.endpoint.server.take_over(state)
                 self._taken_over.set()
             case control.Resume():
@@ -431,6 +462,12 @@ class Process:
                 if (used - before) / max(1, now - when) > share:
                     busiest, share = thread.name, (used - before) / max(1, now - when)
         return f"thread {busiest}" if busiest else ""
+
+
+def _views(endpoint: Endpoint) -> dict[str, int]:
+    """By need, how far the local view of a keyspace has come."""
+    bound = vars(endpoint.server).items()
+    return {name: rows.local.revision for name, rows in bound if isinstance(rows, Keyspace) and rows.followed}
 
 
 def _only(error: BaseException) -> BaseException:

@@ -104,7 +104,7 @@ class ServeLoop:
         self._views = [self._buffer[:length] for length in range(SHORT_MOST + 1)]
         self._channels: dict[int, Any] = {}
         self._segments: list[Any] = []
-        self._rights = [rights[interface.__name__] for interface in endpoint.interfaces]
+        self.rights = [rights[interface.__name__] for interface in endpoint.interfaces]
         self._held: dict[tuple[int, int], frozenset[str]] = {}
         self._runs = [self._runner(entry) for entry in endpoint.table]
         self._replies = Replies(self.c, self._channels, self._misbehaved)
@@ -119,13 +119,14 @@ class ServeLoop:
         self._runnable = trio_inside.Runnable(self._stir)
         self._knows_clients = False
         self._again = ffi.new("atoll_message *")
+        self.tape: Callable[[int], None] = lambda due: None
         lib.atoll_loop_idle_wanted(self.c, self._idle is not None)
         self._register_methods()
 
     def _register_methods(self) -> None:
         for index, entry in enumerate(self.endpoint.table):
             interface = self.endpoint.interfaces.index(entry.interface)
-            bit = self._rights[interface].index(entry.spec.right)
+            bit = self.rights[interface].index(entry.spec.right)
             lib.atoll_loop_method(self.c, interface, entry.spec.number, index, 1 << bit, entry.spec.local)
 
     # channels ---------------------------------------------------------------------------------------------------------
@@ -196,8 +197,7 @@ class ServeLoop:
             gone(number)
 
     def tell_clients(self) -> None:
-        """Tell the server whose clients are there, before its first call: it may know of others from a process before
-        this one. From now on it is told who goes."""
+        """Tell the server who is there, before its first call: it may know of others. From now on it is told who goes."""
         self._knows_clients = True
         present = getattr(self.endpoint.server, "clients_present", None)
         if present is not None:
@@ -247,6 +247,11 @@ class ServeLoop:
         self._draining = draining
         lib.atoll_loop_drain(self.c, draining)
         lib.atoll_loop_until(self.c, 1)
+
+    def room(self, there_is: bool) -> None:
+        """On the tape of its calls: without it none is taken. With it, replies that waited are sent."""
+        lib.atoll_loop_drain(self.c, self._draining or not there_is)
+        self._replies.flush()
 
     def hold_idle(self, held: bool) -> None:
         """Do not call the server's `idle` (before its `start`), or call it again."""
@@ -369,6 +374,8 @@ class ServeLoop:
                 await self._gated()
             case Op.PARKED:
                 await self._sleep_in_trio()
+            case Op.TAPE:
+                self.tape(index)
         return b"", 0
 
     def _replies_of(self, client: ClientChannel) -> None:
@@ -497,7 +504,7 @@ class ServeLoop:
     def _rights_of(self, interface: int, bits: int) -> frozenset[str]:
         held = self._held.get((interface, bits))
         if held is None:
-            names = self._rights[interface]
+            names = self.rights[interface]
             held = frozenset(name for bit, name in enumerate(names) if bits >> bit & 1)
             self._held[interface, bits] = held
         return held

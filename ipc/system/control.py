@@ -68,6 +68,25 @@ class FolderNeed(Struct, frozen=True, tag="folder", kw_only=True):
     """Where the process sees it: in a sandbox it is bound there."""
 
 
+CALLS = "calls!"
+"""The need of a server whose calls are recorded: the keyspace they are put away in. No attribute has such a name."""
+
+
+class Recording(Struct, frozen=True, kw_only=True):
+    """How a process's calls are recorded; the tape is the last descriptor of `Start`."""
+
+    size: int
+    """Bytes of the tape."""
+    payloads: bool
+    """With arguments, replies, and all that handlers are given: so that a call can be replayed."""
+    every: int
+    """One call of so many."""
+    full: bool
+    """None is dropped: callers wait instead."""
+    keyspaces: dict[str, str] = {}
+    """By need, the name of its keyspace."""
+
+
 Need = KeyspaceNeed | ServerNeed | ConfigNeed | SocketNeed | FolderNeed
 
 
@@ -94,6 +113,7 @@ class Start(Message, frozen=True, kw_only=True):
     """A `TakeOver` follows before `Ready` is expected."""
     channels: int = 0
     """How many `OpenChannel` packets follow before the process starts up."""
+    recording: Recording | None = None
     segments: int = 1
     """How many `AddSegment` packets follow before the process starts up."""
 

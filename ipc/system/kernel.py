@@ -241,6 +241,8 @@ class Load(Struct, frozen=True, kw_only=True):
     needs: dict[str, Binding] = {}
     degrade: bool = False
     """Accept the nearest lower level where a mechanism is missing, and record it."""
+    record: bool = False
+    """Record its calls, so that they can be replayed."""
 
 
 class Swap(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ SOURCES = (
     "client.c",
     "loop.c",
     "methods.c",
+    "tape.c",
+    "told.c",
     "table.c",
     "wait.c",
 )
