@@ -147,7 +147,7 @@ class Keyspace(Generic[T]):
             try:
                 async for change in self.state.watch(self._view.revision, self._prefix):
                     for item in change.items:
-                        self._apply(item)
+                        self.apply(item)
                     self._view.pass_to(change.revision)
                     self._answer()
             except Compacted as fault:
@@ -169,7 +169,7 @@ class Keyspace(Generic[T]):
         while True:
             page = await self.state.range(start, after_prefix(self._prefix), 1000, at)
             for item in page.items:
-                self._apply(item)
+                self.apply(item)
             # Later pages are read as of now, not of the first one's revision, which would need the right to
             # history: what is newer than `revision` arrives again by the feed and is the same or older than
             # what is here.
@@ -190,7 +190,7 @@ class Keyspace(Generic[T]):
                 page = await self.state.range(start, after_prefix(self._prefix), 1000)
                 at = at or page.revision
                 for item in page.items:
-                    self._apply(item)
+                    self.apply(item)
                     there.add(decode_key(item.key[len(self._prefix) :]))
                 if not page.more:
                     break
@@ -202,7 +202,12 @@ class Keyspace(Generic[T]):
             self._view.pass_to(at)
             self._answer()
 
-    def _apply(self, item: Item) -> None:
+    def forget(self) -> None:
+        """Begin the local view anew, with nothing in it: `load` fills it."""
+        self._view, self._loaded = LocalView(), False
+
+    def apply(self, item: Item) -> None:
+        """Bring one row into the local view."""
         if item.key >= RESERVED:
             return
         key = decode_key(item.key[len(self._prefix) :])

@@ -1,5 +1,5 @@
 """`python -m atoll.microkernel`: what runs without a node. `boot`, `image check`, `plan`, `doctor`, `filter`, `clean`,
-and the kernel's parts of a backup and a restore."""
+and the kernel's parts of a backup, a restore and a replay."""
 
 from __future__ import annotations
 
@@ -133,6 +133,13 @@ def command_keep(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def command_replay(arguments: argparse.Namespace) -> int:
+    from .replaying import replay
+
+    run(replay, Path(arguments.package), arguments.version, arguments.socket)
+    return OK
+
+
 def command_make_node(arguments: argparse.Namespace) -> int:
     image = sys.stdin.read()
     make_node(Path(arguments.archive), Path(arguments.folder), arguments.name, arguments.epoch, image)
@@ -183,6 +190,11 @@ def parser() -> argparse.ArgumentParser:
     making.add_argument("--name", required=True)
     making.add_argument("--epoch", type=int, required=True, help="boots are counted on from here")
     making.set_defaults(run=command_make_node)
+    replaying = commands.add_parser("replay", help="a process for `atoll replay`, confined")
+    replaying.add_argument("package")
+    replaying.add_argument("--version", default="", help="its hash, where it must be that one")
+    replaying.add_argument("--socket", type=int, required=True, help="descriptor of a socket to who asks")
+    replaying.set_defaults(run=command_replay)
     return made
 
 

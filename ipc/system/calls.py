@@ -195,9 +195,12 @@ class _Tape:
         return whole
 
 
-def read(rows: Iterable[ChunkRow], *, notes: bool = True) -> Iterator[Recorded]:
+def read(
+    rows: Iterable[ChunkRow], *, notes: bool = True, start: list[Asked] | None = None
+) -> Iterator[Recorded]:
     """The calls of one process, each when it was answered; those that were not, at the end. Without `notes` of no use to
-    replay, and quicker. A record that is none ends what is read of its chunk."""
+    replay, and quicker. `start` gets what its server's `start` asked. A record that is none ends what is read of its
+    chunk."""
     tape, hands = _Tape(), dict[tuple[int, int], Recorded]()
     views: dict[str, int] = {}
     ahead: list[Ahead] = []
@@ -233,7 +236,10 @@ def read(rows: Iterable[ChunkRow], *, notes: bool = True) -> Iterator[Recorded]:
                 found.beside += handed - began.pop(key)
                 yield found
             elif kind == _NOTE and notes and not flags & _CUT:
-                _noted(what, data[body : body + length], hands.get(key), views, ahead)
+                payload = data[body : body + length]
+                if what == ASKED and key == (0, 0) and start is not None:
+                    start.append(msgspec.msgpack.decode(payload, type=Asked))
+                _noted(what, payload, hands.get(key), views, ahead)
             at += size
         tape.rest = data[at:]
     yield from hands.values()
