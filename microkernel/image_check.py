@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import trio
 
 from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
-from atoll.ipc.system.calls import PREFIX
 
 from .descriptions import Configs, Descriptions, describe_apart
 from .image import (
@@ -214,8 +213,8 @@ class _Names:
     def check_record(self, path: TomlPath, name: str, server: Server) -> None:
         """What is recorded of its calls."""
         if name == STORE and (server.record or server.audit != "none"):
-            key = "record" if server.record else "audit"
-            self.draft.note((*path, key), f"no record of the calls of {STORE}, which keeps all records", key)
+            key, got = ("record", "true") if server.record else ("audit", quoted(server.audit))
+            self.draft.note((*path, key), f"no record of the calls of {STORE}, which keeps those of all", got)
         if server.record and server.audit == "sample":
             self.draft.note(
                 (*path, "audit"),
@@ -234,10 +233,6 @@ class _Names:
                 self.draft.note(
                     path, f"a {kind} of another name", f"{quoted(KERNEL)}, the kernel's own", at_key=True
                 )
-        for keyspace in self.image.keyspace:
-            if keyspace.startswith(PREFIX):
-                expected = f"a keyspace whose name does not begin with {quoted(PREFIX)}"
-                self.draft.note(("keyspace", keyspace), expected, quoted(keyspace), at_key=True)
         uids, servers = self.image.node.uids, len(self.image.server)
         if uids.first == 0:
             self.draft.note(("node", "uids"), "user ids above 0, since no server runs as root", str(uids))

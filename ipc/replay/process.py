@@ -85,6 +85,7 @@ class Replay:
         context.set_log_sink(lambda level, text, fields: self.log.append((level, _line(text, fields))))
         case, opening = self.case, self.case.opening
         self.stage.begin(Script(case.start), case.revisions[-1])
+        sys.path.insert(0, self._folder)
         server = find_server(self._folder, opening.package)
         endpoint = bind(server, self._given(server), Passing(self.stage), opening.version)
         if opening.took_over is not None:

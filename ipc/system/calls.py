@@ -181,92 +181,107 @@ class Recorded(Struct, kw_only=True):
         return "none" if not self.answered else "failed" if self.failed else "replied"
 
 
-class _Tape:
-    """The bytes of one process's tape, as far as they came."""
+class Tape:
+    """Reads the tape of one process: give it the rows in the order of their keys. What is no record ends what is read of a
+    row: what a process wrote of itself may be anything, and nothing is raised.
 
-    def __init__(self) -> None:
-        self.rest = b""
-        self.end = -1
+    `start` collects what its server's `start` asked for. Without `notes` the calls are of no use to replay, and come
+    quicker.
+    """
 
-    def add(self, position: int, data: bytes) -> bytes:
-        """What there is to read now, whole records or not; a gap before it makes the rest before it useless."""
-        whole = self.rest + data if position == self.end else data
-        self.end = position + len(data)
-        return whole
+    def __init__(self, *, notes: bool = True) -> None:
+        self.start: list[Asked] = []
+        self._notes = notes
+        self._rest, self._end = b"", -1
+        self._hands: dict[tuple[int, int], Recorded] = {}
+        self._began: dict[tuple[int, int], int] = {}
+        self._handed = 0
+        self._views: dict[str, int] = {}
+        self._ahead: list[Ahead] = []
 
-
-def read(
-    rows: Iterable[ChunkRow], *, notes: bool = True, start: list[Asked] | None = None
-) -> Iterator[Recorded]:
-    """The calls of one process, each when it was answered; those that were not, at the end. Without `notes` of no use to
-    replay, and quicker. `start` gets what its server's `start` asked. A record that is none ends what is read of its
-    chunk."""
-    tape, hands = _Tape(), dict[tuple[int, int], Recorded]()
-    views: dict[str, int] = {}
-    ahead: list[Ahead] = []
-    handed = 0
-    began: dict[tuple[int, int], int] = {}
-    for row in rows:
-        data, at = tape.add(row.position, row.tape), 0
+    def calls(self, row: ChunkRow) -> Iterator[Recorded]:
+        """Those that a row answers; and casts."""
+        data = self._rest + row.tape if row.position == self._end else row.tape
+        self._end = row.position + len(row.tape)
+        at = 0
         while at + RECORD.size <= len(data):
             size, kind, flags, what, channel, length, request, time = RECORD.unpack_from(data, at)
-            if size < RECORD.size or size % 8:
-                at = len(data)
-                break
             if at + size > len(data):
                 break
-            body = at + RECORD.size
-            key = channel, request
+            least = RECORD.size + (MESSAGE.size if kind == _CALL else 0) + (0 if flags & _CUT else length)
+            if size < least or size % 8:
+                at = len(data)
+                break
+            key, body = (channel, request), at + RECORD.size
             if kind == _CALL:
-                if key in hands:  # sent again to the same process: the first one's answer was given up
-                    yield hands.pop(key)
-                found = _call(row, data, body, flags, length, time)
-                found.beside = len(hands)
-                handed += 1
-                began[key] = handed
-                found.views, found.ahead = dict(views), list(ahead)
-                if found.cast:
-                    yield found
-                else:
-                    hands[key] = found
-            elif kind == _ANSWER and key in hands:
-                found = hands.pop(key)
-                found.answered, found.failed, found.reply_size = row.wall + time, what == _FAULT, length
-                found.reply = None if flags & _CUT else data[body : body + length]
-                found.beside += handed - began.pop(key)
-                yield found
-            elif kind == _NOTE and notes and not flags & _CUT:
-                payload = data[body : body + length]
-                if what == ASKED and key == (0, 0) and start is not None:
-                    start.append(msgspec.msgpack.decode(payload, type=Asked))
-                _noted(what, payload, hands.get(key), views, ahead)
+                yield from self._call(row, data[body : at + size], flags, length, time, key)
+            elif kind == _ANSWER and key in self._hands:
+                reply = None if flags & _CUT else data[body : body + length]
+                yield self._answered(key, row.wall + time, what == _FAULT, reply, length)
+            elif kind == _NOTE and self._notes and not flags & _CUT:
+                self._noted(what, data[body : body + length], key)
             at += size
-        tape.rest = data[at:]
-    yield from hands.values()
+        self._rest = data[at:]
+
+    def unanswered(self) -> list[Recorded]:
+        """Calls that no row so far answers."""
+        return list(self._hands.values())
+
+    def _call(
+        self, row: ChunkRow, data: bytes, flags: int, length: int, time: int, key: tuple[int, int]
+    ) -> Iterator[Recorded]:
+        (request, deadline, trace, badge, rights, capability, channel, method, _, _, _, interface, _,
+         message_flags, kind, lane) = MESSAGE.unpack_from(data)  # fmt: skip
+        context = data[MESSAGE.size : MESSAGE.size + CONTEXT] if message_flags & _HAS_CONTEXT else b""
+        arguments = data[MESSAGE.size + len(context) :][:length]
+        found = Recorded(
+            boot=row.boot, process=row.process, channel=channel, request=request, time=row.wall + time, method=method,
+            badge=badge, rights=rights, interface=interface, lane=lane, deadline=deadline, trace=trace,
+            capability=capability, cast=kind == _CAST, again=bool(message_flags & _AGAIN), context=context,
+            arguments=None if flags & _CUT else arguments, size=length, beside=len(self._hands),
+            views=dict(self._views), ahead=list(self._ahead),
+        )  # fmt: skip
+        self._handed += 1
+        if key in self._hands:  # sent again to the same process: the first one's answer was given up
+            yield self._hands.pop(key)
+        if found.cast:
+            yield found
+        else:
+            self._hands[key], self._began[key] = found, self._handed
+
+    def _answered(
+        self, key: tuple[int, int], time: int, failed: bool, reply: bytes | None, length: int
+    ) -> Recorded:
+        found = self._hands.pop(key)
+        found.answered, found.failed, found.reply, found.reply_size = time, failed, reply, length
+        found.beside += self._handed - self._began.pop(key)
+        return found
+
+    def _noted(self, what: int, payload: bytes, key: tuple[int, int]) -> None:
+        try:
+            if what == VIEW:
+                viewed = _viewed.decode(payload)
+                self._views[viewed.need] = viewed.revision
+                self._ahead = [
+                    own for own in self._ahead if own.need != viewed.need or own.revision > viewed.revision
+                ]
+            elif what == AHEAD:
+                self._ahead.append(_ahead.decode(payload))
+            elif what == ASKED and key == (0, 0):
+                self.start.append(_asked.decode(payload))
+            elif key in self._hands:
+                self._hands[key].notes.append((what, payload))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return  # it is of no use to anybody
 
 
-def _call(row: ChunkRow, data: bytes, body: int, flags: int, length: int, time: int) -> Recorded:
-    (request, deadline, trace, badge, rights, capability, channel, method, _, _, _, interface, _,
-     message_flags, kind, lane) = MESSAGE.unpack_from(data, body)  # fmt: skip
-    at = body + MESSAGE.size
-    context = data[at : at + CONTEXT] if message_flags & _HAS_CONTEXT else b""
-    at += len(context)
-    return Recorded(
-        boot=row.boot, process=row.process, channel=channel, request=request, time=row.wall + time, method=method,
-        badge=badge, rights=rights, interface=interface, lane=lane, deadline=deadline, trace=trace,
-        capability=capability, cast=kind == _CAST, again=bool(message_flags & _AGAIN), context=context,
-        arguments=None if flags & _CUT else data[at : at + length], size=length, notes=[],
-    )  # fmt: skip
+_viewed, _ahead = msgspec.msgpack.Decoder(Viewed), msgspec.msgpack.Decoder(Ahead)
+_asked = msgspec.msgpack.Decoder(Asked)
 
 
-def _noted(
-    what: int, payload: bytes, call: Recorded | None, views: dict[str, int], ahead: list[Ahead]
-) -> None:
-    if what == VIEW:
-        viewed = msgspec.msgpack.decode(payload, type=Viewed)
-        views[viewed.need] = viewed.revision
-        ahead[:] = [each for each in ahead if each.need != viewed.need or each.revision > viewed.revision]
-    elif what == AHEAD:
-        ahead.append(msgspec.msgpack.decode(payload, type=Ahead))
-    elif call is not None:
-        call.notes.append((what, payload))
+def read(rows: Iterable[ChunkRow], *, notes: bool = True) -> Iterator[Recorded]:
+    """The calls of one process, each when it was answered; those that were not, at the end."""
+    tape = Tape(notes=notes)
+    for row in rows:
+        yield from tape.calls(row)
+    yield from tape.unanswered()

@@ -54,13 +54,18 @@ COLUMNS: list[Column[CallRow]] = [
 ]
 
 
+def trace_of(call: Recorded) -> int:
+    """The caller's, or what the server took for one."""
+    return call.trace or (call.channel << 40 | call.request)
+
+
 def row_of(records: Records, process: Process, call: Recorded) -> CallRow:
     error = ""
     if call.failed and call.reply is not None:
         error = str(errors.decode(call.reply))
     return CallRow(
         id=call.id, server=process.opening.server, method=process.method(call), client=records.client(call, client),
-        badge=call.badge, trace=call.trace, time=call.time,
+        badge=call.badge, trace=trace_of(call), time=call.time,
         duration=call.answered - call.time if call.answered else None, outcome=call.outcome, error=error,
         size=call.size, reply_size=call.reply_size, recorded=call.arguments is not None,
         version=process.opening.version,
@@ -97,7 +102,7 @@ def calls(
                 (not until or call.time <= until)
                 and (not failed or call.outcome in ("failed", "none"))
                 and (not method or method in (label, label.partition(".")[2]))
-                and (not trace or f"{call.trace:x}" == trace.lower())
+                and (not trace or f"{trace_of(call):x}" == trace.lower())
                 and (not who or who in records.client(call, client))
             )
 

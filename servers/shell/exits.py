@@ -31,7 +31,7 @@ MEANINGS = {
     TRY_AGAIN: "too busy, too slow, or no room on the disk; nothing was done, the same command may succeed later",
     UNKNOWN_OUTCOME: "a server died or misbehaved with the call in hand, or a transaction was aborted",
     DECLARED: "the server refused with an error that its interface declares",
-    FINDINGS: "`check`, `backup` or `restore` found damage, or `doctor` a protection level that cannot be had",
+    FINDINGS: "`check`, `backup` or `restore` found damage, `replay` a difference, or `doctor` a level that cannot be had",
     INTERRUPTED: "stopped by Ctrl-C",
 }
 

@@ -46,6 +46,9 @@ def load(
     degrade: Annotated[
         bool, typer.Option("--degrade", help="Accept a lower level where this host needs it.")
     ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Record its calls, so that `atoll replay` runs them again.")
+    ] = False,
     node: Node = "",
     as_json: Json = False,
 ) -> None:
@@ -57,6 +60,7 @@ def load(
         start="exec" if fresh else "zygote",
         needs=dict(binding(text) for text in need or ()),
         degrade=degrade,
+        record=record,
     )
     with connect(node=node or None) as attached:
         row = attached.kernel.load.now(what)

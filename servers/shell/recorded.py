@@ -1,15 +1,17 @@
 """What servers recorded of their calls, as this program may read it: found by id, or the last of them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
+import msgspec
 from msgspec import Struct
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import records
-from atoll.ipc.system.calls import PREFIX, Asked, ChunkRow, OpeningRow, Recorded, keyspace_of, read
-from atoll.ipc.system.records import ChannelRow, after, decode
-from atoll.ipc.system.state import State
+from atoll.ipc.system.calls import PREFIX, Asked, ChunkRow, OpeningRow, Recorded, Tape, keyspace_of, read
+from atoll.ipc.system.records import AnyRow, ChannelRow, after, decode
+from atoll.ipc.system.state import Item, State
 
 PAGE = 32
 """Chunks that are asked for at a time: each is half a MiB at most."""
@@ -31,8 +33,7 @@ class Process(Struct, frozen=True, kw_only=True):
         end = after(start)
         while True:
             page = self.state.range.now(start, end, PAGE)
-            for item in page.items:
-                yield decode(ChunkRow, item.value or b"")
+            yield from _decoded(ChunkRow, page.items)
             if not page.more or not page.items:
                 return
             start = page.items[-1].key + b"\0"
@@ -43,14 +44,21 @@ class Process(Struct, frozen=True, kw_only=True):
         end = after(start)
         while True:
             page = self.state.range.now(start, end, PAGE, reverse=True)
-            for item in page.items:
-                yield decode(ChunkRow, item.value or b"")
+            yield from _decoded(ChunkRow, page.items)
             if not page.more or not page.items:
                 return
             end = page.items[-1].key
 
-    def calls(self, start: list[Asked] | None = None) -> Iterator[Recorded]:
-        return read(self.chunks(), start=start)
+    def calls(self) -> Iterator[Recorded]:
+        return read(self.chunks())
+
+    def start(self) -> list[Asked]:
+        """What its server's `start` asked for."""
+        tape = Tape()
+        for chunk in self.chunks():
+            for _ in tape.calls(chunk):
+                return tape.start  # it was over before the first call
+        return tape.start
 
 
 class Records:
@@ -123,12 +131,18 @@ def _parts(id: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
+def _decoded(table: type[AnyRow], items: list[Item]) -> Iterator[AnyRow]:
+    """Rows; what a server wrote there that is none is passed over."""
+    for item in items:
+        with suppress(msgspec.DecodeError):
+            yield decode(table, item.value or b"")
+
+
 def _all(state: State, prefix: bytes) -> Iterator[OpeningRow]:
     start, end = prefix, after(prefix)
     while True:
         page = state.range.now(start, end)
-        for item in page.items:
-            yield decode(OpeningRow, item.value or b"")
+        yield from _decoded(OpeningRow, page.items)
         if not page.more or not page.items:
             return
         start = page.items[-1].key + b"\0"

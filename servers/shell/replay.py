@@ -20,7 +20,7 @@ from atoll.ipc.errors import AtollError, BadRequest, NotFound
 from atoll.ipc.replay.effects import BY_LABEL
 from atoll.ipc.replay.messages import Answer, Ask, Case, Ended, Played, framed, from_process, received
 from atoll.ipc.replay.needs import PAST
-from atoll.ipc.system.calls import Asked, Recorded
+from atoll.ipc.system.calls import Recorded
 from atoll.ipc.system.state import State
 from atoll.ipc.transport import DEFAULTS
 
@@ -123,7 +123,7 @@ class Again:
             raise NotFound(
                 f"version of {opening.package} in the node's folder", opening.version, see="atoll versions"
             )
-        self._start: list[Asked] = []
+        self._start = self._process.start()
         self._before: list[Recorded] = []
         self._revision = self._as_of(self._call)
 
@@ -171,8 +171,6 @@ class Again:
         hindrance = self._hindrance(self._call)
         if hindrance:
             return Played(hindrances=[hindrance])
-        self._start.clear()
-        list(self._process.calls(self._start))
         case = Case(
             opening=self._opening, start=self._start, before=self._before, call=self._call,
             revisions={-1: self._revision} | {place: self._as_of(call) for place, call in enumerate(self._before)},

@@ -1,4 +1,6 @@
-"""Rates in memory: nothing of them outlives the process."""
+"""Rates in memory: nothing of them outlives the process. One that is not fixed yet is waited for."""
+
+import trio
 
 from atoll.ipc import Serves
 
@@ -8,13 +10,18 @@ from .interface import Rates, Unknown
 class Server(Serves[Rates]):
     def __init__(self) -> None:
         self.known = {"eur": 2.0}
+        self.fixed = trio.Event()
 
     @Rates.rate.serve
-    def rate(self, currency: str) -> float:
-        if currency not in self.known:
-            raise Unknown(currency)
+    async def rate(self, currency: str) -> float:
+        while currency not in self.known:
+            if not currency.startswith("later"):
+                raise Unknown(currency)
+            await self.fixed.wait()
         return self.known[currency]
 
     @Rates.fix.serve
     def fix(self, currency: str, rate: float) -> None:
         self.known[currency] = rate
+        self.fixed.set()
+        self.fixed = trio.Event()

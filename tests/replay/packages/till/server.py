@@ -59,10 +59,18 @@ class Server(Serves[Till]):
         return self.given
 
     @Till.twice.serve
-    async def twice(self, key: str) -> list[int]:
+    async def twice(self, key: str, currency: str) -> list[int]:
+        """Two reads of the store, and others may write in between."""
         first = await self.rows.get(key)
-        await self.rates.rate("eur")
+        await self.rates.rate(currency)
         return [first or 0, await self.rows.get(key) or 0]
+
+    @Till.peek.serve
+    async def peek(self, key: str, currency: str) -> list[int]:
+        """The same in its local view, which goes on under its hands."""
+        first = self.rows.local.get(key, 0)
+        await self.rates.rate(currency)
+        return [first, self.rows.local.get(key, 0)]
 
     @Till.split.serve
     def split(self, key: str, among: int) -> int:
