@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from .frame import Goal, Race, Row, Survey
-from .node import commits, past
+from .node import commits, past, reading
 from .node.booted import Booted
 from .store import disk, grouped, lmdb_bare, postgres, sqlite
 
@@ -18,10 +18,13 @@ BIAS = (
 
 
 def rows(scratch: Path) -> list[Row]:
-    """One client's latency, 64 outstanding transactions' rate, and a read; what commits wait for beside compaction and a
-    backup."""
+    """One client's latency, 64 outstanding transactions' rate, and a read; what commits wait for beside compaction, a
+    backup and readers."""
     cluster, booted = postgres.Cluster(scratch), Booted(scratch, name="store")
-    beside = [Survey("state", name, partial(measure, scratch)) for name, measure in past.ROWS.items()]
+    beside = [
+        Survey("state", name, partial(measure, scratch))
+        for name, measure in (past.ROWS | reading.ROWS).items()
+    ]
     return [_one(scratch, booted, cluster), _many(scratch, booted, cluster), _read(scratch, booted), *beside]
 
 

@@ -161,7 +161,9 @@ def settle(store: State) -> None:
         time.sleep(0.5)
 
 
-def figures(row: str, alone: list[float], beside: list[float], clients: Clients) -> list[Figure]:
+def figures(
+    row: str, alone: list[float], beside: list[float], clients: Clients, most: float = MOST
+) -> list[Figure]:
     ratios = [one / other for one, other in zip(beside, alone, strict=True)]
     ratio = statistics.median(ratios)
     return [
@@ -173,8 +175,8 @@ def figures(row: str, alone: list[float], beside: list[float], clients: Clients)
             ratio=ratio,
             least=min(ratios),
             greatest=max(ratios),
-            goal=f"<= {MOST:g} x",
-            holds=ratio <= MOST,
+            goal=f"<= {most:g} x",
+            holds=ratio <= most,
             rounds=len(ratios),
         ),
         Figure(
