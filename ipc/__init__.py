@@ -9,6 +9,7 @@ from .errors import AtollError, CallerFault, Failure, InternalFault, PeerFault
 from .future import Future
 from .interface import Interface, call, stream, upload
 from .keyspace import Keyspace
+from .private.keyspace import Private
 from .published import Published
 from .serve import Config, Serves
 from .streaming import BlockingStream, Stream
@@ -29,6 +30,7 @@ __all__ = [
     "Keyspace",
     "Node",
     "PeerFault",
+    "Private",
     "Published",
     "Serves",
     "Stream",

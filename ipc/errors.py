@@ -237,6 +237,14 @@ class WouldBlock(CallerFault):
     )
 
 
+class Purged(CallerFault):
+    """Whom it is about was purged: the key that opened it is gone, here and in every backup."""
+
+    number = 9
+    what: str
+    template = "{what} was purged, and nobody can read it any more: leave it out, or delete it"
+
+
 # the peer's fault
 # ----------------------------------------------------------------------------------------------------
 
@@ -354,6 +362,15 @@ class WorkflowCancelled(PeerFault):
     template = (
         "workflow {workflow!r} was cancelled: go on with it by `atoll flow resume`, or begin another one"
     )
+
+
+class Sealed(PeerFault):
+    """The keys of a private keyspace are not given to its server."""
+
+    number = 29
+    keyspace: str
+    why: str
+    template = "private keyspace {keyspace!r} stays sealed: {why}"
 
 
 # our bug ----------------------------------------------------------------------------------------------------

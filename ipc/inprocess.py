@@ -9,9 +9,9 @@ is what a node gives.
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -38,6 +38,8 @@ from .method import LANES, MethodSpec, Service
 from .serve import Endpoint, Serves, bind
 from .streams import RECORD_ITEMS
 from .transport import ChannelStatistics, Options, Transport
+
+R = TypeVar("R")
 
 IN_HAND = 1024
 """Calls that a host has in hand at most; the next one is `Overloaded`."""
@@ -140,7 +142,10 @@ class Host:
         seed: int | None = None,
         in_hand: int = IN_HAND,
         version: str = "",
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`before`: what has to have begun on the same loop before the server does."""
+        self._before = before
         self.exchange = Exchange()
         self.endpoint: Endpoint = bind(server, needs, self.exchange, version)
         self.clock: Clock = clock or SystemClock()
@@ -172,6 +177,10 @@ class Host:
                 return False
         return True
 
+    def wait_for(self, function: Callable[..., Awaitable[R]], *given: object) -> R:
+        """Have a task of the loop's run it, and wait for what it gives."""
+        return trio.from_thread.run(function, *given, trio_token=self._token)
+
     def send(self, request: Request) -> None:
         """Deliver a request; if the host has ended it fails as one that was never taken."""
         if not self.submit(lambda: self._deliver(request)):
@@ -199,6 +208,10 @@ class Host:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._before is not None:
+                    await self._before()
+                for ring in self.endpoint.rings:
+                    await nursery.start(ring.run)
                 await server.start()
                 for need in vars(server).values():
                     if getattr(type(need), "__atoll_need__", None) == "keyspace":

@@ -26,14 +26,14 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-import msgspec
 import trio
 from msgspec import Struct
 
 from . import chance
 from .context import Call, Log, current_or_none
 from .deferred import Deferred
-from .errors import Conflict, Overloaded, PeerDied
+from .errors import Conflict, Overloaded, PeerDied, Purged
+from .form import Form
 from .future import Future, wait_for
 from .local_view import RESERVED, LocalView, after_prefix, decode_key, encode_key
 from .naming import number_of
@@ -56,12 +56,13 @@ _lasting = struct.Struct(">Q16sII")
 
 class Row(Struct, Generic[T], frozen=True):
     """One version of one key. `time` in ns since the epoch; `value` is None for a deletion, which only
-    histories show."""
+    histories show, and where whom it is about was purged."""
 
     key: str
     value: T | None
     revision: int
     time: int
+    purged: bool = False
 
 
 class RowChange(Struct, Generic[T], frozen=True):
@@ -86,15 +87,21 @@ class Keyspace(Generic[T]):
     __atoll_need__: ClassVar[str] = "keyspace"
 
     def __init__(
-        self, state: State, kind: Any, *, boot: int = 0, prefix: bytes = b"", view: LocalView[T] | None = None
+        self,
+        state: State,
+        kind: Any,
+        *,
+        boot: int = 0,
+        prefix: bytes = b"",
+        form: Form[T] | None = None,
+        view: LocalView[T] | None = None,
     ) -> None:
         """`kind` is T; `boot` makes the ids of calls unique over boots; `prefix` narrows it to keys that
-        begin so; `view` becomes the local view."""
+        begin so; `form`: how values are written, where not plainly; `view` becomes the local view."""
         self.state = state
         self._prefix = prefix
         self._boot = boot
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(kind).decode
+        self._form: Form[T] = Form(kind) if form is None else form
         self._view: LocalView[T] = LocalView() if view is None else view
         self._loaded = False
         self._remote = False
@@ -214,7 +221,7 @@ class Keyspace(Generic[T]):
         if item.value is None:
             self._view.delete(key, item.revision)
         else:
-            self._view.put(key, self._decode(item.value), item.revision)
+            self._view.put(key, self._form.read(item.key, item.value), item.revision)
 
     # writing
 
@@ -277,8 +284,14 @@ class Keyspace(Generic[T]):
         def found(item: Item | None) -> None:
             if item is None or item.value is None:
                 self._replace(raw, None, 0, change, id, note, left, done)
-            else:
-                self._replace(raw, self._decode(item.value), item.revision, change, id, note, left, done)
+                return
+            packed, revision = item.value, item.revision
+
+            def read() -> None:
+                old = self._form.read(raw, packed)
+                self._replace(raw, old, revision, change, id, note, left, done)
+
+            self._form.before((), (packed,), read, done.fail)
 
         when(self.state.get.start(raw), found, done.fail)
 
@@ -295,15 +308,14 @@ class Keyspace(Generic[T]):
     ) -> None:
         try:
             value = change(old)
-            packed = self._encode(value)
+            draft = self._form.draft(value)
         except Exception as error:
             done.fail(error)
             return
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated:
-                given = self._decode(outcome.reply or b"")
-                self._once_seen(outcome.revision, lambda: done.complete(given))
+                self._once_seen(outcome.revision, lambda: self._given(raw, outcome.reply or b"", done))
                 return
             if self._loaded:
                 self._view.wrote(decode_key(raw[len(self._prefix) :]), value, outcome.revision)
@@ -315,13 +327,21 @@ class Keyspace(Generic[T]):
             else:
                 done.fail(error)
 
-        # The stored reply is only looked at when there is an id to find it by.
-        reply = packed if id else b""
-        when(
-            self.state.commit.start([Write(raw, packed)], [Expect(raw, revision)], id, reply, note),
-            committed,
-            failed,
-        )
+        def write() -> None:
+            packed = self._form.written(raw, draft)
+            # The stored reply is only looked at when there is an id to find it by.
+            reply = packed if id else b""
+            when(
+                self.state.commit.start([Write(raw, packed)], [Expect(raw, revision)], id, reply, note),
+                committed,
+                failed,
+            )
+
+        self._form.before((draft,), (), write, done.fail)
+
+    def _given(self, raw: bytes, reply: bytes, done: Deferred[T]) -> None:
+        """Answer a repeated delivery with the reply of the first."""
+        self._form.before((), (reply,), lambda: done.complete(self._form.read(raw, reply)), done.fail)
 
     def _update_under(
         self, part: Part, key: str | bytes, change: Callable[[T | None], T], done: Deferred[T]
@@ -329,30 +349,39 @@ class Keyspace(Generic[T]):
         raw = self._prefix + encode_key(key)
 
         def found(item: Item | None) -> None:
+            packed = None if item is None else item.value
+            before = () if packed is None else (packed,)
+            self._form.before((), before, lambda: replace(packed), done.fail)
+
+        def replace(packed: bytes | None) -> None:
             try:
-                value = change(None if item is None or item.value is None else self._decode(item.value))
-                packed = self._encode(value)
+                value = change(None if packed is None else self._form.read(raw, packed))
+                draft = self._form.draft(value)
             except Exception as error:
                 done.fail(error)
                 return
-            joining = part.write(self.state, [Write(raw, packed)], self._seen([(key, value, True)]))
-            joining.react(lambda _: done.complete(value), done.fail)
+
+            def write() -> None:
+                writes = [Write(raw, self._form.written(raw, draft))]
+                joining = part.write(self.state, writes, self._seen([(key, value, True)]))
+                joining.react(lambda _: done.complete(value), done.fail)
+
+            self._form.before((draft,), (), write, done.fail)
 
         part.read(self.state, raw).react(found, done.fail)
 
     def _commit(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Deferred[int]:
         done: Deferred[int] = Deferred()
         call = current_or_none()
-        writes = [
-            Write(self._prefix + encode_key(key), self._encode(value) if present else None)
+        form = self._form
+        drafts = [
+            (self._prefix + encode_key(key), form.draft(value) if present else None)  # type: ignore[arg-type]
             for key, value, present in rows
         ]
-        if call is not None and call.transaction is not None:
-            joining = part_of(call).write(self.state, writes, self._seen(rows))
-            joining.react(lambda _: done.complete(0), done.fail)
-            return done
-
         seen = self._seen(rows)
+
+        def written() -> list[Write]:
+            return [Write(raw, None if draft is None else form.written(raw, draft)) for raw, draft in drafts]
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated:
@@ -361,8 +390,20 @@ class Keyspace(Generic[T]):
             seen(outcome.revision)
             done.complete(outcome.revision)
 
-        note = "" if call is None else call.method
-        when(self.state.commit.start(writes, [], self._id(call), b"", note), committed, done.fail)
+        if call is not None and call.transaction is not None:
+            part = part_of(call)
+
+            def write() -> None:
+                joining = part.write(self.state, written(), seen)
+                joining.react(lambda _: done.complete(0), done.fail)
+        else:
+            # Numbered here, in the order in which the handler writes, whichever of its writes waits for a key.
+            id, note = self._id(call), "" if call is None else call.method
+
+            def write() -> None:
+                when(self.state.commit.start(written(), [], id, b"", note), committed, done.fail)
+
+        form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)
         return done
 
     def _seen(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Callable[[int], None]:
@@ -419,6 +460,8 @@ class Keyspace(Generic[T]):
         Under a transaction (of the call in hand) what it sees, and what it must still see when it is
         committed."""
         row = await self.row(key, as_of=as_of)
+        if row is not None and row.purged:
+            raise Purged(f"whom the row {row.key!r} is about")
         return None if row is None else row.value
 
     async def row(self, key: str | bytes, *, as_of: AsOf = None) -> Row[T] | None:
@@ -429,7 +472,7 @@ class Keyspace(Generic[T]):
             item = await settled(part_of(call).read(self.state, raw))
         else:
             item = await self.state.get(raw, as_of)
-        return self._row_of(item)
+        return await self._row_of(item)
 
     async def rows_at(self, keys: Iterable[str | bytes], *, as_of: int | float) -> list[Row[T] | None]:
         """`row` of each key, all as of one moment; they are asked for together, not each after the one before."""
@@ -437,9 +480,9 @@ class Keyspace(Generic[T]):
         asked: deque[Future[Item | None]] = deque()
         for key in keys:
             if len(asked) == AHEAD:
-                found.append(self._row_of(await asked.popleft()))
+                found.append(await self._row_of(await asked.popleft()))
             asked.append(self.state.get.start(self._prefix + encode_key(key), as_of))
-        return found + [self._row_of(await each) for each in asked]
+        return found + [await self._row_of(await each) for each in asked]
 
     async def range(
         self,
@@ -461,8 +504,8 @@ class Keyspace(Generic[T]):
             page = await self.state.range(
                 first, last, 1000 if left is None else min(left, 1000), as_of, reverse
             )
-            for item in page.items:
-                yield self._row(item)
+            for row in await self._rows(page.items):
+                yield row
             if not page.more:
                 return
             left = None if left is None else left - len(page.items)
@@ -473,7 +516,7 @@ class Keyspace(Generic[T]):
 
     async def history(self, key: str | bytes, limit: int = 100) -> list[Row[T]]:
         """The key's versions, newest first, deletions (value None) among them."""
-        return [self._row(item) for item in await self.state.history(self._prefix + encode_key(key), limit)]
+        return await self._rows(await self.state.history(self._prefix + encode_key(key), limit))
 
     def as_of(self, moment: int | float) -> "Past[T]":
         """The keyspace as it was: `await rows.as_of(17).get("k")`."""
@@ -483,7 +526,7 @@ class Keyspace(Generic[T]):
         """Every transaction after a revision that wrote here, in order, without a gap; then those to come.
         Without the right `history` a row that was written again since comes as it is now."""
         async for change in self.state.watch(after, self._prefix):
-            rows = [self._row(item) for item in change.items if item.key < RESERVED]
+            rows = await self._rows([item for item in change.items if item.key < RESERVED])
             if rows:
                 yield RowChange(
                     change.revision, change.time, rows, change.provenance.note, change.provenance.call
@@ -495,7 +538,7 @@ class Keyspace(Generic[T]):
 
         Raises `Conflict` at the end if something that was read has changed since; `retry` tries again by
         itself."""
-        return open_transaction(self.state, self._encode, self._decode, self._prefix, deadline)
+        return open_transaction(self.state, self._form, self._prefix, deadline)
 
     async def retry(
         self, body: Callable[[Transaction[T]], Any], *, attempts: int = 10, deadline: float = 10.0
@@ -509,12 +552,21 @@ class Keyspace(Generic[T]):
         source = random.Random(chance.token(16)) if call is None else call.random
         return await retried(lambda: self.transaction(deadline=deadline), body, attempts, source)
 
-    def _row_of(self, item: Item | None) -> Row[T] | None:
-        return None if item is None or item.value is None else self._row(item)
+    async def _row_of(self, item: Item | None) -> Row[T] | None:
+        return None if item is None or item.value is None else (await self._rows([item]))[0]
+
+    async def _rows(self, items: list[Item]) -> list[Row[T]]:
+        await self._form.ready(packed=(item.value for item in items if item.value is not None))
+        return [self._row(item) for item in items]
 
     def _row(self, item: Item) -> Row[T]:
-        value = None if item.value is None else self._decode(item.value)
-        return Row(decode_key(item.key[len(self._prefix) :]), value, item.revision, item.time)
+        key, value = decode_key(item.key[len(self._prefix) :]), None
+        if item.value is not None:
+            try:
+                value = self._form.read(item.key, item.value)
+            except Purged:
+                return Row(key, None, item.revision, item.time, purged=True)
+        return Row(key, value, item.revision, item.time)
 
 
 class Past(Generic[T]):

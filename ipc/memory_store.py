@@ -7,8 +7,9 @@ a seed decides everything.
 """
 
 import importlib
+import inspect
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -46,7 +47,7 @@ class MemoryStore:
     def state(self, badge: int = 0, held: frozenset[str] = _ALL) -> State:
         """A capability on the store, over a channel of its own; badge 0 is the kernel's."""
         self._channels += 1
-        return bind(State, _Here(self, badge, held, self._channels))
+        return bind(State, Here(self, badge, held, self._channels))
 
     def keyspace(self, kind: type[T], name: str = "rows") -> Keyspace[T]:
         """The keyspace of that name, made if need be, with rows of type `kind`."""
@@ -64,10 +65,18 @@ def _finish_at_once(coroutine: Coroutine[Any, Any, None]) -> None:
     raise RuntimeError("the store's start waits for something: it cannot be started outside a loop")
 
 
-class _Here:
+class Home(Protocol):
+    """A server that is served where it is called."""
+
+    endpoint: Endpoint
+    clock: Clock
+    requests: int
+
+
+class Here:
     """The transport: serves on the thread that calls."""
 
-    def __init__(self, store: MemoryStore, badge: int, held: frozenset[str], channel: int) -> None:
+    def __init__(self, store: Home, badge: int, held: frozenset[str], channel: int) -> None:
         self._store = store
         self._badge = badge
         self._held = held
@@ -78,23 +87,25 @@ class _Here:
         return None
 
     def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawFuture:
-        future = RawFuture()
         try:
             with in_hand(self._call(method, options)):
                 reply = self._store.endpoint.by_number[method.number].run(memoryview(payload))
         except AtollError as error:
+            future = RawFuture()
             future.fail(error)
             return future
-        if isinstance(reply, Deferred):
-            reply.react(future.complete, future.fail)
-        else:
-            future.complete(reply)
-        return future
+        return _answered(reply)
 
     async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
         # A caller that awaits must let others run, as it would over a channel.
         await trio.lowlevel.checkpoint()
-        return await self.start(method, payload, options)
+        with in_hand(call := self._call(method, options)):
+            reply = self._store.endpoint.by_number[method.number].run(memoryview(payload))
+        if inspect.iscoroutine(reply):
+            with in_hand(call):
+                answer: Payload = await reply
+            return answer
+        return await _answered(reply)
 
     def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
         return self.start(method, payload, options).result()
@@ -124,6 +135,15 @@ class _Here:
             request=options.request or self._store.requests,
         )
         return Call(fields, self._store.clock)
+
+
+def _answered(reply: Any) -> RawFuture:
+    future = RawFuture()
+    if isinstance(reply, Deferred):
+        reply.react(future.complete, future.fail)
+    else:
+        future.complete(reply)
+    return future
 
 
 class _HereStream:

@@ -40,6 +40,8 @@ from .errors import BadRequest
 from .interface import SERVED, Interface, Method, methods
 from .keyspace import Keyspace
 from .method import MethodSpec
+from .private.keyspace import Private
+from .private.ring import Ring
 from .published import Published
 from .transport import Translator
 
@@ -81,6 +83,8 @@ class Need(Struct, frozen=True, kw_only=True):
     type: Any
     """The Config class, the Interface class, or the type of a keyspace's values."""
     optional: bool = False
+    private: bool = False
+    """Of a keyspace: its values are sealed."""
 
 
 class Serves(Generic[*Ts]):
@@ -188,6 +192,8 @@ class Endpoint:
             for method in methods(interface)
         ]
         self.by_number = {entry.spec.number: entry for entry in self.table}
+        self.rings: list[Ring] = [bound.ring for bound in vars(server).values() if isinstance(bound, Private)]
+        """Whose `run` whoever runs the server has to start before its `start()`."""
 
     def _handler(self, method: Method) -> Any:
         handler = getattr(self.server, self.server.handlers[method])
@@ -212,6 +218,12 @@ def _workflows(server: Serves[Any], version: str) -> Workflows | None:
     }
     if not durable:
         return None
+    private = next((need.name for need in needs(type(server)) if need.private), None)
+    if private is not None:
+        raise TypeError(
+            f"{type(server).__name__} has durable methods, whose arguments and results are rows in the clear, "
+            f"and the private keyspace {private!r}: put one of them into another server"
+        )
     bound = (getattr(server, need.name, None) for need in needs(type(server)) if need.kind == "keyspace")
     rows = next((each for each in bound if isinstance(each, Keyspace)), None)
     if rows is None:
@@ -244,7 +256,13 @@ def _need(name: str, hint: Any) -> Need | None:
         hint = rest[0]
     origin = get_origin(hint) or hint
     if getattr(origin, "__atoll_need__", None) == "keyspace":
-        return Need(name=name, kind="keyspace", type=(get_args(hint) or (bytes,))[0], optional=optional)
+        return Need(
+            name=name,
+            kind="keyspace",
+            type=(get_args(hint) or (bytes,))[0],
+            optional=optional,
+            private=getattr(origin, "__atoll_private__", False),
+        )
     if not isinstance(origin, type):
         return None
     kinds: list[tuple[type, NeedKind]] = [
@@ -292,6 +310,8 @@ def bind(
                     f"{server.__name__}.{name} needs a {need.type.__name__}, "
                     f"and was given a {type(value).__name__}"
                 )
+            if need.private and not isinstance(value, Private):
+                raise TypeError(f"{server.__name__}.{name} is private, and was given a keyspace without keys")
         elif need.kind == "config" and not any(field.required for field in msgspec.structs.fields(need.type)):
             value = need.type()
         elif need.optional:

@@ -21,8 +21,10 @@ from .capability import Cap
 from .faults import Delay, Drop, Fault, FaultyTransport, Overload
 from .inprocess import IN_HAND, Host, HostThread, InProcess
 from .interface import Interface, rights
+from .memory_keys import MemoryKeys
 from .memory_store import MemoryStore
 from .serve import Config, Serves
+from .system.keys import Purge
 
 __all__ = ["Delay", "Drop", "FaultyTransport", "Overload", "Running", "VirtualClock", "node", "running"]
 
@@ -74,9 +76,10 @@ class VirtualClock(trio.abc.Clock):
 class Running:
     """A server in this process, until its `with` block ends."""
 
-    def __init__(self, host: Host, thread: HostThread) -> None:
+    def __init__(self, host: Host, thread: HostThread, keys: MemoryKeys | None = None) -> None:
         self._host = host
         self._thread = thread
+        self._keys = keys
         self._faulty: list[FaultyTransport] = []
 
     @property
@@ -120,6 +123,12 @@ class Running:
             )
         return InProcess(self._host, interface, badge=badge, held=None if held is None else frozenset(held))
 
+    def purge(self, subject: str) -> Purge:
+        """What `atoll purge` does: of a server with a private keyspace that was bound here."""
+        if self._keys is None:
+            raise TypeError(f"{self._host.name} has no private keyspace of the kit's")
+        return self._host.wait_for(self._keys.keys().purge, subject)
+
     def kill(self) -> None:
         """End the server as a crash would: what is in hand ends with `PeerDied`, and so does what comes
         after. On return it is dead, and another may take its place."""
@@ -142,22 +151,30 @@ def running(
     `Overloaded`; `version`: of its package, as workflows remember it."""
     given: dict[str, object] = dict(needs or {})
     store: MemoryStore | None = None  # one for all: a transaction may span keyspaces
+    keys: MemoryKeys | None = None
     for need in serve.needs(server):
         if need.kind == "config" and config is not None and need.name not in given:
             given[need.name] = config
             config = None
         elif need.kind == "keyspace" and need.name not in given:
             store = store or MemoryStore()
-            given[need.name] = store.keyspace(need.type, need.name)
+            if need.private:
+                keys = keys or MemoryKeys(store)
+                given[need.name] = keys.keyspace(need.type, need.name)
+            else:
+                given[need.name] = store.keyspace(need.type, need.name)
     if config is not None:
         raise TypeError(f"{server.__name__} has no configuration to bind: leave out config=")
-    host = Host(server, given, clock=clock, seed=seed, in_hand=in_hand, version=version)
+    before = None if keys is None else keys.start
+    host = Host(server, given, clock=clock, seed=seed, in_hand=in_hand, version=version, before=before)
     thread = HostThread(host, clock)
     thread.start()
     try:
-        yield Running(host, thread)
+        yield Running(host, thread, keys)
     finally:
         thread.close()
+        if keys is not None:
+            keys.close()
 
 
 def node(

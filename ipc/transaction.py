@@ -16,6 +16,7 @@ import trio
 from .bound import bind, options_of, transport_of
 from .context import current_or_none
 from .errors import Aborted, BadRequest, Conflict
+from .form import Draft, Form
 from .future import Payload, RawReply
 from .interface import Interface
 from .local_view import after_prefix, decode_key, encode_key
@@ -39,8 +40,7 @@ class Transaction(Generic[T]):
         self,
         state: State,
         id: bytes,
-        encode: Callable[[Any], bytes],
-        decode: Callable[[bytes], T],
+        form: Form[T],
         prefix: bytes,
     ) -> None:
         self.state = state
@@ -48,37 +48,39 @@ class Transaction(Generic[T]):
         """The right to take part: whoever has it may write into this transaction."""
         self.revision: int | None = None
         """Of the commit, once it is durable."""
-        self._encode = encode
-        self._decode = decode
+        self._form = form
         self._prefix = prefix
-        self._pending: dict[bytes, bytes | None] = {}
+        self._pending: dict[bytes, Draft | None] = {}
 
     async def get(self, key: str | bytes) -> T | None:
         """The value as this transaction sees it, its own writes included."""
         raw = self._prefix + encode_key(key)
         if raw in self._pending:
-            packed = self._pending[raw]
-        else:
-            item = await self.state.read(self.id, raw)
-            packed = None if item is None else item.value
-        return None if packed is None else self._decode(packed)
+            draft = self._pending[raw]
+            return None if draft is None else self._form.meant(draft)
+        item = await self.state.read(self.id, raw)
+        if item is None or item.value is None:
+            return None
+        await self._form.ready(packed=(item.value,))
+        return self._form.read(raw, item.value)
 
     async def range(
         self, start: str | bytes = b"", end: str | bytes = b"", limit: int = 1000
     ) -> list[tuple[str, T]]:
         """Keys and values in start <= key < end (empty: to the end), `limit` at most; nothing may appear
-        among them until the end."""
+        among them until the end. Raises `Purged` where one cannot be read any more."""
         await self._tell()
         last = self._prefix + encode_key(end) if end else after_prefix(self._prefix)
         page = await self.state.scan(self.id, self._prefix + encode_key(start), last, limit)
+        await self._form.ready(packed=(item.value for item in page.items if item.value is not None))
         return [
-            (decode_key(item.key[len(self._prefix) :]), self._decode(item.value))
+            (decode_key(item.key[len(self._prefix) :]), self._form.read(item.key, item.value))
             for item in page.items
             if item.value is not None and item.key.startswith(self._prefix)
         ]
 
     def put(self, key: str | bytes, value: T) -> None:
-        self._pending[self._prefix + encode_key(key)] = self._encode(value)
+        self._pending[self._prefix + encode_key(key)] = self._form.draft(value)
 
     def delete(self, key: str | bytes) -> None:
         self._pending[self._prefix + encode_key(key)] = None
@@ -108,7 +110,11 @@ class Transaction(Generic[T]):
 
     async def _tell(self) -> None:
         if self._pending:
-            writes = [Write(key, packed) for key, packed in self._pending.items()]
+            await self._form.ready(draft for draft in self._pending.values() if draft is not None)
+            writes = [
+                Write(key, None if draft is None else self._form.written(key, draft))
+                for key, draft in self._pending.items()
+            ]
             await self.state.commit(writes, transaction=self.id)
             self._pending.clear()
 
@@ -119,9 +125,9 @@ class Transaction(Generic[T]):
 
 @asynccontextmanager
 async def _opened(
-    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, deadline: float
+    state: State, form: Form[T], prefix: bytes, deadline: float
 ) -> AsyncIterator[Transaction[T]]:
-    transaction = Transaction(state, await state.begin(deadline), encode, decode, prefix)
+    transaction = Transaction(state, await state.begin(deadline), form, prefix)
     try:
         yield transaction
     except BaseException:
@@ -132,10 +138,8 @@ async def _opened(
 
 
 @asynccontextmanager
-async def _within(
-    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, part: Part
-) -> AsyncIterator[Transaction[T]]:
-    transaction = Transaction(state, await state.share(await part.whole()), encode, decode, prefix)
+async def _within(state: State, form: Form[T], prefix: bytes, part: Part) -> AsyncIterator[Transaction[T]]:
+    transaction = Transaction(state, await state.share(await part.whole()), form, prefix)
     try:
         yield transaction
         await transaction._tell()
@@ -152,13 +156,13 @@ async def _retract(state: State, part: bytes) -> None:
 
 
 def open_transaction(
-    state: State, encode: Callable[[Any], bytes], decode: Callable[[bytes], T], prefix: bytes, deadline: float
+    state: State, form: Form[T], prefix: bytes, deadline: float
 ) -> AbstractAsyncContextManager[Transaction[T]]:
     """See `Keyspace.transaction`."""
     call = current_or_none()
     if call is not None and call.transaction is not None:
-        return _within(state, encode, decode, prefix, part_of(call))
-    return _opened(state, encode, decode, prefix, deadline)
+        return _within(state, form, prefix, part_of(call))
+    return _opened(state, form, prefix, deadline)
 
 
 async def retried(

@@ -305,7 +305,7 @@ def order(node: Node) -> list[str]:
         if name in visiting or name not in node.servers:
             return
         visiting.add(name)
-        for bound in node.servers[name].spec.needs.values():
+        for bound in node.servers[name].needs.values():
             if isinstance(bound, ServerBinding):
                 visit(bound.server)
         found.append(name)

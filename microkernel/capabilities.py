@@ -17,7 +17,6 @@ What holds at all times is `check()`.
 
 import heapq
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from typing import NamedTuple
 
 import msgspec
@@ -70,11 +69,6 @@ class Ended(NamedTuple):
     gone: list[Capability]
     moved: list[Capability] = []  # noqa: RUF012 (a NamedTuple's default, never changed)
     """Children of what ended, as they are now, under the nearest ancestor that lives."""
-
-
-def badge_number(name: str) -> int:
-    """The badge that stands for a name in an image: 63 bits of its hash, never 0."""
-    return (int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1) or 1
 
 
 def no_later(expiry: int, than: int) -> bool:

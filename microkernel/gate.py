@@ -18,12 +18,13 @@ from pathlib import Path
 import trio
 
 from atoll.ipc.errors import AtollError, PeerMisbehaved
+from atoll.ipc.naming import badge_number
 from atoll.ipc.system import control
 from atoll.ipc.system.records import AttachmentRow
 
 from .accounts import ATTACHMENT
 from .authority import Authority
-from .capabilities import Capability, badge_number
+from .capabilities import Capability
 from .connections import Connection
 from .events import Events
 from .image import Attach

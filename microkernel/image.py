@@ -21,6 +21,8 @@ SERVICES: tuple[Service, ...] = ("control", "normal", "bulk")
 
 KEYSPACE_RIGHTS = ("read", "write", "history", "pin")
 """What the store's interface offers to a holder of a keyspace."""
+PURGE = "purge"
+"""The right on a private keyspace that is none at the store, but at the server that keeps its keys."""
 DELEGATE = "delegate"
 """The right that every capability may carry: to grant it to another process."""
 
@@ -127,7 +129,9 @@ class KeyspaceBinding(Table, frozen=True, kw_only=True):
     keyspace: Annotated[str, Key("A `[keyspace.NAME]` of this image.")]
     rights: Annotated[
         tuple[str, ...],
-        Key("Of `read`, `write`, `history`, and `delegate`; written out also when empty."),
+        Key(
+            "Of `read`, `write`, `history`, `pin`, `delegate`, and of a private one `purge`; written out also when empty."
+        ),
     ]
 
 
@@ -252,6 +256,9 @@ class KeyspaceSpec(Table, frozen=True, kw_only=True):
             le=1 << 31,
         ),
     ] = None
+    private: Annotated[
+        bool, Key("Whether its values are sealed by their server; then the image has a `[server.keys]`.")
+    ] = False
 
 
 class SliceSpec(Table, frozen=True, kw_only=True):

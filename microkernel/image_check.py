@@ -15,16 +15,19 @@ from typing import Any, NamedTuple
 import trio
 
 from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
+from atoll.ipc.system.keys import SERVER as KEYS
 
 from .descriptions import Configs, Descriptions, describe_apart
 from .image import (
     DELEGATE,
     KEYSPACE_RIGHTS,
+    PURGE,
     Binding,
     ConfigBinding,
     FolderBinding,
     Image,
     KeyspaceBinding,
+    KeyspaceSpec,
     ListenBinding,
     Server,
     ServerBinding,
@@ -39,6 +42,7 @@ from .protection.plan import ladder, levels
 STORE = "state"
 """The server that holds the store; every image has one."""
 STORE_INTERFACE = "State"
+KEYS_INTERFACE = "Keys"
 
 KINDS: dict[type[Any], str] = {
     KeyspaceBinding: "keyspace",
@@ -295,7 +299,7 @@ class _Names:
         if isinstance(bound, KeyspaceBinding):
             self.table((*path, "keyspace"), "keyspace", bound.keyspace)
             for index, right in enumerate(bound.rights):
-                rights = (*KEYSPACE_RIGHTS, DELEGATE)
+                rights = (*KEYSPACE_RIGHTS, PURGE, DELEGATE)
                 self.known((*path, "rights", index), right, rights, "a right on keyspaces")
         elif isinstance(bound, ServerBinding):
             self.table((*path, "server"), "server", bound.server)
@@ -408,6 +412,8 @@ class _Wiring:
         kind = KINDS[type(bound)]
         if kind != about.kind:
             self.draft.note(path, f"a {about.kind}: {WRITTEN[about.kind]}", f"a {kind}")
+        elif isinstance(bound, KeyspaceBinding):
+            self.check_keyspace(path, bound, about)
         elif isinstance(bound, ServerBinding):
             offer = self.offer(path, bound.server, bound.interface or about.interface)
             if offer is None:
@@ -417,6 +423,27 @@ class _Wiring:
                     (*path, "interface"), f"the interface {quoted(about.interface)}", quoted(offer.name)
                 )
             self.check_rights((*path, "rights"), bound.rights, bound.server, offer)
+
+    def check_keyspace(self, path: TomlPath, bound: KeyspaceBinding, about: NeedDescription) -> None:
+        """A private keyspace is one for all: the image, who keeps its keys, and each server that is bound to it."""
+        spec = self.image.keyspace.get(bound.keyspace)
+        if spec is not None and spec.private != about.private:
+            is_private = "a private keyspace, whose values are sealed", "one that is not private"
+            expected, got = is_private if about.private else is_private[::-1]
+            hint = f"write private = true in [keyspace.{bound.keyspace}]" if about.private else ""
+            self.draft.note((*path, "keyspace"), expected, got, hint)
+        if PURGE in bound.rights and not about.private:
+            at = (*path, "rights", bound.rights.index(PURGE))
+            self.draft.note(at, f"no {quoted(PURGE)}: only a private keyspace has it", quoted(PURGE))
+        if not about.private:
+            return
+        keeper = self.descriptions.get(KEYS)
+        offers = [offer.name for offer in keeper.interfaces] if isinstance(keeper, Description) else []
+        if keeper is None or (isinstance(keeper, Description) and KEYS_INTERFACE not in offers):
+            got = f"one that offers {one_of(offers)}" if offers else "none"
+            self.draft.note(
+                path, f"a [server.{KEYS}] of this image, which keeps the keys of private keyspaces", got
+            )
 
     def check_attach(self) -> None:
         for index, entry in enumerate(self.image.attach):
@@ -467,6 +494,8 @@ def calls(image: Image) -> Iterator[tuple[str, str, str]]:
                 yield name, bound.server, need
             elif isinstance(bound, KeyspaceBinding):
                 yield name, STORE, need
+                if image.keyspace.get(bound.keyspace, KeyspaceSpec()).private:
+                    yield name, KEYS, need
 
 
 def _check_priorities(draft: Draft) -> None:

@@ -120,6 +120,7 @@ class Launching:
             raise
         serving.cost = cost
         serving.started = node.now()
+        serving.version, serving.plan = version.hash, plan
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
         mark = f"{node.boot}-{serving.number}"
@@ -228,7 +229,7 @@ class Launching:
         """By need, the capability that this process uses: the lasting one, or beside another process a twin of it."""
         node = self._node
         found = {}
-        for need in server.spec.needs:
+        for need in server.needs:
             id = node.bound.get((server.name, need))
             if id is None:
                 continue

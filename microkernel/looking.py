@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import heapq
 import os
+from hashlib import blake2b
 
+import msgspec
+
+from atoll.ipc.errors import NotFound
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
 from atoll.ipc.system.records import VersionRow
@@ -13,7 +17,7 @@ from .events import Events
 from .image import KeyspaceBinding
 from .image_check import STORE
 from .node import Node
-from .parties import KERNEL, Attached, Serving
+from .parties import KERNEL, Attached, Party, Serving
 from .protection.plan import ladder
 from .readers import Readers
 from .server import Server
@@ -62,6 +66,28 @@ class Looking:
             interfaces=[offer.name for offer in server.description.interfaces],
             reason=server.reason if main else "", late=signs.late if signs else 0,
         )  # fmt: skip
+
+    def measurement(self, party: Party, channel: int) -> calls.Measurement:
+        """What the process is that is the client of a channel that `party` serves. Raises `NotFound`."""
+        node = self._node
+        found = node.channels.get(channel)
+        if found is None or found.server != party.holder:
+            raise NotFound(what="channel that you serve", name=str(channel))
+        client = found.client
+        if not isinstance(client, Serving) or client.plan is None:
+            raise NotFound(what="server's process at the other end of channel", name=str(channel))
+        server = node.server(client.holder)
+        named = node.image.server.get(server.name) if server.spec.image else None
+        return calls.Measurement(
+            server=server.name,
+            version=client.version,
+            level=client.plan.level,
+            wanted=server.spec.level if named is None else node.image.level(server.name),
+            mechanisms=list(client.plan.in_force),
+            image=""
+            if named is None
+            else blake2b(msgspec.json.encode(named, enc_hook=repr), digest_size=16).hexdigest(),
+        )
 
     def protection(self, server: Server) -> calls.Protection:
         plan = server.plan

@@ -10,17 +10,19 @@ from typing import NamedTuple
 import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.naming import badge_number
 from atoll.ipc.system import control
 from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.records import NeedRow
 from atoll.ipc.system.state import Retention
 
 from .authority import Authority
-from .capabilities import Capability, badge_number
+from .capabilities import Capability
 from .capability_rows import write_ended, write_made
 from .changes import Batch
 from .image import (
     KEYSPACE_RIGHTS,
+    PURGE,
     SERVICES,
     ConfigBinding,
     FolderBinding,
@@ -31,7 +33,7 @@ from .image import (
 from .image_check import KINDS, STORE, STORE_INTERFACE
 from .node import Node
 from .parties import Serving
-from .server import Server
+from .server import Server, keys_of
 from .uids import give
 
 LOCK_DESCRIPTOR = 4
@@ -50,7 +52,7 @@ class Wanted(NamedTuple):
 
 def wanted(node: Node, server: Server, need: str) -> Wanted | None:
     """What a need asks of the capability tree; None for one that is no capability."""
-    bound, own = server.spec.needs[need], SERVICES.index(server.spec.service)
+    bound, own = server.needs[need], SERVICES.index(server.spec.service)
     if isinstance(bound, KeyspaceBinding):
         badge = node.keyspaces.get(bound.keyspace)
         if badge is None:
@@ -59,8 +61,8 @@ def wanted(node: Node, server: Server, need: str) -> Wanted | None:
     if not isinstance(bound, ServerBinding):
         return None
     offers = {offer.name: offer for offer in node.server(bound.server).description.interfaces}
-    declared = server.description.needs[need].interface
-    interface = bound.interface or declared or next(iter(offers))
+    about = server.description.needs.get(need)
+    interface = bound.interface or (about.interface if about is not None else "") or next(iter(offers))
     if interface not in offers:
         raise BadRequest(
             where=f"need {need!r} of {server.name}",
@@ -110,7 +112,8 @@ def complete(server: Server) -> None:
         if need in needs or about.optional:
             continue
         if about.kind == "keyspace":
-            needs[need] = KeyspaceBinding(keyspace=f"{server.name}.{need}", rights=KEYSPACE_RIGHTS)
+            rights = (*KEYSPACE_RIGHTS, PURGE) if about.private else KEYSPACE_RIGHTS
+            needs[need] = KeyspaceBinding(keyspace=f"{server.name}.{need}", rights=rights)
         elif about.kind == "folder":
             needs[need] = FolderBinding(folder=need)
         else:
@@ -129,7 +132,7 @@ def lost(node: Node, server: Server) -> list[str]:
     """The needs whose capability was taken back since it was bound."""
     return [
         need
-        for need in server.spec.needs
+        for need in server.needs
         if (id := node.bound.get((server.name, need))) is not None and not node.tree.has(id)
     ]
 
@@ -145,7 +148,7 @@ class Needs:
         """Find or make the lasting capability of each need; the rows go into the batch. Returns those that stand for no need
         any more, for `drop`: a process may still use them."""
         replaced = []
-        for need in server.spec.needs:
+        for need in server.needs:
             what = wanted(self._node, server, need)
             if what is None:
                 continue
@@ -180,7 +183,11 @@ class Needs:
         for need, bound in server.spec.needs.items():
             match bound:
                 case KeyspaceBinding():
-                    needs[need] = control.KeyspaceNeed(port=self._authority.admit(capabilities[need], party))
+                    keys = capabilities.get(keys_of(need))
+                    needs[need] = control.KeyspaceNeed(
+                        port=self._authority.admit(capabilities[need], party),
+                        keys=None if keys is None else self._authority.admit(keys, party),
+                    )
                 case ServerBinding():
                     needs[need] = control.ServerNeed(port=self._authority.admit(capabilities[need], party))
                 case ConfigBinding(config=table):

@@ -12,6 +12,7 @@ from .connections import Connection
 from .mechanisms import Process
 from .notices import Notice, Status
 from .peers import Peer
+from .protection import Plan
 from .tapes import Tape
 
 KERNEL = "kernel"
@@ -91,6 +92,10 @@ class Serving(Party):
         """Numbers of the channels that it was given to serve."""
         self.started = 0
         """Nanoseconds since the epoch."""
+        self.version = ""
+        """Of the package that it runs."""
+        self.plan: Plan | None = None
+        """How it is confined."""
         self.pong = 0
         self.busy = ""
 

@@ -9,16 +9,25 @@ from collections import deque
 from typing import Literal
 
 import trio
+from msgspec.structs import replace
 
 from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import control
 from atoll.ipc.system.kernel import State
+from atoll.ipc.system.keys import SERVER as KEYS
 
+from .image import PURGE, Binding, KeyspaceBinding, ServerBinding
+from .image_check import KEYS_INTERFACE
 from .parties import Serving
 from .protection import Plan
 from .slices import Limits
 from .specs import Spec
 from .versions import Version
+
+
+def keys_of(need: str) -> str:
+    """The name of the need that goes with one for a private keyspace; no attribute is called so."""
+    return f"{need} keys"
 
 
 class Server:
@@ -49,6 +58,22 @@ class Server:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def needs(self) -> dict[str, Binding]:
+        """Its needs, bound; with each private keyspace, under `keys_of` its name, the capability for its keys."""
+        found: dict[str, Binding] = {}
+        for need, bound in self.spec.needs.items():
+            about = self.description.needs.get(need)
+            if isinstance(bound, KeyspaceBinding) and about is not None and about.private:
+                found[need] = replace(bound, rights=tuple(right for right in bound.rights if right != PURGE))
+                rights = ("use", PURGE) if PURGE in bound.rights else ("use",)
+                found[keys_of(need)] = ServerBinding(
+                    server=KEYS, interface=KEYS_INTERFACE, rights=rights, badge=bound.keyspace
+                )
+            else:
+                found[need] = bound
+        return found
 
     @property
     def start(self) -> Literal["zygote", "exec"]:

@@ -361,7 +361,7 @@ class _Swap:
         """The lasting capabilities stand on the new process's channels from now on; those that no need names, and that
         the old process was given, are delivered to it."""
         node, server = self.node, self.server
-        bound = {node.bound.get((server.name, need)) for need in server.spec.needs}
+        bound = {node.bound.get((server.name, need)) for need in server.needs}
         for held in node.tree.held_by(server.name):
             if held.lasting and held.parent and held.id in bound:
                 self.authority.enter(held, self.authority.connect(new, held.server))

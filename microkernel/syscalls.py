@@ -25,6 +25,7 @@ from atoll.ipc.system.kernel import (
     Kernel,
     Load,
     LogRow,
+    Measurement,
     NodeRow,
     Opened,
     ProcessRow,
@@ -117,6 +118,10 @@ class Syscalls(Serves[Kernel]):
     @Kernel.device_share.serve
     def device_share(self, channel: int) -> DeviceShare:
         return self._allotments.device_share(self._caller(), channel)
+
+    @Kernel.measurement.serve
+    def measurement(self, channel: int) -> Measurement:
+        return self._looking.measurement(self._caller(), channel)
 
     @Kernel.attachments.serve
     def attachments(self) -> list[AttachmentRow]:

@@ -43,6 +43,8 @@ class NeedDescription(Struct, frozen=True, kw_only=True):
     """Of keyspaces and configurations: the type of their values."""
     optional: bool = False
     """It starts without, too."""
+    private: bool = False
+    """Of a keyspace: its values are sealed."""
 
 
 class ConfigFault(Struct, frozen=True, kw_only=True):
@@ -100,6 +102,7 @@ def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None 
             interface=name if need.kind == "server" else "",
             type=name if need.kind in ("keyspace", "config") else "",
             optional=optional,
+            private=need.private,
         )
     return Description(
         interfaces=offers,

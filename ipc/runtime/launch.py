@@ -26,9 +26,11 @@ from atoll.ipc.errors import AtollError, NodeDown
 from atoll.ipc.future import wait_for
 from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.private.keyspace import Private
 from atoll.ipc.serve import Endpoint, Need, Serves, bind, needs, read_config
 from atoll.ipc.system import control
 from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.keys import Keys
 from atoll.ipc.system.state import State
 from atoll.native import segments
 
@@ -171,6 +173,8 @@ class Process:
                 self._nursery = nursery
                 nursery.start_soon(self._read_control)
                 await nursery.start(loop.serve)
+                for ring in endpoint.rings:
+                    await nursery.start(ring.run)
                 if start.handover:
                     self._ready(endpoint)
                     await self._taken_over.wait()
@@ -263,9 +267,7 @@ class Process:
             own_kernel.provide(self.deliveries.proxy(Kernel, start.kernel), self.deliveries)
         wanted = {need.name: need for need in needs(server)}
         given = {
-            name: self._need(wanted[name], need, sockets, start)
-            for name, need in start.needs.items()
-            if name in wanted
+            name: self._need(wanted[name], name, sockets, start) for name in start.needs if name in wanted
         }
         return bind(server, given, Translation(self.deliveries, self._peer), start.version)
 
@@ -276,9 +278,16 @@ class Process:
         call = context.current_or_none()
         return 0 if call is None else call.client
 
-    def _need(self, wanted: Need, need: control.Need, sockets: list[int], start: control.Start) -> Any:
+    def _need(self, wanted: Need, name: str, sockets: list[int], start: control.Start) -> Any:
         recorder = self._recorder
-        match need:
+        match start.needs[name]:
+            case control.KeyspaceNeed(port=port, keys=control.Port() as keys):
+                if recorder is not None and recorder.payloads:
+                    raise TypeError(
+                        f"the keyspace {name!r} is private, and recorded calls would be rows in the clear"
+                    )
+                state, holder = self.deliveries.proxy(State, port), self.deliveries.proxy(Keys, keys)
+                return Private(state, wanted.type, holder, name=name, boot=start.boot)
             case control.KeyspaceNeed(port=port):
                 state = self.deliveries.proxy(State, port)
                 if recorder is None or not recorder.payloads:

@@ -45,6 +45,8 @@ class Port(Struct, frozen=True, kw_only=True):
 
 class KeyspaceNeed(Struct, frozen=True, tag="keyspace", kw_only=True):
     port: Port
+    keys: Port | None = None
+    """Of a private one, where its keys come from."""
 
 
 class ServerNeed(Struct, frozen=True, tag="server", kw_only=True):

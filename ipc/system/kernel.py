@@ -302,6 +302,22 @@ class Slice(Struct, frozen=True, kw_only=True):
     """In an answer: what this host holds nobody to, as sentences."""
 
 
+class Measurement(Struct, frozen=True, kw_only=True):
+    """What a server's process is, by the kernel that started it."""
+
+    server: str
+    version: str
+    """Content hash of the package that it runs."""
+    level: Level
+    """The protection level that it has."""
+    wanted: Level
+    """The one that the image wants; of a server that a person loaded, the one it was loaded with."""
+    mechanisms: list[str]
+    """In force."""
+    image: str
+    """Hash of the server's table in the image; empty: the image does not name it."""
+
+
 class DeviceBound(Struct, frozen=True, kw_only=True):
     """What all who are named by `name` may have of devices together. None: no bound."""
 
@@ -420,6 +436,11 @@ class Kernel(Interface):
     @call("serve", idempotent=True)
     def device_share(self, channel: int) -> DeviceShare:
         """What the client of a channel that the calling server serves may have of devices, by its slice as it is now."""
+
+    @call("serve", idempotent=True)
+    def measurement(self, channel: int) -> Measurement:
+        """What the process at the other end of a channel that the calling server serves is. `NotFound` where it is no
+        server's."""
 
     @call("observe", idempotent=True)
     def attachments(self) -> list[AttachmentRow]:

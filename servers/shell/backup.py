@@ -23,6 +23,7 @@ import typer
 
 from atoll.ipc.attach import NoSuchNode, base_folder, connect, folder_of
 from atoll.ipc.errors import BadRequest, NodeDown
+from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.state import State
 
 from . import exits, jobs, printing
@@ -35,6 +36,8 @@ OURS: Final = frozenset({MANIFEST, "rows", "blobs", "versions", "manifest.new"})
 """All that may lie in a backup's folder."""
 STORE: Final = Path("data") / "state"
 FILE: Final = "data.mdb"
+
+KEYRING: Final = Path("keyring") / "keyring"
 
 STATE: Final = ("atoll.servers.state.backup",)
 STORAGE: Final = ("atoll.servers.storage.backup",)
@@ -286,10 +289,15 @@ def _told(report: Report) -> str:
     )
     lines = [told, f"covers {covers(report.covers)}"]
     lines += [f"damaged in the node, and not in the backup: {damage}" for damage in report.damaged]
-    lines += [
-        f"not in the backup: {name}, a folder of files that no revision goes with" for name in report.left_out
-    ]
+    lines += [f"not in the backup: {name}, {left_out(name)}" for name in report.left_out]
     return "\n".join(lines)
+
+
+def left_out(name: str) -> str:
+    """Why a folder of a server's is not in a backup."""
+    if Path(name).parts[0] == KEYS:
+        return "on purpose: what opens private keyspaces is kept apart from them (`atoll restore --keyring`)"
+    return "a folder of files that no revision goes with"
 
 
 def covers(spans: list[Span]) -> str:
@@ -306,12 +314,23 @@ def restore(
     name: Annotated[
         str, typer.Option("--name", help="The new node's name.", show_default="the backed-up node's")
     ] = "",
+    keyring: Annotated[
+        Path | None,
+        typer.Option(
+            "--keyring",
+            metavar="FOLDER",
+            help="The newest `data/keys` of the node that was backed up; without it nothing private can be read.",
+            show_default="none",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a node out of a backup, as of a moment; on this machine or another."""
     when = moment(at)
     if not is_one(folder):
         raise BadRequest("DIR", "the folder of a backup that was finished", f"{folder}, which holds none")
+    if keyring is not None and not (keyring / KEYRING).is_file():
+        raise BadRequest("--keyring", "a node's folder data/keys", f"{keyring}, which holds no {KEYRING}")
     folder = folder.absolute()
     with locked(folder, fcntl.LOCK_SH) as lock:
         node = part(Described, lock, *STATE, "describe", str(folder)).node
@@ -321,6 +340,8 @@ def restore(
         fresh.mkdir(mode=0o755, parents=True, exist_ok=True)
         with _room_at(home), locked(fresh):
             made = _build(folder, lock, fresh, name or node, when)
+            if keyring is not None:
+                _copy_keyring(keyring, fresh / "data" / KEYS)
             fresh.rename(home)
             _sync(home.parent)
     image = home / "image.toml" if made.image else "IMAGE"
@@ -368,6 +389,19 @@ def _build(folder: Path, lock: int, home: Path, name: str, when: int | float | N
     part(type(None), lock, "atoll.microkernel", *words, stdin=made.image)
     _sync(home)
     return made
+
+
+def _copy_keyring(source: Path, target: Path) -> None:
+    """As private as it is there. Boot gives it to the server's user."""
+    for place in (source, *sorted(path for path in source.rglob("*") if path.is_dir())):
+        made = target / place.relative_to(source)
+        made.mkdir(mode=0o700)
+        for file in (path for path in place.iterdir() if path.is_file()):
+            with open(os.open(made / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as copy:
+                copy.write(file.read_bytes())
+                copy.flush()
+                os.fsync(copy.fileno())
+        _sync(made)
 
 
 def _sync(folder: Path) -> None:

@@ -20,6 +20,7 @@ from . import (
     calls,
     exits,
     flows,
+    keyring,
     life,
     offline,
     past,
@@ -43,6 +44,7 @@ image = typer.Typer(help="Images: what a node is booted from.")
 protection = typer.Typer(help="What keeps servers in.")
 new = typer.Typer(help="Begin something new.")
 flow = typer.Typer(help="Workflows: the calls of durable methods.")
+keys = typer.Typer(help="The keys of private keyspaces.")
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "The node": {
@@ -78,6 +80,9 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "grant": authority.grant,
         "revoke": authority.revoke,
     },
+    "Private keyspaces": {
+        "purge": keyring.purge,
+    },
     "What the store knows": {
         "get": rows.get,
         "range": rows.range_,
@@ -99,6 +104,7 @@ app.add_typer(image, name="image")
 app.add_typer(protection, name="protection")
 app.add_typer(new, name="new")
 app.add_typer(flow, name="flow")
+app.add_typer(keys, name="keys")
 image.command("check")(offline.image_check)
 image.command("show")(watching.image)
 protection.command("show")(watching.show)
@@ -106,6 +112,10 @@ new.command("server")(scaffold.new_server)
 new.command("unit")(scaffold.new_unit)
 for handler in (flows.ls, flows.show, flows.cancel, flows.resume, flows.fork):
     flow.command(handler.__name__)(handler)
+
+
+for handler in (keyring.show, keyring.rotate, keyring.unlock):
+    keys.command(handler.__name__)(handler)
 
 
 @image.callback()
@@ -126,6 +136,11 @@ def of_new() -> None:
 @flow.callback()
 def of_flow() -> None:
     """Workflows: the calls of durable methods."""
+
+
+@keys.callback()
+def of_keys() -> None:
+    """The keys of private keyspaces."""
 
 
 def version(wanted: bool) -> None:

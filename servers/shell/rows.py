@@ -10,6 +10,7 @@ import typer
 
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.private.envelope import is_sealed
 from atoll.ipc.system.records import after
 from atoll.ipc.system.state import Change, Item, State
 
@@ -62,6 +63,8 @@ def value_of(stored: bytes | None) -> object:
     """A stored value as JSON can show it: MessagePack decoded, else text, else hexadecimal digits."""
     if stored is None:
         return None
+    if is_sealed(stored):
+        return f"(sealed, {len(stored)} bytes)"
     try:
         return printing.plain(msgspec.msgpack.decode(stored))
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded
+from atoll.ipc.naming import badge_number
 from atoll.ipc.system.records import CapabilityRow
 from atoll.microkernel import slots
 from atoll.microkernel.accounts import Ledger
-from atoll.microkernel.capabilities import NEVER, ROOT_SLOT, Capability, Tree, badge_number, no_later
+from atoll.microkernel.capabilities import NEVER, ROOT_SLOT, Capability, Tree, no_later
 from atoll.microkernel.capability_rows import capability_of, row_of, session_row, write_ended, write_made
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.image import DELEGATE, Account

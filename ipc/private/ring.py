@@ -1,0 +1,179 @@
+"""The data keys of one private keyspace, as far as its owner's process has them.
+
+They are held as long as the stream `hold` of `keys` lives: on it each purge arrives, the key goes, and `let_go` says
+so. When the stream breaks for good nothing is held any more, and what is wanted next is asked for anew. What is
+missing is asked for by a task of its own, many at a time, and under no caller's deadline: others may wait for the same key.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from atoll.ipc.context import Log
+from atoll.ipc.deferred import Deferred
+from atoll.ipc.errors import AtollError, PeerFault, Purged, Sealed
+from atoll.ipc.system.keys import AT_ONCE, Keys, Told, hashed, tag_of
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+MOST: Final = 10_000
+"""Subjects whose keys are held at a time, the latest asked for."""
+_RETRY: Final = 0.1
+"""Seconds until `keys` is asked again after it went."""
+_REFUSED: Final = 1.0
+"""And after it refused: somebody has to act first."""
+
+
+class _Wanted:
+    """Whoever waits for keys."""
+
+    __slots__ = ("done", "subjects", "tags")
+
+    def __init__(self, subjects: tuple[str, ...], tags: tuple[bytes, ...]) -> None:
+        self.subjects = subjects
+        self.tags = tags
+        self.done: Deferred[None] = Deferred()
+
+
+class Ring:
+    """One task runs `run`; everything else is called on the same thread."""
+
+    def __init__(self, keys: Keys, name: str = "") -> None:
+        # Only here: it is 20 ms and some MiB that a process without private keyspaces has no use for.
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        self._aead = AESGCM
+        self._keys = keys
+        self._name = name
+        self._index = b""
+        self.badge = 0
+        self._held: dict[bytes, AESGCM | None] = {}
+        """By tag; None: purged."""
+        self._tags: dict[str, bytes] = {}
+        self._waiting: list[_Wanted] = []
+        self._asked = trio.Event()
+        self._fault: Sealed | None = None
+        """Why `keys` gives nothing, if it said so."""
+
+    # what others ask ------------------------------------------------------------------------------------------
+
+    def tag(self, subject: str) -> bytes:
+        """Precondition, as of all that follows: `fetch` said that nothing is missing for it."""
+        found = self._tags.get(subject)
+        if found is None:
+            found = self._tags[subject] = tag_of(self._index, subject)
+            _trim(self._tags)
+        return found
+
+    def hashed(self, text: str) -> str:
+        return hashed(self._index, b"text", text).hex()[:32]
+
+    def cipher(self, tag: bytes) -> "AESGCM":
+        """Raises `Purged`, as an error without a name: by its tag nobody is known."""
+        found = self._held[tag]
+        if found is None:
+            raise Purged("whom a row is about")
+        return found
+
+    def fetch(self, subjects: Iterable[str] = (), tags: Iterable[bytes] = ()) -> Deferred[None] | None:
+        """None: all of their keys are here, or gone; for nobody, the index key is. Else it is done when they are, and fails
+        with `Sealed` where `keys` gives none."""
+        wanted = _Wanted(tuple(subjects), tuple(tags))
+        if not self._missing(wanted):
+            return None
+        if self._fault is not None and not self._index:
+            wanted.done.fail(self._fault)
+            return wanted.done
+        self._waiting.append(wanted)
+        self._asked.set()
+        return wanted.done
+
+    def _missing(self, wanted: _Wanted) -> bool:
+        """Whether something is missing for it; with no index key, all is."""
+        held = self._held
+        return not self._index or not (
+            all(tag in held for tag in wanted.tags)
+            and all(self.tag(subject) in held for subject in wanted.subjects)
+        )
+
+    # its task -------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Holds keys until cancelled."""
+        task_status.started()
+        while True:
+            await self._hold()
+            self._held.clear()
+            self._tags.clear()
+            self._index = b""
+            await trio.sleep(_RETRY if self._fault is None else _REFUSED)
+
+    async def _hold(self) -> None:
+        """As long as one stream lives."""
+        async with trio.open_nursery() as nursery:
+            try:
+                async for told in self._keys.hold():
+                    if told.purged:
+                        await self._purged(told)
+                    else:
+                        first, self._index, self.badge = not self._index, told.index, told.badge
+                        if first:
+                            self._fault = None
+                            nursery.start_soon(self._ask)
+            except PeerFault as fault:
+                Log().debug("a private keyspace waits for its keys", reason=str(fault))
+            except AtollError as fault:
+                self._refused(fault)
+            nursery.cancel_scope.cancel()
+
+    def _refused(self, fault: AtollError) -> None:
+        """Nobody is to wait for what will not come until somebody acts."""
+        self._fault = Sealed(self._name, str(fault))
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.done.fail(self._fault)
+
+    async def _purged(self, told: Told) -> None:
+        self._held[told.purged] = None
+        with suppress(PeerFault):
+            await self._keys.let_go(told.position)
+
+    async def _ask(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            tags = {tag for each in self._waiting for tag in self._all(each) if tag not in self._held}
+            asked = list(tags)[:AT_ONCE]
+            if asked:
+                try:
+                    keys = await self._keys.release(asked)
+                except PeerFault:
+                    self._asked.set()
+                    await trio.sleep(_RETRY)
+                    continue
+                for tag, key in zip(asked, keys, strict=True):
+                    # A purge that came meanwhile is the later word.
+                    self._held.setdefault(tag, self._aead(key) if key else None)
+            waiting, self._waiting = self._waiting, []
+            done: list[_Wanted] = []
+            for each in waiting:
+                (self._waiting if self._missing(each) else done).append(each)
+            if self._waiting:
+                self._asked.set()
+            for each in done:
+                each.done.complete(None)
+            _trim(self._held)
+
+    def _all(self, wanted: _Wanted) -> Iterable[bytes]:
+        yield from wanted.tags
+        for subject in wanted.subjects:
+            yield self.tag(subject)
+
+
+def _trim(held: dict[str, bytes] | dict[bytes, "AESGCM | None"]) -> None:
+    """The oldest go; what was just asked for is at the end."""
+    for key in list(held)[: max(0, len(held) - MOST)]:
+        del held[key]  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""The keyring of private keyspaces (docs/decisions/0021-private-keyspaces.md)."""

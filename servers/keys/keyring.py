@@ -1,0 +1,185 @@
+"""The keyring: one file, sealed under the root key, replaced as a whole.
+
+It holds what no backup of rows has: the tree of seeds from which every subject's data key is made, and the index key
+of which those of the keyspaces are. So any copy of it, with its root key, opens whatever was sealed since it was
+made, but for whom it does not know to be purged: a copy from before a purge undoes the purge, and must not be kept.
+"""
+
+import hmac
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec import Struct
+
+from atoll.ipc import chance
+
+from . import files
+from .root import Root
+from .tree import SEED, Kept, Tree
+
+FILE: Final = "keyring"
+MAGIC: Final = b"atoll keyring 1\n"
+NONCE: Final = 12
+
+
+class Unreadable(Exception):
+    """The keyring and the root key do not belong together, or one of them is damaged or gone."""
+
+    def __init__(self, where: Path, why: str) -> None:
+        super().__init__(f"{where}: {why}; put back the keyring and the root key that belong together")
+
+
+class Made(Struct, frozen=True, array_like=True):
+    """One purge in one keyspace."""
+
+    number: int
+    badge: int
+    tag: bytes
+    time: int
+
+
+class Contents(Struct, kw_only=True):
+    id: bytes
+    """By which the store knows its keyring."""
+    index: bytes
+    seeds: list[Kept]
+    badges: list[int] = []
+    """The keyspaces that were ever opened: a purge by a person is of all of them."""
+    purges: list[Made] = []
+    number: int = 1
+    """Of the last purge; 1 before the first, since 0 is what whoever knows of none says."""
+    rotated: int = 0
+
+
+class Keyring:
+    """What is in memory is what is on the disk, once a method has returned."""
+
+    def __init__(self, folder: Path, root: Root) -> None:
+        self._path = folder / FILE
+        self.root = root
+        self._contents: Contents | None = None
+        self._tree = Tree(())
+
+    @property
+    def contents(self) -> Contents:
+        assert self._contents is not None, "the ring is open"
+        return self._contents
+
+    @property
+    def opened(self) -> bool:
+        return self._contents is not None
+
+    @property
+    def size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def open(self, known: bytes | None, now: int) -> None:
+        """Read it, or make the first. `known`: the id of the one that the store's rows were sealed with, if there is any.
+        Raises `KeysLocked`, `Unreadable`, OSError."""
+        held, keys, settled = files.read(self._path), self.root.keys(), self.root.settled()
+        if held is not None:
+            contents = _unsealed(self._path, held, keys)
+        elif settled or known is not None:
+            raise Unreadable(self._path, "there is none, and there was one")
+        else:
+            fresh = [(0, 0, chance.secret(SEED))]
+            contents = Contents(id=chance.secret(8), index=chance.secret(SEED), seeds=fresh, rotated=now)
+        if known not in (None, contents.id):
+            raise Unreadable(self._path, "it is another node's than the rows of this store")
+        self._take(contents)
+        if not settled:  # it is the first, or whoever replaced it last died before the end
+            self._replace()
+
+    def try_key(self, key: bytes) -> bool:
+        """Whether a root key opens what is there, or nothing is."""
+        held = files.read(self._path)
+        return held is None or _opens(held, key) is not None
+
+    def index(self, badge: int) -> bytes:
+        """The index key of a keyspace."""
+        return hmac.digest(self.contents.index, badge.to_bytes(8, "big"), sha256)
+
+    def key(self, badge: int, tag: bytes) -> bytes:
+        """A subject's data key; empty: purged."""
+        leaf = self._tree.leaf(place(badge, tag))
+        return (
+            b"" if leaf is None else hmac.digest(leaf, b"data key" + badge.to_bytes(8, "big") + tag, sha256)
+        )
+
+    def know(self, badge: int) -> None:
+        """The keyspace is one of those that a purge is of. Raises OSError."""
+        if badge not in self.contents.badges:
+            self.contents.badges.append(badge)
+            self._replace()
+
+    def purge(self, subjects: Iterable[tuple[int, bytes]], now: int) -> list[Made]:
+        """Forget the keys of subjects, in one step; gives those that were not purged before. Raises OSError: then it
+        is as it was, or done."""
+        contents, made = self.contents, list[Made]()
+        for badge, tag in subjects:
+            if self._tree.prune(place(badge, tag)):
+                made.append(Made(contents.number + 1, badge, tag, now))
+        if made:
+            contents.number += 1
+            contents.purges += made
+            contents.seeds = list(self._tree.kept())
+        if made or not self.root.settled():
+            self._replace()
+        return made
+
+    def rotate(self, now: int) -> None:
+        """A new root key. Raises OSError."""
+        self.contents.rotated = now
+        self._replace()
+
+    def made(self, badge: int, after: int) -> list[Made]:
+        """The purges of a keyspace after a number."""
+        return [each for each in self.contents.purges if each.number > after and each.badge == badge]
+
+    def _take(self, contents: Contents) -> None:
+        self._contents = contents
+        self._tree = Tree(contents.seeds)
+
+    def _replace(self) -> None:
+        try:
+            key = self.root.begin()
+            nonce = chance.secret(NONCE)
+            sealed = AESGCM(key).encrypt(nonce, msgspec.msgpack.encode(self.contents), MAGIC)
+            files.replace(self._path, MAGIC + nonce + sealed)
+            self.root.end()
+        except OSError:
+            self._contents = None  # whether it was replaced, the disk says
+            held = files.read(self._path)
+            if held is not None:
+                self._take(_unsealed(self._path, held, self.root.keys()))
+            raise
+
+
+def place(badge: int, tag: bytes) -> int:
+    """Where a subject is in the tree."""
+    return int.from_bytes(sha256(badge.to_bytes(8, "big") + tag).digest()[:8], "big")
+
+
+def _opens(held: bytes, key: bytes) -> bytes | None:
+    nonce = held[len(MAGIC) : len(MAGIC) + NONCE]
+    try:
+        return AESGCM(key).decrypt(nonce, held[len(MAGIC) + NONCE :], MAGIC)
+    except (InvalidTag, ValueError):
+        return None
+
+
+def _unsealed(path: Path, held: bytes, keys: list[bytes]) -> Contents:
+    if not held.startswith(MAGIC):
+        raise Unreadable(path, "it is no keyring of this version")
+    if not keys:
+        raise Unreadable(path, "there is no root key to open it with")
+    for key in keys:
+        plain = _opens(held, key)
+        if plain is not None:
+            return msgspec.msgpack.decode(plain, type=Contents)
+    raise Unreadable(path, "its root key does not open it")

@@ -1,0 +1,269 @@
+"""The server that keeps the keyring: gives data keys to whom the policy lets have them, and destroys them.
+
+It is the one process that reads the keyring and the root key. A purge is on the disk before anything else is: then
+the row, then each holder of keys is told and waited for, then the reply. What a crash leaves out is made up for: the
+row by the next start, the telling by the streams, which go on from the last purge that each knows of.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import trio
+from msgspec import Struct, field, structs
+
+from atoll.ipc.context import Log, current
+from atoll.ipc.errors import AtollError, BadRequest, NotFound
+from atoll.ipc.keyspace import Keyspace, settled
+from atoll.ipc.local_view import after_prefix
+from atoll.ipc.naming import badge_number
+from atoll.ipc.serve import Config, Serves
+from atoll.ipc.system.kernel import Measurement
+from atoll.ipc.system.keys import (
+    AT_ONCE,
+    TAG,
+    KeyringRow,
+    Keys,
+    KeysLocked,
+    NotReleased,
+    Purge,
+    RootKind,
+    Told,
+    tag_of,
+)  # fmt: skip
+
+from .attestation import Attestation, KernelsWord, Policy
+from .holders import Holder, Holders
+from .keyring import Keyring, Made, Unreadable
+from .root import FileRoot, PassphraseRoot, Root
+
+PATIENCE: Final = 5.0
+"""Seconds for which a purge waits for servers to let go, at most."""
+SUBJECT_MOST: Final = 400
+RING: Final = "ring"
+PURGES: Final = "purge/"
+
+
+class Settings(Config, frozen=True, kw_only=True):
+    root: RootKind = "file"
+    """Where the root key is."""
+    policy: dict[str, Policy] = field(default_factory=dict)
+    """By keyspace, who is given its keys."""
+
+
+class RingRow(Struct, frozen=True, kw_only=True, tag="ring"):
+    """Which keyring the rows of this store are sealed with."""
+
+    id: bytes
+
+
+class PurgeRow(Struct, frozen=True, kw_only=True, tag="purge"):
+    """A purge in one keyspace, as the store has it. Nobody is named: the tag is a keyed hash."""
+
+    number: int
+    keyspace: int
+    tag: bytes
+    time: int
+    call: str = ""
+    """Whose call it was, as channel:request of this server; empty where a start made up for the row."""
+
+
+class Server(Serves[Keys]):
+    rows: Keyspace[RingRow | PurgeRow]
+    keyring: Path
+    root: Path
+    config: Settings
+
+    def attestation(self) -> Attestation:
+        return KernelsWord()
+
+    async def start(self) -> None:
+        self.rows.keep_remote()
+        self._attestation = self.attestation()
+        self._policies = {badge_number(name): policy for name, policy in self.config.policy.items()}
+        self._holders = Holders()
+        self._changing = trio.Lock()
+        self._root: Root = (
+            PassphraseRoot(self.root) if self.config.root == "passphrase" else FileRoot(self.root)
+        )
+        self._ring = Keyring(self.keyring, self._root)
+        self._unreadable = ""
+        if not self._root.locked():
+            await self._open()
+
+    async def _open(self) -> None:
+        """The keyring, and the rows that are to be there with it. What cannot be opened is said to each caller: to
+        end for it would help nobody."""
+        row = await self.rows.get(RING)
+        try:
+            self._ring.open(row.id if isinstance(row, RingRow) else None, _now())
+        except (Unreadable, OSError) as fault:
+            self._unreadable = str(fault)
+            Log().error("the keyring cannot be opened", reason=str(fault))
+            return
+        if row is None:
+            await settled(self.rows.put(RING, RingRow(id=self._ring.contents.id)))
+        have = {row.key async for row in self.rows.range(PURGES, after_prefix(PURGES.encode()))}
+        await self._record([each for each in self._ring.contents.purges if _key(each) not in have], "")
+
+    def _opened(self) -> Keyring:
+        if not self._ring.opened:
+            raise KeysLocked(self._root.locked() or self._unreadable)
+        return self._ring
+
+    # for servers ----------------------------------------------------------------------------------------------
+
+    @Keys.hold.serve
+    async def hold(self, after: int = 0) -> AsyncIterator[Told]:
+        call = current()
+        badge = self._keyspace()
+        who = await self._measured(call.client)
+        self._policies.get(badge, Policy()).hold(who)
+        ring = self._opened()
+        async with self._changing:
+            ring.know(badge)
+        position = after or ring.contents.number
+        holder = Holder(badge, who.server, position)
+        self._holders.add(call.client, holder)
+        try:
+            yield Told(position, badge, ring.index(badge))
+            while True:
+                more = holder.more
+                for made in ring.made(badge, holder.told):
+                    holder.told = made.number
+                    yield Told(made.number, purged=made.tag)
+                await more.wait()
+        finally:
+            self._holders.remove(call.client, holder)
+
+    @Keys.release.serve
+    def release(self, tags: list[bytes]) -> list[bytes]:
+        badge, ring = self._keyspace(), self._opened()
+        holder = self._holders.of(current().client)
+        if holder is None or holder.badge != badge:
+            raise NotReleased(
+                "a process", "a stream `hold` by which it hears of purges", "one that holds none"
+            )
+        if len(tags) > AT_ONCE or any(len(tag) != TAG for tag in tags):
+            raise BadRequest(
+                "Keys.release, $.tags", f"{AT_ONCE} tags of {TAG} bytes at most", f"{len(tags)} others"
+            )
+        return [ring.key(badge, tag) for tag in tags]
+
+    @Keys.let_go.serve
+    def let_go(self, position: int) -> None:
+        self._holders.answered(current().client, position)
+
+    async def _measured(self, channel: int) -> Measurement:
+        try:
+            return await self._attestation.measured(channel)
+        except NotFound:
+            raise NotReleased("a program that is attached", "a server of the node", "none") from None
+
+    def _keyspace(self) -> int:
+        badge = current().badge
+        if not badge:
+            raise NotReleased("an unbadged capability", "one for a keyspace", "a person's")
+        return badge
+
+    # for purges -----------------------------------------------------------------------------------------------
+
+    @Keys.purge.serve
+    async def purge(self, subject: str, keyspace: str = "") -> Purge:
+        if not 0 < len(subject.encode()) <= SUBJECT_MOST:
+            raise BadRequest(
+                "Keys.purge, $.subject", f"1 to {SUBJECT_MOST} bytes", f"{len(subject.encode())}"
+            )
+        call, ring = current(), self._opened()
+        badges = {call.badge} if call.badge else set(ring.contents.badges)
+        if keyspace:
+            badges &= {badge_number(keyspace)}
+            if not badges:
+                raise NotFound("private keyspace that was ever opened", keyspace)
+        who = {(badge, tag_of(ring.index(badge), subject)) for badge in badges}
+        async with self._changing:
+            made = ring.purge(sorted(who), _now())
+            await self._record(made, f"{call.client}:{call.request}")
+        self._holders.tell(made)
+        done = [each for each in ring.contents.purges if (each.badge, each.tag) in who]
+        last = max(done, key=lambda each: each.number) if done else Made(ring.contents.number, 0, b"", _now())
+        left = call.remaining()
+        holding = await self._holders.without(
+            badges, last.number, min(PATIENCE, PATIENCE if left is None else left / 2)
+        )
+        if holding:
+            call.log.warning("servers have not let go of a purged key", servers=", ".join(holding))
+        return Purge(
+            number=last.number, time=last.time, keyspaces=len(badges), repeated=not made, holding=holding
+        )  # fmt: skip
+
+    async def _record(self, purges: list[Made], call: str) -> None:
+        """Rows of purges that are made. One that the store does not take now is written by the next start."""
+        if not purges:
+            return
+        rows: dict[str, RingRow | PurgeRow] = {
+            _key(each): PurgeRow(
+                number=each.number, keyspace=each.badge, tag=each.tag, time=each.time, call=call
+            )
+            for each in purges
+        }
+        try:
+            await settled(self.rows.put_all(rows))
+        except AtollError as fault:
+            Log().warning("a purge was made, and has no row yet", reason=str(fault))
+
+    # for people -----------------------------------------------------------------------------------------------
+
+    @Keys.rotate.serve
+    async def rotate(self, passphrase: str = "") -> KeyringRow:
+        ring = self._opened()
+        async with self._changing:
+            if isinstance(self._root, PassphraseRoot):
+                self._root.change(passphrase)
+            elif passphrase:
+                raise BadRequest("Keys.rotate, $.passphrase", "none: the root key is in a file", "one")
+            ring.rotate(_now())
+        return self._row()
+
+    @Keys.unlock.serve
+    async def unlock(self, passphrase: str) -> KeyringRow:
+        root = self._root
+        if not isinstance(root, PassphraseRoot):
+            raise BadRequest(
+                "Keys.unlock", "a root key that is made of a passphrase", f"one of kind {root.kind}"
+            )
+        async with self._changing:
+            if not self._ring.opened:
+                fits = [tried for tried in root.offer(passphrase) if self._ring.try_key(tried.key)]
+                if not fits:
+                    raise BadRequest(
+                        "Keys.unlock, $.passphrase", "the one that the keyring was made with", "another"
+                    )
+                root.take(fits[0])
+                await self._open()
+        return self._row()
+
+    @Keys.keyring.serve
+    def show(self) -> KeyringRow:
+        return self._row()
+
+    def _row(self) -> KeyringRow:
+        row = KeyringRow(
+            root=self._root.kind, locked=self._root.locked() or self._unreadable, attestation=self._attestation.name,
+            size=self._ring.size )  # fmt: skip
+        if not self._ring.opened:
+            return row
+        held = self._ring.contents
+        return structs.replace(
+            row, keyspaces=len(held.badges), purges=len(held.purges), rotated=held.rotated
+        )  # fmt: skip
+
+
+def _key(made: Made) -> str:
+    return f"{PURGES}{made.number:016x}/{made.badge:016x}"
+
+
+def _now() -> int:
+    from atoll.ipc import clock
+
+    return int(clock.wall() * 1e9)

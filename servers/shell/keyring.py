@@ -1,0 +1,133 @@
+"""Commands on private keyspaces: purge, and `atoll keys show`, `rotate`, `unlock`."""
+
+import getpass
+import os
+import sys
+from typing import Annotated, Final
+
+import typer
+
+from atoll.ipc.attach import connect
+from atoll.ipc.errors import BadRequest
+from atoll.ipc.system.keys import SERVER, KeyringRow, Keys, Purge
+
+from . import printing
+from .options import Json, Node, keyspace_names
+from .when import clock
+
+PASSPHRASE_MOST: Final = 4096
+
+Given = Annotated[
+    int,
+    typer.Option(
+        "--passphrase-fd",
+        metavar="N",
+        help="Read the passphrase from this descriptor, to its end or the first line's.",
+        show_default="ask for it",
+    ),
+]
+
+
+def purge(
+    subject: Annotated[str, typer.Argument(help="Whom it is about: the name that its server gives.")],
+    keyspace: Annotated[
+        str,
+        typer.Option(
+            "--keyspace",
+            metavar="NAME",
+            help="Only in this private keyspace.",
+            autocompletion=keyspace_names,
+            show_default="all of them",
+        ),
+    ] = "",
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Make all that a subject ever said unreadable, in rows, their past and every backup. It cannot be undone."""
+    with connect(node=node or None) as attached:
+        done = attached.open(SERVER, Keys, ["purge"]).purge.now(subject, keyspace)
+    printing.answer(done, purged(subject, done), as_json)
+
+
+def purged(subject: str, done: Purge) -> str:
+    if not done.keyspaces:
+        return "no private keyspace was ever opened on this node: there was nothing to purge"
+    spaces = "1 private keyspace" if done.keyspaces == 1 else f"{done.keyspaces} private keyspaces"
+    how = "had been purged before" if done.repeated else f"is purged, number {done.number}"
+    told = f"{subject} {how}, in {spaces}"
+    if done.holding:
+        names = ", ".join(done.holding)
+        told += f"; not yet said that the key is gone from memory: {names} (`atoll restart` ends that)"
+    return told
+
+
+def show(node: Node = "", as_json: Json = False) -> None:
+    """Print how the keyring stands: where its root key is, by whose word servers are given keys."""
+    with connect(node=node or None) as attached:
+        row = attached.open(SERVER, Keys, ["observe"]).keyring.now()
+    printing.answer(row, stands(row), as_json)
+
+
+def rotate(passphrase: Given = -1, node: Node = "", as_json: Json = False) -> None:
+    """Seal the keyring under a new root key; a new passphrase is asked for where it is made of one."""
+    with connect(node=node or None) as attached:
+        keys = attached.open(SERVER, Keys, ["observe", "admin"])
+        word = asked(passphrase, again=True) if keys.keyring.now().root == "passphrase" else ""
+        row = keys.rotate.now(word)
+    printing.answer(row, stands(row), as_json)
+
+
+def unlock(passphrase: Given = -1, node: Node = "", as_json: Json = False) -> None:
+    """Open a keyring whose root key is made of a passphrase; the first one that is given makes it."""
+    with connect(node=node or None) as attached:
+        keys = attached.open(SERVER, Keys, ["observe", "admin"])
+        row = keys.unlock.now(asked(passphrase, again=not keys.keyring.now().size))
+    printing.answer(row, stands(row), as_json)
+
+
+def asked(descriptor: int, *, again: bool) -> str:
+    """A passphrase, by the descriptor or from the terminal: never by an argument or the environment, which others can
+    read."""
+    if descriptor >= 0:
+        try:
+            with open(descriptor, "rb") as file:
+                read = file.read(PASSPHRASE_MOST)
+        except OSError as error:
+            raise BadRequest(
+                "--passphrase-fd",
+                "a descriptor that can be read",
+                f"{descriptor} ({os.strerror(error.errno or 0)})",
+            ) from None
+        return read.decode(errors="replace").partition("\n")[0]
+    if not sys.stdin.isatty():
+        raise BadRequest("the passphrase", "a terminal to ask for it, or --passphrase-fd", "neither")
+    word = getpass.getpass("passphrase: ")
+    if again and getpass.getpass("the same again: ") != word:
+        raise BadRequest("the passphrase", "the same twice", "two others")
+    return word
+
+
+def stands(row: KeyringRow) -> str:
+    state = f"not open: {row.locked}" if row.locked else f"open, {printing.size(row.size)}"
+    lines = [
+        f"keyring: {state}",
+        f"root key: {WHERE[row.root]}",
+        f"servers are what they are by {row.attestation}",
+    ]
+    if not row.locked:
+        lines.insert(
+            1, f"{row.keyspaces} private keyspaces, {row.purges} purges, root key of {clock(row.rotated)}"
+        )
+        lines.append(
+            "its memory is kept from swap"
+            if row.memory_locked
+            else "its memory may be swapped: see `atoll doctor`"
+        )
+    return "\n".join(lines)
+
+
+WHERE: Final = {
+    "file": "a file of mode 0600 in the node's folder, apart from the store",
+    "passphrase": "made of a passphrase, which nobody keeps",
+    "tpm": "in the machine's TPM",
+}

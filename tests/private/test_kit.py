@@ -1,0 +1,78 @@
+"""A private keyspace as its server has it: over the store in memory and the node's own server of keys."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from atoll.ipc import testing
+from atoll.ipc.errors import InternalFault, PeerMisbehaved, Purged
+from tests.private.packages.diary.interface import Diary, Entry, Told
+from tests.private.packages.diary.server import Server
+
+
+@pytest.fixture
+def running() -> Iterator[testing.Running]:
+    with testing.running(Server) as found:
+        yield found
+
+
+def test_what_is_written_is_read_and_the_store_has_none_of_it(running: testing.Running) -> None:
+    diary = running.client(Diary)
+    diary.write.now("a", "ann", "a planted phrase")
+    assert diary.read.now("a") == Entry("ann", "a planted phrase")
+    assert diary.append.now("a", ", and more") == Entry("ann", "a planted phrase, and more")
+    diary.write_both.now("b", "c", "bob", "other words")
+    assert [told.text for told in diary.all.now()] == [
+        "a planted phrase, and more",
+        "other words",
+        "other words",
+    ]
+    assert [told.text for told in diary.past.now("a")] == ["a planted phrase, and more", "a planted phrase"]
+    raw = diary.raw.now("a")
+    assert raw.startswith(b"\xc1\x01") and b"planted" not in raw and b"ann" not in raw
+    diary.write.now("a", "ann", "a planted phrase, and more")
+    assert diary.raw.now("a") != raw
+    assert diary.read.now("nothing") is None
+
+
+def test_a_purge_takes_the_words_of_one_and_no_others(running: testing.Running) -> None:
+    diary = running.client(Diary)
+    diary.write.now("a", "ann", "first")
+    diary.write.now("a", "ann", "second")
+    diary.write.now("b", "bob", "third")
+    done = running.purge("ann")
+    assert (done.repeated, done.holding, done.keyspaces) == (False, [], 1)
+    with pytest.raises(Purged, match="whom the row 'a' is about was purged"):
+        diary.read.now("a")
+    assert diary.all.now() == [Told("a", None, True), Told("b", "third", False)]
+    assert diary.past.now("a") == [Told("a", None, True), Told("a", None, True)]
+    for refused in (lambda: diary.write.now("d", "ann", "new"), lambda: diary.append.now("a", "more")):
+        with pytest.raises(Purged):
+            refused()
+    again = running.purge("ann")
+    assert again.repeated and again.number == done.number
+    assert diary.write.now("a", "bob", "instead") and diary.read.now("a") == Entry("bob", "instead")
+
+
+def test_rows_that_changed_places_are_refused(running: testing.Running) -> None:
+    diary = running.client(Diary)
+    diary.write.now("a", "ann", "first")
+    diary.write.now("b", "ann", "second")
+    diary.swap.now("a", "b")
+    with pytest.raises(PeerMisbehaved, match="not sealed for this key"):
+        diary.read.now("a")
+    diary.swap.now("a", "b")
+    assert diary.read.now("a") == Entry("ann", "first")
+
+
+def test_hashes_are_the_keyspaces_own(running: testing.Running) -> None:
+    diary = running.client(Diary)
+    name = diary.name_of.now("ann@example.org")
+    assert len(name) == 32 and name == diary.name_of.now("ann@example.org") != diary.name_of.now("bob")
+    with testing.running(Server) as other:
+        assert other.client(Diary).name_of.now("ann@example.org") != name
+
+
+def test_a_value_that_names_nobody_is_refused(running: testing.Running) -> None:
+    with pytest.raises(InternalFault, match="names whom it is about"):
+        running.client(Diary).write.now("a", "", "words")

@@ -1,0 +1,226 @@
+"""Private keyspaces on a node: what lies on its disk, who is given keys, what is left after a purge. One node, told as a
+person does; each test has subjects of its own."""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.attach import Node, connect
+from atoll.ipc.errors import InternalFault, NotAllowed, Purged, Sealed
+from atoll.ipc.naming import badge_number
+from atoll.ipc.private.envelope import BEGIN
+from atoll.ipc.system.keys import TAG, Keys, NotReleased, tag_of
+from atoll.servers.keys.keyring import Keyring, Unreadable
+from atoll.servers.keys.root import FileRoot
+from tests.microkernel.nodes import wait_for_end
+from tests.shell.conftest import Shell, shell
+
+from .nodes import diary, image
+from .packages.diary.interface import Diary, Entry, Told
+
+PHRASE = "a phrase that was planted"
+SAM = "sam-whose-name-is-planted"
+DIARY = badge_number("diary")
+
+
+@pytest.fixture(scope="module")
+def person() -> Iterator[Shell]:
+    """A shell with a node `node` that has a private keyspace."""
+    with shell() as running:
+        (running.folder / "image.toml").write_text(image())
+        running.said("boot", "image.toml", "--folder", "node", "--detach")
+        try:
+            yield running
+        finally:
+            running.said("shutdown")
+        assert running.said("check", "node").endswith(": whole\n")
+
+
+def home(person: Shell, name: str = "node") -> Path:
+    return person.folder / name
+
+
+def files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def holding(folder: Path, words: bytes) -> list[Path]:
+    """The files below a folder with these bytes in them."""
+    return [path for path in files(folder) if words in path.read_bytes()]
+
+
+def ring(folder: Path) -> Keyring:
+    """What a thief makes of a folder `data/keys`."""
+    found = Keyring(folder / "keyring", FileRoot(folder / "root"))
+    found.open(None, 0)
+    return found
+
+
+def kept_keys(person: Shell, name: str) -> Path:
+    """A copy of the node's `data/keys` as it is now."""
+    copy = person.folder / name
+    shutil.copytree(home(person) / "data" / "keys", copy)
+    return copy
+
+
+def kill(person: Shell, server: str) -> None:
+    pid = person.row(server)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+
+
+def test_no_file_of_the_node_has_the_words(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        found.write.now("scan", SAM, PHRASE)
+        assert found.append.now("scan", " twice").text == f"{PHRASE} twice"
+        with pytest.raises(InternalFault):
+            found.fail.now(PHRASE)
+        kill(person, "diary")
+        assert found.read.now("scan") == Entry(SAM, f"{PHRASE} twice")
+        found.write.now("plain", SAM, "words that are sealed")
+        node.keyspace("keys", ["read", "write"]).commit.now([_plain(b"words in the clear")])
+    backup = person.json("backup", "scanned", "--node", str(home(person)))
+    assert sorted(backup["left_out"]) == ["keys/keyring", "keys/root"]
+    assert "on purpose" in person.said("backup", "scanned", "--node", str(home(person)))
+    for place in (home(person), person.folder / "scanned"):
+        assert holding(place, PHRASE.encode()) == [] and holding(place, SAM.encode()) == []
+    assert holding(home(person), b"words in the clear"), "the scan finds what is there"
+    assert person.said("get", "diary", "scan").startswith("(sealed, ")
+
+
+def _plain(value: bytes) -> object:
+    from atoll.ipc.system.state import Write
+
+    return Write(b"plain", value)
+
+
+def test_after_a_purge_nothing_that_was_ever_kept_opens(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        for number in range(20):
+            found.write.now(f"gone {number}", "ann", f"what ann said {number}")
+            found.write.now(f"kept {number}", f"bob {number}", f"what bob said {number}")
+        person.said("backup", "before", "--node", str(home(person)))
+        old_keys, old_store = kept_keys(person, "old keys"), person.folder / "old store"
+        shutil.copytree(home(person) / "data" / "state", old_store)
+        done = person.json("purge", "ann")
+        assert (done["holding"], done["repeated"], done["keyspaces"]) == ([], False, 1)
+        with pytest.raises(Purged):
+            found.read.now("gone 3")
+        assert found.past.now("gone 3") == [Told("gone 3", None, True)]
+        assert found.read.now("kept 3") == Entry("bob 3", "what bob said 3")
+    assert "had been purged before" in person.said("purge", "ann", "--keyspace", "diary")
+    # Everything that was ever on the disk, with today's keyring and root key.
+    today = ring(home(person) / "data" / "keys")
+    tag = tag_of(today.index(DIARY), "ann")
+    for place in (old_store, home(person) / "data" / "state"):
+        tags = {
+            content[at.end() : at.end() + TAG]
+            for content in map(Path.read_bytes, files(place))
+            for at in re.finditer(BEGIN, content)
+        }
+        assert tag in tags and today.key(DIARY, tag) == b""
+        assert all(today.key(DIARY, tag_of(today.index(DIARY), f"bob {number}")) for number in range(20))
+    # What is left of the old keyring on the disk is sealed under a root key that is gone.
+    shutil.copy(home(person) / "data" / "keys" / "root" / "root.key", old_keys / "root" / "root.key")
+    with pytest.raises(Unreadable, match="its root key does not open it"):
+        ring(old_keys)
+
+
+def test_a_backup_from_before_a_purge_gives_the_others_words_back(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        found.write.now("r gone", "rita", "first")
+        found.write.now("r kept", "rolf", "second")
+    person.said("backup", "rest", "--node", str(home(person)))
+    person.said("purge", "rita")
+    newest = home(person) / "data" / "keys"
+    person.said("restore", "rest", "--folder", "again", "--name", "again", "--keyring", str(newest))
+    with booted(person, "again") as node:
+        with pytest.raises(Purged):
+            diary(node).read.now("r gone")
+        assert diary(node).read.now("r kept") == Entry("rolf", "second")
+        assert diary(node).write.now("r new", "rolf", "third")
+
+
+@contextmanager
+def booted(person: Shell, name: str) -> Iterator[Node]:
+    person.said("boot", "image.toml", "--folder", name, "--name", name, "--detach")
+    try:
+        with connect(str(home(person, name))) as node:
+            yield node
+    finally:
+        person.said("shutdown", "--node", str(home(person, name)))
+
+
+def test_a_purge_outlives_every_process(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        found.write.now("o gone", "olga", "first")
+        found.write.now("o kept", "otto", "second")
+        assert found.forget.now("olga").holding == []
+        for server in ("keys", "diary", "state"):
+            kill(person, server)
+            with pytest.raises(Purged):
+                found.read.now("o gone")
+            assert found.read.now("o kept") == Entry("otto", "second")
+        again = found.forget.now("olga")
+        assert again.repeated
+        state = node.keyspace("keys", ["read"])
+        rows = [item.key for item in state.range.now(b"purge/", b"purge0").items]
+        assert f"purge/{again.number:016x}/{DIARY:016x}".encode() in rows
+
+
+def test_keys_are_for_servers_that_fit_the_policy_alone(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        keys = node.open("keys", Keys)
+        with pytest.raises(NotReleased, match="a person's"):
+            next(iter(keys.hold.now()))
+        with pytest.raises(NotReleased):
+            keys.release.now([bytes(TAG)])
+        with pytest.raises(NotAllowed):
+            node.open("keys", Keys, ["observe"]).purge.now("sam")
+    package = Path(__file__).parent / "packages" / "diary"
+    person.said("load", "other", str(package), "--need", "words=keyspace:diary")
+    with connect(str(home(person))) as node, pytest.raises(Sealed, match="loaded by hand"):
+        node.open("other", Diary).write.now("x", "sam", "words")
+    person.said("stop", "other")
+    person.said("swap", "diary", "--level", "process")
+    with connect(str(home(person))) as node, pytest.raises(Sealed, match="level 'process'"):
+        diary(node).read.now("scan")
+    person.said("swap", "diary", "--level", "sandbox")
+    with connect(str(home(person))) as node:
+        diary(node).write.now("fits", "sam", "again")
+
+
+def test_a_rollback_brings_back_what_was_sealed(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        first = diary(node).write.now("b", "bill", "as it was")
+        diary(node).write.now("b", "bill", "as it is")
+    person.said("rollback", "diary", "--keys", "b", "--to", str(first))
+    with connect(str(home(person))) as node:
+        assert diary(node).read.now("b") == Entry("bill", "as it was")
+
+
+def test_a_new_root_key(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        diary(node).write.now("n", "nora", "words")
+        before = kept_keys(person, "before rotation")
+        row = person.json("keys", "rotate")
+        assert (row["root"], row["locked"]) == ("file", "")
+        kill(person, "keys")
+        kill(person, "diary")
+        assert diary(node).read.now("n") == Entry("nora", "words")
+    shutil.copy(home(person) / "data" / "keys" / "root" / "root.key", before / "root" / "root.key")
+    with pytest.raises(Unreadable):
+        ring(before)
+    assert (home(person) / "data" / "keys" / "root" / "root.key").stat().st_mode & 0o777 == 0o600
+    told = person.said("keys", "show")
+    assert "a file of mode 0600" in told and "a software stand-in" in told
