@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import extras, flow_rows, ipc_rows, machine, report, start_rows, state_rows, swap_rows
+from . import extras, flow_rows, ipc_rows, machine, private_rows, report, start_rows, state_rows, swap_rows
 from .frame import Absent, Row, run
 
 GROUPS: dict[str, Callable[[Path], list[Row]]] = {
     "ipc": ipc_rows.rows,
     "state": state_rows.rows,
     "flow": flow_rows.rows,
+    "private": private_rows.rows,
     "start": start_rows.rows,
     "swap": swap_rows.rows,
 }

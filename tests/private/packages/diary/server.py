@@ -67,6 +67,11 @@ class Server(Serves[Diary]):
     async def name_of(self, text: str) -> str:
         return await self.words.hashed(text)
 
+    @Diary.put_back.serve
+    async def put_back(self, key: str, back: int) -> None:
+        versions = await self.words.state.history(key.encode())
+        await self.words.state.commit([Write(key.encode(), versions[back].value)])
+
     @Diary.fail.serve
     async def fail(self, text: str) -> None:
         """As a bug would, with the words in hand."""
