@@ -17,8 +17,8 @@ from .naming import badge_number
 from .private.keyspace import Private
 from .serve import Endpoint
 from .serve import bind as bind_server
-from .system.kernel import Measurement
 from .system.keys import Keys
+from .system.measurement import Measurement
 
 SERVER: Final = "atoll.servers.keys"
 _ALL: Final = frozenset(rights(Keys))

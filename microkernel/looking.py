@@ -11,6 +11,7 @@ import msgspec
 from atoll.ipc.errors import NotFound
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.control import Described
+from atoll.ipc.system.measurement import Measurement
 from atoll.ipc.system.records import VersionRow
 
 from .events import Events
@@ -67,7 +68,7 @@ class Looking:
             reason=server.reason if main else "", late=signs.late if signs else 0,
         )  # fmt: skip
 
-    def measurement(self, party: Party, channel: int) -> calls.Measurement:
+    def measurement(self, party: Party, channel: int) -> Measurement:
         """What the process is that is the client of a channel that `party` serves. Raises `NotFound`."""
         node = self._node
         found = node.channels.get(channel)
@@ -78,7 +79,7 @@ class Looking:
             raise NotFound(what="server's process at the other end of channel", name=str(channel))
         server = node.server(client.holder)
         named = node.image.server.get(server.name) if server.spec.image else None
-        return calls.Measurement(
+        return Measurement(
             server=server.name,
             version=client.version,
             level=client.plan.level,

@@ -25,7 +25,6 @@ from atoll.ipc.system.kernel import (
     Kernel,
     Load,
     LogRow,
-    Measurement,
     NodeRow,
     Opened,
     ProcessRow,
@@ -37,6 +36,7 @@ from atoll.ipc.system.kernel import (
     Swapped,
     VersionRow,
 )
+from atoll.ipc.system.measurement import Measurement
 
 from .allotments import Allotments
 from .changes import load as load_rows

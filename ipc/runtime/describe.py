@@ -115,7 +115,7 @@ def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None 
 
 
 def _tables(server: type[Any], declared: Mapping[str, NeedDescription]) -> dict[str, TableShape]:
-    keyspaces = [name for name, need in declared.items() if need.kind == "keyspace"]
+    keyspaces = [name for name, need in declared.items() if need.kind == "keyspace" and not need.private]
     for name, published in server.publishes.items():
         if not name.isidentifier():
             raise TypeError(f"publishes[{name!r}]: expected a name that SQL takes")

@@ -25,6 +25,7 @@ from atoll.ipc.interface import Interface, call, stream
 
 from ..published import TableShape
 from .control import Described
+from .measurement import Measurement
 
 Level = str
 """The name of a protection level: `process`, `seccomp`, `sandbox`, or another that this release has a module of."""
@@ -300,22 +301,6 @@ class Slice(Struct, frozen=True, kw_only=True):
     """0 to 9: whose requests for a device go first."""
     unenforced: list[str] = []
     """In an answer: what this host holds nobody to, as sentences."""
-
-
-class Measurement(Struct, frozen=True, kw_only=True):
-    """What a server's process is, by the kernel that started it."""
-
-    server: str
-    version: str
-    """Content hash of the package that it runs."""
-    level: Level
-    """The protection level that it has."""
-    wanted: Level
-    """The one that the image wants; of a server that a person loaded, the one it was loaded with."""
-    mechanisms: list[str]
-    """In force."""
-    image: str
-    """Hash of the server's table in the image; empty: the image does not name it."""
 
 
 class DeviceBound(Struct, frozen=True, kw_only=True):

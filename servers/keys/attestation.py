@@ -10,8 +10,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from atoll.ipc.runtime import own_kernel
-from atoll.ipc.system.kernel import Measurement
 from atoll.ipc.system.keys import NotReleased
+from atoll.ipc.system.measurement import Measurement
 
 
 class Attestation(Protocol):

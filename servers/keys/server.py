@@ -18,7 +18,6 @@ from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.local_view import after_prefix
 from atoll.ipc.naming import badge_number
 from atoll.ipc.serve import Config, Serves
-from atoll.ipc.system.kernel import Measurement
 from atoll.ipc.system.keys import (
     AT_ONCE,
     TAG,
@@ -31,6 +30,7 @@ from atoll.ipc.system.keys import (
     Told,
     tag_of,
 )  # fmt: skip
+from atoll.ipc.system.measurement import Measurement
 
 from .attestation import Attestation, KernelsWord, Policy
 from .holders import Holder, Holders

@@ -79,6 +79,11 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
         ),
     ),
     (
+        errors.Purged("whom the row 'a' is about"),
+        CallerFault,
+        "whom the row 'a' is about was purged, and nobody can read it any more: leave it out, or delete it",
+    ),
+    (
         errors.Overloaded("Counter.add"),
         PeerFault,
         (
@@ -137,6 +142,11 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
         errors.WorkflowCancelled("order-17"),
         PeerFault,
         "workflow 'order-17' was cancelled: go on with it by `atoll flow resume`, or begin another one",
+    ),
+    (
+        errors.Sealed("words", "the keyring is locked"),
+        PeerFault,
+        "private keyspace 'words' stays sealed: the keyring is locked",
     ),
     (
         InternalFault("Counter.add", "ZeroDivisionError: x"),
