@@ -219,6 +219,8 @@ class _Names:
         if name == STORE and (server.record or server.audit != "none"):
             key, got = ("record", "true") if server.record else ("audit", quoted(server.audit))
             self.draft.note((*path, key), f"no record of the calls of {STORE}, which keeps those of all", got)
+        if name == KEYS and server.record:
+            self.draft.note((*path, "record"), f"no record of the calls of {KEYS}, which carry keys", "true")
         if server.record and server.audit == "sample":
             self.draft.note(
                 (*path, "audit"),
@@ -437,6 +439,11 @@ class _Wiring:
             self.draft.note(at, f"no {quoted(PURGE)}: only a private keyspace has it", quoted(PURGE))
         if not about.private:
             return
+        if self.image.server[str(path[1])].record:
+            expected = (
+                "no record of a server with a private keyspace: what its calls say would be rows in the clear"
+            )
+            self.draft.note((*path[:2], "record"), expected, "true")
         keeper = self.descriptions.get(KEYS)
         offers = [offer.name for offer in keeper.interfaces] if isinstance(keeper, Description) else []
         if keeper is None or (isinstance(keeper, Description) and KEYS_INTERFACE not in offers):

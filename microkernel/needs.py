@@ -13,6 +13,7 @@ from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.naming import badge_number
 from atoll.ipc.system import control
 from atoll.ipc.system.calls import PREFIX
+from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.records import NeedRow
 from atoll.ipc.system.state import Retention
 
@@ -122,6 +123,14 @@ def complete(server: Server) -> None:
                 expected=f"the need {need!r} ({about.kind}) to be bound",
                 got="no binding",
             )
+    if server.spec.record and (
+        server.name == KEYS or any(about.private for about in server.description.needs.values())
+    ):
+        raise BadRequest(
+            where=f"load {server.name}: record",
+            expected="no record of a server with private keyspaces or their keys",
+            got="true",
+        )
     for need, fault in server.description.config_faults.items():
         where = ".".join((need, *map(str, fault.path)))
         raise BadRequest(where=f"load {server.name}, {where}", expected=fault.expected, got=fault.found)
