@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +21,9 @@ from . import chance, clock
 from .errors import WouldBlock
 from .method import Service
 from .transport import Options
+
+_KEY: Final = 12
+"""Bytes of a call's key; what follows stands for its arguments."""
 
 
 class Clock(Protocol):
@@ -57,7 +60,8 @@ class Fields(Struct, frozen=True, kw_only=True):
     trace: int = 0
     transaction: bytes | None = None
     key: bytes | None = None
-    """16 bytes, of a call that a step of a workflow makes: the same whenever the step is run again."""
+    """Of a call that a step of a workflow makes: 12 bytes that are the same whenever the step is run again, and 4 that say
+    by which arguments (zeros: nobody knows)."""
     client: int = 0
     """The channel's number."""
     request: int = 0
@@ -154,7 +158,13 @@ class Call:
     @property
     def key(self) -> bytes | None:
         """The idempotency key, where a step of a workflow calls; None for other calls."""
-        return self.fields.key
+        return None if self.fields.key is None else self.fields.key[:_KEY]
+
+    @property
+    def told(self) -> bytes:
+        """What stands for the arguments of a call that has a key; empty where nobody knows."""
+        told = b"" if self.fields.key is None else self.fields.key[_KEY:]
+        return told if any(told) else b""
 
     @property
     def client(self) -> int:

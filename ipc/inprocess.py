@@ -37,7 +37,7 @@ from .local_stream import LocalStream
 from .method import LANES, MethodSpec, Service
 from .serve import Endpoint, Serves, bind
 from .streams import RECORD_ITEMS
-from .transport import ChannelStatistics, Options, Transport
+from .transport import ChannelStatistics, Options, Transport, keyed
 
 R = TypeVar("R")
 
@@ -342,7 +342,7 @@ class Host:
             deadline=request.expires,
             trace=options.trace or context.new_trace(),
             transaction=options.transaction,
-            key=options.key,
+            key=keyed(options, request.spec, request.payload),
             client=transport.number,
             request=number,
             seed=None if self._seed is None else f"{self._seed}/{next(self._delivered)}".encode(),

@@ -20,7 +20,6 @@ its first call. A server whose keyspace is not to be held in memory says `self.r
 """
 
 import random
-import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -30,13 +29,13 @@ import trio
 from msgspec import Struct
 
 from . import chance
-from .context import Call, Log, current_or_none
+from .context import Log, current_or_none
 from .deferred import Deferred
-from .errors import Conflict, Overloaded, PeerDied, Purged
+from .errors import BadRequest, Conflict, Overloaded, PeerDied, Purged
 from .form import Form
 from .future import Future, wait_for
 from .local_view import RESERVED, LocalView, after_prefix, decode_key, encode_key
-from .naming import number_of
+from .origin import Origin, Origins
 from .participation import Part, part_of, when
 from .system.state import AsOf, Committed, Compacted, Expect, Item, State, Write
 from .transaction import Transaction, open_transaction, retried
@@ -50,8 +49,6 @@ AHEAD: Final = 16
 """Reads of several rows that are under way at a time."""
 _RETRY: Final = 0.05
 """Seconds until a broken feed is asked for again."""
-_identity = struct.Struct(">QQQQI")
-_lasting = struct.Struct(">Q16sII")
 
 
 class Row(Struct, Generic[T], frozen=True):
@@ -100,14 +97,13 @@ class Keyspace(Generic[T]):
         begin so; `form`: how values are written, where not plainly; `view` becomes the local view."""
         self.state = state
         self._prefix = prefix
-        self._boot = boot
+        self._origins = Origins(boot)
         self._form: Form[T] = Form(kind) if form is None else form
         self._view: LocalView[T] = LocalView() if view is None else view
         self._loaded = False
         self._remote = False
         # Updates of one key wait for each other: the second starts from what the first left.
         self._busy: dict[bytes, deque[Callable[[], None]]] = {}
-        self._ordinal: tuple[Call | None, int] = (None, 0)
         self._unseen: list[tuple[int, Callable[[], None]]] = []
         """Answers that wait for the view to come to a revision."""
 
@@ -116,7 +112,7 @@ class Keyspace(Generic[T]):
     @property
     def boot(self) -> int:
         """The boot of the node; channels and requests are numbered anew in each."""
-        return self._boot
+        return self._origins.boot
 
     @property
     def followed(self) -> bool:
@@ -251,11 +247,10 @@ class Keyspace(Generic[T]):
             self._update_under(part_of(call), key, change, done)
             return done
         raw = self._prefix + encode_key(key)
-        id = self._id(call)
-        note = "" if call is None else call.method
+        origin = self._origins.of(call)
 
         def attempt() -> None:
-            self._attempt(raw, change, id, note, ATTEMPTS, done)
+            self._attempt(raw, change, origin, ATTEMPTS, done)
 
         waiting = self._busy.get(raw)
         if waiting is not None:
@@ -274,22 +269,22 @@ class Keyspace(Generic[T]):
             del self._busy[raw]
 
     def _attempt(
-        self, raw: bytes, change: Callable[[T | None], T], id: bytes, note: str, left: int, done: Deferred[T]
+        self, raw: bytes, change: Callable[[T | None], T], origin: Origin, left: int, done: Deferred[T]
     ) -> None:
         if self._loaded and left == ATTEMPTS:
             key = decode_key(raw[len(self._prefix) :])
-            self._replace(raw, self._view.get(key), self._view.revision_of(key), change, id, note, left, done)
+            self._replace(raw, self._view.get(key), self._view.revision_of(key), change, origin, left, done)
             return
 
         def found(item: Item | None) -> None:
             if item is None or item.value is None:
-                self._replace(raw, None, 0, change, id, note, left, done)
+                self._replace(raw, None, 0, change, origin, left, done)
                 return
             packed, revision = item.value, item.revision
 
             def read() -> None:
                 old = self._form.read(raw, packed)
-                self._replace(raw, old, revision, change, id, note, left, done)
+                self._replace(raw, old, revision, change, origin, left, done)
 
             self._form.before((), (packed,), read, done.fail)
 
@@ -301,8 +296,7 @@ class Keyspace(Generic[T]):
         old: T | None,
         revision: int,
         change: Callable[[T | None], T],
-        id: bytes,
-        note: str,
+        origin: Origin,
         left: int,
         done: Deferred[T],
     ) -> None:
@@ -315,7 +309,7 @@ class Keyspace(Generic[T]):
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated:
-                self._once_seen(outcome.revision, lambda: self._given(raw, outcome.reply or b"", done))
+                self._again(origin, outcome, lambda reply: self._given(raw, reply, done), done.fail)
                 return
             if self._loaded:
                 self._view.wrote(decode_key(raw[len(self._prefix) :]), value, outcome.revision)
@@ -323,19 +317,17 @@ class Keyspace(Generic[T]):
 
         def failed(error: Exception) -> None:
             if isinstance(error, Conflict) and left > 1:
-                self._attempt(raw, change, id, note, left - 1, done)
+                self._attempt(raw, change, origin, left - 1, done)
             else:
                 done.fail(error)
 
         def write() -> None:
             packed = self._form.written(raw, draft)
             # The stored reply is only looked at when there is an id to find it by.
-            reply = packed if id else b""
-            when(
-                self.state.commit.start([Write(raw, packed)], [Expect(raw, revision)], id, reply, note),
-                committed,
-                failed,
-            )
+            reply = origin.mark + packed if origin.id else b""
+            writes = [Write(raw, packed)]
+            asked = self.state.commit.start(writes, [Expect(raw, revision)], origin.id, reply, origin.note)
+            when(asked, committed, failed)
 
         self._form.before((draft,), (), write, done.fail)
 
@@ -385,11 +377,12 @@ class Keyspace(Generic[T]):
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated:
-                self._once_seen(outcome.revision, lambda: done.complete(outcome.revision))
+                self._again(origin, outcome, lambda _: done.complete(outcome.revision), done.fail)
                 return
             seen(outcome.revision)
             done.complete(outcome.revision)
 
+        origin = Origin()
         if call is not None and call.transaction is not None:
             part = part_of(call)
 
@@ -398,10 +391,11 @@ class Keyspace(Generic[T]):
                 joining.react(lambda _: done.complete(0), done.fail)
         else:
             # Numbered here, in the order in which the handler writes, whichever of its writes waits for a key.
-            id, note = self._id(call), "" if call is None else call.method
+            origin = self._origins.of(call)
 
             def write() -> None:
-                when(self.state.commit.start(written(), [], id, b"", note), committed, done.fail)
+                asked = self.state.commit.start(written(), [], origin.id, origin.mark, origin.note)
+                when(asked, committed, done.fail)
 
         form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)
         return done
@@ -421,13 +415,24 @@ class Keyspace(Generic[T]):
 
         return seen
 
-    def _once_seen(self, revision: int, answer: Callable[[], None]) -> None:
-        """Answer a repeated delivery when the view has come as far as what the earlier one committed. What that was, only
-        the feed says: a handler need not make the same of a call twice."""
-        if not self._loaded or revision <= self._view.revision:
-            answer()
+    def _again(
+        self,
+        origin: Origin,
+        outcome: Committed,
+        answer: Callable[[bytes], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Answer a repeated delivery, with what was stored for the earlier one, when the view has come as far as what that
+        committed. What that was, only the feed says: a handler need not make the same of a call twice."""
+        try:
+            stored = origin.stored(outcome.reply)
+        except BadRequest as error:
+            failed(error)
+            return
+        if not self._loaded or outcome.revision <= self._view.revision:
+            answer(stored)
         else:
-            self._unseen.append((revision, answer))
+            self._unseen.append((outcome.revision, lambda: answer(stored)))
 
     def _answer(self) -> None:
         """The view has come further."""
@@ -437,19 +442,6 @@ class Keyspace(Generic[T]):
         self._unseen = [waiting for waiting in self._unseen if waiting[0] > self._view.revision]
         for answer in seen:
             answer()
-
-    def _id(self, call: Call | None) -> bytes:
-        """The commit id of the next write of the call in hand. A call's writes are numbered in order, so that
-        each finds its own outcome when the call is delivered again."""
-        if call is None or not call.request:
-            return b""
-        before, ordinal = self._ordinal
-        ordinal = ordinal + 1 if before is call else 0
-        self._ordinal = (call, ordinal)
-        if call.key is not None:
-            # The call of a workflow's step: the same again in whichever boot, by whichever channel, it is repeated.
-            return _lasting.pack(call.badge, call.key, number_of(call.method), ordinal)
-        return _identity.pack(self._boot, call.client, call.badge, call.request, ordinal)
 
     # asking the store
 

@@ -11,6 +11,7 @@ made. `bind` gives an instance its needs and returns the `Endpoint` that a recei
 transport, dispatches to.
 """
 
+import math
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,6 +114,9 @@ class Serves(Generic[*Ts]):
 
     queues: ClassVar[Mapping[str, Queue]] = {}
     """Of its durable methods, by name."""
+    workflows_kept: ClassVar[float] = math.inf
+    """Seconds for which a workflow that has ended is kept, with its steps: for so long its result can be had, and its id not
+    be given to another one."""
     publishes: ClassVar[Mapping[str, Published]] = {}
     """Which of its rows a person may ask for by SQL, by the name of the table."""
 
@@ -232,8 +236,9 @@ def _workflows(server: Serves[Any], version: str) -> Workflows | None:
             "give it one (`rows: Keyspace[...]`)"
         )
     return Workflows(
-        rows.state, durable, server.queues, boot=rows.boot, version=version, may_go_on=server.may_go_on
-    )
+        rows.state, durable, server.queues, boot=rows.boot, version=version, may_go_on=server.may_go_on,
+        kept=server.workflows_kept,
+    )  # fmt: skip
 
 
 def needs(server: type[Serves[Any]]) -> list[Need]:

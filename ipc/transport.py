@@ -1,5 +1,6 @@
 """The seam between proxies and what carries their calls: a channel, a server in the same process, a store in memory."""
 
+from hashlib import blake2b
 from typing import Protocol
 
 from msgspec import Struct
@@ -23,7 +24,7 @@ class Options(Struct, frozen=True, kw_only=True):
     """0: a new one."""
     transaction: bytes | None = None
     key: bytes | None = None
-    """16 bytes that stand for this call whenever it is made: what a step of a workflow calls."""
+    """12 bytes that stand for this call whenever it is made: what a step of a workflow calls."""
     request: int = 0
     """0: the transport gives it a number; else a repetition of the request with that number."""
 
@@ -37,6 +38,14 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 DEFAULTS = Options()
+
+
+def keyed(options: Options, method: MethodSpec, payload: bytes) -> bytes | None:
+    """The key of a call as it travels: in its last four bytes it says by which arguments the call was made. Zeros:
+    capabilities and buffers have other names each time."""
+    if options.key is None:
+        return None
+    return options.key + (bytes(4) if method.carries else blake2b(payload, digest_size=4).digest())
 
 
 class ChannelStatistics(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from atoll.ipc.errors import DeadlineExceeded
 from atoll.ipc.future import RawReply
 from atoll.ipc.method import LANES, MethodSpec
 from atoll.ipc.system.control import Port
-from atoll.ipc.transport import DEFAULTS, ChannelStatistics, Options, Translator
+from atoll.ipc.transport import DEFAULTS, ChannelStatistics, Options, Translator, keyed
 from atoll.native import Kind, Result, lib
 
 from .channel import LENGTH, VIEWS, ClientChannel
@@ -107,7 +107,7 @@ class ChannelTransport:
 
     def _request(self, method: MethodSpec, payload: bytes, options: Options, waits: bool = False) -> Pending:
         """Send a call that is to be kept in hand. `waits`: a task waits for its reply."""
-        until, trace, block, seconds = _circumstances(method, options)
+        until, trace, block, seconds = _circumstances(method, payload, options)
         site = self._site(method, options, Kind.CALL)
         opens = self.streams if method.kind != "call" else None
         return self.channel.request(
@@ -132,7 +132,7 @@ class ChannelTransport:
         return pending
 
     def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:
-        until, trace, block, _ = _circumstances(method, options)
+        until, trace, block, _ = _circumstances(method, payload, options)
         self.channel.cast(self._site(method, options, Kind.CAST), payload, until, trace, block)
 
     def open(self, method: MethodSpec, payload: bytes, options: Options) -> ChannelStream:
@@ -155,7 +155,9 @@ class Unhindered(ChannelTransport):
         return pending.outcome()
 
 
-def _circumstances(method: MethodSpec, options: Options) -> tuple[int, int, bytes | None, float | None]:
+def _circumstances(
+    method: MethodSpec, payload: bytes, options: Options
+) -> tuple[int, int, bytes | None, float | None]:
     """Deadline (CLOCK_MONOTONIC ns, 0: none), trace, context block and given seconds of a call made now, here."""
     options = context.inherited(options)
     until = 0
@@ -167,6 +169,6 @@ def _circumstances(method: MethodSpec, options: Options) -> tuple[int, int, byte
         until = int(end * NANOSECONDS)
     block = None
     if options.transaction or options.key:
-        named = (options.transaction or b"").ljust(_ID, b"\0") + (options.key or b"")
+        named = (options.transaction or b"").ljust(_ID, b"\0") + (keyed(options, method, payload) or b"")
         block = named.ljust(_CONTEXT_BLOCK, b"\0")
     return until, options.trace, block, options.deadline

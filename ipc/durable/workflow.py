@@ -157,7 +157,7 @@ class Step(TakingPart):
     def inherit(self, options: Options) -> Options:
         """Each call of a step has a key of its own, by their order."""
         number, self._calls = self._calls, self._calls + 1
-        key = blake2b(self.idempotency_key.encode() + _ordinal.pack(number), digest_size=16).digest()
+        key = blake2b(self.idempotency_key.encode() + _ordinal.pack(number), digest_size=12).digest()
         return msgspec.structs.replace(super().inherit(options), key=key)
 
 

@@ -6,6 +6,7 @@ write (`administration.py`), and the feed brings that here. A server that is abo
 """
 
 import math
+import struct
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ from atoll.ipc.system.state import Expect, Item, Range, State, Write
 from .execution import FIRST_PAUSE, LONGEST_PAUSE, PAGE, Execution, Handler, ending, persistently
 from .method import DurableMethod, Start
 from .queues import Admission, Queue, Waiting
+from .retention import forget
 from .rows import (
     ENDED,
     OPEN,
@@ -50,6 +52,10 @@ from .steady import Steady
 RUNS_MOST: Final = 100
 """So often a workflow is taken up; then it is parked, since it may be what ends its server."""
 
+_BEGUN: Final = b"begun"
+_origin = struct.Struct(">5sQQQQ")
+"""Commit id of a call that begins a workflow and gives no id."""
+
 MayGoOn = Callable[[str, str], bool]
 
 
@@ -65,7 +71,9 @@ class Workflows:
         boot: int,
         version: str,
         may_go_on: MayGoOn,
+        kept: float,
     ) -> None:
+        """`kept`: seconds for which those that have ended are kept."""
         self._state = state
         self._handlers = {method.spec.label: (method.spec, handler) for method, handler in handlers.items()}
         self._durable: dict[Method, DurableMethod[Any, Any]] = {
@@ -76,6 +84,7 @@ class Workflows:
         self._boot = boot
         self._version = version
         self._may_go_on = may_go_on
+        self._kept = kept
         self._time = Steady()
         self._executor = chance.token(8)
         self._executions: dict[str, Execution] = {}
@@ -140,6 +149,9 @@ class Workflows:
                 f"{spec.label} under a transaction", "a call of its own", "a part of a transaction"
             )
         row = self._row(spec, start, encode(arguments), call)
+        # Sent again, a call that gave no id finds by itself the one that was made up for it.
+        nameless = not start.id and call.key is None and call.request
+        origin = _origin.pack(_BEGUN, self._boot, call.client, call.badge, call.request) if nameless else b""
         writes = [Write(open_key(row.name), encode(row))]
         expects: list[Expect | Range] = [Expect(open_key(row.name), 0), Expect(done_key(row.name), 0)]
         if row.deduplication:
@@ -147,7 +159,9 @@ class Workflows:
             writes.append(Write(key, row.name.encode()))
             expects.append(Expect(key, 0))
         try:
-            outcome = await self._state.commit(writes, expects, note=f"{row.method} {row.id}, begun")
+            outcome = await self._state.commit(
+                writes, expects, origin, row.id.encode() if origin else b"", f"{row.method} {row.id}, begun"
+            )
         except Conflict:
             known = await self._look_up(row.name)
             if known is None:
@@ -165,6 +179,10 @@ class Workflows:
             if known.token == row.token:
                 await self._look_again(row.name)
         else:
+            if outcome.repeated:
+                first = (outcome.reply or b"").decode()
+                await self._look_again(name_of(row.badge, first))
+                return first
             self._meet(row, outcome.revision, fresh=row.runs == 1)
         return row.id
 
@@ -174,7 +192,7 @@ class Workflows:
         elif call.key is not None:
             id = f"step-{call.key.hex()}"
         else:
-            id = f"call-{self._boot}-{call.client}-{call.request}"
+            id = f"call-{call.new_id().hex()}"
         if start.queue not in self._queues:
             raise NotFound.among("queue", start.queue, filter(None, self._queues))
         if not 0 <= start.delay < math.inf:
@@ -288,6 +306,8 @@ class Workflows:
         revision = await self._scan()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._admit)
+            if self._kept != math.inf:
+                nursery.start_soon(forget, self._state, self._time, self._kept)
             async for change in self._state.watch(revision, OPEN):
                 for item in change.items:
                     await self._arrive(item)
