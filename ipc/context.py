@@ -8,10 +8,10 @@ the lesser of its deadline and their own.
 
 import logging
 import random
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Final, Protocol
 
 import msgspec
@@ -120,7 +120,7 @@ class Call:
 
     def __init__(self, fields: Fields, clock: Clock) -> None:
         self.fields = fields
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
         self._clock = clock
         self._random: random.Random | None = None
         self._log: Log | None = None
@@ -230,12 +230,12 @@ _in_task: ContextVar[Call | None] = ContextVar("atoll call", default=None)
 
 def runs_inline() -> bool:
     """Whether this thread is the receive loop, and a plain handler has it now."""
-    return INLINE.read is not None and INLINE.thread == threading.get_ident()
+    return INLINE.read is not None and INLINE.thread == get_ident()
 
 
 def current_or_none() -> Call | None:
     """The call in hand; None outside of a handler."""
-    if INLINE.read is not None and INLINE.thread == threading.get_ident():
+    if INLINE.read is not None and INLINE.thread == get_ident():
         if INLINE.call is None:
             INLINE.call = Call(INLINE.read(), INLINE.clock)
         return INLINE.call
@@ -281,5 +281,5 @@ def new_trace() -> int:
 def forbid_blocking(method: str) -> None:
     """Raise `WouldBlock` if this thread is the loop that runs a handler now."""
     call = current_or_none()
-    if call is not None and call.thread == threading.get_ident():
+    if call is not None and call.thread == get_ident():
         raise WouldBlock(method, call.method)

@@ -46,6 +46,8 @@ class Deliveries:
         """What is mapped; or why it could not be."""
         self._named_by: dict[int, set[int]] = {}
         """By buffer, the channels whose messages may name it; 0 is this process itself."""
+        self._at_hand: dict[tuple[int, int], Buffer] = {}
+        """By buffer and channel, what was named so and found; empty whenever any of the above changes."""
         self._notice = memoryview(bytes(mmap.PAGESIZE)).cast("Q")
         self._heard = 0
         """Withdrawals up to which the control socket was read."""
@@ -66,6 +68,7 @@ class Deliveries:
 
     def deliver_buffer(self, message: DeliverBuffer, memory: int) -> None:
         """Map a granted buffer after a look at its seals. Takes `memory`."""
+        self._at_hand.clear()
         try:
             self._named_by.setdefault(message.token, set()).add(message.channel)
             known = self._buffers.get(message.token)
@@ -80,6 +83,7 @@ class Deliveries:
 
     def withdraw(self, message: WithdrawBuffer) -> None:
         """Let no message of a channel, or none at all, name a buffer: it is unmapped when its last user lets go of it."""
+        self._at_hand.clear()
         channels = self._named_by.get(message.token, set())
         channels.discard(message.channel)
         if message.channel == 0 or not channels:
@@ -95,6 +99,7 @@ class Deliveries:
 
     def let_go(self) -> None:
         """Unmap everything that nobody here uses: this process detaches."""
+        self._at_hand.clear()
         self._named_by.clear()
         self._buffers.clear()
 
@@ -140,11 +145,13 @@ class Deliveries:
 
         Raises `Overloaded` where this process cannot map any more.
         """
-        if channel in self._named_by.get(token, ()) and self._notice[WITHDRAWALS] == self._heard:
-            mapped = self._buffers.get(token)
-            if mapped.__class__ is Buffer:
-                return mapped
-        return self._look_for(token, channel)
+        found = self._at_hand.get((token, channel))
+        if found is not None and self._notice[WITHDRAWALS] == self._heard:
+            return found
+        found = self._look_for(token, channel)
+        if found is not None:
+            self._at_hand[token, channel] = found
+        return found
 
     def _look_for(self, token: int, channel: int) -> Buffer | None:
         """A buffer that is not at hand."""
@@ -181,6 +188,7 @@ class Deliveries:
         """Unmap a delivered buffer when its last user here lets go of it. The next message that names it has it mapped
         again."""
         self._pump()  # its delivery may lie unread
+        self._at_hand.clear()
         self._buffers.pop(token, None)
 
     # capabilities -------------------------------------------------------------------------------------------
