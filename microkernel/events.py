@@ -152,6 +152,12 @@ class Events:
         self._node.store.later(self._node.store.batch("crash").put(row))
         self.event("crash", server, how)
 
+    def rows_given_up(self, count: int) -> None:
+        """The store refused rows that nobody waited for."""
+        self.event(
+            "rows given up", "kernel", f"{count} rows of the record were not kept: the store refused them"
+        )
+
     def event(self, kind: str, who: str, sentence: str, **fields: str) -> None:
         """Something happened, and nobody waits for its row."""
         node = self._node

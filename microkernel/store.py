@@ -6,8 +6,8 @@ has sent it sees through, whatever its deadline: a commit whose outcome nobody w
 undone. If `state` dies over it, the channel repeats it under its id.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 import trio
@@ -41,7 +41,12 @@ class Store:
         self._ended = False
         self._hurried: set[trio.CancelScope] = set()
         """Commits of what may wait in the journal as well: they do not wait for a store that is down."""
+        self.gave_up: Callable[[int], None] = lambda count: None
+        """Told how many rows of the record the store refused, once it takes some again."""
         self._later: dict[bytes, bytes | None] = {}
+        self._taken: dict[bytes, bytes | None] = {}
+        """Those of them that are being committed."""
+        self._refused = 0
         self._some = trio.Event()
         self._numbers = 0
 
@@ -105,13 +110,14 @@ class Store:
         """The revision, once durable; 0 while only the journal has it. Raises `NodeDown` where `state`
         has ended with the node."""
         if self._state is None:
-            self.journal.wait(changes)
+            with self._instead(changes):
+                self.journal.wait(changes)
             return 0
         while not self._serves:
             if self._ended:
                 raise NodeDown()
             await self._change.wait()
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), self._instead(changes):
             return await self._commit(changes)
         raise AssertionError("a shielded scope is not cancelled")
 
@@ -119,15 +125,33 @@ class Store:
         """For what is about `state` itself: into the journal while the store is down. Never waits for it to come up again,
         since that may wait for whoever asks. Raises `OSError` where the journal takes no more."""
         scope = trio.CancelScope()
-        if self._state is not None and self._serves:
-            self._hurried.add(scope)
-            try:
-                with scope:
-                    await self._commit(changes)
-                    return
-            finally:
-                self._hurried.discard(scope)
-        self.journal.wait(changes)  # if it was committed after all, it is so a second time under its id
+        with self._instead(changes):
+            if self._state is not None and self._serves:
+                self._hurried.add(scope)
+                try:
+                    with scope:
+                        await self._commit(changes)
+                        return
+                finally:
+                    self._hurried.discard(scope)
+            self.journal.wait(changes)  # if it was committed after all, it is so a second time under its id
+
+    @contextmanager
+    def _instead(self, changes: Changes) -> Iterator[None]:
+        """These changes take the place of what `later` was told of the same rows before, which must not overwrite what
+        somebody was told is so; unless they come to nothing."""
+        older = {
+            key: waiting.pop(key)
+            for waiting in (self._taken, self._later)
+            for key in changes.writes
+            if key in waiting
+        }
+        try:
+            yield
+        except BaseException:
+            self._later = older | self._later
+            self._some.set()
+            raise
 
     async def _commit(self, changes: Changes) -> int:
         if not changes.writes:
@@ -180,19 +204,25 @@ class Store:
             self._some = trio.Event() if not self._later else self._some
 
     async def flush(self) -> None:
-        """Commits what is there now. What the store refuses is given up: it is a record, not a decision."""
+        """Commits what is there now. What the store refuses is given up and counted: it is a record, not a decision."""
         while self._later and self._state is not None and self._serves:
             keys = list(self._later)[:BATCH_MOST]
-            taken = {key: self._later.pop(key) for key in keys}
+            self._taken = {key: self._later.pop(key) for key in keys}
             batch = self.batch("record")
-            changes = msgspec.structs.replace(batch.changes(), writes=taken)
+            changes = msgspec.structs.replace(batch.changes(), writes=dict(self._taken))
             try:
                 await self._commit(changes)
             except PeerFault:
-                self._later = taken | self._later
+                self._later = self._taken | self._later
                 return
             except AtollError:
-                continue
+                self._refused += len(keys)
+            else:
+                if self._refused:
+                    self.gave_up(self._refused)
+                    self._refused = 0
+            finally:
+                self._taken = {}
 
 
 def _found(item: Item) -> Found:

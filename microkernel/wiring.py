@@ -54,6 +54,7 @@ def wire(node: Node) -> Parts:
     logs = Logs(node)
     events = Events(node, logs)
     node.ledger.refused = events.over_quota
+    node.store.gave_up = events.rows_given_up
     node.forge.renewed = lambda how: events.event(
         "fork server ended", KERNEL, f"the fork server {how}, and there is another"
     )

@@ -2,14 +2,17 @@
 where the store dies while it is asked to make rows of them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
+import trio.testing
 
+from atoll.ipc.errors import AtollError, PeerDied
 from atoll.ipc.system.records import EventRow
-from atoll.ipc.system.state import Write
+from atoll.ipc.system.state import StoreFull, Write
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.journal import create
 from atoll.microkernel.store import Store
@@ -81,3 +84,92 @@ async def test_what_may_wait_in_the_journal_does_so_when_the_store_dies_over_it(
         store.lost()
     assert list(journal.waiting) == [changes.id]
     journal.close()
+
+
+class Table:
+    """A store that answers when it is let, and refuses where it is told to."""
+
+    revision = 1
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes | None] = {}
+        self.asked, self.answer = trio.Event(), trio.Event()
+        self.fault: AtollError | None = None
+
+    async def commit(self, writes: Sequence[Write], *, id: bytes, note: str) -> "Table":
+        self.asked.set()
+        await self.answer.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.rows |= {write.key: write.value for write in writes}
+        return self
+
+
+def event(sentence: str) -> EventRow:
+    return EventRow(boot=1, sequence=1, time=1, kind="test", who="me", sentence=sentence)
+
+
+@pytest.fixture
+async def table(tmp_path: Path) -> AsyncIterator[tuple[Table, Store]]:
+    journal = create(tmp_path / "journal", "node", 7)
+    journal.boot(10)
+    state: Any = Table()
+    store = Store(journal, 1)
+    await store.opened(state, 0)
+    yield state, store
+    journal.close()
+
+
+async def test_a_row_that_nobody_waits_for_does_not_overwrite_a_newer_one(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    store.later(Batch(b"1", note="test").put(event("old")))
+    await store.commit(Batch(b"2", note="test").put(event("new")).changes())
+    await store.flush()
+    assert list(state.rows.values()) == [event("new").value()]
+
+
+async def test_a_row_that_was_on_its_way_when_the_store_died_does_not_come_back_over_a_newer_one(
+    table: tuple[Table, Store],
+) -> None:
+    state, store = table
+    store.later(Batch(b"1", note="test").put(event("old")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.flush)
+        await state.asked.wait()
+        nursery.start_soon(store.commit_or_keep, Batch(b"2", note="test").put(event("new")).changes())
+        await trio.testing.wait_all_tasks_blocked()
+        store.lost()
+        state.fault = PeerDied("State.commit")
+        state.answer.set()
+    state.fault = None
+    await store.settle()
+    await store.flush()
+    assert list(state.rows.values()) == [event("new").value()]
+
+
+async def test_a_commit_that_fails_leaves_what_waited(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    store.later(Batch(b"1", note="test").put(event("old")))
+    state.fault = StoreFull("the store", 2, 1)
+    with pytest.raises(StoreFull):
+        await store.commit(Batch(b"2", note="test").put(event("new")).changes())
+    state.fault = None
+    await store.flush()
+    assert list(state.rows.values()) == [event("old").value()]
+
+
+async def test_rows_that_the_store_refuses_are_counted(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    told: list[int] = []
+    store.gave_up = told.append
+    state.fault = StoreFull("the store", 2, 1)
+    store.later(Batch(b"1", note="test").put(event("lost")))
+    await store.flush()
+    assert told == []
+    state.fault = None
+    store.later(Batch(b"2", note="test").put(event("kept")))
+    await store.flush()
+    assert told == [1]
