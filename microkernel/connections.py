@@ -52,6 +52,8 @@ class Connection:
         """By channel what is kept to open it."""
         self._more = trio.Event()
         self.closed = False
+        self.hung_up = False
+        """The peer has said that nothing more will come, and may wait until this end is closed."""
         self.sender = 0
         """The process that sent the last packet, where `ask_sender` was called before it did."""
 
@@ -155,6 +157,7 @@ class Connection:
         descriptors = self._unload(riders)
         if not data:
             _close_all(descriptors)
+            self.hung_up = True
             return None
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):

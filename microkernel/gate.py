@@ -290,6 +290,10 @@ class Gate:
         node = self._node
         if party.gone:
             return
+        if party.connection is not None and not party.connection.hung_up:
+            # Before its channels: a program that finds a doorbell shut, and this open, takes its peer for hostile. For one
+            # that detaches it is closed last, which tells it that all was given up.
+            party.connection.close()
         session = [held.id for held in node.tree.held_by(party.holder)]
         self._authority.leave(party, session)
         if party.connection is not None:
