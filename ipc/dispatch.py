@@ -8,14 +8,13 @@ interface does not declare becomes `InternalFault`, and its traceback goes to th
 """
 
 import inspect
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from . import codec
+from . import codec, discretion
 from .codec import Decode, Encode
 from .context import Log
 from .deferred import Deferred
@@ -216,7 +215,7 @@ def _check_declared(spec: MethodSpec, error: AtollError) -> None:
 
 def _internal(spec: MethodSpec, error: BaseException) -> InternalFault:
     Log(method=spec.label).error(
-        f"{spec.label} raised {type(error).__name__}", traceback="".join(traceback.format_exception(error))
+        f"{spec.label} raised {type(error).__name__}", traceback=discretion.trace(error)
     )
     return InternalFault(spec.label, _told(error))
 
@@ -224,8 +223,7 @@ def _internal(spec: MethodSpec, error: BaseException) -> InternalFault:
 def _told(error: BaseException) -> str:
     if isinstance(error, Failure):
         return f"{type(error).__name__}, which its interface does not declare"
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return discretion.told(error)
 
 
 def as_reply(spec: MethodSpec, error: BaseException) -> AtollError:

@@ -281,6 +281,7 @@ class Boot:
                 assert server.plan is not None
                 for weak in server.plan.weakenings:
                     node.weakenings.append((server.name, weak.mechanism, weak.reason))
+                node.weakenings += [(server.name, "swap", reason) for reason in server.swappable]
         await node.store.commit(batch.changes())
 
     async def _expire(self, node: Node, parts: Parts) -> None:

@@ -16,6 +16,7 @@ from .protection.level import Subject
 from .protection.plan import plan, together
 from .protection.surroundings import Surroundings, look
 from .slices import choose
+from .slices.swap import devices
 
 KERNEL_FLOOR = (6, 1)
 TRIAL = "doctor"
@@ -80,6 +81,7 @@ def diagnose() -> Diagnosis:
             *_interpreter(host),
             *_slices(),
             *_memory(),
+            *_swap(),
             *_devices(),
         ),
     )
@@ -162,11 +164,31 @@ def _memory() -> list[Finding]:
     ]
 
 
+def _swap() -> list[Finding]:
+    """Servers with private keyspaces are kept from it where control groups can do that."""
+    found = devices()
+    partly = (
+        f"{', '.join(found)} takes swapped memory: of servers with private keyspaces only where control groups cannot keep "
+        "it from them; encrypt it"
+    )
+    return [_finding("memory of private keyspaces that stays in memory", "", partly if found else "")]
+
+
 def _devices() -> list[Finding]:
     gpu = sorted(Path("/dev").glob("nvidia[0-9]*"))
     return [
         _finding("GPU", "" if gpu else "none: the CPU stands in behind the same interface"),
-        _finding("TPM", "" if Path("/dev/tpmrm0").exists() else "none: nothing of this release needs one"),
+        _finding(
+            "TPM",
+            ""
+            if Path("/dev/tpmrm0").exists()
+            else "none: root keys of private keyspaces lie in files of mode 0600, "
+            "or are made of a passphrase",
+        ),
+        _finding(
+            "attestation of servers (SEV-SNP, TDX)",
+            "none: a software stand-in, the kernel's word, decides who is given keys of private keyspaces",
+        ),
         _finding(
             "virtual machines (KVM)",
             "" if Path("/dev/kvm").exists() else "no /dev/kvm: nothing of this release needs one",

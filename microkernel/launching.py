@@ -31,6 +31,7 @@ from .protection import Bind, Plan, Subject
 from .protection import plan as plan_protection
 from .server import Server
 from .slices import Limits, io, io_priority
+from .slices.swap import devices
 from .tapes import Tape
 from .versions import Version
 
@@ -132,6 +133,9 @@ class Launching:
             await node.store.commit_or_keep(intended.changes())
             reach("start: intended")
             group = node.group(server)
+            if server.keeps_secrets:
+                said = tuple(group.keep_from_swap())
+                server.swappable = said if devices() else ()
             entrances = group.open()
             descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
             if server.name == STORE and not reader:

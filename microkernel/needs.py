@@ -13,7 +13,6 @@ from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.naming import badge_number
 from atoll.ipc.system import control
 from atoll.ipc.system.calls import PREFIX
-from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.records import NeedRow
 from atoll.ipc.system.state import Retention
 
@@ -123,9 +122,7 @@ def complete(server: Server) -> None:
                 expected=f"the need {need!r} ({about.kind}) to be bound",
                 got="no binding",
             )
-    if server.spec.record and (
-        server.name == KEYS or any(about.private for about in server.description.needs.values())
-    ):
+    if server.spec.record and server.keeps_secrets:
         raise BadRequest(
             where=f"load {server.name}: record",
             expected="no record of a server with private keyspaces or their keys",

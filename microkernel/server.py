@@ -54,6 +54,8 @@ class Server:
         self.own: Limits | None = None
         """What a person set for it to use, beneath its slice."""
         self.unenforced: tuple[str, ...] = ()
+        self.swappable: tuple[str, ...] = ()
+        """Why what it has in memory may be written to a swap device, though it keeps secrets."""
 
     @property
     def name(self) -> str:
@@ -74,6 +76,11 @@ class Server:
             else:
                 found[need] = bound
         return found
+
+    @property
+    def keeps_secrets(self) -> bool:
+        """Whether it has keys, or what they open, in its memory."""
+        return self.name == KEYS or any(about.private for about in self.description.needs.values())
 
     @property
     def start(self) -> Literal["zygote", "exec"]:

@@ -13,14 +13,13 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from atoll.ipc import clock, context, schema
+from atoll.ipc import clock, context, discretion, schema
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.errors import AtollError, NodeDown
 from atoll.ipc.future import wait_for
@@ -163,6 +162,8 @@ class Process:
             server = self._load(start)
             step = "needs"
             await self._receive_rest(start)
+            if any(need.private for need in needs(server)):
+                discretion.keep()
             recorder = self._recorder = self._record(start, sockets)
             endpoint = self._endpoint(start, server, sockets)
             loop = self.loop = self._make_loop(start, endpoint)
@@ -199,8 +200,7 @@ class Process:
             raise
 
     def _failed(self, step: str, error: BaseException) -> None:
-        sentence = f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))[-60_000:]
+        sentence, trace = discretion.told(error), discretion.trace(error)[-60_000:]
         with contextlib.suppress(NodeDown):
             self.control.send(control.Failed(step=step, sentence=sentence, traceback=trace))
 
@@ -517,6 +517,10 @@ def main(descriptor: int) -> None:
         trio.run(process.run)
     except AtollError as error:
         sys.exit(f"{start_name(process)}: {error}")
+    except Exception as error:
+        if not discretion.kept():
+            raise
+        sys.exit(f"{start_name(process)}: {discretion.trace(error)}")
 
 
 def start_name(process: Process) -> str:

@@ -79,8 +79,6 @@ class KeyringRow(Struct, frozen=True, kw_only=True):
     """Of the file, in bytes."""
     rotated: int = 0
     """When the root key was changed last, in ns."""
-    memory_locked: bool = False
-    """Whether its process's memory is kept from being swapped."""
 
 
 class KeysLocked(Failure):

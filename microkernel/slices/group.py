@@ -28,6 +28,9 @@ class Group(Protocol):
     def limit(self, limits: Limits) -> list[str]:
         """Apply limits, at any time. Returns a sentence for each that this host does not take."""
 
+    def keep_from_swap(self) -> list[str]:
+        """Have nothing of its processes' memory written to a swap device. Returns a sentence where this host does not."""
+
     def members(self) -> set[int]:
         """The processes in it now."""
 

@@ -38,6 +38,9 @@ class GroupOfProcesses:
         ]
         return [f"{', '.join(asked)} of {self.name} not enforced: no control groups here"] if asked else []
 
+    def keep_from_swap(self) -> list[str]:
+        return [f"{self.name} may be swapped: no control groups here"]
+
     def members(self) -> set[int]:
         self._since = {pid: since for pid, since in self._since.items() if started(pid) == since}
         return set(self._since)

@@ -52,6 +52,12 @@ class GroupV1:
             lacks += filter(None, [hierarchy.write(weight, str(max(1, min(1000, limits.io_weight))))])
         return lacks
 
+    def keep_from_swap(self) -> list[str]:
+        if "memory" not in self._folders:
+            return [f"{self.name} may be swapped: no memory controller here"]
+        said = hierarchy.write(self._folders["memory"] / "memory.swappiness", "0")
+        return [said] if said else []
+
     def members(self) -> set[int]:
         return hierarchy.members(self._any)
 

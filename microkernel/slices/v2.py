@@ -56,6 +56,13 @@ class GroupV2:
             and (said := hierarchy.write(self._folder / file, text))
         ]
 
+    def keep_from_swap(self) -> list[str]:
+        if "memory" not in self._controllers:
+            return [f"{self.name} may be swapped: no memory controller here"]
+        file = self._folder / "memory.swap.max"  # a kernel that has no swap has no such file
+        said = hierarchy.write(file, "0") if file.exists() else ""
+        return [said] if said else []
+
     def members(self) -> set[int]:
         return hierarchy.members(self._folder)
 

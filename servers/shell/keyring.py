@@ -118,11 +118,6 @@ def stands(row: KeyringRow) -> str:
         lines.insert(
             1, f"{row.keyspaces} private keyspaces, {row.purges} purges, root key of {clock(row.rotated)}"
         )
-        lines.append(
-            "its memory is kept from swap"
-            if row.memory_locked
-            else "its memory may be swapped: see `atoll doctor`"
-        )
     return "\n".join(lines)
 
 

@@ -80,8 +80,10 @@ def test_no_file_of_the_node_has_the_words(person: Shell) -> None:
         found = diary(node)
         found.write.now("scan", SAM, PHRASE)
         assert found.append.now("scan", " twice").text == f"{PHRASE} twice"
-        with pytest.raises(InternalFault):
+        with pytest.raises(InternalFault, match="which raised RuntimeError: this is a bug"):
             found.fail.now(PHRASE)
+        (line,) = [each for each in node.kernel.logs.now(follow=False) if "Diary.fail" in each.text]
+        assert "its text may be private" in line.fields["traceback"] and "in fail" in line.fields["traceback"]
         kill(person, "diary")
         assert found.read.now("scan") == Entry(SAM, f"{PHRASE} twice")
         found.write.now("plain", SAM, "words that are sealed")

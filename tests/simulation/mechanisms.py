@@ -226,6 +226,9 @@ class Group:
             if value is not None and value < 0
         ]
 
+    def keep_from_swap(self) -> list[str]:
+        return []
+
     def members(self) -> set[int]:
         return {process.pid for process in self._groups.living(self._path)}
 

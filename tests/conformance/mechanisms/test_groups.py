@@ -156,6 +156,15 @@ async def test_limits_are_taken_and_what_is_not_is_a_sentence(host: Host) -> Non
         assert group.limit(Limits()) == []
 
 
+@as_kernel
+async def test_a_group_is_kept_from_swap_or_says_why_not(host: Host) -> None:
+    group = host.mechanisms.slices.group("servers", "secret")
+    async with started(host, group=group) as patient:
+        await patient.hear(control.Ready)
+        assert bool(group.keep_from_swap()) == (host.mechanisms.slices.kind == "none")
+        await patient.answers(1)
+
+
 @in_groups
 @as_kernel
 async def test_a_group_with_somebody_in_it_is_not_removed(host: Host) -> None:

@@ -76,7 +76,7 @@ class Server(Serves[Diary]):
     async def fail(self, text: str) -> None:
         """As a bug would, with the words in hand."""
         await self.words.get(text)
-        raise RuntimeError("a bug")
+        raise RuntimeError(text)
 
     @Diary.forget.serve
     async def forget(self, subject: str) -> Purge:

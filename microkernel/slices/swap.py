@@ -1,0 +1,11 @@
+"""Where this host writes memory that it has no room for."""
+
+from pathlib import Path
+
+SWAPS = Path("/proc/swaps")
+
+
+def devices() -> list[str]:
+    """Files and partitions that take swapped memory now."""
+    lines = SWAPS.read_text().splitlines()[1:] if SWAPS.exists() else []
+    return [line.split()[0] for line in lines]
