@@ -8,7 +8,7 @@ it again at that key, as a roll-back does, writes the same bytes.
 """
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from atoll.ipc import chance
 from atoll.ipc.system.keys import TAG
@@ -20,15 +20,11 @@ BEGIN = b"\xc1\x01"
 WRITE = 16
 """Bytes of a write id: which of all writes this was."""
 NONCE = 12
-_place = struct.Struct(">QI")
-_HEAD = len(BEGIN) + TAG + WRITE + NONCE
-
-
-class Envelope(NamedTuple):
-    tag: bytes
-    write: bytes
-    nonce: bytes
-    sealed: bytes
+_place = struct.Struct(">QI").pack
+_TAG = len(BEGIN)
+_WRITE = _TAG + TAG
+_NONCE = _WRITE + WRITE
+_SEALED = _NONCE + NONCE
 
 
 def is_sealed(value: bytes) -> bool:
@@ -39,23 +35,17 @@ def is_sealed(value: bytes) -> bool:
 def seal(cipher: "AESGCM", tag: bytes, badge: int, key: bytes, plain: bytes) -> bytes:
     """An envelope for one key of a keyspace. RuntimeError in a simulation (`chance.secret`)."""
     fresh = chance.secret(WRITE + NONCE)
-    write, nonce = fresh[:WRITE], fresh[WRITE:]
-    return b"".join((BEGIN, tag, fresh, cipher.encrypt(nonce, plain, _bound(badge, key, tag, write))))
+    bound = _place(badge, len(key)) + key + tag + fresh[:WRITE]
+    return BEGIN + tag + fresh + cipher.encrypt(fresh[WRITE:], plain, bound)
 
 
-def parse(value: bytes) -> Envelope | None:
-    """The parts of an envelope; None for what is none."""
-    if len(value) < _HEAD or not value.startswith(BEGIN):
-        return None
-    tag, write = len(BEGIN) + TAG, len(BEGIN) + TAG + WRITE
-    return Envelope(value[len(BEGIN) : tag], value[tag:write], value[write:_HEAD], value[_HEAD:])
+def tag_in(value: bytes) -> bytes | None:
+    """Whose a sealed value is; None for what is none."""
+    return value[_TAG:_WRITE] if value.startswith(BEGIN) and len(value) > _SEALED else None
 
 
-def open_(cipher: "AESGCM", envelope: Envelope, badge: int, key: bytes) -> bytes:
-    """What was sealed. Raises `cryptography.exceptions.InvalidTag` where it was not, by this key, for this place."""
-    bound = _bound(badge, key, envelope.tag, envelope.write)
-    return cipher.decrypt(envelope.nonce, envelope.sealed, bound)
-
-
-def _bound(badge: int, key: bytes, tag: bytes, write: bytes) -> bytes:
-    return b"".join((_place.pack(badge, len(key)), key, tag, write))
+def open_(cipher: "AESGCM", value: bytes, badge: int, key: bytes) -> bytes:
+    """What was sealed. Precondition: `tag_in` gave a tag. Raises `cryptography.exceptions.InvalidTag` where it was not, by
+    this cipher, for this place."""
+    bound = _place(badge, len(key)) + key + value[_TAG:_NONCE]
+    return cipher.decrypt(value[_NONCE:_SEALED], value[_SEALED:], bound)

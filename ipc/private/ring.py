@@ -5,7 +5,7 @@ so. When the stream breaks for good nothing is held any more, and what is wanted
 missing is asked for by a task of its own, many at a time, and under no caller's deadline: others may wait for the same key.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -78,12 +78,12 @@ class Ring:
             raise Purged("whom a row is about")
         return found
 
-    def fetch(self, subjects: Iterable[str] = (), tags: Iterable[bytes] = ()) -> Deferred[None] | None:
+    def fetch(self, subjects: Collection[str] = (), tags: Collection[bytes] = ()) -> Deferred[None] | None:
         """None: all of their keys are here, or gone; for nobody, the index key is. Else it is done when they are, and fails
         with `Sealed` where `keys` gives none."""
-        wanted = _Wanted(tuple(subjects), tuple(tags))
-        if not self._missing(wanted):
+        if not self._missing(subjects, tags):
             return None
+        wanted = _Wanted(tuple(subjects), tuple(tags))
         if self._fault is not None and not self._index:
             wanted.done.fail(self._fault)
             return wanted.done
@@ -91,13 +91,15 @@ class Ring:
         self._asked.set()
         return wanted.done
 
-    def _missing(self, wanted: _Wanted) -> bool:
-        """Whether something is missing for it; with no index key, all is."""
+    def _missing(self, subjects: Iterable[str], tags: Iterable[bytes]) -> bool:
+        """Whether a key is missing for one of them; with no index key, all are."""
         held = self._held
-        return not self._index or not (
-            all(tag in held for tag in wanted.tags)
-            and all(self.tag(subject) in held for subject in wanted.subjects)
-        )
+        if not self._index:
+            return True
+        for tag in tags:
+            if tag not in held:
+                return True
+        return any(self.tag(subject) not in held for subject in subjects)
 
     # its task -------------------------------------------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class Ring:
             waiting, self._waiting = self._waiting, []
             done: list[_Wanted] = []
             for each in waiting:
-                (self._waiting if self._missing(each) else done).append(each)
+                (self._waiting if self._missing(each.subjects, each.tags) else done).append(each)
             if self._waiting:
                 self._asked.set()
             for each in done:

@@ -11,7 +11,7 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.form import Draft, Form
 from atoll.ipc.keyspace import settled
 
-from .envelope import open_, parse, seal
+from .envelope import open_, seal, tag_in
 from .ring import Ring
 
 
@@ -46,11 +46,11 @@ class SealedForm(Form[P]):
         return seal(self.ring.cipher(tag), tag, self.ring.badge, key, draft.packed)
 
     def read(self, key: bytes, packed: bytes) -> P:
-        found = parse(packed)
-        if found is None:
+        tag = tag_in(packed)
+        if tag is None:
             raise _unfit(key, "a value that is not sealed")
         try:
-            plain = open_(self.ring.cipher(found.tag), found, self.ring.badge, key)
+            plain = open_(self.ring.cipher(tag), packed, self.ring.badge, key)
         except self._wrong:
             raise _unfit(key, "a value that was not sealed for this key") from None
         try:
@@ -95,7 +95,7 @@ class SealedForm(Form[P]):
 
 
 def _tags(packed: Iterable[bytes]) -> set[bytes]:
-    return {found.tag for each in packed if (found := parse(each)) is not None}
+    return {tag for each in packed if (tag := tag_in(each)) is not None}
 
 
 def _unfit(key: bytes, found: str) -> PeerMisbehaved:

@@ -93,6 +93,19 @@ class KeysLocked(Failure):
         )
 
 
+class KeyringUnwritable(Failure):
+    """The disk did not take a new keyring."""
+
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the keyring could not be replaced ({self.reason}): it is as it was, or as it was to be; "
+            "make room on its disk, and repeat it"
+        )
+
+
 class NotReleased(Failure):
     """Whoever asks is not what the image's policy says."""
 
@@ -109,7 +122,7 @@ class NotReleased(Failure):
 
 
 class Keys(Interface):
-    errors = (KeysLocked, NotReleased)
+    errors = (KeysLocked, KeyringUnwritable, NotReleased)
 
     @stream("use", position=int)
     def hold(self, after: int = 0) -> Told:

@@ -101,19 +101,19 @@ class Try(NamedTuple):
 
 
 class PassphraseRoot:
-    """Made of a passphrase, which nobody keeps: given once each time the server starts. It cannot change with a purge, since
-    nobody is asked then."""
+    """Made of a text that is given once each time the server starts: a passphrase, which nobody keeps, or a secret in the
+    machine's TPM. It cannot change with a purge, since nobody is asked then."""
 
-    kind: RootKind = "passphrase"
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: RootKind = "passphrase") -> None:
+        self.kind: RootKind = kind
         self._path = folder / "root.salt"
         self._tries: list[Try] = []
         """Those that are in use, the newest first."""
         self._next: Try | None = None
 
     def locked(self) -> str:
-        return "" if self._tries else "its root key is made of a passphrase"
+        of = "a secret in the TPM" if self.kind == "tpm" else "a passphrase"
+        return "" if self._tries else f"its root key is made of {of}"
 
     def settled(self) -> bool:
         return self._kept().settled

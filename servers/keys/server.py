@@ -5,7 +5,8 @@ the row, then each holder of keys is told and waited for, then the reply. What a
 row by the next start, the telling by the streams, which go on from the last purge that each knows of.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from atoll.ipc.system.keys import (
     AT_ONCE,
     TAG,
     KeyringRow,
+    KeyringUnwritable,
     Keys,
     KeysLocked,
     NotReleased,
@@ -83,9 +85,8 @@ class Server(Serves[Keys]):
         self._policies = {badge_number(name): policy for name, policy in self.config.policy.items()}
         self._holders = Holders()
         self._changing = trio.Lock()
-        self._root: Root = (
-            PassphraseRoot(self.root) if self.config.root == "passphrase" else FileRoot(self.root)
-        )
+        kind = self.config.root
+        self._root: Root = FileRoot(self.root) if kind == "file" else PassphraseRoot(self.root, kind)
         self._ring = Keyring(self.keyring, self._root)
         self._unreadable = ""
         if not self._root.locked():
@@ -121,7 +122,8 @@ class Server(Serves[Keys]):
         self._policies.get(badge, Policy()).hold(who)
         ring = self._opened()
         async with self._changing:
-            ring.know(badge)
+            with written():
+                ring.know(badge)
         position = after or ring.contents.number
         holder = Holder(badge, who.server, position)
         self._holders.add(call.client, holder)
@@ -182,7 +184,8 @@ class Server(Serves[Keys]):
                 raise NotFound("private keyspace that was ever opened", keyspace)
         who = {(badge, tag_of(ring.index(badge), subject)) for badge in badges}
         async with self._changing:
-            made = ring.purge(sorted(who), _now())
+            with written():
+                made = ring.purge(sorted(who), _now())
             await self._record(made, f"{call.client}:{call.request}")
         self._holders.tell(made)
         done = [each for each in ring.contents.purges if (each.badge, each.tag) in who]
@@ -222,7 +225,8 @@ class Server(Serves[Keys]):
                 self._root.change(passphrase)
             elif passphrase:
                 raise BadRequest("Keys.rotate, $.passphrase", "none: the root key is in a file", "one")
-            ring.rotate(_now())
+            with written():
+                ring.rotate(_now())
         return self._row()
 
     @Keys.unlock.serve
@@ -230,7 +234,7 @@ class Server(Serves[Keys]):
         root = self._root
         if not isinstance(root, PassphraseRoot):
             raise BadRequest(
-                "Keys.unlock", "a root key that is made of a passphrase", f"one of kind {root.kind}"
+                "Keys.unlock", "a root key that is given from outside", f"one of kind {root.kind}"
             )
         async with self._changing:
             if not self._ring.opened:
@@ -257,6 +261,15 @@ class Server(Serves[Keys]):
         return structs.replace(
             row, keyspaces=len(held.badges), purges=len(held.purges), rotated=held.rotated
         )  # fmt: skip
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Raises `KeyringUnwritable` where the disk does not take it."""
+    try:
+        yield
+    except OSError as fault:
+        raise KeyringUnwritable(str(fault)) from None
 
 
 def _key(made: Made) -> str:

@@ -3,6 +3,7 @@
 import getpass
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -11,7 +12,7 @@ from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.keys import SERVER, KeyringRow, Keys, Purge
 
-from . import printing
+from . import printing, tpm
 from .options import Json, Node, keyspace_names
 from .when import clock
 
@@ -28,6 +29,16 @@ Given = Annotated[
 ]
 
 
+Chip = Annotated[
+    Path,
+    typer.Option(
+        "--tpm",
+        metavar="PATH",
+        help="The TPM 2 that the root key is made by, where the image says so: a device, or an emulator's socket.",
+    ),
+]
+
+
 def purge(
     subject: Annotated[str, typer.Argument(help="Whom it is about: the name that its server gives.")],
     keyspace: Annotated[
@@ -40,12 +51,16 @@ def purge(
             show_default="all of them",
         ),
     ] = "",
+    chip: Chip = tpm.DEVICE,
     node: Node = "",
     as_json: Json = False,
 ) -> None:
     """Make all that a subject ever said unreadable, in rows, their past and every backup. It cannot be undone."""
     with connect(node=node or None) as attached:
-        done = attached.open(SERVER, Keys, ["purge"]).purge.now(subject, keyspace)
+        keys = attached.open(SERVER, Keys, ["observe", "purge", "admin"])
+        done = keys.purge.now(subject, keyspace)
+        if keys.keyring.now().root == "tpm":
+            renew(keys, chip, attached.name)
     printing.answer(done, purged(subject, done), as_json)
 
 
@@ -68,21 +83,51 @@ def show(node: Node = "", as_json: Json = False) -> None:
     printing.answer(row, stands(row), as_json)
 
 
-def rotate(passphrase: Given = -1, node: Node = "", as_json: Json = False) -> None:
+def rotate(passphrase: Given = -1, chip: Chip = tpm.DEVICE, node: Node = "", as_json: Json = False) -> None:
     """Seal the keyring under a new root key; a new passphrase is asked for where it is made of one."""
     with connect(node=node or None) as attached:
         keys = attached.open(SERVER, Keys, ["observe", "admin"])
-        word = asked(passphrase, again=True) if keys.keyring.now().root == "passphrase" else ""
-        row = keys.rotate.now(word)
+        kind = keys.keyring.now().root
+        if kind == "tpm":
+            row = renew(keys, chip, attached.name)
+        else:
+            row = keys.rotate.now(asked(passphrase, again=True) if kind == "passphrase" else "")
     printing.answer(row, stands(row), as_json)
 
 
-def unlock(passphrase: Given = -1, node: Node = "", as_json: Json = False) -> None:
-    """Open a keyring whose root key is made of a passphrase; the first one that is given makes it."""
+def renew(keys: Keys, chip: Path, node: str) -> KeyringRow:
+    """A root key of a new secret of the TPM's. Whenever it is cut short, one of the two that are there opens the ring."""
+    with tpm.opened(chip, node) as held:
+        secret = held.add()
+        row = keys.rotate.now(secret)
+        held.keep_only(secret)
+    return row
+
+
+def unlock(passphrase: Given = -1, chip: Chip = tpm.DEVICE, node: Node = "", as_json: Json = False) -> None:
+    """Open a keyring whose root key is made of a passphrase, or of a secret in the TPM; the first one makes it."""
     with connect(node=node or None) as attached:
         keys = attached.open(SERVER, Keys, ["observe", "admin"])
-        row = keys.unlock.now(asked(passphrase, again=not keys.keyring.now().size))
+        row = keys.keyring.now()
+        if row.root == "tpm":
+            row = unlock_by(keys, chip, attached.name, row)
+        else:
+            row = keys.unlock.now(asked(passphrase, again=not row.size))
     printing.answer(row, stands(row), as_json)
+
+
+def unlock_by(keys: Keys, chip: Path, node: str, row: KeyringRow) -> KeyringRow:
+    """By the secret of the TPM's that fits: there are two where a change of it was cut short."""
+    with tpm.opened(chip, node) as held:
+        secrets = held.secrets() or ([] if row.size else [held.add()])
+        for secret in secrets:
+            try:
+                row = keys.unlock.now(secret)
+            except BadRequest:
+                continue
+            held.keep_only(secret)
+            return row
+    raise BadRequest("--tpm", "the TPM that has the root key of this keyring", f"{chip}, which has not")
 
 
 def asked(descriptor: int, *, again: bool) -> str:

@@ -202,6 +202,49 @@ def test_keys_are_for_servers_that_fit_the_policy_alone(person: Shell) -> None:
         diary(node).write.now("fits", "sam", "again")
 
 
+def test_a_swap_of_the_keys_server_is_not_noticed(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        found.write.now("s gone", "sue", "first")
+        found.write.now("s kept", "stan", "second")
+        person.said("swap", "keys", "--level", "seccomp")
+        assert found.read.now("s gone") == Entry("sue", "first")
+        assert found.forget.now("sue").holding == []
+        with pytest.raises(Purged):
+            found.read.now("s gone")
+        person.said("swap", "keys", "--level", "sandbox")
+        with pytest.raises(Purged):
+            found.read.now("s gone")
+        assert found.read.now("s kept") == Entry("stan", "second")
+
+
+def test_who_does_not_let_go_is_named(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        found.write.now("z", "zoe", "words")
+        person.said("freeze", "diary")
+        done = node.open("keys", Keys).with_(deadline=2.0).purge.now("zoe")
+        assert done.holding == ["diary"]
+        person.said("thaw", "diary")
+        while True:  # it hears of it before it answers anybody, but for what it has read already
+            try:
+                assert found.read.now("z") == Entry("zoe", "words")
+            except Purged:
+                break
+        assert node.open("keys", Keys).purge.now("zoe").holding == []
+
+
+def test_nobody_else_can_read_the_keyring(person: Shell) -> None:
+    folder = home(person) / "data" / "keys"
+    for place in (folder / "keyring", folder / "root"):
+        assert place.stat().st_mode & 0o077 == 0
+        for file in files(place):
+            assert file.stat().st_mode & 0o777 == 0o600
+            assert file.stat().st_uid == person.row("keys")["uid"]
+    if os.geteuid() == 0:
+        assert person.row("keys")["uid"] not in (0, person.row("diary")["uid"], person.row("state")["uid"])
+
+
 def test_a_rollback_brings_back_what_was_sealed(person: Shell) -> None:
     with connect(str(home(person))) as node:
         first = diary(node).write.now("b", "bill", "as it was")
