@@ -30,11 +30,11 @@ _REFUSED: Final = 1.0
 class _Wanted:
     """Whoever waits for keys."""
 
-    __slots__ = ("done", "subjects", "tags")
+    __slots__ = ("done", "labels", "subjects")
 
-    def __init__(self, subjects: tuple[str, ...], tags: tuple[bytes, ...]) -> None:
+    def __init__(self, subjects: tuple[str, ...], labels: tuple[bytes, ...]) -> None:
         self.subjects = subjects
-        self.tags = tags
+        self.labels = labels
         self.done: Deferred[None] = Deferred()
 
 
@@ -49,10 +49,12 @@ class Ring:
         self._keys = keys
         self._name = name
         self._index = b""
+        self._generation = bytes(1)
         self.badge = 0
         self._held: dict[bytes, AESGCM | None] = {}
-        """By tag; None: purged."""
-        self._tags: dict[str, bytes] = {}
+        """By label; None: purged."""
+        self._labels: dict[str, bytes] = {}
+        """Of subjects, for what is sealed now."""
         self._waiting: list[_Wanted] = []
         self._asked = trio.Event()
         self._fault: Sealed | None = None
@@ -60,30 +62,31 @@ class Ring:
 
     # what others ask ------------------------------------------------------------------------------------------
 
-    def tag(self, subject: str) -> bytes:
-        """Precondition, as of all that follows: `fetch` said that nothing is missing for it."""
-        found = self._tags.get(subject)
+    def label(self, subject: str) -> bytes:
+        """By which key is sealed what is about a subject. Precondition, as of all that follows: `fetch` said that nothing is
+        missing for it."""
+        found = self._labels.get(subject)
         if found is None:
-            found = self._tags[subject] = tag_of(self._index, subject)
-            _trim(self._tags)
+            found = self._labels[subject] = self._generation + tag_of(self._index, subject)
+            _trim(self._labels)
         return found
 
     def hashed(self, text: str) -> str:
         return hashed(self._index, b"text", text).hex()[:32]
 
-    def cipher(self, tag: bytes) -> "AESGCM":
-        """Raises `Purged`, as an error without a name: by its tag nobody is known."""
-        found = self._held[tag]
+    def cipher(self, label: bytes) -> "AESGCM":
+        """Raises `Purged`, as an error without a name: by its label nobody is known."""
+        found = self._held[label]
         if found is None:
             raise Purged("whom a row is about")
         return found
 
-    def fetch(self, subjects: Collection[str] = (), tags: Collection[bytes] = ()) -> Deferred[None] | None:
+    def fetch(self, subjects: Collection[str] = (), labels: Collection[bytes] = ()) -> Deferred[None] | None:
         """None: all of their keys are here, or gone; for nobody, the index key is. Else it is done when they are, and fails
         with `Sealed` where `keys` gives none."""
-        if not self._missing(subjects, tags):
+        if not self._missing(subjects, labels):
             return None
-        wanted = _Wanted(tuple(subjects), tuple(tags))
+        wanted = _Wanted(tuple(subjects), tuple(labels))
         if self._fault is not None and not self._index:
             wanted.done.fail(self._fault)
             return wanted.done
@@ -91,15 +94,15 @@ class Ring:
         self._asked.set()
         return wanted.done
 
-    def _missing(self, subjects: Iterable[str], tags: Iterable[bytes]) -> bool:
+    def _missing(self, subjects: Iterable[str], labels: Iterable[bytes]) -> bool:
         """Whether a key is missing for one of them; with no index key, all are."""
         held = self._held
         if not self._index:
             return True
-        for tag in tags:
-            if tag not in held:
+        for label in labels:
+            if label not in held:
                 return True
-        return any(self.tag(subject) not in held for subject in subjects)
+        return any(self.label(subject) not in held for subject in subjects)
 
     # its task -------------------------------------------------------------------------------------------------
 
@@ -109,7 +112,7 @@ class Ring:
         while True:
             await self._hold()
             self._held.clear()
-            self._tags.clear()
+            self._labels.clear()
             self._index = b""
             await trio.sleep(_RETRY if self._fault is None else _REFUSED)
 
@@ -121,7 +124,8 @@ class Ring:
                     if told.purged:
                         await self._purged(told)
                     else:
-                        first, self._index, self.badge = not self._index, told.index, told.badge
+                        first = not self._index
+                        self._begin(told)
                         if first:
                             self._fault = None
                             nursery.start_soon(self._ask)
@@ -138,8 +142,15 @@ class Ring:
         for each in waiting:
             each.done.fail(self._fault)
 
+    def _begin(self, told: Told) -> None:
+        self._index, self.badge = told.index, told.badge
+        self._generation = bytes((told.generation,))
+        self._labels.clear()
+
     async def _purged(self, told: Told) -> None:
-        self._held[told.purged] = None
+        # Of all generations, also those whose keys are not here yet, but may be on their way.
+        for generation in range(self._generation[0] + 1):
+            self._held[bytes((generation,)) + told.purged] = None
         with suppress(PeerFault):
             await self._keys.let_go(told.position)
 
@@ -147,8 +158,8 @@ class Ring:
         while True:
             await self._asked.wait()
             self._asked = trio.Event()
-            tags = {tag for each in self._waiting for tag in self._all(each) if tag not in self._held}
-            asked = list(tags)[:AT_ONCE]
+            labels = {label for each in self._waiting for label in self._all(each) if label not in self._held}
+            asked = list(labels)[:AT_ONCE]
             if asked:
                 try:
                     keys = await self._keys.release(asked)
@@ -156,13 +167,13 @@ class Ring:
                     self._asked.set()
                     await trio.sleep(_RETRY)
                     continue
-                for tag, key in zip(asked, keys, strict=True):
+                for label, key in zip(asked, keys, strict=True):
                     # A purge that came meanwhile is the later word.
-                    self._held.setdefault(tag, self._aead(key) if key else None)
+                    self._held.setdefault(label, self._aead(key) if key else None)
             waiting, self._waiting = self._waiting, []
             done: list[_Wanted] = []
             for each in waiting:
-                (self._waiting if self._missing(each.subjects, each.tags) else done).append(each)
+                (self._waiting if self._missing(each.subjects, each.labels) else done).append(each)
             if self._waiting:
                 self._asked.set()
             for each in done:
@@ -170,9 +181,9 @@ class Ring:
             _trim(self._held)
 
     def _all(self, wanted: _Wanted) -> Iterable[bytes]:
-        yield from wanted.tags
+        yield from wanted.labels
         for subject in wanted.subjects:
-            yield self.tag(subject)
+            yield self.label(subject)
 
 
 def _trim(held: dict[str, bytes] | dict[bytes, "AESGCM | None"]) -> None:

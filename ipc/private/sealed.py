@@ -11,7 +11,7 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.form import Draft, Form
 from atoll.ipc.keyspace import settled
 
-from .envelope import open_, seal, tag_in
+from .envelope import label_in, open_, seal
 from .ring import Ring
 
 
@@ -42,15 +42,15 @@ class SealedForm(Form[P]):
         return Draft(self.encode(value), subject)
 
     def written(self, key: bytes, draft: Draft) -> bytes:
-        tag = self.ring.tag(draft.subject)
-        return seal(self.ring.cipher(tag), tag, self.ring.badge, key, draft.packed)
+        label = self.ring.label(draft.subject)
+        return seal(self.ring.cipher(label), label, self.ring.badge, key, draft.packed)
 
     def read(self, key: bytes, packed: bytes) -> P:
-        tag = tag_in(packed)
-        if tag is None:
+        label = label_in(packed)
+        if label is None:
             raise _unfit(key, "a value that is not sealed")
         try:
-            plain = open_(self.ring.cipher(tag), packed, self.ring.badge, key)
+            plain = open_(self.ring.cipher(label), packed, self.ring.badge, key)
         except self._wrong:
             raise _unfit(key, "a value that was not sealed for this key") from None
         try:
@@ -66,7 +66,7 @@ class SealedForm(Form[P]):
         go: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        waiting = self._missing({draft.subject for draft in drafts}, _tags(packed))
+        waiting = self._missing({draft.subject for draft in drafts}, _labels(packed))
         if waiting is None:
             self._go(go, failed)
             return
@@ -86,16 +86,16 @@ class SealedForm(Form[P]):
             failed(error)
 
     async def ready(self, drafts: Iterable[Draft] = (), packed: Iterable[bytes] = ()) -> None:
-        subjects, tags = {draft.subject for draft in drafts}, _tags(packed)
-        while (waiting := self._missing(subjects, tags)) is not None:
+        subjects, labels = {draft.subject for draft in drafts}, _labels(packed)
+        while (waiting := self._missing(subjects, labels)) is not None:
             await settled(waiting)  # until nothing is missing now: meanwhile all may have been let go again
 
-    def _missing(self, subjects: set[str], tags: set[bytes]) -> Deferred[None] | None:
-        return self.ring.fetch(subjects, tags) if subjects or tags else None
+    def _missing(self, subjects: set[str], labels: set[bytes]) -> Deferred[None] | None:
+        return self.ring.fetch(subjects, labels) if subjects or labels else None
 
 
-def _tags(packed: Iterable[bytes]) -> set[bytes]:
-    return {tag for each in packed if (tag := tag_in(each)) is not None}
+def _labels(packed: Iterable[bytes]) -> set[bytes]:
+    return {label for each in packed if (label := label_in(each)) is not None}
 
 
 def _unfit(key: bytes, found: str) -> PeerMisbehaved:

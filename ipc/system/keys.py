@@ -6,7 +6,8 @@ unbadged one is a person's: it purges in all keyspaces and looks after the keyri
 Rights: `use` is given data keys, `purge` destroys them, `admin` changes the root key and unlocks the keyring,
 `observe` reads how it stands.
 
-A *subject* (a rater, a conversation) is named by its *tag*, a keyed hash of its name: 16 bytes.
+A *subject* (a rater, a conversation) is named by its *tag*, a keyed hash of its name: 16 bytes. It has a data key in
+each *generation* of seeds, named by its *label*: the generation in one byte, then the tag.
 """
 
 import hmac
@@ -21,6 +22,7 @@ from atoll.ipc.interface import Interface, call, stream
 SERVER = "keys"
 """The name of the server that offers it, in every image with a private keyspace."""
 TAG = 16
+LABEL = 1 + TAG
 KEY = 32
 AT_ONCE = 1000
 """Data keys that are asked for at a time at most."""
@@ -47,7 +49,9 @@ class Told(Struct, array_like=True, frozen=True):
     index: bytes = b""
     """The key of the keyspace's hashes: of tags, and of what its server has hashed."""
     purged: bytes = b""
-    """The tag of who was purged; empty in the first, and where a stream goes on."""
+    """The tag of who was purged; else empty."""
+    generation: int = 0
+    """By whose keys is sealed from now on."""
 
 
 class Purge(Struct, frozen=True, kw_only=True):
@@ -78,7 +82,9 @@ class KeyringRow(Struct, frozen=True, kw_only=True):
     size: int = 0
     """Of the file, in bytes."""
     rotated: int = 0
-    """When the root key was changed last, in ns."""
+    """When the root key was changed last by a person, in ns."""
+    generations: int = 0
+    """Of seeds."""
 
 
 class KeysLocked(Failure):
@@ -130,9 +136,9 @@ class Keys(Interface):
         what the caller knows of already; 0: of none. Raises `NotReleased`, `KeysLocked`."""
 
     @call("use", idempotent=True)
-    def release(self, tags: list[bytes]) -> list[bytes]:
-        """The data keys of so many subjects, in their order; empty for one who was purged. Raises `NotReleased` where the
-        channel holds nothing (see `hold`)."""
+    def release(self, labels: list[bytes]) -> list[bytes]:
+        """The data keys of so many labels, in their order; empty for a subject that was purged. Raises `NotReleased` where
+        the channel holds nothing (see `hold`)."""
 
     @call("use", idempotent=True)
     def let_go(self, position: int) -> None:
@@ -145,8 +151,9 @@ class Keys(Interface):
         the key has let go of it, or is named."""
 
     @call("admin", idempotent=True)
-    def rotate(self, passphrase: str = "") -> KeyringRow:
-        """Seals the keyring under a new root key. `passphrase`: the new one, where the root key is made of one."""
+    def rotate(self, passphrase: str = "", seeds: bool = False) -> KeyringRow:
+        """Seals the keyring under a new root key. `passphrase`: the new one, where the root key is made of one. `seeds`: and
+        begins a new generation, by whose keys is sealed from now on; what is sealed by older ones can be read as before."""
 
     @call("admin", idempotent=True)
     def unlock(self, passphrase: str) -> KeyringRow:

@@ -4,8 +4,6 @@ import math
 
 import trio
 
-from .keyring import Made
-
 
 class Holder:
     """One open stream of one keyspace."""
@@ -17,6 +15,8 @@ class Holder:
         """The number of the last purge that was sent."""
         self.let_go = position
         """Of the last one that it has answered."""
+        self.generation = -1
+        """The one that it was told to seal by."""
         self.more = trio.Event()
 
 
@@ -32,24 +32,22 @@ class Holders:
     def remove(self, channel: int, holder: Holder) -> None:
         if self._by_channel.get(channel) is holder:
             del self._by_channel[channel]
-            self._stir()
+            self._note()
 
     def of(self, channel: int) -> Holder | None:
         return self._by_channel.get(channel)
 
-    def tell(self, made: list[Made]) -> None:
-        """There are purges that each may have to hear of."""
-        badges = {each.badge for each in made}
+    def stir(self) -> None:
+        """There is something that each may have to hear of."""
         for holder in self._by_channel.values():
-            if holder.badge in badges:
-                holder.more.set()
-                holder.more = trio.Event()
+            holder.more.set()
+            holder.more = trio.Event()
 
     def answered(self, channel: int, position: int) -> None:
         holder = self._by_channel.get(channel)
         if holder is not None:
             holder.let_go = max(holder.let_go, min(position, holder.told))
-            self._stir()
+            self._note()
 
     async def without(self, badges: set[int], position: int, most: float) -> list[str]:
         """Returns when all holders of these keyspaces have let go of what purges up to that number were about; or, after
@@ -68,6 +66,6 @@ class Holders:
             }
         )
 
-    def _stir(self) -> None:
+    def _note(self) -> None:
         self._changed.set()
         self._changed = trio.Event()

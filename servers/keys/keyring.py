@@ -24,6 +24,8 @@ from .tree import SEED, Kept, Tree
 
 FILE: Final = "keyring"
 MAGIC: Final = b"atoll keyring 1\n"
+GENERATIONS: Final = 256
+"""At most: a value says its own in one byte."""
 NONCE: Final = 12
 
 
@@ -47,7 +49,8 @@ class Contents(Struct, kw_only=True):
     id: bytes
     """By which the store knows its keyring."""
     index: bytes
-    seeds: list[Kept]
+    seeds: list[list[Kept]]
+    """By generation, oldest first. A purge is of all; by the newest is sealed."""
     badges: list[int] = []
     """The keyspaces that were ever opened: a purge by a person is of all of them."""
     purges: list[Made] = []
@@ -63,7 +66,7 @@ class Keyring:
         self._path = folder / FILE
         self.root = root
         self._contents: Contents | None = None
-        self._tree = Tree(())
+        self._trees: list[Tree] = []
 
     @property
     def contents(self) -> Contents:
@@ -87,8 +90,7 @@ class Keyring:
         elif settled or known is not None:
             raise Unreadable(self._path, "there is none, and there was one")
         else:
-            fresh = [(0, 0, chance.secret(SEED))]
-            contents = Contents(id=chance.secret(8), index=chance.secret(SEED), seeds=fresh, rotated=now)
+            contents = Contents(id=chance.secret(8), index=chance.secret(SEED), seeds=[_fresh()], rotated=now)
         if known not in (None, contents.id):
             raise Unreadable(self._path, "it is another node's than the rows of this store")
         self._take(contents)
@@ -104,9 +106,15 @@ class Keyring:
         """The index key of a keyspace."""
         return hmac.digest(self.contents.index, badge.to_bytes(8, "big"), sha256)
 
-    def key(self, badge: int, tag: bytes) -> bytes:
-        """A subject's data key; empty: purged."""
-        leaf = self._tree.leaf(place(badge, tag))
+    @property
+    def generation(self) -> int:
+        """By whose keys is sealed."""
+        return len(self._trees) - 1
+
+    def key(self, badge: int, label: bytes) -> bytes:
+        """The data key of a label; empty: its subject was purged, or there is no such generation."""
+        generation, tag = label[0], label[1:]
+        leaf = self._trees[generation].leaf(place(badge, tag)) if generation < len(self._trees) else None
         return (
             b"" if leaf is None else hmac.digest(leaf, b"data key" + badge.to_bytes(8, "big") + tag, sha256)
         )
@@ -122,19 +130,26 @@ class Keyring:
         is as it was, or done."""
         contents, made = self.contents, list[Made]()
         for badge, tag in subjects:
-            if self._tree.prune(place(badge, tag)):
+            pruned = [tree.prune(place(badge, tag)) for tree in self._trees]
+            if any(pruned):
                 made.append(Made(contents.number + 1, badge, tag, now))
         if made:
             contents.number += 1
             contents.purges += made
-            contents.seeds = list(self._tree.kept())
+            contents.seeds = [list(tree.kept()) for tree in self._trees]
         if made or not self.root.settled():
             self._replace()
         return made
 
-    def rotate(self, now: int) -> None:
-        """A new root key. Raises OSError."""
+    def rotate(self, now: int, *, seeds: bool = False) -> None:
+        """A new root key; with `seeds`, a new generation. Raises OSError."""
         self.contents.rotated = now
+        if seeds:
+            fresh = Tree(_fresh())
+            for each in self.contents.purges:
+                fresh.prune(place(each.badge, each.tag))
+            self._trees.append(fresh)
+            self.contents.seeds.append(list(fresh.kept()))
         self._replace()
 
     def made(self, badge: int, after: int) -> list[Made]:
@@ -143,7 +158,7 @@ class Keyring:
 
     def _take(self, contents: Contents) -> None:
         self._contents = contents
-        self._tree = Tree(contents.seeds)
+        self._trees = [Tree(kept) for kept in contents.seeds]
 
     def _replace(self) -> None:
         try:
@@ -158,6 +173,10 @@ class Keyring:
             if held is not None:
                 self._take(_unsealed(self._path, held, self.root.keys()))
             raise
+
+
+def _fresh() -> list[Kept]:
+    return [(0, 0, chance.secret(SEED))]
 
 
 def place(badge: int, tag: bytes) -> int:
@@ -181,5 +200,8 @@ def _unsealed(path: Path, held: bytes, keys: list[bytes]) -> Contents:
     for key in keys:
         plain = _opens(held, key)
         if plain is not None:
-            return msgspec.msgpack.decode(plain, type=Contents)
+            try:
+                return msgspec.msgpack.decode(plain, type=Contents)
+            except msgspec.DecodeError:
+                raise Unreadable(path, "it is no keyring of this version") from None
     raise Unreadable(path, "its root key does not open it")

@@ -21,7 +21,7 @@ from atoll.ipc.naming import badge_number
 from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.keys import (
     AT_ONCE,
-    TAG,
+    LABEL,
     KeyringRow,
     KeyringUnwritable,
     Keys,
@@ -36,7 +36,7 @@ from atoll.ipc.system.measurement import Measurement
 
 from .attestation import Attestation, KernelsWord, Policy
 from .holders import Holder, Holders
-from .keyring import Keyring, Made, Unreadable
+from .keyring import GENERATIONS, Keyring, Made, Unreadable
 from .root import FileRoot, PassphraseRoot, Root
 
 PATIENCE: Final = 5.0
@@ -128,9 +128,11 @@ class Server(Serves[Keys]):
         holder = Holder(badge, who.server, position)
         self._holders.add(call.client, holder)
         try:
-            yield Told(position, badge, ring.index(badge))
             while True:
                 more = holder.more
+                if holder.generation != ring.generation:
+                    holder.generation = ring.generation
+                    yield Told(holder.told, badge, ring.index(badge), generation=ring.generation)
                 for made in ring.made(badge, holder.told):
                     holder.told = made.number
                     yield Told(made.number, purged=made.tag)
@@ -139,18 +141,18 @@ class Server(Serves[Keys]):
             self._holders.remove(call.client, holder)
 
     @Keys.release.serve
-    def release(self, tags: list[bytes]) -> list[bytes]:
+    def release(self, labels: list[bytes]) -> list[bytes]:
         badge, ring = self._keyspace(), self._opened()
         holder = self._holders.of(current().client)
         if holder is None or holder.badge != badge:
             raise NotReleased(
                 "a process", "a stream `hold` by which it hears of purges", "one that holds none"
             )
-        if len(tags) > AT_ONCE or any(len(tag) != TAG for tag in tags):
+        if len(labels) > AT_ONCE or any(len(label) != LABEL for label in labels):
             raise BadRequest(
-                "Keys.release, $.tags", f"{AT_ONCE} tags of {TAG} bytes at most", f"{len(tags)} others"
+                "Keys.release, $.labels", f"{AT_ONCE} of {LABEL} bytes each at most", f"{len(labels)} others"
             )
-        return [ring.key(badge, tag) for tag in tags]
+        return [ring.key(badge, label) for label in labels]
 
     @Keys.let_go.serve
     def let_go(self, position: int) -> None:
@@ -187,7 +189,7 @@ class Server(Serves[Keys]):
             with written():
                 made = ring.purge(sorted(who), _now())
             await self._record(made, f"{call.client}:{call.request}")
-        self._holders.tell(made)
+        self._holders.stir()
         done = [each for each in ring.contents.purges if (each.badge, each.tag) in who]
         last = max(done, key=lambda each: each.number) if done else Made(ring.contents.number, 0, b"", _now())
         left = call.remaining()
@@ -218,15 +220,18 @@ class Server(Serves[Keys]):
     # for people -----------------------------------------------------------------------------------------------
 
     @Keys.rotate.serve
-    async def rotate(self, passphrase: str = "") -> KeyringRow:
+    async def rotate(self, passphrase: str = "", seeds: bool = False) -> KeyringRow:
         ring = self._opened()
+        if seeds and ring.generation + 1 == GENERATIONS:
+            raise BadRequest("Keys.rotate, $.seeds", f"{GENERATIONS} generations at most", "one more")
         async with self._changing:
             if isinstance(self._root, PassphraseRoot):
                 self._root.change(passphrase)
             elif passphrase:
                 raise BadRequest("Keys.rotate, $.passphrase", "none: the root key is in a file", "one")
             with written():
-                ring.rotate(_now())
+                ring.rotate(_now(), seeds=seeds)
+        self._holders.stir()
         return self._row()
 
     @Keys.unlock.serve
@@ -259,7 +264,7 @@ class Server(Serves[Keys]):
             return row
         held = self._ring.contents
         return structs.replace(
-            row, keyspaces=len(held.badges), purges=len(held.purges), rotated=held.rotated
+            row, keyspaces=len(held.badges), purges=len(held.purges), rotated=held.rotated, generations=len(held.seeds)
         )  # fmt: skip
 
 

@@ -83,23 +83,32 @@ def show(node: Node = "", as_json: Json = False) -> None:
     printing.answer(row, stands(row), as_json)
 
 
-def rotate(passphrase: Given = -1, chip: Chip = tpm.DEVICE, node: Node = "", as_json: Json = False) -> None:
+def rotate(
+    seeds: Annotated[
+        bool,
+        typer.Option("--seeds", help="New seeds as well, by which is sealed what is written from now on."),
+    ] = False,
+    passphrase: Given = -1,
+    chip: Chip = tpm.DEVICE,
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
     """Seal the keyring under a new root key; a new passphrase is asked for where it is made of one."""
     with connect(node=node or None) as attached:
         keys = attached.open(SERVER, Keys, ["observe", "admin"])
         kind = keys.keyring.now().root
         if kind == "tpm":
-            row = renew(keys, chip, attached.name)
+            row = renew(keys, chip, attached.name, seeds)
         else:
-            row = keys.rotate.now(asked(passphrase, again=True) if kind == "passphrase" else "")
+            row = keys.rotate.now(asked(passphrase, again=True) if kind == "passphrase" else "", seeds)
     printing.answer(row, stands(row), as_json)
 
 
-def renew(keys: Keys, chip: Path, node: str) -> KeyringRow:
+def renew(keys: Keys, chip: Path, node: str, seeds: bool = False) -> KeyringRow:
     """A root key of a new secret of the TPM's. Whenever it is cut short, one of the two that are there opens the ring."""
     with tpm.opened(chip, node) as held:
         secret = held.add()
-        row = keys.rotate.now(secret)
+        row = keys.rotate.now(secret, seeds)
         held.keep_only(secret)
     return row
 

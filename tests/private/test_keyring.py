@@ -15,6 +15,8 @@ from tests.kit.dying import survives
 
 ANN, BOB = b"a" * 16, b"b" * 16
 BADGE = 7
+OLD, NEW = b"\0", b"\1"
+"""Generations."""
 
 
 def ring(folder: Path, known: bytes | None = None) -> Keyring:
@@ -35,18 +37,39 @@ def passphrase(folder: Path, word: str) -> Keyring:
 
 def test_keys_come_again_from_the_file(tmp_path: Path) -> None:
     first = ring(tmp_path)
-    keys = first.key(BADGE, ANN), first.key(BADGE, BOB), first.key(BADGE + 1, ANN)
+    keys = first.key(BADGE, OLD + ANN), first.key(BADGE, OLD + BOB), first.key(BADGE + 1, OLD + ANN)
     assert len({*keys}) == 3 and all(len(key) == 32 for key in keys)
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
     second = ring(tmp_path, first.contents.id)
-    assert (second.key(BADGE, ANN), second.key(BADGE, BOB), second.key(BADGE + 1, ANN)) == keys
+    assert (
+        second.key(BADGE, OLD + ANN),
+        second.key(BADGE, OLD + BOB),
+        second.key(BADGE + 1, OLD + ANN),
+    ) == keys
     assert second.index(BADGE) == first.index(BADGE) != first.index(BADGE + 1)
     (made,) = second.purge([(BADGE, ANN)], 5)
-    assert (second.key(BADGE, ANN), second.key(BADGE, BOB), second.key(BADGE + 1, ANN)) == (b"", *keys[1:])
+    assert (second.key(BADGE, OLD + ANN), second.key(BADGE, OLD + BOB), second.key(BADGE + 1, OLD + ANN)) == (
+        b"",
+        *keys[1:],
+    )
     assert second.purge([(BADGE, ANN)], 6) == []
     third = ring(tmp_path)
-    assert (third.key(BADGE, ANN), third.key(BADGE, BOB)) == (b"", keys[1])
+    assert (third.key(BADGE, OLD + ANN), third.key(BADGE, OLD + BOB)) == (b"", keys[1])
     assert third.made(BADGE, made.number - 1) == [made] and third.made(BADGE, made.number) == []
+
+
+def test_new_seeds_are_for_what_comes(tmp_path: Path) -> None:
+    first = ring(tmp_path)
+    before = first.key(BADGE, OLD + ANN)
+    first.purge([(BADGE, BOB)], 5)
+    assert first.generation == 0 and first.key(BADGE, NEW + ANN) == b""
+    first.rotate(6, seeds=True)
+    for found in (first, ring(tmp_path)):
+        assert found.generation == 1 and found.key(BADGE, OLD + ANN) == before
+        assert found.key(BADGE, NEW + ANN) not in (b"", before)
+        assert found.key(BADGE, OLD + BOB) == found.key(BADGE, NEW + BOB) == b""
+    first.purge([(BADGE, ANN)], 7)
+    assert ring(tmp_path).key(BADGE, OLD + ANN) == ring(tmp_path).key(BADGE, NEW + ANN) == b""
 
 
 def purge(folder: Path) -> None:
@@ -65,16 +88,16 @@ def test_a_kill_at_any_step_leaves_it_done_or_not_begun(
 ) -> None:
     begun = tmp_path / "begun"
     begun.mkdir()
-    bob, ann = ring(begun).key(BADGE, BOB), ring(begun).key(BADGE, ANN)
+    bob, ann = ring(begun).key(BADGE, OLD + BOB), ring(begun).key(BADGE, OLD + ANN)
     steps, outcomes = 0, list[bool]()
     while True:
         folder = tmp_path / str(steps)
         shutil.copytree(begun, folder)
         whole = survives(steps, lambda folder=folder: change(folder))  # type: ignore[misc]
         after = ring(folder)
-        done = after.contents.rotated == 9 if change is rotate else after.key(BADGE, ANN) == b""
-        assert after.key(BADGE, BOB) == bob
-        assert after.key(BADGE, ANN) == (b"" if done and change is purge else ann)
+        done = after.contents.rotated == 9 if change is rotate else after.key(BADGE, OLD + ANN) == b""
+        assert after.key(BADGE, OLD + BOB) == bob
+        assert after.key(BADGE, OLD + ANN) == (b"" if done and change is purge else ann)
         assert done or not (folder / "acknowledged").exists()
         assert len(after.root.keys()) == 1 and after.root.settled(), "one root key is left"
         old = tmp_path / f"old {steps}"
@@ -96,7 +119,7 @@ def test_a_kill_while_the_first_is_made_is_no_loss(tmp_path: Path) -> None:
         folder = tmp_path / str(steps)
         folder.mkdir()
         whole = survives(steps, lambda folder=folder: ring(folder))  # type: ignore[misc]
-        assert len(ring(folder).key(BADGE, ANN)) == 32
+        assert len(ring(folder).key(BADGE, OLD + ANN)) == 32
         if whole:
             break
         steps += 1
@@ -107,7 +130,7 @@ def test_a_full_disk_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
     from atoll.servers.keys import files
 
     found = ring(tmp_path)
-    bob = found.key(BADGE, BOB)
+    bob = found.key(BADGE, OLD + BOB)
 
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
@@ -116,9 +139,9 @@ def test_a_full_disk_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
         patched.setattr(files, "replace", full)
         with pytest.raises(OSError, match="No space"):
             found.purge([(BADGE, ANN)], 5)
-    assert (len(found.key(BADGE, ANN)), found.key(BADGE, BOB)) == (32, bob)
+    assert (len(found.key(BADGE, OLD + ANN)), found.key(BADGE, OLD + BOB)) == (32, bob)
     assert found.purge([(BADGE, ANN)], 6)
-    assert ring(tmp_path).key(BADGE, ANN) == b""
+    assert ring(tmp_path).key(BADGE, OLD + ANN) == b""
 
 
 def test_what_is_lost_or_mixed_up_is_said(tmp_path: Path) -> None:
@@ -147,7 +170,7 @@ def test_what_is_lost_or_mixed_up_is_said(tmp_path: Path) -> None:
 
 def test_a_passphrase_opens_it_and_can_be_changed(tmp_path: Path) -> None:
     first = passphrase(tmp_path, "open sesame")
-    ann = first.key(BADGE, ANN)
+    ann = first.key(BADGE, OLD + ANN)
     locked = Keyring(tmp_path, PassphraseRoot(tmp_path))
     with pytest.raises(KeysLocked, match="passphrase"):
         locked.open(None, 1)
@@ -161,7 +184,7 @@ def test_a_passphrase_opens_it_and_can_be_changed(tmp_path: Path) -> None:
     second.root.change("another word")
     second.rotate(6)
     third = passphrase(tmp_path, "another word")
-    assert (third.key(BADGE, ANN), third.key(BADGE, BOB)) == (ann, b"")
+    assert (third.key(BADGE, OLD + ANN), third.key(BADGE, OLD + BOB)) == (ann, b"")
     assert not any(third.try_key(tried.key) for tried in PassphraseRoot(tmp_path).offer("open sesame"))
 
 
@@ -176,7 +199,7 @@ def test_a_change_of_passphrase_that_is_cut_short(tmp_path: Path) -> None:
     """One of the two opens it, whichever step it came to."""
     begun = tmp_path / "begun"
     begun.mkdir()
-    ann = passphrase(begun, "old").key(BADGE, ANN)
+    ann = passphrase(begun, "old").key(BADGE, OLD + ANN)
     for step in (4, 9):
         folder = tmp_path / str(step)
         shutil.copytree(begun, folder)
@@ -188,8 +211,8 @@ def test_a_change_of_passphrase_that_is_cut_short(tmp_path: Path) -> None:
             if any(Keyring(folder, root).try_key(tried.key) for tried in root.offer(word))
         ]
         assert len(words) == 1
-        assert passphrase(folder, words[0]).key(BADGE, ANN) == ann
-        assert passphrase(folder, words[0]).key(BADGE, ANN) == ann
+        assert passphrase(folder, words[0]).key(BADGE, OLD + ANN) == ann
+        assert passphrase(folder, words[0]).key(BADGE, OLD + ANN) == ann
 
 
 def test_nothing_is_sealed_where_chance_is_a_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

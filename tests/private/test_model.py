@@ -72,11 +72,11 @@ class Diaries(RuleBasedStateMachine):
             assert done.repeated == (subject in self.purged)
             self.purged.add(subject)
 
-    @rule()
-    def rotate(self) -> None:
+    @rule(seeds=st.booleans())
+    def rotate(self, seeds: bool) -> None:
         keys = self.running._keys
         assert keys is not None
-        self.running._host.wait_for(keys.keys().rotate)
+        self.running._host.wait_for(keys.keys().rotate, "", seeds)
 
     @invariant()
     def reads_as_it_should(self) -> None:

@@ -15,7 +15,7 @@ from atoll.ipc.attach import Node, connect
 from atoll.ipc.errors import InternalFault, NotAllowed, Purged, Sealed
 from atoll.ipc.naming import badge_number
 from atoll.ipc.private.envelope import BEGIN
-from atoll.ipc.system.keys import TAG, Keys, NotReleased, tag_of
+from atoll.ipc.system.keys import LABEL, Keys, NotReleased, tag_of
 from atoll.servers.keys.keyring import Keyring, Unreadable
 from atoll.servers.keys.root import FileRoot
 from tests.microkernel.nodes import wait_for_end
@@ -121,15 +121,17 @@ def test_after_a_purge_nothing_that_was_ever_kept_opens(person: Shell) -> None:
     assert "had been purged before" in person.said("purge", "ann", "--keyspace", "diary")
     # Everything that was ever on the disk, with today's keyring and root key.
     today = ring(home(person) / "data" / "keys")
-    tag = tag_of(today.index(DIARY), "ann")
+    label = bytes(1) + tag_of(today.index(DIARY), "ann")
     for place in (old_store, home(person) / "data" / "state"):
-        tags = {
-            content[at.end() : at.end() + TAG]
+        labels = {
+            content[at.end() : at.end() + LABEL]
             for content in map(Path.read_bytes, files(place))
             for at in re.finditer(BEGIN, content)
         }
-        assert tag in tags and today.key(DIARY, tag) == b""
-        assert all(today.key(DIARY, tag_of(today.index(DIARY), f"bob {number}")) for number in range(20))
+        assert label in labels and today.key(DIARY, label) == b""
+        assert all(
+            today.key(DIARY, bytes(1) + tag_of(today.index(DIARY), f"bob {number}")) for number in range(20)
+        )
     # What is left of the old keyring on the disk is sealed under a root key that is gone.
     shutil.copy(home(person) / "data" / "keys" / "root" / "root.key", old_keys / "root" / "root.key")
     with pytest.raises(Unreadable, match="its root key does not open it"):
@@ -186,7 +188,7 @@ def test_keys_are_for_servers_that_fit_the_policy_alone(person: Shell) -> None:
         with pytest.raises(NotReleased, match="a person's"):
             next(iter(keys.hold.now()))
         with pytest.raises(NotReleased):
-            keys.release.now([bytes(TAG)])
+            keys.release.now([bytes(LABEL)])
         with pytest.raises(NotAllowed):
             node.open("keys", Keys, ["observe"]).purge.now("sam")
     package = Path(__file__).parent / "packages" / "diary"
@@ -258,11 +260,17 @@ def test_a_new_root_key(person: Shell) -> None:
     with connect(str(home(person))) as node:
         diary(node).write.now("n", "nora", "words")
         before = kept_keys(person, "before rotation")
-        row = person.json("keys", "rotate")
-        assert (row["root"], row["locked"]) == ("file", "")
+        row = person.json("keys", "rotate", "--seeds")
+        assert (row["root"], row["locked"], row["generations"]) == ("file", "", 2)
+        diary(node).write.now("n 2", "nora", "more")
         kill(person, "keys")
         kill(person, "diary")
         assert diary(node).read.now("n") == Entry("nora", "words")
+        assert diary(node).read.now("n 2") == Entry("nora", "more")
+        assert diary(node).forget.now("nora").holding == []
+        for key in ("n", "n 2"):
+            with pytest.raises(Purged):
+                diary(node).read.now(key)
     shutil.copy(home(person) / "data" / "keys" / "root" / "root.key", before / "root" / "root.key")
     with pytest.raises(Unreadable):
         ring(before)
