@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
-from atoll.ipc.system.state import Committed, Compacted, Expect, Range, StoreFull
+from atoll.ipc.system.state import Ahead, Committed, Compacted, Expect, Range, StoreFull
 
 from . import horizons, layout
 from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
@@ -203,6 +203,8 @@ class Group:
         if expect.revision < kept.horizon:
             # A deletion since may have left no trace.
             raise Compacted(revision=expect.revision, horizon=kept.horizon)
+        if expect.revision > self._last:
+            raise Ahead(revision=expect.revision, head=self._last)
         for key, revision in self._written_in(snapshot, expect):
             raise Conflict(key[layout.KEYSPACE_SIZE :], expect.revision, revision)
 

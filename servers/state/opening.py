@@ -1,8 +1,11 @@
 """From the image's settings to an open store: the lock, the engine, the format."""
 
+import errno
 import fcntl
 import os
 from typing import Literal
+
+import lmdb
 
 from atoll.ipc.serve import Config
 
@@ -47,9 +50,13 @@ class NotOwner(Exception):
     """The lock that was passed is not held: somebody else runs this store."""
 
 
+class NotWritable(Exception):
+    """The file system of a store that is to be written is read-only."""
+
+
 def open_engine(settings: Settings) -> tuple[Engine, str]:
-    """The engine, and a sentence on the format. Raises `NotOwner`, `NotRegistered`, `FormatRefused`, or what the
-    medium raises."""
+    """The engine, and a sentence on the format. Raises `NotOwner`, `NotRegistered`, `NotWritable`, `FormatRefused`, or what
+    the medium raises."""
     reader = settings.role == "reader"
     # LMDB would go on without a lock file that it cannot write.
     if (
@@ -73,13 +80,21 @@ def open_engine(settings: Settings) -> tuple[Engine, str]:
     if settings.engine == "memory":
         engine = MemoryEngine(limit=settings.limit, reserve=settings.reserve)
     else:
-        engine = LmdbEngine(
-            settings.folder,
-            limit=settings.limit,
-            reserve=settings.reserve,
-            map_size=settings.map_size,
-            read_only=reader,
-        )
+        try:
+            engine = LmdbEngine(
+                settings.folder,
+                limit=settings.limit,
+                reserve=settings.reserve,
+                map_size=settings.map_size,
+                read_only=reader,
+            )
+        except (OSError, lmdb.Error) as error:
+            if os.strerror(errno.EROFS) not in str(error):
+                raise
+            raise NotWritable(
+                f"the store in {settings.folder} cannot be written ({os.strerror(errno.EROFS)}): mount it for writing, then "
+                "boot again; if the system made it read-only, look at the disk first"
+            ) from None
     try:
         return engine, settle_format(engine, read_only=reader)
     except BaseException:

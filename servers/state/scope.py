@@ -1,10 +1,15 @@
 """What a caller names, as it lies in the store, and back: keys are relative to its keyspace, and reach no further."""
 
+from typing import Final
+
 from atoll.ipc.errors import BadRequest
-from atoll.ipc.system.state import Change, Expect, Item, Page, Range
+from atoll.ipc.system.state import AsOf, Change, Expect, Item, Page, Range
 
 from . import layout
 from .pins import OWN
+
+MOST: Final = 1 << 62
+"""Above any revision, and any time in ns."""
 
 
 def inside(badge: int, key: bytes) -> bytes:
@@ -13,6 +18,27 @@ def inside(badge: int, key: bytes) -> bytes:
     if len(key) < layout.KEYSPACE_SIZE:
         raise BadRequest("key", "the number of a keyspace in 4 bytes, then the key (`absolute`)", repr(key))
     return key
+
+
+def revision(where: str, number: int) -> int:
+    """A revision as a caller names it. Raises `BadRequest` for what can be none."""
+    if not 0 <= number < MOST:
+        raise BadRequest(where, f"a revision, 0 to {MOST - 1}", str(number))
+    return number
+
+
+def moment(as_of: AsOf) -> AsOf:
+    """A moment as a caller names it: a revision, a time in seconds, or now."""
+    if isinstance(as_of, float):
+        return seconds("as_of", as_of)
+    return None if as_of is None else revision("as_of", as_of)
+
+
+def seconds(where: str, time: float) -> float:
+    """A time as a caller names it, in seconds since the epoch."""
+    if not 0 <= time < MOST / 1e9:
+        raise BadRequest(where, f"seconds since 1970, 0 to {MOST / 1e9:.0f}", repr(time))
+    return time
 
 
 def within(badge: int, prefix: bytes) -> bytes:
@@ -31,7 +57,7 @@ def span(badge: int, start: bytes, end: bytes) -> tuple[bytes, bytes]:
 def check(badge: int, check: Expect | Range) -> Expect | Range:
     if isinstance(check, Expect):
         return Expect(inside(badge, check.key), check.revision)
-    return Range(*span(badge, check.start, check.end), check.revision)
+    return Range(*span(badge, check.start, check.end), revision("expects", check.revision))
 
 
 def bare_item(badge: int, item: Item) -> Item:

@@ -130,7 +130,7 @@ class Server(Serves[State]):
 
     @State.get.serve
     def get(self, key: bytes, as_of: AsOf = None, least: int = 0) -> Item | None:
-        badge = self._reading(as_of)
+        badge, as_of = self._reading(as_of)
         return scope.bare(badge, self._history.get(scope.inside(badge, key), as_of, least))
 
     @State.range.serve
@@ -143,7 +143,7 @@ class Server(Serves[State]):
         reverse: bool = False,
         least: int = 0,
     ) -> Page:
-        badge = self._reading(as_of)
+        badge, as_of = self._reading(as_of)
         first, stop = scope.span(badge, start, end)
         page = self._history.range(first, stop, _limit(limit), as_of, reverse, least)
         return scope.bare_page(badge, page)
@@ -159,6 +159,7 @@ class Server(Serves[State]):
     async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
         call = current()
         badge, past = call.badge, "history" in call.rights
+        scope.revision("watch: after", after)
         async for change in self._watchers.watch(after, scope.within(badge, prefix), past=past):
             yield scope.bare_change(badge, change)
 
@@ -166,6 +167,7 @@ class Server(Serves[State]):
     async def changes(self, after: int, upto: int, prefix: bytes = b"") -> AsyncIterator[Change]:
         self._reads += 1
         badge = current().badge
+        scope.revision("changes: after", after)
         if upto > (head := self._history.head()):
             raise Ahead(revision=upto, head=head)
         more = after < upto
@@ -183,13 +185,13 @@ class Server(Serves[State]):
 
     @State.revision_at.serve
     def revision_at(self, time: float) -> int:
-        return self._history.revision_at(time, current().badge)
+        return self._history.revision_at(scope.seconds("revision_at", time), current().badge)
 
     @State.who.serve
     def who(self, revision: int) -> Provenance | None:
         self._reads += 1
         badge = current().badge
-        return self._history.who(revision, None if badge == OWN else badge)
+        return self._history.who(scope.revision("who", revision), None if badge == OWN else badge)
 
     @State.pins.serve
     def pins(self) -> list[Pin]:
@@ -350,6 +352,7 @@ class Server(Serves[State]):
     def pin(self, name: str, revision: int = 0, why: str = "") -> Pin:
         call = current()
         badge = self._writing("pin", call.badge)
+        scope.revision("pin", revision)
         if not name or len(name) > pins.NAME_LIMIT or not name.isprintable():
             raise BadRequest("pin: name", f"1 to {pins.NAME_LIMIT} printable characters", repr(name))
         # Nobody compacts between here and the end: what is kept now is kept when the pin is durable.
@@ -458,12 +461,13 @@ class Server(Serves[State]):
             raise SystemExit(f"state: {fault}") from fault
         self._gather.committed(size, clock.monotonic() - began)
 
-    def _reading(self, as_of: AsOf) -> int:
+    def _reading(self, as_of: AsOf) -> tuple[int, AsOf]:
+        """Whose keyspace is read, and as of which moment."""
         self._reads += 1
         call = current()
         if as_of is not None and "history" not in call.rights:
             raise NotAllowed("State.get/range with as_of", "history", tuple(sorted(call.rights)))
-        return call.badge
+        return call.badge, scope.moment(as_of)
 
     def _writing(self, method: str, badge: int) -> int:
         if self.config.role == "reader":

@@ -1,7 +1,8 @@
 /*
  * Loaded before the C library: the store's log fails to be synced, or the last page of its database to be
  * written, as often as a file says. `FAULTS` is that file: one byte a fault to come, 's' (the sync fails),
- * 'm' (the page that ends a commit is not written), 'l' (it is written, and that is told as a failure).
+ * 'r' (the log's file system has become read-only), 'm' (the page that ends a commit is not written), 'l' (it is
+ * written, and that is told as a failure).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* Whether its file is of that name, followed by so many more characters. */
@@ -65,6 +67,18 @@ ssize_t pwrite(int descriptor, const void *data, size_t size, off_t place) {
         }
     }
     return real(descriptor, data, size, place);
+}
+
+/* Python calls this for pwritev, with no flags. */
+ssize_t pwritev64v2(int descriptor, const struct iovec *parts, int count, off_t place, int flags) {
+    static ssize_t (*real)(int, const struct iovec *, int, off_t, int);
+    if (!real)
+        real = dlsym(RTLD_NEXT, "pwritev64v2");
+    if (is_the_stores(descriptor, "/log.", 1) && fault('r')) {
+        errno = EROFS;
+        return -1;
+    }
+    return real(descriptor, parts, count, place, flags);
 }
 
 ssize_t pwrite64(int descriptor, const void *data, size_t size, off_t place) {

@@ -35,7 +35,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         yield lambda kinds: orders.write_text(kinds) and None
 
 
-@pytest.mark.parametrize("kinds", ["s", "m", "l", "lms"])
+@pytest.mark.parametrize("kinds", ["s", "m", "l", "r", "lmsr"])
 def test_nothing_is_acknowledged_that_a_failed_sync_may_have_lost(
     tmp_path: Path, faults: Callable[[str], None], kinds: str
 ) -> None:
@@ -98,13 +98,15 @@ def test_a_full_disk_stops_neither_reads_nor_the_kernel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format_", "told"),
-    [(99, "the store has format 99, this version reads up to 2"), (0, "no way leads from 0 to 1")],
+    [(99, "the store has format 99, this version reads up to 3"), (0, "no way leads from 0 to 1")],
 )
 def test_a_store_of_another_format_is_refused_at_boot_with_a_sentence(
     tmp_path: Path, format_: int, told: str
 ) -> None:
     with booted(tmp_path, text=IMAGE.replace("limit = 50", "limit = 1")) as node:
         pass
+    for log in (node.folder / "data" / "state").glob("log.*"):
+        log.unlink()  # what it says of the database would not fit any more, and a store that was closed needs none
     with (
         lmdb.open(str(node.folder / "data" / "state"), map_size=1 << 30, max_dbs=8) as environment,
         environment.begin(write=True) as transaction,

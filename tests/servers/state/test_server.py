@@ -1,13 +1,14 @@
 """The store as its callers see it: keyspaces, rights, groups, transactions, watches, over real LMDB."""
 
+import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
-from atoll.ipc.errors import Aborted, BadRequest, Conflict, NotAllowed, NotFound
+from atoll.ipc.errors import Aborted, BadRequest, CallerFault, Conflict, Failure, NotAllowed, NotFound
 from atoll.ipc.serve import bind
 from atoll.ipc.system.state import Ahead, Expect, Range, State, UnknownTransaction, Write, absolute
 from atoll.servers.state.opening import Settings
@@ -127,6 +128,43 @@ async def test_calls_that_arrive_together_share_one_group(folder: Path) -> None:
         revisions = [future.result().revision for future in futures]
         assert revisions == list(range(revisions[0], revisions[0] + 50))
         assert (await store.statistics())["groups"] == before + 1
+
+
+@pytest.mark.parametrize("number", [-1, -(2**63), 2**63, 2**64 - 1])
+async def test_no_number_is_a_fault_of_the_store(folder: Path, number: int) -> None:
+    """What no revision can be is refused as a caller's mistake, or lies ahead."""
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL | {"pin"})
+        await store.commit([Write(b"k", b"v")])
+        transaction = await store.begin(10.0)
+
+        async def feed(changes: AsyncIterator[object]) -> None:
+            async for _ in changes:
+                return
+
+        for asked in (
+            store.get(b"k", number),
+            store.get(b"k", None, number),
+            store.range(b"", as_of=number),
+            store.who(number),
+            store.pin("p", number),
+            feed(aiter(store.watch(number))),
+            feed(aiter(store.changes(number, 1))),
+            feed(aiter(store.changes(0, number))),
+            store.commit([Write(b"k", b"w")], [Expect(b"k", number)]),
+            store.commit([Write(b"k", b"w")], [Range(b"", b"", number)]),
+            store.commit([Write(b"k", b"w")], [Range(b"", b"", number)], transaction=transaction),
+            store.undo(transaction, number),
+        ):
+            with suppress(CallerFault, Failure, Conflict):
+                await asked
+        for time in (-1.0, math.inf, -math.inf, math.nan, 1e300):
+            with suppress(CallerFault, Failure):
+                await store.get(b"k", time)
+            with suppress(CallerFault, Failure):
+                await store.revision_at(time)
+        item = await store.get(b"k")
+        assert item is not None and item.value == b"v"
 
 
 async def test_changes_end_where_they_are_told_to(folder: Path) -> None:
