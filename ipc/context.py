@@ -116,11 +116,13 @@ class Call:
     """One call, as its handler sees it. Everything here comes from the capability table and the message
     header, never from the payload; `trace` alone is only the caller's claim."""
 
-    __slots__ = ("_clock", "_log", "_random", "fields", "thread")
+    __slots__ = ("_clock", "_log", "_random", "fields", "numbers", "thread")
 
     def __init__(self, fields: Fields, clock: Clock) -> None:
         self.fields = fields
         self.thread = get_ident()
+        self.numbers: object = None
+        """`ipc.origin` counts the call's commits here."""
         self._clock = clock
         self._random: random.Random | None = None
         self._log: Log | None = None

@@ -247,7 +247,7 @@ class Keyspace(Generic[T]):
             self._update_under(part_of(call), key, change, done)
             return done
         raw = self._prefix + encode_key(key)
-        origin = self._origins.of(call)
+        origin = self._origins.of(call, raw)
 
         def attempt() -> None:
             self._attempt(raw, change, origin, ATTEMPTS, done)
@@ -390,8 +390,8 @@ class Keyspace(Generic[T]):
                 joining = part.write(self.state, written(), seen)
                 joining.react(lambda _: done.complete(0), done.fail)
         else:
-            # Numbered here, in the order in which the handler writes, whichever of its writes waits for a key.
-            origin = self._origins.of(call)
+            # Numbered here, in the order in which the handler writes, whichever of its writes waits for its data key.
+            origin = self._origins.of(call, *(raw for raw, _ in drafts))
 
             def write() -> None:
                 asked = self.state.commit.start(written(), [], origin.id, origin.mark, origin.note)
@@ -530,7 +530,7 @@ class Keyspace(Generic[T]):
 
         Raises `Conflict` at the end if something that was read has changed since; `retry` tries again by
         itself."""
-        return open_transaction(self.state, self._form, self._prefix, deadline)
+        return open_transaction(self.state, self._form, self._prefix, deadline, self._origins)
 
     async def retry(
         self, body: Callable[[Transaction[T]], Any], *, attempts: int = 10, deadline: float = 10.0

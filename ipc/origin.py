@@ -1,14 +1,25 @@
 """The call that a commit is made for: an id by which the store knows it again, and what stands for its arguments."""
 
 import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from .context import Call
 from .errors import BadRequest
 from .naming import number_of
 
-_identity = struct.Struct(">QQQQI")
-_lasting = struct.Struct(">Q12sII")
+CALL: Final = struct.Struct(">QQQQ")
+"""What ids of a call's commits begin with, but for those of workflows' steps: boot, channel, badge, request."""
+_LASTING: Final = struct.Struct(">Q12sI")
+"""What ids of the commits of a step's calls begin with: badge, key, method. The same in whichever boot, by whichever
+channel, the step is repeated."""
+_WRITE: Final = struct.Struct(">II")
+_TRANSACTION: Final = struct.Struct(">I")
+IDS: Final = frozenset({CALL.size + _WRITE.size, CALL.size + _TRANSACTION.size})
+"""Lengths of ids that begin with `CALL`."""
 _MARK: Final = b"\xc1\x02"
 """No MessagePack begins so, and no sealed value."""
 _MARKED: Final = len(_MARK) + 4
@@ -36,28 +47,66 @@ class Origin(NamedTuple):
         return reply[_MARKED:]
 
 
+class Numbers:
+    """Of one call, over all keyspaces: how its commits are told apart."""
+
+    __slots__ = ("transactions", "writes")
+
+    def __init__(self) -> None:
+        self.writes: Counter[int] = Counter()
+        """By what stands for the keys that are written: so that each write finds its own outcome when the call is delivered
+        again, in whatever order its tasks come to write then."""
+        self.transactions: set[int] = set()
+        """Of those that are open, or were committed."""
+
+
 class Origins:
-    """Of the writes of one keyspace: those of a call are numbered in order, so that each finds its own outcome when the
-    call is delivered again."""
+    """Of what one keyspace's holder commits for the calls in hand."""
 
     def __init__(self, boot: int) -> None:
         """`boot` makes the ids of calls unique over boots."""
         self.boot = boot
-        self._last: tuple[Call | None, int] = (None, 0)
 
-    def of(self, call: Call | None) -> Origin:
-        """Of the next write of the call in hand."""
+    def of(self, call: Call | None, *keys: bytes) -> Origin:
+        """Of the next write of these keys by the call in hand."""
         if call is None:
             return Origin()
-        return Origin(self._id(call), call.method, _MARK + call.told if call.told else b"")
+        return Origin(self._write(call, keys), call.method, _MARK + call.told if call.told else b"")
 
-    def _id(self, call: Call) -> bytes:
+    def _write(self, call: Call, keys: tuple[bytes, ...]) -> bytes:
         if not call.request:
             return b""
-        before, ordinal = self._last
-        ordinal = ordinal + 1 if before is call else 0
-        self._last = (call, ordinal)
+        # What a step calls again it must call as before, in the same order: that is found out by its mark.
+        kind = 0 if call.key is not None else crc32(b"\0".join(keys))
+        writes = _numbers(call).writes
+        number = writes[kind]
+        writes[kind] = number + 1
+        return self._call(call) + _WRITE.pack(kind, number)
+
+    @contextmanager
+    def transaction(self, call: Call | None) -> Iterator[bytes]:
+        """The id of a transaction of the call in hand. One that comes to nothing leaves its id to the next, since that may
+        be the same thing tried again."""
+        if call is None or not call.request:
+            yield b""
+            return
+        taken = _numbers(call).transactions
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        taken.add(number)
+        try:
+            yield self._call(call) + _TRANSACTION.pack(number)
+        except BaseException:
+            taken.discard(number)
+            raise
+
+    def _call(self, call: Call) -> bytes:
         if call.key is not None:
-            # The call of a workflow's step: the same again in whichever boot, by whichever channel, it is repeated.
-            return _lasting.pack(call.badge, call.key, number_of(call.method), ordinal)
-        return _identity.pack(self.boot, call.client, call.badge, call.request, ordinal)
+            return _LASTING.pack(call.badge, call.key, number_of(call.method))
+        return CALL.pack(self.boot, call.client, call.badge, call.request)
+
+
+def _numbers(call: Call) -> Numbers:
+    numbers = call.numbers
+    if not isinstance(numbers, Numbers):
+        numbers = call.numbers = Numbers()
+    return numbers

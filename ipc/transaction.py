@@ -21,13 +21,16 @@ from .future import Payload, RawReply
 from .interface import Interface
 from .local_view import after_prefix, decode_key, encode_key
 from .method import MethodSpec
+from .origin import Origins
 from .participation import Part, part_of
-from .system.state import State, Write
+from .system.state import Item, State, Write
 from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
 T = TypeVar("T")
 I = TypeVar("I", bound=Interface)  # noqa: E741
 
+PAGE: Final = 1000
+"""Rows that are asked for in one go."""
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
 
@@ -71,11 +74,17 @@ class Transaction(Generic[T]):
         among them until the end. Raises `Purged` where one cannot be read any more."""
         await self._tell()
         last = self._prefix + encode_key(end) if end else after_prefix(self._prefix)
-        page = await self.state.scan(self.id, self._prefix + encode_key(start), last, limit)
-        await self._form.ready(packed=(item.value for item in page.items if item.value is not None))
+        here, items = self._prefix + encode_key(start), list[Item]()
+        while len(items) < limit:
+            page = await self.state.scan(self.id, here, last, min(PAGE, limit - len(items)))
+            items += page.items
+            if not page.more:
+                break
+            here = page.rest
+        await self._form.ready(packed=(item.value for item in items if item.value is not None))
         return [
             (decode_key(item.key[len(self._prefix) :]), self._form.read(item.key, item.value))
-            for item in page.items
+            for item in items
             if item.value is not None and item.key.startswith(self._prefix)
         ]
 
@@ -118,23 +127,24 @@ class Transaction(Generic[T]):
             await self.state.commit(writes, transaction=self.id)
             self._pending.clear()
 
-    async def _finish(self) -> None:
+    async def _finish(self, id: bytes) -> None:
         await self._tell()
-        self.revision = (await self.state.finish(self.id)).revision
+        self.revision = (await self.state.finish(self.id, id=id)).revision
 
 
 @asynccontextmanager
 async def _opened(
-    state: State, form: Form[T], prefix: bytes, deadline: float
+    state: State, form: Form[T], prefix: bytes, deadline: float, origins: Origins
 ) -> AsyncIterator[Transaction[T]]:
-    transaction = Transaction(state, await state.begin(deadline), form, prefix)
-    try:
-        yield transaction
-    except BaseException:
-        # Also when cancelled: what is not aborted would hold its place until the deadline.
-        state.abort.cast(transaction.id)
-        raise
-    await transaction._finish()
+    with origins.transaction(current_or_none()) as id:
+        transaction = Transaction(state, await state.begin(deadline, id), form, prefix)
+        try:
+            yield transaction
+            await transaction._finish(id)
+        except BaseException:
+            # Also when cancelled: what is not aborted would hold its place until the deadline.
+            state.abort.cast(transaction.id)
+            raise
 
 
 @asynccontextmanager
@@ -156,13 +166,13 @@ async def _retract(state: State, part: bytes) -> None:
 
 
 def open_transaction(
-    state: State, form: Form[T], prefix: bytes, deadline: float
+    state: State, form: Form[T], prefix: bytes, deadline: float, origins: Origins
 ) -> AbstractAsyncContextManager[Transaction[T]]:
     """See `Keyspace.transaction`."""
     call = current_or_none()
     if call is not None and call.transaction is not None:
         return _within(state, form, prefix, part_of(call))
-    return _opened(state, form, prefix, deadline)
+    return _opened(state, form, prefix, deadline, origins)
 
 
 async def retried(

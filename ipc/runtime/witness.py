@@ -1,6 +1,5 @@
 """What stands between a recorded server and its needs: it notes what they answered, and how far local views have come."""
 
-import struct
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
@@ -13,6 +12,7 @@ from atoll.ipc.errors import AtollError
 from atoll.ipc.future import Payload, RawReply
 from atoll.ipc.local_view import LocalView
 from atoll.ipc.method import MethodSpec
+from atoll.ipc.origin import CALL, IDS
 from atoll.ipc.system.calls import AHEAD, ASKED, VIEW, Ahead, Asked, Viewed
 from atoll.ipc.system.state import State
 from atoll.ipc.transport import ChannelStatistics, Options, RawStream, Translator, Transport
@@ -26,7 +26,6 @@ WHOLE: Final = 1024
 """Bytes of a reply of the store that are recorded; of a longer one its digest, since it can be read again."""
 READS: Final = frozenset({State.get.spec, State.range.spec, State.history.spec})
 DIGEST: Final = 16
-_identity = struct.Struct(">QQQQI")
 _commit: Any = msgspec.msgpack.Decoder(State.commit.spec.arguments)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -112,8 +111,8 @@ class Witness:
             return 0, 0
         if method is State.commit.spec:
             id = _commit.decode(payload).id
-            if len(id) == _identity.size:
-                _, channel, _, request, _ = _identity.unpack(id)
+            if len(id) in IDS:
+                _, channel, _, request = CALL.unpack_from(id)
                 return channel, request
         return None
 

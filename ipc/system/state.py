@@ -64,6 +64,8 @@ class Page(Struct, array_like=True, frozen=True):
     items: list[Item]
     more: bool
     revision: int
+    rest: bytes = b""
+    """Where to go on, of a `scan` with `more`: what was seen and deleted in the transaction is no item."""
 
 
 class Committed(Struct, array_like=True, frozen=True):
@@ -298,9 +300,10 @@ class State(Interface):
         """Who wrote a revision; None if it wrote nothing in the caller's keyspace."""
 
     @call("write")
-    def begin(self, deadline: float) -> bytes:
+    def begin(self, deadline: float, id: bytes = b"") -> bytes:
         """Opens a transaction: 16 random bytes that are the right to take part in it. It ends as aborted
-        after `deadline` seconds."""
+        after `deadline` seconds. `id`: what `finish` will be given; if that was committed before, reads are of the state
+        before it, so that whoever does the same again decides the same."""
 
     @call("write", idempotent=True)
     def read(self, transaction: bytes, key: bytes) -> Item | None:
@@ -336,9 +339,10 @@ class State(Interface):
         `Aborted`."""
 
     @call("write", idempotent=True)
-    def finish(self, transaction: bytes, reply: bytes = b"", note: str = "") -> Committed:
+    def finish(self, transaction: bytes, reply: bytes = b"", note: str = "", id: bytes = b"") -> Committed:
         """Commits, if nothing that was read has changed since (`Conflict`). Owner only; may be repeated, also
-        after a crash."""
+        after a crash. `id` as of `commit`: a transaction of an id that was committed before writes nothing. One that has
+        only read commits nothing, and never conflicts: it was as it saw it when it began."""
 
     @call("write", idempotent=True)
     def abort(self, transaction: bytes) -> None:

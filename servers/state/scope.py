@@ -61,19 +61,23 @@ def check(badge: int, check: Expect | Range) -> Expect | Range:
 
 
 def bare_item(badge: int, item: Item) -> Item:
-    return (
-        item if badge == OWN else Item(item.key[layout.KEYSPACE_SIZE :], item.value, item.revision, item.time)
-    )
+    return item if badge == OWN else Item(bare_key(badge, item.key), item.value, item.revision, item.time)
 
 
 def bare(badge: int, item: Item | None) -> Item | None:
     return None if item is None else bare_item(badge, item)
 
 
+def bare_key(badge: int, key: bytes) -> bytes:
+    return key if badge == OWN else key[layout.KEYSPACE_SIZE :]
+
+
 def bare_page(badge: int, page: Page) -> Page:
     if badge == OWN:
         return page
-    return Page([bare_item(badge, item) for item in page.items], page.more, page.revision)
+    return Page(
+        [bare_item(badge, item) for item in page.items], page.more, page.revision, bare_key(badge, page.rest)
+    )
 
 
 def bare_change(badge: int, change: Change) -> Change:

@@ -49,6 +49,7 @@ from .ownership import Disowned, Ownership
 from .passes import Passes
 from .pins import OWN
 from .transactions import ID_SIZE, Transactions
+from .versions import time_of
 from .watchers import Watchers
 
 ID_LIMIT: Final = 64
@@ -276,9 +277,12 @@ class Server(Serves[State]):
         )
 
     @State.begin.serve
-    def begin(self, deadline: float) -> bytes:
+    def begin(self, deadline: float, id: bytes = b"") -> bytes:
         call = current()
-        return self._transactions.begin(self._writing("begin", call.badge), call.client, deadline)
+        badge = self._writing("begin", call.badge)
+        done = self._committed(badge, id) if id else None
+        before = None if done is None else done.revision - 1
+        return self._transactions.begin(badge, call.client, deadline, before)
 
     @State.read.serve
     def read(self, transaction: bytes, key: bytes) -> Item | None:
@@ -315,23 +319,29 @@ class Server(Serves[State]):
         self._transactions.retract(part, call.badge, call.client)
 
     @State.finish.serve
-    def finish(self, transaction: bytes, reply: bytes = b"", note: str = "") -> Deferred[Committed]:
+    def finish(
+        self, transaction: bytes, reply: bytes = b"", note: str = "", id: bytes = b""
+    ) -> Deferred[Committed]:
         call = current()
         badge = self._writing("finish", call.badge)
-        id = layout.prefix(badge) + transaction
+        known = layout.prefix(badge) + (id or transaction)
         if len(transaction) == ID_SIZE:
-            with self._engine.snapshot() as snapshot:
-                done = committed_before(snapshot, id)
+            done = self._committed(badge, id or transaction)
             if done is not None:
+                if transaction in self._transactions:
+                    self._transactions.take(transaction, badge, call.client)
                 return Deferred.resolved(done)
         taken = self._transactions.take(transaction, badge, call.client)
+        if taken.only_read and not reply:
+            with self._engine.snapshot() as snapshot:
+                return Deferred.resolved(Committed(taken.began, time_of(snapshot, taken.began)))
         expects = [Expect(key, revision) for key, revision in taken.reads.items()]
         return self._admit(
             Transaction(
                 badge,
                 taken.log,
                 [*expects, *taken.ranges],
-                id,
+                known,
                 reply,
                 note,
                 f"{call.client}:{call.request}",
@@ -341,6 +351,11 @@ class Server(Serves[State]):
                 int(call.now() * 1e9),
             )
         )
+
+    def _committed(self, badge: int, id: bytes) -> Committed | None:
+        """What the commit with that id of a keyspace came to, if it is durable."""
+        with self._engine.snapshot() as snapshot:
+            return committed_before(snapshot, layout.prefix(badge) + id)
 
     @State.abort.serve
     def abort(self, transaction: bytes) -> None:

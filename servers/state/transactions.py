@@ -1,10 +1,10 @@
 """Open transactions: what parties have read and written so far, kept in memory until their owner finishes.
 
 All reads are of the state at `begin`; what was read, ranges included, must still be so at the end: that makes
-transactions serialisable, and those that only read never fail others. Nothing is in the store before
-`finish`, so a crash leaves nothing behind. A transaction's id is unguessable and is the right to take part;
-each party writes under its own keyspace's right, and only the owner (badge and channel that began it) ends
-it.
+transactions serialisable. Those that only read never fail others, nor fail: they were when they began. Nothing
+is in the store before `finish`, so a crash leaves nothing behind. A transaction's id is unguessable and is the
+right to take part; each party writes under its own keyspace's right, and only the owner (badge and channel that
+began it) ends it.
 
 Who is called under a transaction gets the id of a *part* of it: unguessable, too, and good for as long as the
 call is in hand. Whoever made the part ends it, either way: it joins, or all that was written since is undone.
@@ -62,6 +62,13 @@ class Open(msgspec.Struct, array_like=True):
     size: int = 0
     ends: float = 0.0
     parts: dict[bytes, Part] = {}
+    expected: bool = False
+    """Somebody has said of the committed state what it must be."""
+
+    @property
+    def only_read(self) -> bool:
+        """Whether all there is of it is what it saw when it began."""
+        return not self.log and not self.expected
 
     def parties(self) -> tuple[int, ...]:
         """Keyspaces, besides the owner's, that it writes to."""
@@ -99,9 +106,9 @@ class Transactions:
     def __contains__(self, id: bytes) -> bool:
         return id in self._open
 
-    def begin(self, badge: int, client: int, seconds: float) -> bytes:
-        """Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many
-        open."""
+    def begin(self, badge: int, client: int, seconds: float, revision: int | None = None) -> bytes:
+        """`revision`: what its reads see; None: what is so now. Raises `BadRequest` for a deadline outside (0, 3600] s,
+        `Overloaded` when the keyspace has too many open."""
         if not 0 < seconds <= LONGEST:
             raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
         now = self._now()
@@ -110,7 +117,8 @@ class Transactions:
         if sum(transaction.badge == badge for transaction in self._open.values()) >= OPEN_LIMIT:
             raise Overloaded(f"state (open transactions of keyspace {badge})")
         id = self._new_id()
-        self._open[id] = Open(badge, client, self._history.head(), seconds, ends=now + seconds)
+        began = self._history.head() if revision is None else revision
+        self._open[id] = Open(badge, client, began, seconds, ends=now + seconds)
         return id
 
     def read(self, id: bytes, key: bytes) -> Item | None:
@@ -131,14 +139,13 @@ class Transactions:
         if seen not in transaction.ranges:
             transaction.ranges.append(seen)
             self._grow(transaction, len(start) + len(end))
+        rest = seen_to if page.more else b""
         own = {key: value for key, value in transaction.log if start <= key < seen_to}
-        if not own:
-            return page
         items = [item for item in page.items if item.key not in own]
         for key, value in own.items():
             if value is not None:
                 items.insert(bisect_left(items, key, key=_key), Item(key, value, 0, 0))
-        return Page(items, page.more, page.revision)
+        return Page(items, page.more, page.revision, rest)
 
     def write(
         self, id: bytes, badge: int, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]
@@ -146,6 +153,7 @@ class Transactions:
         """Adds a party's writes and expectations; expectations speak of the committed state, not of the
         transaction's writes."""
         transaction = self._get(id)
+        transaction.expected = transaction.expected or bool(expects)
         for expect in expects:
             if isinstance(expect, Expect):
                 self._note_read(transaction, expect.key, expect.revision)
