@@ -125,7 +125,7 @@ class Moment:
             *OF_VERSION,
         )
         prefix = of.shape.prefix.encode()
-        return Table(columns, lambda: (_by_shape(of, page) for page in self._pages(state, prefix)))
+        return Table(columns, lambda: (of_shape(of, page) for page in self._pages(state, prefix)))
 
     def _state(self, keyspace: str) -> State:
         if keyspace not in self._states:
@@ -171,15 +171,25 @@ def _by_key(items: Sequence[Item]) -> Batch:
     ])  # fmt: skip
 
 
-def _by_shape(of: PublishedTable, items: Sequence[Item]) -> Batch:
+def of_shape(of: PublishedTable, items: Sequence[Item]) -> Batch:
+    """Rows that a server publishes."""
     shape = of.shape
-    found = [(item, published.decode(item.value)) for item in items if item.value is not None]
-    rows = [(item, value) for item, value in found if published.tagged(value, shape.tag)]
+    found = [(item, _opened(item.value)) for item in items]
+    # What is sealed may be a row of this table, for all that anybody here knows.
+    rows = [(item, value) for item, value in found if value is None or published.tagged(value, shape.tag)]
     own = [
         [_told(published.cell(value, field.path), field.kind) for _, value in rows] for field in shape.fields
     ]
     keys = [printing.text(item.key) for item, _ in rows]
     return Batch([keys, *own, [item.revision for item, _ in rows], [item.time // 1000 for item, _ in rows]])
+
+
+def _opened(stored: bytes | None) -> Any:
+    """A row's value; None for one that is sealed."""
+    try:
+        return published.decode(stored or b"")
+    except msgspec.DecodeError:
+        return None
 
 
 def _told(value: Any, kind: published.Kind) -> Any:

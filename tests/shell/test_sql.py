@@ -3,14 +3,18 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import NotAllowed
-from atoll.ipc.system.kernel import Load, Swap
+from atoll.ipc.published import Field, TableShape
+from atoll.ipc.system.kernel import Load, PublishedTable, Swap
+from atoll.ipc.system.state import Item
 from atoll.servers import gpu
 from atoll.servers.gpu.interface import Gpu
 from atoll.servers.shell import exits
+from atoll.servers.shell.tables import of_shape
 
 from .conftest import HOUSE, Shell
 
@@ -244,3 +248,15 @@ def test_published_rows_have_a_column_a_field(published: Shell) -> None:
     ]
     query = "select count(*) as n from siren.rows r join siren.alarm a on a._key = r.key"
     assert published.json("sql", query) == [{"n": 2}]
+
+
+def test_what_is_sealed_has_a_key_and_no_fields() -> None:
+    """As rows of a private keyspace are, which this program cannot open."""
+    shape = TableShape("rows", "", (Field("text", "text", ("text",)),), ("type", "alarm"))
+    table = PublishedTable(server="siren", name="alarm", keyspace="siren.rows", shape=shape)
+    items = [
+        Item(b"open", msgspec.msgpack.encode({"type": "alarm", "text": "fire!"}), 7, 1000),
+        Item(b"sealed", b"\xc1\x01" + bytes(60), 8, 2000),
+        Item(b"another", msgspec.msgpack.encode({"type": "test"}), 9, 3000),
+    ]
+    assert of_shape(table, items).columns == [["open", "sealed"], ["fire!", None], [7, 8], [1, 2]]
