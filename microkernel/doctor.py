@@ -183,7 +183,7 @@ def _devices() -> list[Finding]:
             ""
             if Path("/dev/tpmrm0").exists()
             else "none: root keys of private keyspaces lie in files of mode 0600, "
-            "or are made of a passphrase",
+            "or are made of a passphrase (`atoll keys show` says of which kind a node's is)",
         ),
         _finding(
             "attestation of servers (SEV-SNP, TDX)",

@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .image import Image, KeyspaceBinding, ServerBinding
-from .image_check import STORE, Checked, calls
+from atoll.ipc.system.keys import SERVER as KEYS
+
+from .image import PURGE, Image, KeyspaceBinding, ServerBinding
+from .image_check import KEYS_INTERFACE, STORE, Checked, calls
 from .priorities import inversions
 
 
@@ -64,7 +66,12 @@ def _edges(checked: Checked) -> list[Edge]:
     for name, server in checked.image.server.items():
         for need, bound in server.needs.items():
             if isinstance(bound, KeyspaceBinding):
-                edges.append(Edge(name, STORE, f"keyspace {bound.keyspace}", bound.keyspace, bound.rights))
+                about = checked.descriptions[name].needs[need]
+                rights = tuple(right for right in bound.rights if right != PURGE)
+                edges.append(Edge(name, STORE, f"keyspace {bound.keyspace}", bound.keyspace, rights))
+                if about.private:
+                    rights = ("use", PURGE) if PURGE in bound.rights else ("use",)
+                    edges.append(Edge(name, KEYS, KEYS_INTERFACE, bound.keyspace, rights))
             elif isinstance(bound, ServerBinding):
                 about = checked.descriptions[name].needs[need]
                 interface = checked.interface(bound.server, bound.interface, about)

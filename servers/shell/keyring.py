@@ -40,7 +40,12 @@ Chip = Annotated[
 
 
 def purge(
-    subject: Annotated[str, typer.Argument(help="Whom it is about: the name that its server gives.")],
+    subject: Annotated[
+        str,
+        typer.Argument(
+            help="Whom it is about: the name that its server gives; `-`: the first line of stdin."
+        ),
+    ],
     keyspace: Annotated[
         str,
         typer.Option(
@@ -56,6 +61,7 @@ def purge(
     as_json: Json = False,
 ) -> None:
     """Make all that a subject ever said unreadable, in rows, their past and every backup. It cannot be undone."""
+    subject = sys.stdin.readline().rstrip("\n") if subject == "-" else subject
     with connect(node=node or None) as attached:
         keys = attached.open(SERVER, Keys, ["observe", "purge", "admin"])
         done = keys.purge.now(subject, keyspace)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.attach import Node, connect
-from atoll.ipc.errors import InternalFault, NotAllowed, Purged, Sealed
+from atoll.ipc.errors import InternalFault, NotAllowed, NotFound, Purged, Sealed
 from atoll.ipc.naming import badge_number
 from atoll.ipc.private.envelope import BEGIN
 from atoll.ipc.system.keys import LABEL, Keys, NotReleased, tag_of
@@ -118,7 +118,8 @@ def test_after_a_purge_nothing_that_was_ever_kept_opens(person: Shell) -> None:
             found.read.now("gone 3")
         assert found.past.now("gone 3") == [Told("gone 3", None, True)]
         assert found.read.now("kept 3") == Entry("bob 3", "what bob said 3")
-    assert "had been purged before" in person.said("purge", "ann", "--keyspace", "diary")
+    again = person.run("purge", "-", "--keyspace", "diary", stdin="ann\n")
+    assert "ann had been purged before" in again.stdout
     # Everything that was ever on the disk, with today's keyring and root key.
     today = ring(home(person) / "data" / "keys")
     label = bytes(1) + tag_of(today.index(DIARY), "ann")
@@ -191,6 +192,8 @@ def test_keys_are_for_servers_that_fit_the_policy_alone(person: Shell) -> None:
             keys.release.now([bytes(LABEL)])
         with pytest.raises(NotAllowed):
             node.open("keys", Keys, ["observe"]).purge.now("sam")
+        with pytest.raises(NotFound, match="channel that you serve"):
+            node.kernel.measurement.now(1)
     package = Path(__file__).parent / "packages" / "diary"
     person.said("load", "other", str(package), "--need", "words=keyspace:diary")
     with connect(str(home(person))) as node, pytest.raises(Sealed, match="loaded by hand"):
@@ -243,6 +246,14 @@ def test_nobody_else_can_read_the_keyring(person: Shell) -> None:
         for file in files(place):
             assert file.stat().st_mode & 0o777 == 0o600
             assert file.stat().st_uid == person.row("keys")["uid"]
+    for server in ("keys", "diary", "state"):
+        pid = person.row(server)["pid"]
+        (core,) = [
+            line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in line
+        ]
+        assert core.split()[4:6] == ["0", "0"]
+        if os.geteuid() == 0:  # what cannot be dumped is root's in /proc, whoever runs it
+            assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
     if os.geteuid() == 0:
         assert person.row("keys")["uid"] not in (0, person.row("diary")["uid"], person.row("state")["uid"])
 
@@ -254,6 +265,12 @@ def test_a_rollback_brings_back_what_was_sealed(person: Shell) -> None:
     person.said("rollback", "diary", "--keys", "b", "--to", str(first))
     with connect(str(home(person))) as node:
         assert diary(node).read.now("b") == Entry("bill", "as it was")
+
+
+def test_who_may_ask_for_keys_is_in_the_graph(person: Shell) -> None:
+    told = person.said("image", "check", "image.toml", "--graph")
+    assert "-> state.keyspace diary  read, write, history\n" in told
+    assert "-> keys.Keys             use, purge\n" in told
 
 
 def test_a_new_root_key(person: Shell) -> None:
