@@ -222,12 +222,7 @@ def _workflows(server: Serves[Any], version: str) -> Workflows | None:
     }
     if not durable:
         return None
-    private = next((need.name for need in needs(type(server)) if need.private), None)
-    if private is not None:
-        raise TypeError(
-            f"{type(server).__name__} has durable methods, whose arguments and results are rows in the clear, "
-            f"and the private keyspace {private!r}: put one of them into another server"
-        )
+    check_private(type(server))
     bound = (getattr(server, need.name, None) for need in needs(type(server)) if need.kind == "keyspace")
     rows = next((each for each in bound if isinstance(each, Keyspace)), None)
     if rows is None:
@@ -239,6 +234,16 @@ def _workflows(server: Serves[Any], version: str) -> Workflows | None:
         rows.state, durable, server.queues, boot=rows.boot, version=version, may_go_on=server.may_go_on,
         kept=server.workflows_kept,
     )  # fmt: skip
+
+
+def check_private(server: type[Serves[Any]]) -> None:
+    """Raises TypeError for a server that would keep in the clear what it is told in private."""
+    private = next((need.name for need in needs(server) if need.private), None)
+    if private is not None and any(isinstance(method, DurableMethod) for method in server.handlers):
+        raise TypeError(
+            f"{server.__name__} has durable methods, whose arguments and results are rows in the clear, "
+            f"and the private keyspace {private!r}: put one of them into another server"
+        )
 
 
 def needs(server: type[Serves[Any]]) -> list[Need]:

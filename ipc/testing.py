@@ -9,7 +9,7 @@ further clients with chosen rights and badge, faults at chosen steps, a crash, a
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import trio
@@ -152,29 +152,28 @@ def running(
     given: dict[str, object] = dict(needs or {})
     store: MemoryStore | None = None  # one for all: a transaction may span keyspaces
     keys: MemoryKeys | None = None
-    for need in serve.needs(server):
-        if need.kind == "config" and config is not None and need.name not in given:
-            given[need.name] = config
-            config = None
-        elif need.kind == "keyspace" and need.name not in given:
-            store = store or MemoryStore()
-            if need.private:
-                keys = keys or MemoryKeys(store)
+    with ExitStack() as ends:
+        for need in serve.needs(server):
+            if need.kind == "config" and config is not None and need.name not in given:
+                given[need.name] = config
+                config = None
+            elif need.kind == "keyspace" and need.name not in given:
+                store = store or MemoryStore()
+                if not need.private:
+                    given[need.name] = store.keyspace(need.type, need.name)
+                    continue
+                if keys is None:
+                    keys = MemoryKeys(store)
+                    ends.callback(keys.close)
                 given[need.name] = keys.keyspace(need.type, need.name)
-            else:
-                given[need.name] = store.keyspace(need.type, need.name)
-    if config is not None:
-        raise TypeError(f"{server.__name__} has no configuration to bind: leave out config=")
-    before = None if keys is None else keys.start
-    host = Host(server, given, clock=clock, seed=seed, in_hand=in_hand, version=version, before=before)
-    thread = HostThread(host, clock)
-    thread.start()
-    try:
+        if config is not None:
+            raise TypeError(f"{server.__name__} has no configuration to bind: leave out config=")
+        before = None if keys is None else keys.start
+        host = Host(server, given, clock=clock, seed=seed, in_hand=in_hand, version=version, before=before)
+        thread = HostThread(host, clock)
+        thread.start()
+        ends.callback(thread.close)
         yield Running(host, thread, keys)
-    finally:
-        thread.close()
-        if keys is not None:
-            keys.close()
 
 
 def node(

@@ -151,7 +151,7 @@ class Ring:
         # Of all generations, also those whose keys are not here yet, but may be on their way.
         for generation in range(self._generation[0] + 1):
             self._held[bytes((generation,)) + told.purged] = None
-        with suppress(PeerFault):
+        with suppress(AtollError):  # as above; the stream goes on
             await self._keys.let_go(told.position)
 
     async def _ask(self) -> None:
@@ -163,7 +163,9 @@ class Ring:
             if asked:
                 try:
                     keys = await self._keys.release(asked)
-                except PeerFault:
+                except AtollError:
+                    # A new process of `keys` may hear of this before it hears of the stream, on which it says what is wrong
+                    # if something is.
                     self._asked.set()
                     await trio.sleep(_RETRY)
                     continue

@@ -77,8 +77,9 @@ class Description(Struct, frozen=True, kw_only=True):
 def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Description:
     """Describes a server class, and holds the configurations given for its needs to their types."""
     from atoll.ipc.interface import methods, rights
-    from atoll.ipc.serve import Serves, needs
+    from atoll.ipc.serve import Serves, check_private, needs
 
+    check_private(server)
     offers = tuple(
         Offer(
             name=interface.__name__,

@@ -11,6 +11,7 @@ from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.local_view import RESERVED
 from atoll.ipc.system import records
+from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.records import AttachmentRow, BootRow, ChannelRow, after, name_of, table_of
 from atoll.ipc.system.state import Item, Range, State, Write
 
@@ -229,11 +230,10 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Write the keys of a keyspace as they were at a moment, as one new transaction: nothing of the past is lost."""
-    if keyspace == KERNEL:
+    if keyspace in (KERNEL, KEYS):
+        says = "what is: act by commands" if keyspace == KERNEL else "who was purged: that stands"
         raise BadRequest(
-            where="KEYSPACE",
-            expected="the keyspace of a server",
-            got=f"{KERNEL}, whose rows say what is: act by commands",
+            where="KEYSPACE", expected="the keyspace of a server", got=f"{keyspace}, whose rows say {says}"
         )
     start, when = key_of(prefix), moment(to)
     # Workflows are not undone with what they did: whoever wants that says so by their prefix.

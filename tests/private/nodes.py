@@ -21,7 +21,11 @@ private = true
 
 [server.state]
 level = "process"
+restart = {restart}
 needs = {{}}
+
+[server.keys]
+restart = {restart}
 
 [server.keys.needs]
 keyring = {{ folder = "keyring" }}
@@ -31,13 +35,18 @@ config = {{ config = {{ {config} }} }}
 
 [server.diary]
 package = "{packages}/diary"
+restart = {restart}
 needs = {{ words = {{ keyspace = "diary", rights = ["read", "write", "history", "purge"] }} }}
 {more}
 """
 
 
+AT_ONCE = "{ first = 0, most = 0, limit = 1000, within = 1 }"
+"""Whoever kills servers for a living is not to be taken for a loop of crashes."""
+
+
 def image(level: str = "sandbox", config: str = "", more: str = "") -> str:
-    return IMAGE.format(level=level, config=config, packages=PACKAGES, more=more)
+    return IMAGE.format(level=level, config=config, packages=PACKAGES, restart=AT_ONCE, more=more)
 
 
 def diary(node: Attached) -> Diary:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from atoll.ipc import testing
+from atoll.ipc import Interface, Private, Serves, testing
+from atoll.ipc.durable import Workflow, durable
 from atoll.ipc.errors import InternalFault, PeerMisbehaved, Purged
+from atoll.ipc.runtime.describe import describe
 from tests.private.packages.diary.interface import Diary, Entry, Told
 from tests.private.packages.diary.server import Server
 
@@ -76,3 +78,46 @@ def test_hashes_are_the_keyspaces_own(running: testing.Running) -> None:
 def test_a_value_that_names_nobody_is_refused(running: testing.Running) -> None:
     with pytest.raises(InternalFault, match="names whom it is about"):
         running.client(Diary).write.now("a", "", "words")
+
+
+def test_durable_methods_and_a_private_keyspace_do_not_go_together() -> None:
+    class Tasks(Interface):
+        @durable("run")
+        def run(self, text: str) -> None: ...
+
+    class Both(Serves[Tasks]):
+        words: Private[Entry]
+
+        @Tasks.run.serve
+        async def run_(self, flow: Workflow, text: str) -> None: ...
+
+    with pytest.raises(TypeError, match="durable methods, whose arguments and results are rows in the clear"):
+        describe(Both)
+    with (
+        pytest.raises(TypeError, match="the private keyspace 'words'"),
+        testing.running(Both),
+    ):
+        pass
+
+
+def test_keys_that_are_refused_for_a_moment_come_later(running: testing.Running) -> None:
+    """As by a new process of `keys`, which hears of a request before it hears of the stream."""
+    keys = running._keys
+    assert keys is not None
+    holders = keys.endpoint.server._holders  # type: ignore[attr-defined]
+
+    async def forget() -> dict[int, object]:
+        known = dict(holders._by_channel)
+        holders._by_channel.clear()
+        return known
+
+    async def know(known: dict[int, object]) -> None:
+        holders._by_channel.update(known)
+
+    diary = running.client(Diary)
+    diary.write.now("a", "ann", "first")
+    known = running._host.wait_for(forget)
+    later = diary.write.start("b", "bob", "second")
+    assert diary.read.now("a") == Entry("ann", "first")
+    running._host.wait_for(know, known)
+    assert later.result() and diary.read.now("b") == Entry("bob", "second")

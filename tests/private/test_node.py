@@ -18,6 +18,7 @@ from atoll.ipc.private.envelope import BEGIN
 from atoll.ipc.system.keys import LABEL, Keys, NotReleased, tag_of
 from atoll.servers.keys.keyring import Keyring, Unreadable
 from atoll.servers.keys.root import FileRoot
+from atoll.servers.shell import exits
 from tests.microkernel.nodes import wait_for_end
 from tests.shell.conftest import Shell, shell
 
@@ -263,6 +264,7 @@ def test_a_rollback_brings_back_what_was_sealed(person: Shell) -> None:
         first = diary(node).write.now("b", "bill", "as it was")
         diary(node).write.now("b", "bill", "as it is")
     person.said("rollback", "diary", "--keys", "b", "--to", str(first))
+    assert "who was purged: that stands" in person.refused(exits.WRONG_INPUT, "rollback", "keys", "--to", "1")
     with connect(str(home(person))) as node:
         assert diary(node).read.now("b") == Entry("bill", "as it was")
 
