@@ -30,7 +30,7 @@ def rows(scratch: Path) -> list[Row]:
     return [
         _one(scratch, booted, *clusters),
         _many(scratch, booted, *clusters),
-        _batches(booted),
+        _batches(booted, *clusters),
         _read(scratch, booted),
         _depths(Booted(scratch, depth.IMAGE, "deep")),
         Survey("state", "watch: how late a change is", partial(watching.behind, scratch)),
@@ -101,12 +101,16 @@ def _read(scratch: Path, booted: Booted) -> Row:
     )
 
 
-def _batches(booted: Booted) -> Row:
+def _batches(booted: Booted, cluster: postgres.Cluster, members: etcd.Cluster) -> Row:
     return Race(
         group="state",
         name=f"rows in transactions of {batches.ROWS}",
         unit="1/s",
-        contestants=[batches.contestant(booted, ATOLL)],
+        contestants=[
+            batches.contestant(booted, ATOLL),
+            postgres.imports(cluster, batches.OUTSTANDING, batches.KEYS, batches.ROWS),
+            batches.at_etcd(members, ETCD),
+        ],
         subject=ATOLL,
         goals=[Goal(">=", 50_000)],
         seconds=0.5,

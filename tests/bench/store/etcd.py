@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..placement import Placement
 from .work import Work
 
 MEMBERS = 3
-PUT = "/etcdserverpb.KV/Put"
+PUT, TXN = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn"
 
 
 class Cluster:
@@ -81,10 +81,28 @@ class Cluster:
 
             yield put
 
+    @contextmanager
+    def transactions(self) -> Iterator[Any]:
+        """A connection: `transact(rows)` gives a future."""
+        with need("grpc").insecure_channel(self.addresses[0]) as channel:
+            call = channel.unary_unary(TXN, request_serializer=None, response_deserializer=None)
+            yield lambda rows: call.future(_all(_put(key, value) for key, value in rows))
+
 
 def _put(key: bytes, value: bytes) -> bytes:
     """A PutRequest; both are shorter than 128 bytes."""
     return b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+
+
+def _all(puts: Iterable[bytes]) -> bytes:
+    """A TxnRequest without conditions."""
+    return b"".join(_field(_field(put)) for put in puts)
+
+
+def _field(message: bytes) -> bytes:
+    """Field 2 of a message, which is below 16 KiB: the puts of a transaction, and each as a put."""
+    size = len(message)
+    return b"\x12" + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])) + message
 
 
 def _free_ports(count: int) -> list[int]:

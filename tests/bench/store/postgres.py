@@ -33,6 +33,7 @@ SCHEMA = """
 CREATE TABLE history (revision bigint PRIMARY KEY, key text NOT NULL, value text NOT NULL);
 CREATE TABLE latest (key text, revision bigint, PRIMARY KEY (key, revision));
 CREATE TABLE provenance (revision bigint PRIMARY KEY, who bytea NOT NULL);
+CREATE TABLE import (key text, revision bigint, value text NOT NULL, PRIMARY KEY (key, revision));
 CREATE SEQUENCE revision CACHE 1;
 """
 TRANSACTION = (
@@ -42,6 +43,14 @@ TRANSACTION = (
     "known AS (INSERT INTO latest SELECT key, revision FROM new) "
     "INSERT INTO provenance SELECT revision, decode(repeat('00', 32), 'hex') FROM new;\n"
 )
+IMPORT = (
+    "\\set first random(0, {keys} - 1)\n"
+    "WITH one AS (SELECT nextval('revision') AS revision), "
+    "new AS (INSERT INTO import SELECT 'import/' || lpad((:first + row)::text, 8, '0'), revision, "
+    f"'{VALUE.decode()}' FROM one, generate_series(0, {{rows}} - 1) AS row) "
+    "INSERT INTO provenance SELECT revision, decode(repeat('00', 32), 'hex') FROM one;\n"
+)
+"""History and index are one table here: a transaction has one revision and many keys."""
 SETTLED = 10
 """First transactions of a connection, not counted: a new backend has cold caches and plans its statement."""
 
@@ -110,10 +119,10 @@ class Cluster:
         self.run("pg_ctl", "-D", "data", "-m", "immediate", "-w", "stop")
         shutil.rmtree(self.folder)
 
-    def transactions(self, connections: int, each: int) -> float:
+    def transactions(self, connections: int, each: int, script: str = "transaction.sql") -> float:
         """Transactions a second while every connection is settled and busy, by pgbench's log of each."""
         where = ["-h", str(self.folder), "-U", "bench"]
-        how = ["-n", "-M", "prepared", "-l", "-f", "transaction.sql", "-j", str(min(connections, 2))]
+        how = ["-n", "-M", "prepared", "-l", "-f", script, "-j", str(min(connections, 2))]
         self.run("pgbench", *where, *how, "-c", str(connections), "-t", str(each + SETTLED), "postgres")
         ends: dict[int, list[float]] = {}
         for log in self.folder.glob("pgbench_log.*"):
@@ -125,6 +134,22 @@ class Cluster:
         stop = min(times[-1] for times in ends.values())
         inside = sum(start < time <= stop for times in ends.values() for time in times)
         return inside / (stop - start)
+
+
+def imports(cluster: Cluster, connections: int, keys: int, rows: int) -> Contestant:
+    """Rows in transactions of so many; an operation is a row."""
+
+    @contextmanager
+    def open_(placement: Placement) -> Iterator[Block]:
+        with cluster.lease():
+            (cluster.folder / "import.sql").write_text(IMPORT.format(keys=keys, rows=rows))
+
+            def block(n: int) -> float:
+                return n / rows / cluster.transactions(connections, n // rows // connections, "import.sql")
+
+            yield block
+
+    return Contestant(f"PostgreSQL, {connections} connections", open_, least=50 * connections * rows)
 
 
 def contestants(cluster: Cluster, connections: Sequence[int]) -> list[Contestant]:
