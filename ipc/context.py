@@ -207,7 +207,11 @@ class Call:
         until = self.deadline if options.until is None else options.until
         if self.deadline is not None and until is not None:
             until = min(until, self.deadline)
-        return msgspec.structs.replace(options, trace=options.trace or self.trace, until=until)
+        # What is done for somebody who does not hurry is not in others' way either; a capability's cap is minded elsewhere.
+        service = "bulk" if self.fields.service == "bulk" else options.service
+        return msgspec.structs.replace(
+            options, trace=options.trace or self.trace, until=until, service=service
+        )
 
 
 class Inline:

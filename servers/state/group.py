@@ -4,8 +4,12 @@ A transaction is admitted against the durable state *and* what the group already
 group are serialised in the order of their admission, each with a revision of its own. What a group holds is
 invisible to readers and acknowledged to nobody until `flush` returns from the engine; if the engine refuses,
 none of it ever was.
+
+A group takes so much of class `bulk` and no more: what is over waits for the next ones, in its order, and whoever else
+arrives meanwhile is not behind it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -21,6 +25,8 @@ from .versions import newest, time_of
 
 GROUP_LIMIT: Final = 1024
 """Transactions in one group at most."""
+BULK_MOST: Final = 1 << 20
+"""Bytes written by transactions of class `bulk` in one group at most, or one such transaction."""
 _WINDOW: Final = 4096
 """Up to so many revisions, a range is checked by what was written since; beyond, by looking through the range
 itself."""
@@ -41,12 +47,15 @@ class Transaction(NamedTuple):
     reserved: bool = False
     time: int = 0
     """When it was asked for, in ns; its revision's time is at least this, and rises with the revisions."""
+    bulk: bool = False
+    """Others go first."""
 
 
 Announce = Callable[[list[tuple[int, list[bytes]]]], None]
 """Told of each group's revisions and keys, after they are durable and before anyone is answered."""
 
 
+_Asked = tuple[Transaction, Deferred[Committed]]
 _Member = tuple[Transaction, Deferred[Committed], Committed]
 
 
@@ -59,6 +68,8 @@ class Group:
         self._last, self._time = history.last()
         self.groups = 0
         self.committed = 0
+        self._waiting: deque[_Asked] = deque()
+        """Bulk that was too much for this group. Only while the group holds something."""
         self._clear()
 
     def _clear(self) -> None:
@@ -70,6 +81,7 @@ class Group:
         self._heads: dict[bytes, int] = {}
         self._ids: dict[bytes, Committed] = {}
         self._written: list[tuple[int, list[bytes]]] = []
+        self._bulk = 0
 
     def __len__(self) -> int:
         return len(self._members)
@@ -85,7 +97,11 @@ class Group:
         return len(self._members) >= GROUP_LIMIT or self._batch.size * 4 >= self._engine.maximum_batch
 
     def admit(self, transaction: Transaction, done: Deferred[Committed]) -> None:
-        """Takes a transaction in, or settles it at once: refused, or done already by its id."""
+        """Takes a transaction in, or settles it at once: refused, or done already by its id; or has it wait for the next
+        group."""
+        if transaction.bulk and (self._waiting or self._bulk >= BULK_MOST):
+            self._waiting.append((transaction, done))
+            return
         try:
             if transaction.id or transaction.expects:
                 with self._engine.snapshot() as snapshot:
@@ -116,7 +132,9 @@ class Group:
             raise Disowned(self._ownership.sentence(failed.found)) from None
         except (Full, BatchTooLarge) as refusal:
             self._clear()
+            waiting, self._waiting = self._waiting, deque()
             self._one_by_one(members, refusal)
+            self._refill(waiting)
             return
         self._ownership.bound()
         self._last, self._time = self._next, self._next_time
@@ -127,6 +145,13 @@ class Group:
             self._announce(written)
         for _, done, outcome in members:
             done.complete(outcome)
+        waiting, self._waiting = self._waiting, deque()
+        self._refill(waiting)
+
+    def _refill(self, waiting: deque[_Asked]) -> None:
+        """Those who waited are next."""
+        for transaction, done in waiting:
+            self.admit(transaction, done)
 
     def _one_by_one(self, members: list[_Member], refusal: Full | BatchTooLarge) -> None:
         """A group did not fit: what is small, or the kernel's, still may, so each has its own try."""
@@ -157,7 +182,9 @@ class Group:
         if len(writes) > 1:
             writes = list(dict(writes).items())
         # Before a revision is taken: what the engine would refuse alone must not take a group with it.
-        self._check_size(transaction, writes)
+        size = self._check_size(transaction, writes)
+        if transaction.bulk:
+            self._bulk += size
         revision = self._next = self._next + 1
         time = self._next_time = max(transaction.time, self._next_time + 1)
         keys = layout.put_versions(self._batch, writes, revision)
@@ -180,7 +207,8 @@ class Group:
         self._written.append((revision, keys))
         self._members.append((transaction, done, Committed(revision, time)))
 
-    def _check_size(self, transaction: Transaction, writes: list[tuple[bytes, bytes | None]]) -> None:
+    def _check_size(self, transaction: Transaction, writes: list[tuple[bytes, bytes | None]]) -> int:
+        """Bytes that it takes, roughly. Raises `TooLarge`."""
         size = len(transaction.reply) + len(transaction.note) + 256
         for key, value in writes:
             length = len(key)
@@ -192,6 +220,7 @@ class Group:
                     raise TooLarge(f"the key {name!r}...", row, self._engine.maximum_key)
         if size > self._engine.maximum_batch:
             raise TooLarge(f"a transaction of {len(writes)} writes", size, self._engine.maximum_batch)
+        return size
 
     def _check(self, snapshot: Snapshot, expect: Expect | Range) -> None:
         if isinstance(expect, Expect):

@@ -102,12 +102,12 @@ class Server(Serves[State]):
             await self._passes.make()
 
     async def stop(self) -> None:
-        self._flush()
+        self._flush_all()
         self._passes.end()
         self._engine.close()
 
     def hand_over(self) -> bytes:
-        self._flush()
+        self._flush_all()
         self._passes.rest()
         return self._transactions.hand_over()
 
@@ -125,7 +125,7 @@ class Server(Serves[State]):
         if wait > 0 and not self._group.full:
             return wait
         self._flush()
-        return None
+        return 0.0 if len(self._group) else None
 
     # reading
 
@@ -273,6 +273,7 @@ class Server(Serves[State]):
                 (),
                 self._keyspaces.reserved(badge),
                 int(call.now() * 1e9),
+                call.service == "bulk",
             )
         )
 
@@ -349,6 +350,7 @@ class Server(Serves[State]):
                 taken.parties(),
                 self._keyspaces.reserved(badge),
                 int(call.now() * 1e9),
+                call.service == "bulk",
             )
         )
 
@@ -474,7 +476,12 @@ class Server(Serves[State]):
             self._group.flush()
         except (Broken, Disowned) as fault:
             raise SystemExit(f"state: {fault}") from fault
-        self._gather.committed(size, clock.monotonic() - began)
+        self._began = clock.monotonic()
+        self._gather.committed(size, self._began - began)
+
+    def _flush_all(self) -> None:
+        while len(self._group):
+            self._flush()
 
     def _reading(self, as_of: AsOf) -> tuple[int, AsOf]:
         """Whose keyspace is read, and as of which moment."""

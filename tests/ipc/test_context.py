@@ -7,6 +7,8 @@ import pytest
 import trio
 
 from atoll.ipc import Call, Interface, Serves, call, context, current, errors, testing
+from atoll.ipc.context import Fields, SystemClock
+from atoll.ipc.transport import Options
 
 
 class Inner(Interface):
@@ -82,6 +84,14 @@ class OuterServer(Serves[Outer]):
     @Outer.speak.serve
     def speak(self) -> None:
         current().log.info("hello", key=3)
+
+
+def test_what_is_done_for_bulk_is_bulk() -> None:
+    bulk = Call(Fields(method="A.b", service="bulk"), SystemClock())
+    assert bulk.inherit(Options()).service == bulk.inherit(Options(service="control")).service == "bulk"
+    usual = Call(Fields(method="A.b"), SystemClock())
+    assert usual.inherit(Options()).service is None
+    assert usual.inherit(Options(service="bulk")).service == "bulk"
 
 
 def test_nested_calls_inherit_trace_and_the_lesser_deadline() -> None:

@@ -54,6 +54,7 @@ class Kit:
         id: bytes = b"",
         reply: bytes = b"",
         reserved: bool = False,
+        bulk: bool = False,
     ) -> list[Outcome]:
         """A transaction's outcome, in the list once it is known."""
         outcome: list[Outcome] = []
@@ -62,7 +63,17 @@ class Kit:
         done.react(outcome.append, outcome.append)  # type: ignore[arg-type]
         self.group.admit(
             Transaction(
-                badge, writes, list(expects), id, reply, "note", "1:2", 7, reserved=reserved, time=self.clock
+                badge,
+                writes,
+                list(expects),
+                id,
+                reply,
+                "note",
+                "1:2",
+                7,
+                reserved=reserved,
+                time=self.clock,
+                bulk=bulk,
             ),
             done,
         )

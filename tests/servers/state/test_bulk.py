@@ -1,0 +1,65 @@
+"""Bulk waits for its next turn where a group has had enough of it, in its order; nobody else waits behind it, nor is
+anybody forgotten."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from atoll.ipc.system.state import Committed, Expect, StoreFull
+from atoll.servers.state.group import BULK_MOST
+from atoll.servers.state.memory_engine import MemoryEngine
+
+from .history_kit import Kit, key
+
+LARGE = bytes(BULK_MOST // 3)
+
+
+def test_who_does_not_import_is_not_behind_an_import(kit: Kit) -> None:
+    imports = [kit.admit([(key(f"bulk {number}"), LARGE)], bulk=True) for number in range(7)]
+    rating = kit.admit([(key("rating"), b"5")])
+    kit.group.flush()
+    assert isinstance(rating[0], Committed)
+    assert [bool(each) for each in imports] == [True] * 3 + [False] * 4
+    second = kit.admit([(key("rating"), b"4")])
+    kit.group.flush()
+    assert second and [bool(each) for each in imports] == [True] * 6 + [False]
+    kit.group.flush()
+    revisions = [each[0].revision for each in imports if isinstance(each[0], Committed)]
+    assert revisions == sorted(revisions) and len(revisions) == 7
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sampled_from([1, BULK_MOST // 2, BULK_MOST]), st.booleans()),
+        max_size=12,
+    )
+)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_nobody_is_forgotten(asked: list[tuple[bool, int, bool]]) -> None:
+    """Some are refused: what they expect is not so, or the store is full."""
+    model = MemoryEngine(limit=12 << 20)
+    kit = Kit(lambda: model)
+    outcomes = []
+    for number, (bulk, size, wrong) in enumerate(asked):
+        expects = [Expect(key("nowhere"), 99)] if wrong else []
+        outcomes.append(kit.admit([(key(str(number)), bytes(size))], expects, bulk=bulk))
+        if number % 5 == 4:
+            kit.group.flush()
+    while len(kit.group):
+        kit.group.flush()
+    assert all(len(each) == 1 for each in outcomes)
+    imported = [
+        outcome.revision
+        for (bulk, _, _), (outcome,) in zip(asked, outcomes, strict=True)
+        if bulk and isinstance(outcome, Committed)
+    ]
+    assert imported == sorted(imported)
+
+
+def test_those_who_wait_are_served_when_a_group_did_not_fit() -> None:
+    model = MemoryEngine(limit=3 << 20)
+    kit = Kit(lambda: model)
+    imports = [kit.admit([(key(f"bulk {number}"), bytes(BULK_MOST))], bulk=True) for number in range(6)]
+    while len(kit.group):
+        kit.group.flush()
+    kinds = [type(each[0]) for each in imports]
+    assert kinds[0] is Committed and kinds[-1] is StoreFull
