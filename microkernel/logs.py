@@ -8,7 +8,7 @@ to a file in the node's folder as well.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -33,6 +33,8 @@ FLOODED_PAUSE = 0.05
 TURN = 100
 """Lines that are taken before others have their turn."""
 LAST_KEPT = 5
+HEARD_WITHIN = 0.2
+"""Seconds that a crash waits to be told with all that its process said."""
 
 
 class Logs:
@@ -45,6 +47,9 @@ class Logs:
         self._dropped: dict[str, int] = {}
         self._last: dict[str, deque[str]] = {}
         self._pending: list[records.LogRow] = []
+        self._open: Counter[int] = Counter()
+        """By process, its outputs that are not read to their end."""
+        self._closed = trio.Event()
         self._file = os.open(
             node.place.folder / "boot.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
         )
@@ -106,14 +111,14 @@ class Logs:
             rows, self._pending = self._pending, []
             self._node.store.later(self._node.store.batch("log lines").put(*rows))
 
-    def last(self, server: str) -> str:
-        """The last thing a server itself said, not the kernel of it; empty if it said nothing."""
-        lines = self._last.get(server)
-        return lines[-1] if lines else ""
+    def last(self, server: str) -> tuple[str, ...]:
+        """The last things a server itself said, not the kernel of it."""
+        return tuple(self._last.get(server, ()))
 
     async def read_output(self, server: str, pid: int, level: str, output: int) -> None:
         """Take what a process writes to its standard output or error, line by line, until it closes it."""
         os.set_blocking(output, False)
+        self._open[pid] += 1
         rest = b""
         try:
             while True:
@@ -140,6 +145,17 @@ class Logs:
                     return
         finally:
             os.close(output)
+            self._open[pid] -= 1
+            if not self._open[pid]:
+                del self._open[pid]
+            self._closed.set()
+            self._closed = trio.Event()
+
+    async def heard_out(self, pid: int) -> None:
+        """Until what a process that has ended wrote is read; or for a moment, if whoever it left behind has its outputs."""
+        with trio.move_on_after(HEARD_WITHIN):
+            while pid in self._open:
+                await self._closed.wait()
 
     async def follow(self, after: int, server: str, follow: bool) -> AsyncIterator[LogRow]:
         """Lines after a position, of one server or all; without `follow` those that exist."""

@@ -87,6 +87,8 @@ class Supervisor:
         if server.state == "frozen":
             await self._died_frozen(server, exit)
         else:
+            if serving.process is not None:
+                await self._logs.heard_out(serving.process.pid)
             await self.after_crash(server, serving, str(exit))
 
     async def _end_left(self, server: Server, serving: Serving) -> None:
@@ -148,11 +150,11 @@ class Supervisor:
         wait = min(restart.first * 2 ** (len(server.crashes) - 1), restart.most) * (
             1 + node.chance.jitter() / 4
         )
-        last = self._logs.last(server.name)
-        told = how + (f"; last line: {last}" if last else "")
+        lines = self._logs.last(server.name)
+        told = how + (f"; last line: {lines[-1]}" if lines else "")
         row = CrashRow(
             server=server.name, boot=node.boot, process=serving.number, version=server.version.hash,
-            time=node.now(), how=told, again=0 if loop else int(wait * 1e9),
+            time=node.now(), how=told, again=0 if loop else int(wait * 1e9), lines=lines,
         )  # fmt: skip
         self._events.crashed(server.name, told, row)
         if loop:

@@ -292,6 +292,8 @@ class CrashRow(Row, frozen=True, kw_only=True):
     how: str
     again: int
     """Nanoseconds until the restart; 0: a crash loop, it stays down."""
+    lines: tuple[str, ...] = ()
+    """The last things that the server said."""
 
 
 class IntentRow(Row, frozen=True, kw_only=True):

@@ -9,8 +9,10 @@ from typing import Any
 import trio
 import trio.testing
 
+from atoll.ipc.errors import PeerDied
 from atoll.ipc.system.kernel import LogRow
-from atoll.microkernel.logs import Logs
+from atoll.ipc.system.records import CrashRow, after, decode
+from atoll.microkernel.logs import LAST_KEPT, Logs
 
 from .nodes import RealNode, interface
 
@@ -35,6 +37,18 @@ def test_a_server_that_floods_its_output_drowns_nobody(node: RealNode) -> None:
         assert sum(line.text == "x" for line in lines) < 20_000
         (wordy,) = [line for line in lines if line.text == "wordy"]
         assert sum(map(len, wordy.fields.values())) <= 8192 + 100
+
+
+def test_a_crash_is_kept_with_the_last_things_that_were_said(node: RealNode) -> None:
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        counter.flood.now(7)
+        with suppress(PeerDied):
+            counter.die.now()
+        assert counter.get.now("x") == 0, "it serves again"
+        page = attached.keyspace("kernel").range.now(CrashRow.table, after(CrashRow.table))
+        (crash,) = [decode(CrashRow, item.value or b"") for item in page.items]
+        assert crash.lines.count("x") >= LAST_KEPT - 1  # its log line comes another way, and may come last
 
 
 async def test_output_that_was_said_to_be_there_and_is_not_is_waited_for_again(tmp_path: Path) -> None:
@@ -64,5 +78,5 @@ async def test_output_that_was_said_to_be_there_and_is_not_is_waited_for_again(t
         os.close(other)
         os.write(write, b"the last\n")
         os.close(write)
-    assert logs.last("patient") == "the last"
+    assert logs.last("patient")[-1] == "the last"
     logs.close()

@@ -66,7 +66,7 @@ def test_after_is_past_all_with_the_prefix_and_nothing_else(prefix: bytes, key: 
 
 def test_every_table_has_a_letter_of_its_own_and_its_key_fields() -> None:
     assert len({table.table for table in TABLES}) == len(TABLES)
-    assert set(TABLES) == set(Row.__subclasses__())
+    assert set(TABLES) == {row for row in Row.__subclasses__() if row.__module__ == Row.__module__}
     for table in TABLES:
         assert len(table.table) == 1
         assert set(table.key_fields) <= {field.name for field in msgspec.structs.fields(table)}
