@@ -3,8 +3,9 @@
 A *pass* fixes for each keyspace up to where the feed may be swept, by its retention, and then takes *steps*
 (`sweep.py`). A step is one small batch of the engine: the rows that go, and the keyspace's progress with the horizon
 that this makes (`horizons.py`). It is atomic and takes no revision. So a pass can be cut at any step, by a death too:
-what was removed is recorded with it, and the next pass goes on from there. At its end a pass records in a row of
-keyspace 0 what it removed.
+what was removed is recorded with it, and the next pass goes on from there. What was removed is told in a row of keyspace
+0 as well, with its history: at the end of a pass, but no more than once in `RECORDED` seconds for a keyspace, since
+these rows are kept for ever.
 
 Never removed: the newest version of a key; what is younger than `grace`; what an open transaction still reads; what a
 pin holds; anything of a keyspace without retention; the commit ids of the last `remember` seconds, and all of the
@@ -30,8 +31,11 @@ KEEP_PLACE: Final = 4096
 """Revisions swept in vain after which the place is written down all the same."""
 
 
+RECORDED: Final = 3600.0
+
+
 class Removed(msgspec.Struct, array_like=True, frozen=True):
-    """The row of one pass over one keyspace. Counts are of this pass; `sums` of all passes."""
+    """The row of some passes over one keyspace. Counts are of these; `sums` of all there were."""
 
     keyspace: str
     horizon: int
@@ -178,8 +182,8 @@ class Compactor:
             return True
         return abs(int(getattr(progress, job.rule)) - int(getattr(written, job.rule))) >= KEEP_PLACE
 
-    def records(self) -> list[tuple[bytes, bytes]]:
-        """The rows that say what was removed and is not recorded yet, by absolute key."""
+    def records(self, now: int) -> list[tuple[bytes, bytes]]:
+        """The rows that say what was removed and is not recorded yet, by absolute key, at a time in ns."""
         rows = []
         with self._engine.snapshot() as snapshot:
             for keyspace, progress in horizons.all_of(snapshot):
@@ -187,7 +191,8 @@ class Compactor:
                 recorded = _recorded(snapshot, keyspace)
                 before = (0, 0, 0) if recorded is None else recorded[0].sums
                 # What the store's own rows lose is not recorded: each record would call for the next.
-                if sums != before and keyspace != OWN:
+                due = recorded is None or now >= recorded[1] + int(RECORDED * 1e9)
+                if sums != before and due and keyspace != OWN:
                     versions, ids, size = (now - then for now, then in zip(sums, before, strict=True))
                     name = self._keyspaces.name(keyspace)
                     removed = Removed(name, progress.horizon, progress.time, versions, ids, size, sums)

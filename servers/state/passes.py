@@ -68,8 +68,8 @@ class Passes:
             self.record(now)
 
     def record(self, now: int) -> None:
-        """Has what was removed, and is not recorded yet, written down."""
-        rows = self.compactor.records()
+        """Has what was removed, and is not recorded yet, written down where it is time."""
+        rows = self.compactor.records(now)
         if rows:
             writes: list[tuple[bytes, bytes | None]] = [*rows]
             self._admit(Transaction(OWN, writes, [], note="compaction", reserved=True, time=now))

@@ -201,7 +201,7 @@ class Growth:
     def flat(self) -> str:
         third = len(self.file) // 3
         said = []
-        for name, figures, slack in (("in use", self.pages, 4 << 20), ("of the file", self.file, 8 << 20)):
+        for name, figures, slack in (("in use", self.pages, 1 << 20), ("of the file", self.file, 4 << 20)):
             before, after = (
                 statistics.median(part) for part in (figures[third : 2 * third], figures[-third:])
             )

@@ -383,6 +383,23 @@ def test_each_pass_is_recorded(kept: Kept) -> None:
     assert rows.head.start().result() == head
 
 
+def test_passes_of_one_hour_are_recorded_together(kept: Kept) -> None:
+    """Records are kept for ever: with one a pass a busy store grew by them alone."""
+    rows = kept.keyspace_state("rows", Retention(age=AGE))
+    for number in range(20):
+        put(kept, rows, a=str(number))
+        kept.hands.now += 100
+        kept.compact()
+    history = kept.state().history.start
+    (first,) = [_decode(item.value or b"") for item in history(_START + layout.prefix(1)).result()]
+    kept.hands.now += 3600
+    put(kept, rows, a="last")
+    kept.hands.now += 100
+    kept.compact()
+    second, _ = [_decode(item.value or b"") for item in history(_START + layout.prefix(1)).result()]
+    assert first.versions + second.versions == second.sums[0] == rows.horizon.start().result().versions > 15
+
+
 @pytest.mark.parametrize("kind", ["lmdb", "memory"])
 def test_a_full_store_is_compacted_and_takes_more(kind: str, tmp_path: Path) -> None:
     model = MemoryEngine(limit=24 << 20, reserve=6 << 20)
