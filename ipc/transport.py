@@ -115,6 +115,13 @@ class Transport(Protocol):
     def statistics(self) -> ChannelStatistics: ...
 
 
+class Layer:
+    """A transport over another one, of which it sees what goes through."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+
+
 class NoCapabilities:
     """The translator of a transport that carries neither capabilities nor buffers."""
 

@@ -24,10 +24,8 @@ from atoll.ipc.interface import Interface
 from atoll.ipc.system.control import Deliver, DeliverBuffer, Port, ReadAt, WithdrawBuffer
 from atoll.ipc.system.kernel import Kernel
 from atoll.ipc.system.state import State
-from atoll.ipc.transport import NoCapabilities, Transport
+from atoll.ipc.transport import Layer, NoCapabilities, Transport
 from atoll.native import segments
-
-from .witness import Witness
 
 WITHDRAWALS = 2
 """Word of the notice that counts them."""
@@ -232,7 +230,7 @@ class Translation(NoCapabilities):
 
     def send_capability(self, interface: type, transport: Transport) -> int:
         kernel = self._deliveries.kernel
-        if isinstance(transport, Witness):
+        if isinstance(transport, Layer):
             transport = transport.inner
         if kernel is None or not isinstance(transport, ChannelTransport):
             return super().send_capability(interface, transport)

@@ -15,7 +15,7 @@ from atoll.ipc.method import MethodSpec
 from atoll.ipc.origin import CALL, IDS
 from atoll.ipc.system.calls import AHEAD, ASKED, VIEW, Ahead, Asked, Viewed
 from atoll.ipc.system.state import State
-from atoll.ipc.transport import ChannelStatistics, Options, RawStream, Translator, Transport
+from atoll.ipc.transport import ChannelStatistics, Layer, Options, RawStream, Translator, Transport
 
 from .recording import Recorder
 
@@ -40,11 +40,11 @@ def witnessed(recorder: Recorder, need: str, proxy: I) -> I:
     return bind(type(proxy), Witness(recorder, need, transport_of(proxy)), options_of(proxy))
 
 
-class Witness:
+class Witness(Layer):
     """See `atoll.ipc.transport.Transport`."""
 
     def __init__(self, recorder: Recorder, need: str, inner: Transport) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._recorder = recorder
         self._need = need
 
