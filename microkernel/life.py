@@ -66,6 +66,7 @@ class Life:
         server = Server(spec, description, version)
         named = [name for name in needs.keyspaces_of(server) if not name.startswith(PREFIX)]
         needs.complete(server)
+        needs.as_private(server, node.image.keyspace)
         needs.known(named, node.keyspaces)
         self._packages.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")

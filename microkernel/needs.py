@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from .image import (
     ConfigBinding,
     FolderBinding,
     KeyspaceBinding,
+    KeyspaceSpec,
     ListenBinding,
     ServerBinding,
 )
@@ -132,6 +133,22 @@ def complete(server: Server) -> None:
         where = ".".join((need, *map(str, fault.path)))
         raise BadRequest(where=f"load {server.name}, {where}", expected=fault.expected, got=fault.found)
     server.spec = msgspec.structs.replace(server.spec, needs=needs)
+
+
+def as_private(server: Server, keyspaces: Mapping[str, KeyspaceSpec]) -> None:
+    """Hold a server that a person loads or swaps to what the image says of its keyspaces: one that took a private one for
+    plain would write into it in the clear. Raises `BadRequest`."""
+    for need, bound in server.spec.needs.items():
+        about = server.description.needs.get(need)
+        if not isinstance(bound, KeyspaceBinding) or about is None:
+            continue
+        spec = keyspaces.get(bound.keyspace)
+        if spec is not None and spec.private != about.private:
+            kinds = ("a private keyspace", "one that is not private")
+            expected, got = kinds if about.private else kinds[::-1]
+            raise BadRequest(
+                where=f"{server.name}, need {need!r}", expected=expected, got=f"{got}: {bound.keyspace}"
+            )
 
 
 def lost(node: Node, server: Server) -> list[str]:

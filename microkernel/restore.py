@@ -148,9 +148,14 @@ class Restore:
         wanted = {row.keyspace: Retention(row.retention, row.versions) for row in known.keyspaces}
         for name, spec in self._checked.image.keyspace.items():
             wanted[name] = Retention(None if spec.retention is None else float(spec.retention), spec.versions)
-        for server in node.servers.values():
+        for server in list(node.servers.values()):
             if server.spec.load:
                 needs.complete(server)
+                try:
+                    needs.as_private(server, node.image.keyspace)
+                except AtollError as error:
+                    self._left_out(server.name, str(error))
+                    continue
             for name in needs.keyspaces_of(server):
                 wanted.setdefault(name, needs.retention_of(name))
         for name, retention in wanted.items():

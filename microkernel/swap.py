@@ -138,6 +138,7 @@ class _Swap:
         try:
             plan = self.packages.check_level(server, level, version)
             needs.complete(server)
+            needs.as_private(server, node.image.keyspace)
             self._offer(description)
             self.replaced = self.needs.bind(server, batch)
             new = await self._start(version, plan)

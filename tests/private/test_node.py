@@ -113,11 +113,15 @@ def test_after_a_purge_nothing_that_was_ever_kept_opens(person: Shell) -> None:
         person.said("backup", "before", "--node", str(home(person)))
         old_keys, old_store = kept_keys(person, "old keys"), person.folder / "old store"
         shutil.copytree(home(person) / "data" / "state", old_store)
+        pinned = node.keyspace("diary", ["pin"]).pin.now("training set", why="what a model was trained on")
         done = person.json("purge", "ann")
         assert (done["holding"], done["repeated"], done["keyspaces"]) == ([], False, 1)
         with pytest.raises(Purged):
             found.read.now("gone 3")
         assert found.past.now("gone 3") == [Told("gone 3", None, True)]
+        assert found.as_of.now("kept 3", pinned.revision) == Entry("bob 3", "what bob said 3")
+        with pytest.raises(Purged):
+            found.as_of.now("gone 3", pinned.revision)
         assert found.read.now("kept 3") == Entry("bob 3", "what bob said 3")
     again = person.run("purge", "-", "--keyspace", "diary", stdin="ann\n")
     assert "ann had been purged before" in again.stdout
@@ -200,9 +204,14 @@ def test_keys_are_for_servers_that_fit_the_policy_alone(person: Shell) -> None:
     with connect(str(home(person))) as node, pytest.raises(Sealed, match="loaded by hand"):
         node.open("other", Diary).write.now("x", "sam", "words")
     person.said("stop", "other")
+    package = Path(__file__).parent.parent / "microkernel" / "packages" / "counter"
+    refused = person.refused(
+        exits.WRONG_INPUT, "load", "plain", str(package), "--need", "rows=keyspace:diary"
+    )
+    assert "expected one that is not private, got a private keyspace: diary" in refused
     person.said("swap", "diary", "--level", "process")
     with connect(str(home(person))) as node, pytest.raises(Sealed, match="level 'process'"):
-        diary(node).read.now("scan")
+        diary(node).write.now("fits", "sam", "too weak")
     person.said("swap", "diary", "--level", "sandbox")
     with connect(str(home(person))) as node:
         diary(node).write.now("fits", "sam", "again")

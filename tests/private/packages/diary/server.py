@@ -50,6 +50,10 @@ class Server(Serves[Diary]):
             for row in await self.words.history(key)
         ]
 
+    @Diary.as_of.serve
+    async def as_of(self, key: str, revision: int) -> Entry | None:
+        return await self.words.as_of(revision).get(key)
+
     @Diary.swap.serve
     async def swap(self, one: str, other: str) -> None:
         state = self.words.state
