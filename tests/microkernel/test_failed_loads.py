@@ -72,7 +72,7 @@ async def test_a_node_that_ends_while_a_load_fails_ends_all_that_are_left() -> N
     ended: list[str] = []
     node: Any = SimpleNamespace(
         servers={
-            name: SimpleNamespace(name=name, changing=trio.Lock(), spec=SimpleNamespace(needs={}))
+            name: SimpleNamespace(name=name, changing=trio.Lock(), needs={})
             for name in ("state", "loading", "counter")
         },
         down=trio.Event(),
