@@ -46,7 +46,7 @@ async def replay(package: Path, version: str, end: int) -> None:
     with socket.socket(fileno=end) as ours, tempfile.TemporaryDirectory(prefix="atoll-replay-") as scratch:
         os.chmod(scratch, 0o755)  # who replays has another user id, and no mounts where the host gives none
         try:
-            how, clean = await _run(forge, readable_copy(package, Path(scratch) / "package").parent, ours)
+            how, clean = await _run(forge, readable_copy(package, Path(scratch) / "package"), ours)
             ours.sendall(framed(Ended(how=how, clean=clean)))
         except BrokenPipeError:
             pass  # who asked has gone
@@ -55,10 +55,11 @@ async def replay(package: Path, version: str, end: int) -> None:
                 await forge.close()
 
 
-async def _run(forge: Forge, folder: Path, end: socket.socket) -> tuple[str, bool]:
+async def _run(forge: Forge, package: Path, end: socket.socket) -> tuple[str, bool]:
+    folder = str(package.parent)
     subject = Subject(
         name="replay",
-        binds=tuple(Bind(source=path) for path in (str(folder), *interface_folders())),
+        binds=tuple(Bind(source=path) for path in (folder, *interface_folders())),
         limits=LIMITS,
         refusal="error",
         oom_score=FIRST_TO_GO,
@@ -69,7 +70,7 @@ async def _run(forge: Forge, folder: Path, end: socket.socket) -> tuple[str, boo
             confinement,
             entry=ENTRY,
             descriptors={0: 0, 1: 1, 2: 2, SOCKET: end.fileno()},
-            arguments=(SOCKET, str(folder)),
+            arguments=(SOCKET, folder, package.name),
         )
     except CannotConfine as error:
         return str(error), False

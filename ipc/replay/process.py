@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -47,9 +48,10 @@ _encode = msgspec.msgpack.Encoder().encode
 class Replay:
     """One case, in this process."""
 
-    def __init__(self, end: socket.socket, folder: str) -> None:
+    def __init__(self, end: socket.socket, folder: str, package: str) -> None:
         self._end = end
         self._folder = folder
+        self._package = package
         self._file = end.makefile("rb")
         self.stage = Stage(self._ask)
         self.log: list[tuple[str, str]] = []
@@ -86,7 +88,7 @@ class Replay:
         case, opening = self.case, self.case.opening
         self.stage.begin(Script(case.start), case.revisions[-1])
         sys.path.insert(0, self._folder)
-        server = find_server(self._folder, opening.package)
+        server = find_server(self._folder, self._package)
         endpoint = bind(server, self._given(server), Passing(self.stage), opening.version)
         if opening.took_over is not None:
             endpoint.server.take_over(opening.took_over)
@@ -229,20 +231,34 @@ def _line(text: str, fields: dict[str, str]) -> str:
     return " ".join([text, *(f"{name}={value}" for name, value in fields.items())])
 
 
+class _Debugger(pdb.Pdb):
+    """On this process's terminal, as lines: what edits lines asks more of a terminal than the sandbox lets it."""
+
+    def __init__(self) -> None:
+        super().__init__(stdin=sys.stdin, stdout=sys.stdout, nosigint=True, readrc=False)
+        self.use_rawinput = False
+        self.prompt = "(replay) "
+        self._there = False
+
+    def user_line(self, frame: FrameType) -> None:
+        if not self._there:
+            self._there = True
+            self.clear_all_breaks()  # the one that brought us here
+        super().user_line(frame)
+
+
 @contextmanager
 def _debugger(endpoint: Endpoint, entry: Entry) -> Iterator[None]:
-    """A debugger on this process's terminal, that stops where the handler begins."""
+    """A debugger that stops where the handler begins."""
     method = next(method for method in endpoint.server.handlers if method.spec.number == entry.spec.number)
     handler = getattr(endpoint.server, endpoint.server.handlers[method])
     code: Any = handler.__func__.__code__
-    debugger = pdb.Pdb(stdin=sys.stdin, stdout=sys.stdout, nosigint=True, readrc=False)
-    debugger.use_rawinput = False
-    debugger.prompt = "(replay) "
+    debugger = _Debugger()
     debugger.reset()
     first = next(
         (line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno), None
     )
-    debugger.set_break(debugger.canonic(code.co_filename), first or code.co_firstlineno, temporary=True)
+    debugger.set_break(debugger.canonic(code.co_filename), first or code.co_firstlineno)
     debugger.botframe = sys._getframe()
     debugger.set_continue()
     sys.settrace(debugger.trace_dispatch)
@@ -252,13 +268,13 @@ def _debugger(endpoint: Endpoint, entry: Entry) -> Iterator[None]:
         sys.settrace(None)
 
 
-def main(descriptor: int, folder: str) -> None:
-    """Replay what the other end of the socket says; the package is in the folder."""
+def main(descriptor: int, folder: str, package: str) -> None:
+    """Replay what the other end of the socket says, with the package that is in the folder."""
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (it lasts as long as we)
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
     os.environ["TERM"] = "dumb"
     with socket.socket(fileno=descriptor) as end:
-        replay = Replay(end, folder)
+        replay = Replay(end, folder, package)
         try:
             trio.run(replay.run, clock=trio.testing.MockClock(autojump_threshold=0.01))
         except BaseException as error:

@@ -50,7 +50,9 @@ COLUMNS: list[Column[CallRow]] = [
     Column("BADGE", lambda row: f"{row.badge:x}" if row.badge else "-", right=True, spare=3),
     Column("TRACE", lambda row: f"{row.trace:x}" if row.trace else "-", right=True, spare=2),
     Column("MS", lambda row: "-" if row.duration is None else f"{row.duration / 1e6:.3f}", right=True),
-    Column("OUTCOME", lambda row: row.error or row.outcome, fold=True),
+    Column(
+        "OUTCOME", lambda row: row.error or ("no answer" if row.outcome == "none" else row.outcome), fold=True
+    ),
 ]
 
 

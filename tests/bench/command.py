@@ -8,7 +8,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from . import extras, flow_rows, ipc_rows, machine, private_rows, report, start_rows, state_rows, swap_rows
+from . import (
+    extras,
+    flow_rows,
+    ipc_rows,
+    machine,
+    private_rows,
+    record_rows,
+    report,
+    start_rows,
+    state_rows,
+    swap_rows,
+)
 from .frame import Absent, Row, run
 
 GROUPS: dict[str, Callable[[Path], list[Row]]] = {
@@ -16,6 +27,7 @@ GROUPS: dict[str, Callable[[Path], list[Row]]] = {
     "state": state_rows.rows,
     "flow": flow_rows.rows,
     "private": private_rows.rows,
+    "record": record_rows.rows,
     "start": start_rows.rows,
     "swap": swap_rows.rows,
 }
