@@ -99,16 +99,16 @@ class Log:
     def _write(self, level: str, text: str, fields: dict[str, object]) -> None:
         _sink(level, text, self._fixed | {name: str(value) for name, value in fields.items()})
 
-    def debug(self, text: str, **fields: object) -> None:
+    def debug(self, text: str, /, **fields: object) -> None:
         self._write("debug", text, fields)
 
-    def info(self, text: str, **fields: object) -> None:
+    def info(self, text: str, /, **fields: object) -> None:
         self._write("info", text, fields)
 
-    def warning(self, text: str, **fields: object) -> None:
+    def warning(self, text: str, /, **fields: object) -> None:
         self._write("warning", text, fields)
 
-    def error(self, text: str, **fields: object) -> None:
+    def error(self, text: str, /, **fields: object) -> None:
         self._write("error", text, fields)
 
 

@@ -18,12 +18,14 @@ import trio
 
 from atoll.ipc import clock
 from atoll.ipc.errors import AtollError, PeerFault
-from atoll.ipc.system.records import KEYSPACE, BootRow
+from atoll.ipc.system.records import KEYSPACE, LOG, BootRow
+from atoll.ipc.system.state import Retention
 
 from . import graph, journal, plan, weakenings
 from .authority import RIGHTS
 from .capability_rows import write_ended
 from .descriptions import describe_copies
+from .expiry import Expiry
 from .image import ServerBinding
 from .image_check import STORE, STORE_INTERFACE, Checked, check
 from .image_read import Draft
@@ -213,6 +215,7 @@ class Boot:
         nursery.start_soon(parts.watchdog.watch)
         nursery.start_soon(parts.readers.keep)
         nursery.start_soon(self._expire, node, parts)
+        nursery.start_soon(Expiry(node).keep)
         parts.gate.open()
         nursery.start_soon(parts.gate.serve)
 
@@ -241,6 +244,9 @@ class Boot:
         await parts.supervisor.start(server)
         number = await proxy.make_keyspace(KEYSPACE, reserved=True)
         node.keyspaces[KEYSPACE] = number
+        node.keyspaces[LOG] = node.store.log = await proxy.make_keyspace(
+            LOG, Retention(age=0.0), reserved=True
+        )
         await node.store.opened(proxy, number)
 
     async def _servers_up(self, node: Node, parts: Parts) -> None:

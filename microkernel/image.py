@@ -84,6 +84,12 @@ class Node(Table, frozen=True, kw_only=True):
     level: Annotated[str, Key("Protection level of a server that names none.")] = "sandbox"
     slice: Annotated[str, Key("Slice of a server that names none; empty: no limits but the node's.")] = ""
     account: Annotated[str, Key("Account of a server that names none; empty: the built-in limits.")] = ""
+    keep_log: Annotated[
+        Seconds | None, Key("How long log lines are kept; unset: for ever.", ge=0)
+    ] = Seconds(30 * 86400)  # fmt: skip
+    keep_calls: Annotated[
+        Seconds | None, Key("How long recorded calls are kept; unset: for ever.", ge=0)
+    ] = Seconds(7 * 86400)  # fmt: skip
     uids: Annotated[
         Uids, Key("Where root takes one user id a server from; no person and no other node may use them.")
     ] = Uids(61184, 61439)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
 from atoll.ipc.system.control import CancelCalls
 from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
-from atoll.ipc.system.records import KEYSPACE
+from atoll.ipc.system.records import KEYSPACE, written_by_the_node
 
 from .authority import Authority
 from .capabilities import NEVER, Capability
@@ -66,7 +66,7 @@ class Powers:
         badge = node.keyspaces.get(name)
         if badge is None:
             raise NotFound.among("keyspace", name, node.keyspaces)
-        allowed = ("read", "history") if name == KEYSPACE else (*KEYSPACE_RIGHTS, DELEGATE)
+        allowed = ("read", "history") if written_by_the_node(name) else (*KEYSPACE_RIGHTS, DELEGATE)
         wanted = allowed if rights is None else tuple(rights)
         if not set(wanted) <= set(allowed):
             raise NotAllowed(

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, NodeDown, PeerFault
-from atoll.ipc.system.records import Row, after
+from atoll.ipc.system.records import LogRow, Row, after
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
 
 from .changes import Batch, Changes, Found
@@ -34,6 +34,8 @@ class Store:
         self.journal = journal
         self.boot = boot
         self.keyspace = 0
+        self.log = 0
+        """The keyspace of log lines."""
         self._state: State | None = None
         self._serves = False
         self._change = trio.Event()
@@ -157,11 +159,14 @@ class Store:
         if not changes.writes:
             return 0
         done = await self.state.commit(
-            [Write(absolute(self.keyspace, key), value) for key, value in changes.writes.items()],
+            [Write(self._absolute(key), value) for key, value in changes.writes.items()],
             id=changes.id,
             note=changes.note,
         )
         return done.revision
+
+    def _absolute(self, key: bytes) -> bytes:
+        return absolute(self.log if key[:1] == LogRow.table else self.keyspace, key)
 
     async def put(self, keyspace: int, row: Row) -> None:
         """A row of another keyspace, once the store serves. Raises what a commit raises."""

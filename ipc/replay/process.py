@@ -27,6 +27,7 @@ from atoll.ipc.dispatch import as_reply
 from atoll.ipc.errors import AtollError, NodeDown, NotFound
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.method import Service
+from atoll.ipc.runtime import log_lines
 from atoll.ipc.runtime.describe import find_server
 from atoll.ipc.serve import Endpoint, Entry, Need, Serves, bind, needs, read_config
 from atoll.ipc.system.calls import Recorded
@@ -89,6 +90,7 @@ class Replay:
         self.stage.begin(Script(case.start), case.revisions[-1])
         sys.path.insert(0, self._folder)
         server = find_server(self._folder, self._package)
+        log_lines.listen_to_structlog()
         endpoint = bind(server, self._given(server), Passing(self.stage), opening.version)
         if opening.took_over is not None:
             endpoint.server.take_over(opening.took_over)
@@ -273,6 +275,7 @@ def main(descriptor: int, folder: str, package: str) -> None:
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (it lasts as long as we)
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: SIM115
     os.environ["TERM"] = "dumb"
+    log_lines.listen()
     with socket.socket(fileno=descriptor) as end:
         replay = Replay(end, folder, package)
         try:

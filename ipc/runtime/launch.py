@@ -33,7 +33,7 @@ from atoll.ipc.system.keys import Keys
 from atoll.ipc.system.state import State
 from atoll.native import segments
 
-from . import bytecode, own_kernel
+from . import bytecode, log_lines, own_kernel
 from .control_socket import ControlSocket
 from .deliveries import Deliveries, Translation
 from .loop import ServeLoop
@@ -122,6 +122,15 @@ class Process:
         if self.loop is not None:
             self.loop.revive(channel)
 
+    def log(self, level: str, text: str, fields: dict[str, str]) -> None:
+        """A line for the log. The socket is this thread's: another one's lines are sent when trio has its turn."""
+        line = control.Log(level=level, text=text, fields=fields)
+        if threading.get_ident() == self._home:
+            self.control.send(line)
+        elif self._trio is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._trio.run_sync_soon(self.control.send, line)
+
     def misbehaved(self, channel: int, check: str) -> None:
         self.control.send(control.Misbehaved(channel=channel, check=check))
 
@@ -160,6 +169,7 @@ class Process:
             start, sockets = await self._receive_start()
             step = "import"
             server = self._load(start)
+            log_lines.listen_to_structlog()
             step = "needs"
             await self._receive_rest(start)
             if any(need.private for need in needs(server)):
@@ -510,9 +520,8 @@ def main(descriptor: int) -> None:
     """Serve until the kernel says stop. `descriptor`: the control socket."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     process = Process(socket.socket(fileno=descriptor))
-    context.set_log_sink(
-        lambda level, text, fields: process.control.send(control.Log(level=level, text=text, fields=fields))
-    )
+    context.set_log_sink(process.log)
+    log_lines.listen()
     try:
         trio.run(process.run)
     except AtollError as error:

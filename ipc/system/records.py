@@ -1,6 +1,6 @@
 """The kernel's rows: one typed Struct a table, and keys that sort as their fields do.
 
-All of the kernel's tables lie in one keyspace of the store. A key is the table's letter and the row's key
+All of the kernel's tables but log lines lie in one keyspace of the store. A key is the table's letter and the row's key
 fields, encoded so that bytes compare as the fields do; so a range over a prefix of fields is a range of
 bytes. Values are MessagePack maps: a field with a default may be added, an older row then reads with the
 default.
@@ -14,6 +14,14 @@ from msgspec import Struct
 
 KEYSPACE = "kernel"
 """The name of the kernel's keyspace. Roll-back refuses it."""
+LOG = "kernel/log"
+"""The name of the keyspace of log lines, which are not kept as long as what the others say."""
+
+
+def written_by_the_node(keyspace: str) -> bool:
+    """Whether a keyspace is the node's own record, which nobody else writes. No other has a `/` in its name."""
+    return keyspace == KEYSPACE or "/" in keyspace
+
 
 _LENGTH = 8
 KeyPart = int | str | bytes
@@ -42,6 +50,8 @@ class Row(Struct, frozen=True, kw_only=True):
 
     table: ClassVar[bytes]
     key_fields: ClassVar[tuple[str, ...]]
+    lies_in: ClassVar[str] = KEYSPACE
+    """Its keyspace."""
 
     def key(self) -> bytes:
         return self.table + encode_key(getattr(self, name) for name in self.key_fields)
@@ -315,6 +325,7 @@ class LogRow(Row, frozen=True, kw_only=True):
 
     table = b"g"
     key_fields = ("server", "boot", "sequence")
+    lies_in = LOG
     server: str
     boot: int
     sequence: int

@@ -22,6 +22,8 @@ class Process(Struct, frozen=True, kw_only=True):
 
     opening: OpeningRow
     state: State
+    upto: int | None = None
+    """What was put away after this revision is left out."""
 
     def method(self, call: Recorded) -> str:
         named = (method.label for method in self.opening.methods if method.number == call.method)
@@ -33,7 +35,7 @@ class Process(Struct, frozen=True, kw_only=True):
         end = after(start)
         while True:
             page = self.state.range.now(start, end, PAGE)
-            yield from _decoded(ChunkRow, page.items)
+            yield from _decoded(ChunkRow, page.items, self.upto)
             if not page.more or not page.items:
                 return
             start = page.items[-1].key + b"\0"
@@ -44,7 +46,7 @@ class Process(Struct, frozen=True, kw_only=True):
         end = after(start)
         while True:
             page = self.state.range.now(start, end, PAGE, reverse=True)
-            yield from _decoded(ChunkRow, page.items)
+            yield from _decoded(ChunkRow, page.items, self.upto)
             if not page.more or not page.items:
                 return
             end = page.items[-1].key
@@ -62,10 +64,11 @@ class Process(Struct, frozen=True, kw_only=True):
 
 
 class Records:
-    """Of a node. Which keyspaces it can read the node says."""
+    """Of a node, up to a revision (None: to now). Which keyspaces it can read the node says."""
 
-    def __init__(self, attached: Attached) -> None:
+    def __init__(self, attached: Attached, upto: int | None = None) -> None:
         self._attached = attached
+        self._upto = upto
         self._kernel: State | None = None
         self._clients: dict[tuple[int, int], str] = {}
 
@@ -87,7 +90,13 @@ class Records:
             raise NotFound.among("server whose calls are recorded, called", server, self.servers())
         state = self._attached.keyspace(keyspace_of(server), ["read"])
         prefix = OpeningRow.key_of() if boot is None else OpeningRow.key_of(boot)
-        return [Process(opening=row, state=state) for row in _all(state, prefix)]
+        return [Process(opening=row, state=state, upto=self._upto) for row in _all(state, prefix, self._upto)]
+
+    def all(self, server: str) -> Iterator[tuple[Process, Recorded]]:
+        """Every call of a server."""
+        for process in self.processes(server):
+            for call in read(process.chunks(), notes=False):
+                yield process, call
 
     def last(
         self, server: str, most: int, wanted: Callable[[Process, Recorded], bool], since: int = 0
@@ -131,18 +140,20 @@ def _parts(id: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _decoded(table: type[AnyRow], items: list[Item]) -> Iterator[AnyRow]:
-    """Rows; what a server wrote there that is none is passed over."""
+def _decoded(table: type[AnyRow], items: list[Item], upto: int | None) -> Iterator[AnyRow]:
+    """Rows up to a revision; what a server wrote there that is none is passed over."""
     for item in items:
+        if upto is not None and item.revision > upto:
+            continue
         with suppress(msgspec.DecodeError):
             yield decode(table, item.value or b"")
 
 
-def _all(state: State, prefix: bytes) -> Iterator[OpeningRow]:
+def _all(state: State, prefix: bytes, upto: int | None) -> Iterator[OpeningRow]:
     start, end = prefix, after(prefix)
     while True:
         page = state.range.now(start, end)
-        yield from _decoded(OpeningRow, page.items)
+        yield from _decoded(OpeningRow, page.items, upto)
         if not page.more or not page.items:
             return
         start = page.items[-1].key + b"\0"

@@ -14,11 +14,14 @@ import msgspec
 from atoll.ipc import published
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.system import records
+from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.kernel import PublishedTable
 from atoll.ipc.system.records import Row, name_of
 from atoll.ipc.system.state import Change, Item, State
 
 from . import printing
+from .calls import CallRow, row_of
+from .recorded import Records
 from .rows import revision, value_of
 from .travel import named
 
@@ -67,7 +70,12 @@ class Changes(NamedTuple):
     """The table of changes: of every keyspace that this program may read."""
 
 
-Source = str | type[Row] | PublishedTable | Changes
+class Calls(NamedTuple):
+    """The table of recorded calls, of every server whose record this program may read."""
+
+
+CALL = records.KEYSPACE, "call"
+Source = str | type[Row] | PublishedTable | Changes | Calls
 """What a table is of: a keyspace, one of the kernel's tables, one that a server publishes, or all that was changed."""
 
 
@@ -92,10 +100,10 @@ class Moment:
     def names(self) -> dict[tuple[str, str], Source]:
         """Schema and name of each table, and what it is of."""
         if self._sources is None:
-            found: dict[tuple[str, str], Source] = {CHANGE: Changes()}
+            found: dict[tuple[str, str], Source] = {CHANGE: Changes(), CALL: Calls()}
             found |= {(records.KEYSPACE, name_of(table)): table for table in records.TABLES}
             for keyspace in self._names:
-                if keyspace != records.KEYSPACE:
+                if not records.written_by_the_node(keyspace):
                     schema, _, name = keyspace.rpartition(".")
                     found[schema or "main", name] = keyspace
             # A server's own word for its rows goes before the keyspace that happens to have that name.
@@ -111,10 +119,13 @@ class Moment:
             return Table(OF_KEYSPACE, lambda: map(_by_key, self._pages(state, b"")))
         if isinstance(of, PublishedTable):
             return self._published(of)
-        state = self._state(records.KEYSPACE)
+        if isinstance(of, Calls):
+            return Table(OF_CALL, self._calls)
+        state = self._state(of.lies_in)
         hints = get_type_hints(of)
         columns = (*(Column(name, _kind(name, hints[name])) for name in of.__struct_fields__), *OF_VERSION)
-        return Table(columns, lambda: (_by_field(of, columns, page) for page in self._pages(state, of.table)))
+        pages = self._lines if of is records.LogRow else self._pages
+        return Table(columns, lambda: (_by_field(of, columns, page) for page in pages(state, of.table)))
 
     def _published(self, of: PublishedTable) -> Table:
         state = self._state(of.keyspace)
@@ -132,10 +143,16 @@ class Moment:
             self._states[keyspace] = self._attached.keyspace(keyspace, ["read", "history"])
         return self._states[keyspace]
 
-    def _pages(self, state: State, prefix: bytes) -> Iterator[Sequence[Item]]:
-        start, end = prefix, records.after(prefix)
+    def _lines(self, state: State, prefix: bytes) -> Iterator[Sequence[Item]]:
+        """Log lines are written once, and kept for a time only: those that are there now, if they were there then."""
+        for page in self._pages(state, prefix, past=False):
+            if lines := [item for item in page if item.revision <= self._revision]:
+                yield lines
+
+    def _pages(self, state: State, prefix: bytes, *, past: bool = True) -> Iterator[Sequence[Item]]:
+        start, end, when = prefix, records.after(prefix), self._revision if past else None
         while True:
-            page = state.range.now(start, end, as_of=self._revision)
+            page = state.range.now(start, end, as_of=when)
             if page.items:
                 yield page.items
             if not page.more or not page.items:
@@ -143,14 +160,23 @@ class Moment:
             start = page.items[-1].key + b"\0"
 
     def _changes(self) -> Iterator[Batch]:
-        """Of each keyspace as far back as it is kept."""
-        for keyspace in self._names:
+        """Of each keyspace as far back as it is kept; but for recorded calls, which are a table of their own."""
+        for keyspace in (name for name in self._names if not name.startswith(PREFIX)):
             state = self._state(keyspace)
             first = max(self._since, state.horizon.now().revision)
             if first < self._revision:
                 changes = state.changes.now(first, self._revision)
                 while some := list(islice(changes, CHANGES_AT_ONCE)):
                     yield _by_change(keyspace, some)
+
+    def _calls(self) -> Iterator[Batch]:
+        kept = Records(self._attached, self._revision)
+        each = (found for server in kept.servers() for found in kept.all(server))
+        while some := list(islice(each, CHANGES_AT_ONCE)):
+            rows = [row_of(kept, process, call) for process, call in some]
+            yield Batch(
+                [[_cell(getattr(row, column.name), column.kind) for row in rows] for column in OF_CALL]
+            )
 
 
 def _kind(name: str, hint: Any) -> Kind:
@@ -160,6 +186,9 @@ def _kind(name: str, hint: Any) -> Kind:
         return "moment" if name in MOMENTS else "integer"
     simple: dict[Any, Kind] = {str: "text", float: "real", bool: "truth", bytes: "text"}
     return simple.get(hint, "json")
+
+
+OF_CALL = tuple(Column(name, _kind(name, hint)) for name, hint in get_type_hints(CallRow).items())
 
 
 def _by_key(items: Sequence[Item]) -> Batch:
@@ -223,7 +252,9 @@ def _change(keyspace: str, change: Change, item: Item) -> tuple[Any, ...]:
     who = change.provenance
     channel, _, request = who.call.partition(":")
     value = None if item.value is None else value_of(item.value)
-    kind, key = named(item.key, value) if keyspace == records.KEYSPACE else ("", printing.text(item.key))
+    kind, key = (
+        named(item.key, value) if records.written_by_the_node(keyspace) else ("", printing.text(item.key))
+    )
     return (
         change.revision, change.time // 1000, keyspace, kind, key, "delete" if item.value is None else "put",
         None if item.value is None else printing.json(value), who.keyspace, who.badge,
@@ -242,6 +273,8 @@ def _by_field(table: type[Row], columns: Sequence[Column], items: Sequence[Item]
 
 def _cell(value: Any, kind: Kind) -> Any:
     """A field as its column has it: moments in microseconds."""
+    if value is None:
+        return None
     if kind == "moment":
         return value // 1000 or None
     if kind == "json":

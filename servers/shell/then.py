@@ -12,6 +12,7 @@ from atoll.ipc.errors import NotFound
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.records import (
     KEYSPACE,
+    LOG,
     BootRow,
     CapabilityRow,
     CrashRow,
@@ -64,8 +65,9 @@ class Protected(Struct, frozen=True, kw_only=True):
 class Then:
     """Reads the rows as of a revision, and of the boot that it was in."""
 
-    def __init__(self, kernel: State, revision: int) -> None:
+    def __init__(self, kernel: State, log: State, revision: int) -> None:
         self._kernel = kernel
+        self._log = log
         self._revision = revision
         boots = self._last(BootRow, 1)
         if not boots:
@@ -178,13 +180,27 @@ class Then:
 
     def lines(self, server: str, count: int) -> list[LogRow]:
         """The last lines, of earlier boots as well; the last of them last."""
-        each = [self._last(LogRow, count, name) for name in ([server] if server else self._writers())]
+        each = [self._last_lines(name, count) for name in ([server] if server else self._writers())]
         return heapq.nlargest(count, (row for rows in each for row in rows), key=lambda row: row.time)[::-1]
+
+    def _last_lines(self, server: str, count: int) -> list[LogRow]:
+        """Of one server. A line is never written again: what is there now was there then, if it was written by then."""
+        start, found = LogRow.key_of(server), list[LogRow]()
+        end = after(start)
+        while len(found) < count:
+            page = self._log.range.now(start, end, 1000, None, reverse=True)
+            found += [
+                decode(LogRow, item.value or b"") for item in page.items if item.revision <= self._revision
+            ]
+            if not page.more:
+                break
+            end = page.items[-1].key
+        return found[:count]
 
     def _writers(self) -> Iterator[str]:
         """Whoever has lines; of each only one is read."""
         start, end = LogRow.key_of(), after(LogRow.key_of())
-        while found := self._kernel.range.now(start, end, 1, self._revision).items:
+        while found := self._log.range.now(start, end, 1).items:
             name = decode(LogRow, found[0].value or b"").server
             yield name
             start = after(LogRow.key_of(name))
@@ -196,4 +212,4 @@ def then(node: str, at: str) -> Iterator[Then]:
     when = moment(at)
     with connect(node=node or None) as attached:
         kernel = attached.keyspace(KEYSPACE, ["read", "history"])
-        yield Then(kernel, revision(kernel, when))
+        yield Then(kernel, attached.keyspace(LOG, ["read"]), revision(kernel, when))

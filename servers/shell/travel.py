@@ -12,7 +12,17 @@ from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.local_view import RESERVED
 from atoll.ipc.system import records
 from atoll.ipc.system.keys import SERVER as KEYS
-from atoll.ipc.system.records import AttachmentRow, BootRow, ChannelRow, after, name_of, table_of
+from atoll.ipc.system.records import (
+    LOG,
+    AttachmentRow,
+    BootRow,
+    ChannelRow,
+    LogRow,
+    after,
+    name_of,
+    table_of,
+    written_by_the_node,
+)
 from atoll.ipc.system.state import Item, Range, State, Write
 
 from . import printing
@@ -87,10 +97,12 @@ def diff(
     """Print what is not the same as of two moments: keys added, changed and removed, by keyspace and table."""
     if table and keyspace not in ("", KERNEL):
         raise BadRequest(where="--table", expected=f"the keyspace {KERNEL}", got=keyspace)
+    if keyspace == LOG or (table and letter_of(table) == LogRow.table):
+        raise BadRequest(where="diff", expected="what changes", got="log lines: `atoll log --at` has them")
     start = letter_of(table) if table else key_of(prefix)
     then, now = moment(first), moment(last)
     with connect(node=node or None) as attached:
-        names = [KERNEL] if table else [keyspace] if keyspace else attached.kernel.keyspaces.now()
+        names = [KERNEL] if table else [keyspace] if keyspace else of_others(attached.kernel.keyspaces.now())
         found = [
             changed(name, difference)
             for name in names
@@ -99,6 +111,11 @@ def diff(
             )
         ]
     printing.rows(found, CHANGED, as_json, "nothing is different")
+
+
+def of_others(names: list[str]) -> list[str]:
+    """Keyspaces in which something changes: those of recorded calls and of log lines only grow."""
+    return [name for name in names if name == KERNEL or not written_by_the_node(name)]
 
 
 def between(
@@ -230,8 +247,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Write the keys of a keyspace as they were at a moment, as one new transaction: nothing of the past is lost."""
-    if keyspace in (KERNEL, KEYS):
-        says = "what is: act by commands" if keyspace == KERNEL else "who was purged: that stands"
+    if keyspace == KEYS or written_by_the_node(keyspace):
+        says = "who was purged: that stands" if keyspace == KEYS else "what is: act by commands"
         raise BadRequest(
             where="KEYSPACE", expected="the keyspace of a server", got=f"{keyspace}, whose rows say {says}"
         )

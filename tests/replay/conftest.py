@@ -1,4 +1,4 @@
-"""One node for all tests of this folder: `till` is recorded, `rates` audited."""
+"""One node for all tests of this folder: `till` is recorded, `rates` audited in full, `sampled` by samples."""
 
 import importlib
 import sys
@@ -35,6 +35,16 @@ needs = {{}}
 [server.rates]
 package = "{PACKAGES}/rates"
 audit = "full"
+needs = {{}}
+
+[server.sampled]
+package = "{PACKAGES}/rates"
+audit = "sample"
+needs = {{}}
+
+[server.scribe]
+package = "{PACKAGES}/scribe"
+level = "sandbox"
 needs = {{}}
 
 [server.till]
@@ -86,7 +96,7 @@ class Recording:
         return again.report(again.run()) if report.reasons and again.remember() else report
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
     with booted(tmp_path_factory.mktemp("replay"), text=IMAGE) as node, node.attach() as attached:
         yield Recording(node, attached)
