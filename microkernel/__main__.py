@@ -136,7 +136,7 @@ def command_keep(arguments: argparse.Namespace) -> int:
 def command_replay(arguments: argparse.Namespace) -> int:
     from .replaying import replay
 
-    run(replay, Path(arguments.package), arguments.version, arguments.socket)
+    run(replay, Path(arguments.package), arguments.version, arguments.socket, arguments.terminal)
     return OK
 
 
@@ -193,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     replaying = commands.add_parser("replay", help="a process for `atoll replay`, confined")
     replaying.add_argument("package")
     replaying.add_argument("--version", default="", help="its hash, where it must be that one")
+    replaying.add_argument("--terminal", action="store_true", help="it has our standard streams")
     replaying.add_argument("--socket", type=int, required=True, help="descriptor of a socket to who asks")
     replaying.set_defaults(run=command_replay)
     return made

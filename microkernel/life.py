@@ -9,7 +9,6 @@ import trio
 
 from atoll.ipc.errors import AtollError, BadRequest
 from atoll.ipc.system import kernel as calls
-from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.records import KeyspaceRow, ServerRow
 
 from . import needs
@@ -64,7 +63,7 @@ class Life:
         spec = from_load(what, version, node.image.node.account)
         description = await self._packages.describe(spec, version)
         server = Server(spec, description, version)
-        named = [name for name in needs.keyspaces_of(server) if not name.startswith(PREFIX)]
+        named = needs.named_keyspaces(server)
         needs.complete(server)
         needs.as_private(server, node.image.keyspace)
         needs.known(named, node.keyspaces)

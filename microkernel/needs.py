@@ -13,7 +13,7 @@ from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.naming import badge_number
 from atoll.ipc.system import control
 from atoll.ipc.system.calls import PREFIX
-from atoll.ipc.system.records import NeedRow
+from atoll.ipc.system.records import NeedRow, written_by_the_node
 from atoll.ipc.system.state import Retention
 
 from .authority import Authority
@@ -79,6 +79,23 @@ def wanted(node: Node, server: Server, need: str) -> Wanted | None:
 def keyspaces_of(server: Server) -> list[str]:
     """The keyspaces that a server is bound to."""
     return [bound.keyspace for bound in server.spec.needs.values() if isinstance(bound, KeyspaceBinding)]
+
+
+def named_keyspaces(server: Server) -> list[str]:
+    """The keyspaces that whoever loads a server names. Raises `BadRequest` for one that the node itself writes."""
+    bound = [
+        bound.keyspace
+        for need, bound in server.spec.needs.items()
+        if isinstance(bound, KeyspaceBinding) and need != control.CALLS
+    ]
+    for name in bound:
+        if written_by_the_node(name):
+            raise BadRequest(
+                where=f"load {server.name}",
+                expected="a keyspace of servers",
+                got=f"{name}, which the node writes",
+            )
+    return bound
 
 
 def retention_of(keyspace: str) -> Retention:

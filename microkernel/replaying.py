@@ -32,7 +32,7 @@ LIMITS = (
 )
 
 
-async def replay(package: Path, version: str, end: int) -> None:
+async def replay(package: Path, version: str, end: int, terminal: bool) -> None:
     """Confine a process that replays with what the other end of the socket says, and say there how it ended. The package's
     copy is all that it can read beside Atoll. Raises `BadRequest` where its contents do not have the hash `version`."""
     if version and hash_of(package) != version:
@@ -46,7 +46,7 @@ async def replay(package: Path, version: str, end: int) -> None:
     with socket.socket(fileno=end) as ours, tempfile.TemporaryDirectory(prefix="atoll-replay-") as scratch:
         os.chmod(scratch, 0o755)  # who replays has another user id, and no mounts where the host gives none
         try:
-            how, clean = await _run(forge, readable_copy(package, Path(scratch) / "package"), ours)
+            how, clean = await _run(forge, readable_copy(package, Path(scratch) / "package"), ours, terminal)
             ours.sendall(framed(Ended(how=how, clean=clean)))
         except BrokenPipeError:
             pass  # who asked has gone
@@ -55,7 +55,7 @@ async def replay(package: Path, version: str, end: int) -> None:
                 await forge.close()
 
 
-async def _run(forge: Forge, package: Path, end: socket.socket) -> tuple[str, bool]:
+async def _run(forge: Forge, package: Path, end: socket.socket, terminal: bool) -> tuple[str, bool]:
     folder = str(package.parent)
     subject = Subject(
         name="replay",
@@ -64,16 +64,20 @@ async def _run(forge: Forge, package: Path, end: socket.socket) -> tuple[str, bo
         refusal="error",
         oom_score=FIRST_TO_GO,
     )
-    confinement = plan(LEVEL, subject, probe(), degrade=True).require()
+    confinement = plan(LEVEL, subject, probe()).require()
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    streams = {0: 0, 1: 1, 2: 2} if terminal else dict.fromkeys(range(3), nowhere)
     try:
         process = await forge.spawn(
             confinement,
             entry=ENTRY,
-            descriptors={0: 0, 1: 1, 2: 2, SOCKET: end.fileno()},
+            descriptors={**streams, SOCKET: end.fileno()},
             arguments=(SOCKET, folder, package.name),
         )
     except CannotConfine as error:
         return str(error), False
+    finally:
+        os.close(nowhere)
     try:
         exit = await process.wait()
         return str(exit), exit.clean

@@ -155,7 +155,7 @@ void tape_answer(struct atoll_tape *tape, uint32_t channel, uint64_t request, ui
             return;
         *slot = 0;
     }
-    int with = (tape->payloads || kind == KIND_FAULT) && length <= TAPE_WHOLE;
+    int with = tape->payloads && length <= TAPE_WHOLE;
     struct tape_record what = {
         .kind = TAPE_ANSWER,
         .flags = with ? 0 : TAPE_CUT,

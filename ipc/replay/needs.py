@@ -16,7 +16,7 @@ from atoll.ipc.future import Payload, RawFuture
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.runtime.witness import digest_of
 from atoll.ipc.system.calls import Asked
-from atoll.ipc.system.state import Committed, Item, Page
+from atoll.ipc.system.state import Committed, Compacted, Item, Page
 from atoll.ipc.transport import ChannelStatistics, NoCapabilities, Options, RawStream, Transport
 
 from .effects import BY_LABEL, Effects, arguments_of
@@ -185,7 +185,11 @@ class PlayedStore(PlayedServer):
             given.as_of = self.stage.revision if given.as_of is None else given.as_of
         if hasattr(given, "least"):
             given.least = 0
-        return self.stage.ask(self.need, label, _encode(given))
+        try:
+            return self.stage.ask(self.need, label, _encode(given))
+        except Compacted as error:
+            self.stage.script.hinder(f"what it read of {self.need} is no longer kept: {error}")
+            raise
 
     def _anew(self, label: str, payload: bytes) -> bytes:
         """An answer to what the store was not asked then. Nothing is written but in this process."""

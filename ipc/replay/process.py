@@ -5,19 +5,14 @@ stays in its memory; what they read the program reads for it, as of then.
 """
 
 import os
-import pdb
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 import trio
-import trio.testing
 
 from atoll.ipc import chance, context, errors
 from atoll.ipc.bound import bind as proxy_of
@@ -34,6 +29,7 @@ from atoll.ipc.system.calls import Recorded
 from atoll.ipc.system.state import Item, State
 
 from .comparison import Outcome, compared
+from .jumping import JumpingClock
 from .messages import Answer, Ask, Case, Played, framed, received, to_process
 from .needs import Passing, PlayedServer, PlayedStore, Stage
 from .script import PlayedClock, Script
@@ -152,7 +148,9 @@ class Replay:
         leaned = self._leaned = set()
         try:
             if self.case.debug:
-                with _debugger(endpoint, entry):
+                from .debugger import stopping_at  # it is large, and few want it
+
+                with stopping_at(_handler(endpoint, entry)):
                     outcome = await self._perform(endpoint, call, self.case.revisions[-1])
             else:
                 outcome = await self._perform(endpoint, call, self.case.revisions[-1])
@@ -219,6 +217,16 @@ class Replay:
         return item if item is not None else Item(raw, None, revision, 0)
 
 
+def _handler(endpoint: Endpoint, entry: Entry) -> Any:
+    """The method of the server's that serves an entry."""
+    server = endpoint.server
+    return next(
+        getattr(server, attribute)
+        for method, attribute in server.handlers.items()
+        if method.spec.number == entry.spec.number
+    )
+
+
 async def _settled(result: Any) -> bytes:
     if isinstance(result, bytes):
         return result
@@ -233,43 +241,6 @@ def _line(text: str, fields: dict[str, str]) -> str:
     return " ".join([text, *(f"{name}={value}" for name, value in fields.items())])
 
 
-class _Debugger(pdb.Pdb):
-    """On this process's terminal, as lines: what edits lines asks more of a terminal than the sandbox lets it."""
-
-    def __init__(self) -> None:
-        super().__init__(stdin=sys.stdin, stdout=sys.stdout, nosigint=True, readrc=False)
-        self.use_rawinput = False
-        self.prompt = "(replay) "
-        self._there = False
-
-    def user_line(self, frame: FrameType) -> None:
-        if not self._there:
-            self._there = True
-            self.clear_all_breaks()  # the one that brought us here
-        super().user_line(frame)
-
-
-@contextmanager
-def _debugger(endpoint: Endpoint, entry: Entry) -> Iterator[None]:
-    """A debugger that stops where the handler begins."""
-    method = next(method for method in endpoint.server.handlers if method.spec.number == entry.spec.number)
-    handler = getattr(endpoint.server, endpoint.server.handlers[method])
-    code: Any = handler.__func__.__code__
-    debugger = _Debugger()
-    debugger.reset()
-    first = next(
-        (line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno), None
-    )
-    debugger.set_break(debugger.canonic(code.co_filename), first or code.co_firstlineno)
-    debugger.botframe = sys._getframe()
-    debugger.set_continue()
-    sys.settrace(debugger.trace_dispatch)
-    try:
-        yield
-    finally:
-        sys.settrace(None)
-
-
 def main(descriptor: int, folder: str, package: str) -> None:
     """Replay what the other end of the socket says, with the package that is in the folder."""
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115 (it lasts as long as we)
@@ -279,7 +250,7 @@ def main(descriptor: int, folder: str, package: str) -> None:
     with socket.socket(fileno=descriptor) as end:
         replay = Replay(end, folder, package)
         try:
-            trio.run(replay.run, clock=trio.testing.MockClock(autojump_threshold=0.01))
+            trio.run(replay.run, clock=JumpingClock())
         except BaseException as error:
             _failed(end, error)
 

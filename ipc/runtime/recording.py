@@ -96,9 +96,9 @@ class Recorder:
         """Of the call in hand; of the process itself where there is none and it starts up."""
         if threading.get_ident() != self._home:
             return
-        if call is not None:
+        if call is not None and call.request:
             lib.atoll_tape_note(self.c, call.client, call.request, what, payload, len(payload))
-        elif self.starting:
+        elif call is None and self.starting:
             lib.atoll_tape_note(self.c, 0, 0, what, payload, len(payload))
 
     def note_of(self, channel: int, request: int, what: int, payload: bytes) -> None:

@@ -106,7 +106,7 @@ class Witness(Layer):
         A commit that follows from a call after its handler has returned says by its id whose it is."""
         call: Call | None = current_or_none()
         if call is not None:
-            return call.client, call.request
+            return (call.client, call.request) if call.request else None  # else a workflow's
         if self._recorder.starting:
             return 0, 0
         if method is State.commit.spec:

@@ -113,8 +113,12 @@ def calls(
             for each in ([server] if server else records.servers())
             for process, call in records.last(each, limit, wanted, since)
         ]
+        dropped = {each: records.dropped(each) for each in ([server] if server else records.servers())}
     found.sort(key=lambda row: row.time, reverse=True)
     printing.rows(found, COLUMNS, as_json, "no calls: no image has them recorded, or nobody made any")
+    for name, count in dropped.items():
+        if count and not as_json:
+            printing.say(f"{name}: {count:,} calls of its last process came too fast to be recorded")
 
 
 def time_of(option: str, text: str) -> int:

@@ -20,6 +20,8 @@ PAGE = 32
 class Process(Struct, frozen=True, kw_only=True):
     """A process whose calls are recorded, with the keyspace they are in."""
 
+    server: str
+    """Whose record it is in; what the rows say of it is its own word."""
     opening: OpeningRow
     state: State
     upto: int | None = None
@@ -90,13 +92,21 @@ class Records:
             raise NotFound.among("server whose calls are recorded, called", server, self.servers())
         state = self._attached.keyspace(keyspace_of(server), ["read"])
         prefix = OpeningRow.key_of() if boot is None else OpeningRow.key_of(boot)
-        return [Process(opening=row, state=state, upto=self._upto) for row in _all(state, prefix, self._upto)]
+        return [
+            Process(server=server, opening=row, state=state, upto=self._upto)
+            for row in _all(state, prefix, self._upto)
+        ]
 
     def all(self, server: str) -> Iterator[tuple[Process, Recorded]]:
         """Every call of a server."""
         for process in self.processes(server):
             for call in read(process.chunks(), notes=False):
                 yield process, call
+
+    def dropped(self, server: str) -> int:
+        """Calls of its last process that are not recorded, since they came too fast."""
+        last = next((process.last_chunks() for process in reversed(self.processes(server))), iter(()))
+        return next((chunk.dropped for chunk in last), 0)
 
     def last(
         self, server: str, most: int, wanted: Callable[[Process, Recorded], bool], since: int = 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import typer
 from msgspec import Struct
 
@@ -17,10 +18,11 @@ from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import connect
 from atoll.ipc.bound import transport_of
 from atoll.ipc.errors import AtollError, BadRequest, NotFound
-from atoll.ipc.replay.effects import BY_LABEL
+from atoll.ipc.replay.effects import BY_LABEL, arguments_of
 from atoll.ipc.replay.messages import Answer, Ask, Case, Ended, Played, framed, from_process, received
 from atoll.ipc.replay.needs import PAST
 from atoll.ipc.system.calls import Recorded
+from atoll.ipc.system.records import ProcessRow, decode
 from atoll.ipc.system.state import State
 from atoll.ipc.transport import DEFAULTS
 
@@ -65,7 +67,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 ROWS: list[Column[Difference]] = [
-    Column("WHERE", lambda row: row.where, fold=True),
+    Column("WHERE", lambda row: safe(row.where), fold=True),
     Column("THEN", lambda row: shown(row.then), fold=True),
     Column("NOW", lambda row: shown(row.now), fold=True),
 ]
@@ -110,12 +112,15 @@ class Again:
     the kernel says where this program may not read the past of the server's keyspaces."""
 
     def __init__(self, attached: Attached, id: str, package: Path | None) -> None:
-        self._process, self._call = Records(attached).find(id)
+        self._records = Records(attached)
+        self._process, self._call = self._records.find(id)
         opening = self._opening = self._process.opening
+        self._server = self._process.server
         self._keyspaces: dict[str, State] = {
             need: attached.keyspace(name, ["read", "history"]) for need, name in opening.keyspaces.items()
         }
         self._given = package
+        self._check()
         self._package = package or attached.folder / VERSIONS / opening.version / opening.package
         if not (self._package / "server.py").is_file():
             if package is not None:
@@ -125,7 +130,24 @@ class Again:
             )
         self._start = self._process.start()
         self._before: list[Recorded] = []
+        self._remembers = False
         self._revision = self._as_of(self._call)
+
+    def _check(self) -> None:
+        """What a process says of itself is held against the kernel's row of it. Raises `BadRequest`."""
+        opening = self._opening
+        row = self._records.kernel.get.now(ProcessRow.key_of(opening.boot, opening.process))
+        process = None if row is None else decode(ProcessRow, row.value or b"")
+        if process is None or (process.server, process.version) != (self._server, opening.version):
+            raise BadRequest(
+                where=f"the record of {self._server}",
+                expected="a process of that server",
+                got="another one's, by its own word",
+            )
+        if not opening.package.isidentifier():
+            raise BadRequest(
+                where=f"the record of {self._server}", expected="a package's name", got=opening.package
+            )
 
     def _as_of(self, call: Recorded) -> int:
         """The revision at which it began: what its views had seen, or what had been committed by then."""
@@ -136,7 +158,9 @@ class Again:
         return max(seen, default=0)
 
     def remember(self) -> bool:
-        """Run all calls of its process before it, too; False: they are not all there, or too many."""
+        """Run all calls of its process before it, too; False: they are not all there, or too many, or they are run."""
+        if self._remembers:
+            return False
         before: list[Recorded] = []
         for call in self._process.calls():
             if (call.channel, call.request) == (self._call.channel, self._call.request):
@@ -144,11 +168,11 @@ class Again:
             before.append(call)
         chunks = list(self._process.chunks())
         whole = bool(chunks) and chunks[0].position == 0 and chunks[-1].dropped == 0
-        if not whole or not before or self._before or len(before) > BEFORE_MOST:
+        if not whole or len(before) > BEFORE_MOST:
             return False
         if any(self._hindrance(call) or call.beside for call in before):
             return False
-        self._before = sorted(before, key=lambda call: call.time)
+        self._before, self._remembers = sorted(before, key=lambda call: call.time), True
         return True
 
     def _hindrance(self, call: Recorded) -> str:
@@ -179,7 +203,12 @@ class Again:
         ours, theirs = socket.socketpair()
         version = [] if self._given is not None else [f"--version={self._opening.version}"]
         command = jobs.python(
-            "atoll.microkernel", "replay", str(self._package), *version, f"--socket={theirs.fileno()}"
+            "atoll.microkernel",
+            "replay",
+            str(self._package),
+            *version,
+            f"--socket={theirs.fileno()}",
+            *(["--terminal"] if debug else []),
         )
         terminal = None if debug else subprocess.DEVNULL
         output = None if debug else sys.stderr  # what the server prints is no answer of ours
@@ -212,16 +241,36 @@ class Again:
                         return played or ended
         return played or Ended(how="ended before its replay did", clean=False)
 
+    def _bound(self, asked: Ask) -> bytes:
+        """Its arguments, as of then at the latest, whatever the process says. Raises `BadRequest` for what is none."""
+        try:
+            given = arguments_of(asked.method, asked.arguments)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(asked.method, "its arguments", str(error)) from None
+        if hasattr(given, "as_of"):
+            latest = max(self._revision, *(own.revision for own in self._call.ahead), 0, 0)
+            given.as_of = min(given.as_of, latest) if isinstance(given.as_of, int) else latest
+        if hasattr(given, "least"):
+            given.least = 0
+        return msgspec.msgpack.encode(given)
+
     def _answer(self, asked: Ask) -> Answer:
         state = self._keyspaces.get(asked.need)
         if state is None or asked.method not in PAST:
             fault = NotFound.among("keyspace that was bound to the need", asked.need, self._keyspaces)
             return Answer(fault=errors.encode(fault))
         try:
-            reply = transport_of(state).call_now(BY_LABEL[asked.method], asked.arguments, DEFAULTS)
+            reply = transport_of(state).call_now(BY_LABEL[asked.method], self._bound(asked), DEFAULTS)
         except AtollError as error:
             return Answer(fault=errors.encode(error))
         return Answer(reply=bytes(reply))
+
+    def _ended_then(self) -> str:
+        """How the process ended that was given the call, if it did so without an answer: by the kernel's own row."""
+        if self._call.answered or self._call.cast:
+            return ""
+        row = self._records.kernel.get.now(ProcessRow.key_of(self._call.boot, self._call.process))
+        return "" if row is None else decode(ProcessRow, row.value or b"").exit
 
     # what it comes to ----------------------------------------------------------------------------------------------
 
@@ -229,9 +278,10 @@ class Again:
         reasons: list[str] = []
         remarks: list[str] = []
         if isinstance(came, Ended):
-            same = self._call.reply is None and not self._call.cast
+            then = self._ended_then()
+            same = bool(then) and then == came.how
             remarks = [f"its process {came.how}, as it did then"] if same else []
-            differences = [] if same else [Difference(where="process", then=NOTHING, now=came.how)]
+            differences = [] if same else [Difference(where="process", then=then or NOTHING, now=came.how)]
             log: list[tuple[str, str]] = []
         else:
             reasons, remarks, differences, log = self._judged(came)
@@ -246,7 +296,7 @@ class Again:
     def _judged(self, played: Played) -> tuple[list[str], list[str], list[Difference], list[tuple[str, str]]]:
         differences = different(played)
         why = list(played.moved)
-        if played.leaned and not self._before:
+        if played.leaned and not self._remembers:
             why.append(
                 f"its handler read {', '.join(f'self.{name}' for name in played.leaned)}, which calls before it may have set"
             )
@@ -310,6 +360,11 @@ def fields(where: str, then: Any, now: Any) -> list[Difference]:
     return [Difference(where=where, then=then, now=now)] if then != now else []
 
 
+def safe(text: str) -> str:
+    """What a replayed server says, with nothing in it that a terminal would act upon."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def tell(report: Report, as_json: bool) -> None:
     if as_json:
         print(printing.json(report))
@@ -320,10 +375,10 @@ def tell(report: Report, as_json: bool) -> None:
         f"{report.call} {report.method}, by {ran}, as of revision {report.revision}{first}: {report.verdict}"
     )
     for sentence in report.reasons:
-        print(f"  since {sentence}")
+        print(f"  since {safe(sentence)}")
     for sentence in report.remarks:
-        print(f"  {sentence}")
+        print(f"  {safe(sentence)}")
     if report.differences:
         printing.draw(report.differences, ROWS)
     for level, line in report.log:
-        print(f"  {level}: {line}")
+        print(f"  {safe(level)}: {safe(line)}")

@@ -42,6 +42,11 @@ package = "{PACKAGES}/rates"
 audit = "sample"
 needs = {{}}
 
+[server.hasty]
+package = "{PACKAGES}/rates"
+record = true
+needs = {{}}
+
 [server.scribe]
 package = "{PACKAGES}/scribe"
 level = "sandbox"
@@ -50,6 +55,7 @@ needs = {{}}
 [server.till]
 package = "{PACKAGES}/till"
 record = true
+audit = "full"
 restart = {{ first = 0, most = 0, limit = 1000, within = 1 }}
 needs.rows = {{ keyspace = "till", rights = ["read", "write"] }}
 needs.rates = {{ server = "rates", rights = ["read"] }}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from atoll.ipc.system.calls import ChunkRow, OpeningRow, keyspace_of
 from atoll.ipc.system.records import LOG, LogRow, after, decode
@@ -16,6 +17,8 @@ from tests.microkernel.nodes import booted
 
 from .conftest import IMAGE, Recording, interface
 
+LOAD, SIZE = 400, 40_000
+"""Calls, and bytes of the argument of each: four tapes full."""
 PROGRAM = Path(sys.executable).parent / "atoll"
 
 
@@ -38,19 +41,32 @@ def test_calls_are_listed_and_asked_for_by_sql(recording: Recording) -> None:
     ]
 
 
-def test_a_full_audit_drops_nothing_under_load(recording: Recording) -> None:
-    """More than a tape holds, as fast as it goes: callers wait, and every call becomes a row."""
-    rates = recording.rates
-    state = recording.attached.keyspace(keyspace_of("rates"))
-    head, calls, size = state.head.now(), 400, 40_000
-    before = sum(1 for _ in Records(recording.attached).all("rates"))
-    for started in [rates.fix.start("x" * size, 1.0) for _ in range(calls)]:
+def under_load(recording: Recording, server: str, call: Any) -> tuple[int, int]:
+    """Several tapes full of calls, as fast as they go: how many of them are recorded, and how many were dropped."""
+    state = recording.attached.keyspace(keyspace_of(server))
+    records = Records(recording.attached)
+    before = sum(1 for _ in records.all(server)) + records.dropped(server)
+    for started in [call.start("x" * SIZE) for _ in range(LOAD)]:
         started.result()
-    for _ in state.watch.now(head):
-        if sum(1 for _ in Records(recording.attached).all("rates")) == before + calls:
-            break
-    (process,) = Records(recording.attached).processes("rates")
-    assert all(chunk.dropped == 0 for chunk in process.chunks())
+
+    def counted() -> tuple[int, int]:
+        return sum(1 for _ in records.all(server)), records.dropped(server)
+
+    until(state, lambda: sum(counted()) >= before + LOAD)
+    return counted()
+
+
+def test_a_full_audit_drops_nothing_under_load(recording: Recording) -> None:
+    recorded, dropped = under_load(recording, "till", recording.till.total)
+    assert recorded >= LOAD
+    assert dropped == 0
+
+
+def test_without_it_calls_are_dropped_and_counted(recording: Recording) -> None:
+    hasty = recording.attached.open("hasty", interface("rates", "Rates"))
+    recorded, dropped = under_load(recording, "hasty", hasty.known)
+    assert (recorded + dropped, dropped > 0, recorded > 0) == (LOAD, True, True)
+    assert f"hasty: {dropped:,} calls of its last process" in said(recording, "calls", "hasty")
 
 
 def test_of_a_sample_there_are_some(recording: Recording) -> None:

@@ -187,7 +187,7 @@ def questions() -> list[str]:
 
 
 def test_what_the_manual_asks_is_answered(published: Shell) -> None:
-    assert len(questions()) == 6
+    assert len(questions()) == 8
     for query in questions():
         published.json("sql", query, "--as", "before=1")
 

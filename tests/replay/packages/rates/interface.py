@@ -19,3 +19,6 @@ class Rates(Interface):
 
     @call("write", idempotent=True)
     def fix(self, currency: str, rate: float) -> None: ...
+
+    @call("read", idempotent=True)
+    def known(self, currency: str) -> bool: ...

@@ -9,19 +9,23 @@ from .interface import Rates, Unknown
 
 class Server(Serves[Rates]):
     def __init__(self) -> None:
-        self.known = {"eur": 2.0}
+        self.known_rates = {"eur": 2.0}
         self.fixed = trio.Event()
 
     @Rates.rate.serve
     async def rate(self, currency: str) -> float:
-        while currency not in self.known:
+        while currency not in self.known_rates:
             if not currency.startswith("later"):
                 raise Unknown(currency)
             await self.fixed.wait()
-        return self.known[currency]
+        return self.known_rates[currency]
 
     @Rates.fix.serve
     def fix(self, currency: str, rate: float) -> None:
-        self.known[currency] = rate
+        self.known_rates[currency] = rate
         self.fixed.set()
         self.fixed = trio.Event()
+
+    @Rates.known.serve
+    def known(self, currency: str) -> bool:
+        return currency in self.known_rates

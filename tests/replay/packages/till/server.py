@@ -17,6 +17,12 @@ class Server(Serves[Till]):
     def __init__(self) -> None:
         self.given = 0
 
+    def hand_over(self) -> bytes:
+        return str(self.given).encode()
+
+    def take_over(self, state: bytes) -> None:
+        self.given = int(state)
+
     @Till.total.serve
     def total(self, key: str) -> int:
         return self.rows.local.get(key, 0)
