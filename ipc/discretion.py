@@ -4,6 +4,8 @@ Its text may quote what was in hand. Where that is what people said in private, 
 raised: log lines are rows in the clear, and a caller's error may end in another's log.
 """
 
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -14,6 +16,8 @@ def keep() -> None:
     """Tell no text of any exception in this process, from now on."""
     global _quiet
     _quiet = True
+    sys.unraisablehook = lambda told: print(trace(told.exc_value or told.exc_type()), file=sys.stderr)
+    threading.excepthook = lambda told: print(trace(told.exc_value or told.exc_type()), file=sys.stderr)
 
 
 def kept() -> bool:

@@ -402,6 +402,8 @@ class _Wiring:
             elif not about.optional:
                 written = f"write {need} = {WRITTEN[about.kind]}"
                 self.draft.note(at, f"the need {quoted(need)} of {name} to be bound", "no binding", written)
+        if name == KEYS:
+            self.check_policy(path, bindings)
         for need in bindings.keys() - described.needs.keys():
             declared = f"a need of {name}: {one_of(described.needs)}"
             hint = nearest(need, described.needs)
@@ -425,6 +427,17 @@ class _Wiring:
                     (*path, "interface"), f"the interface {quoted(about.interface)}", quoted(offer.name)
                 )
             self.check_rights((*path, "rights"), bound.rights, bound.server, offer)
+
+    def check_policy(self, path: TomlPath, bindings: Mapping[str, Binding]) -> None:
+        """A policy for a misspelt keyspace would leave the one that is meant without any."""
+        private = [name for name, spec in self.image.keyspace.items() if spec.private]
+        for need, bound in bindings.items():
+            policy = bound.config.get("policy") if isinstance(bound, ConfigBinding) else None
+            for name in policy if isinstance(policy, dict) else ():
+                if name not in private:
+                    at = (*path, "needs", need, "config", "policy", name)
+                    expected = "a private keyspace of this image"
+                    self.draft.note(at, expected, quoted(name), nearest(name, private), at_key=True)
 
     def check_keyspace(self, path: TomlPath, bound: KeyspaceBinding, about: NeedDescription) -> None:
         """A private keyspace is one for all: the image, who keeps its keys, and each server that is bound to it."""

@@ -13,7 +13,7 @@ import trio
 
 from atoll.ipc.context import Log
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import AtollError, PeerFault, Purged, Sealed
+from atoll.ipc.errors import AtollError, PeerFault, Purged, Sealed, TooLarge
 from atoll.ipc.system.keys import AT_ONCE, Keys, Told, hashed, tag_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class Ring:
         self._generation = bytes(1)
         self.badge = 0
         self._held: dict[bytes, AESGCM | None] = {}
-        """By label; None: purged."""
+        """By label; None: purged, or unknown."""
+        self._unknown: set[bytes] = set()
+        """Labels of generations that the keyring has not."""
         self._labels: dict[str, bytes] = {}
         """Of subjects, for what is sealed now."""
         self._waiting: list[_Wanted] = []
@@ -78,6 +80,10 @@ class Ring:
         """Raises `Purged`, as an error without a name: by its label nobody is known."""
         found = self._held[label]
         if found is None:
+            if label in self._unknown:
+                raise Sealed(
+                    self._name, "by a generation of keys that this keyring has not: put back the newest one"
+                )
             raise Purged("whom a row is about")
         return found
 
@@ -86,6 +92,10 @@ class Ring:
         with `Sealed` where `keys` gives none."""
         if not self._missing(subjects, labels):
             return None
+        if len(subjects) + len(labels) > MOST // 2:
+            raise TooLarge(
+                "what is sealed or opened at once, in subjects,", len(subjects) + len(labels), MOST // 2
+            )
         wanted = _Wanted(tuple(subjects), tuple(labels))
         if self._fault is not None and not self._index:
             wanted.done.fail(self._fault)
@@ -112,6 +122,7 @@ class Ring:
         while True:
             await self._hold()
             self._held.clear()
+            self._unknown.clear()
             self._labels.clear()
             self._index = b""
             await trio.sleep(_RETRY if self._fault is None else _REFUSED)
@@ -169,6 +180,7 @@ class Ring:
                     self._asked.set()
                     await trio.sleep(_RETRY)
                     continue
+                self._unknown.update(label for label, key in zip(asked, keys, strict=True) if key is None)
                 for label, key in zip(asked, keys, strict=True):
                     # A purge that came meanwhile is the later word.
                     self._held.setdefault(label, self._aead(key) if key else None)

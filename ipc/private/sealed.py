@@ -10,6 +10,7 @@ from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.form import Draft, Form
 from atoll.ipc.keyspace import settled
+from atoll.ipc.system.keys import SUBJECT_MOST
 
 from .envelope import label_in, open_, seal
 from .ring import Ring
@@ -38,6 +39,10 @@ class SealedForm(Form[P]):
         if not (isinstance(subject, str) and subject):
             raise TypeError(
                 f"{type(value).__name__}.subject: a text that names whom it is about, not {subject!r}"
+            )
+        if len(subject.encode()) > SUBJECT_MOST:
+            raise TypeError(
+                f"{type(value).__name__}.subject: {SUBJECT_MOST} bytes at most, or nobody could purge it"
             )
         return Draft(self.encode(value), subject)
 

@@ -29,6 +29,7 @@ from atoll.ipc.private.keyspace import Private
 from atoll.ipc.serve import Endpoint, Need, Serves, bind, needs, read_config
 from atoll.ipc.system import control
 from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.keys import Keys
 from atoll.ipc.system.state import State
 from atoll.native import segments
@@ -172,7 +173,7 @@ class Process:
             log_lines.listen_to_structlog()
             step = "needs"
             await self._receive_rest(start)
-            if any(need.private for need in needs(server)):
+            if start.server == KEYS or any(need.private for need in needs(server)):
                 discretion.keep()
             recorder = self._recorder = self._record(start, sockets)
             endpoint = self._endpoint(start, server, sockets)

@@ -24,6 +24,8 @@ SERVER = "keys"
 TAG = 16
 LABEL = 1 + TAG
 KEY = 32
+SUBJECT_MOST = 400
+"""Bytes of a subject's name at most, for who writes about it as for who purges it."""
 AT_ONCE = 1000
 """Data keys that are asked for at a time at most."""
 
@@ -136,8 +138,9 @@ class Keys(Interface):
         what the caller knows of already; 0: of none. Raises `NotReleased`, `KeysLocked`."""
 
     @call("use", idempotent=True)
-    def release(self, labels: list[bytes]) -> list[bytes]:
-        """The data keys of so many labels, in their order; empty for a subject that was purged. Raises `NotReleased` where
+    def release(self, labels: list[bytes]) -> list[bytes | None]:
+        """The data keys of so many labels, in their order; empty for a subject that was purged, None for a generation that
+        this keyring has not. Raises `NotReleased` where
         the channel holds nothing (see `hold`)."""
 
     @call("use", idempotent=True)

@@ -1,6 +1,6 @@
 """Which processes hold data keys, and what each has yet to let go of."""
 
-import math
+from collections.abc import Mapping
 
 import trio
 
@@ -21,49 +21,48 @@ class Holder:
 
 
 class Holders:
+    """By channel and keyspace: what one server holds of several comes by one channel."""
+
     def __init__(self) -> None:
-        self._by_channel: dict[int, Holder] = {}
+        self._held: dict[tuple[int, int], Holder] = {}
         self._changed = trio.Event()
 
     def add(self, channel: int, holder: Holder) -> None:
-        """A channel has one; an older stream of it is over for us."""
-        self._by_channel[channel] = holder
+        """An older stream of the same is over for us."""
+        self._held[channel, holder.badge] = holder
 
     def remove(self, channel: int, holder: Holder) -> None:
-        if self._by_channel.get(channel) is holder:
-            del self._by_channel[channel]
+        if self.of(channel, holder.badge) is holder:
+            del self._held[channel, holder.badge]
             self._note()
 
-    def of(self, channel: int) -> Holder | None:
-        return self._by_channel.get(channel)
+    def of(self, channel: int, badge: int) -> Holder | None:
+        return self._held.get((channel, badge))
 
     def stir(self) -> None:
         """There is something that each may have to hear of."""
-        for holder in self._by_channel.values():
+        for holder in self._held.values():
             holder.more.set()
             holder.more = trio.Event()
 
-    def answered(self, channel: int, position: int) -> None:
-        holder = self._by_channel.get(channel)
+    def answered(self, channel: int, badge: int, position: int) -> None:
+        holder = self.of(channel, badge)
         if holder is not None:
             holder.let_go = max(holder.let_go, min(position, holder.told))
             self._note()
 
-    async def without(self, badges: set[int], position: int, most: float) -> list[str]:
-        """Returns when all holders of these keyspaces have let go of what purges up to that number were about; or, after
+    async def without(self, numbers: Mapping[int, int], most: float) -> list[str]:
+        """Returns when all holders of these keyspaces have let go of what the purges of these numbers were about; or, after
         `most` seconds, the servers that have not."""
-        with trio.move_on_after(most if most < math.inf else 3600.0):
-            while self._behind(badges, position):
+        with trio.move_on_after(most):
+            while self.behind(numbers):
                 await self._changed.wait()
-        return self._behind(badges, position)
+        return self.behind(numbers)
 
-    def _behind(self, badges: set[int], position: int) -> list[str]:
+    def behind(self, numbers: Mapping[int, int]) -> list[str]:
+        """The servers that may have a key yet that was destroyed by a purge of such a number in such a keyspace."""
         return sorted(
-            {
-                each.server
-                for each in self._by_channel.values()
-                if each.badge in badges and each.let_go < position
-            }
+            {each.server for each in self._held.values() if each.let_go < numbers.get(each.badge, 0)}
         )
 
     def _note(self) -> None:

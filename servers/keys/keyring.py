@@ -111,10 +111,12 @@ class Keyring:
         """By whose keys is sealed."""
         return len(self._trees) - 1
 
-    def key(self, badge: int, label: bytes) -> bytes:
-        """The data key of a label; empty: its subject was purged, or there is no such generation."""
+    def key(self, badge: int, label: bytes) -> bytes | None:
+        """The data key of a label; empty: its subject was purged; None: there is no such generation."""
         generation, tag = label[0], label[1:]
-        leaf = self._trees[generation].leaf(place(badge, tag)) if generation < len(self._trees) else None
+        if generation >= len(self._trees):
+            return None
+        leaf = self._trees[generation].leaf(place(badge, tag))
         return (
             b"" if leaf is None else hmac.digest(leaf, b"data key" + badge.to_bytes(8, "big") + tag, sha256)
         )
@@ -171,7 +173,9 @@ class Keyring:
             self._contents = None  # whether it was replaced, the disk says
             held = files.read(self._path)
             if held is not None:
-                self._take(_unsealed(self._path, held, self.root.keys()))
+                keys = self.root.keys()
+                self._take(_unsealed(self._path, held, keys))
+                self.root.stay(next(key for key in keys if _opens(held, key) is not None))
             raise
 
 

@@ -48,6 +48,10 @@ class Root(Protocol):
         """The ring is sealed under the newest: forget the others. Raises OSError."""
         ...
 
+    def stay(self, key: bytes) -> None:
+        """What `begin` began came to nothing, or to its end: the ring is sealed under this key."""
+        ...
+
 
 class _Kept(Struct, frozen=True):
     keys: list[bytes] = []
@@ -78,6 +82,9 @@ class FileRoot:
 
     def end(self) -> None:
         self._keep(_Kept(self.keys()[:1], settled=True))
+
+    def stay(self, key: bytes) -> None:
+        """Each ring gets a key of its own."""
 
     def _kept(self) -> _Kept:
         held = files.read(self._path)
@@ -135,6 +142,9 @@ class PassphraseRoot:
         salts = _Salts([self._tries[0].salt], settled=True)
         if self._kept() != salts:
             self._keep(salts)
+
+    def stay(self, key: bytes) -> None:
+        self._tries, self._next = [each for each in self._tries if each.key == key], None
 
     def offer(self, passphrase: str) -> list[Try]:
         """What a passphrase makes here: of two salts where a change of it was cut short. Raises OSError."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import trio
 from msgspec import Struct, field, structs
 
@@ -22,6 +23,7 @@ from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.keys import (
     AT_ONCE,
     LABEL,
+    SUBJECT_MOST,
     KeyringRow,
     KeyringUnwritable,
     Keys,
@@ -41,7 +43,6 @@ from .root import FileRoot, PassphraseRoot, Root
 
 PATIENCE: Final = 5.0
 """Seconds for which a purge waits for servers to let go, at most."""
-SUBJECT_MOST: Final = 400
 RING: Final = "ring"
 PURGES: Final = "purge/"
 
@@ -98,7 +99,7 @@ class Server(Serves[Keys]):
         row = await self.rows.get(RING)
         try:
             self._ring.open(row.id if isinstance(row, RingRow) else None, _now())
-        except (Unreadable, OSError) as fault:
+        except (Unreadable, OSError, msgspec.DecodeError) as fault:
             self._unreadable = str(fault)
             Log().error("the keyring cannot be opened", reason=str(fault))
             return
@@ -141,10 +142,9 @@ class Server(Serves[Keys]):
             self._holders.remove(call.client, holder)
 
     @Keys.release.serve
-    def release(self, labels: list[bytes]) -> list[bytes]:
+    def release(self, labels: list[bytes]) -> list[bytes | None]:
         badge, ring = self._keyspace(), self._opened()
-        holder = self._holders.of(current().client)
-        if holder is None or holder.badge != badge:
+        if self._holders.of(current().client, badge) is None:
             raise NotReleased(
                 "a process", "a stream `hold` by which it hears of purges", "one that holds none"
             )
@@ -156,7 +156,7 @@ class Server(Serves[Keys]):
 
     @Keys.let_go.serve
     def let_go(self, position: int) -> None:
-        self._holders.answered(current().client, position)
+        self._holders.answered(current().client, self._keyspace(), position)
 
     async def _measured(self, channel: int) -> Measurement:
         try:
@@ -188,14 +188,14 @@ class Server(Serves[Keys]):
         async with self._changing:
             with written():
                 made = ring.purge(sorted(who), _now())
+            self._holders.stir()  # whatever comes of this call
             await self._record(made, f"{call.client}:{call.request}")
-        self._holders.stir()
         done = [each for each in ring.contents.purges if (each.badge, each.tag) in who]
         last = max(done, key=lambda each: each.number) if done else Made(ring.contents.number, 0, b"", _now())
         left = call.remaining()
-        holding = await self._holders.without(
-            badges, last.number, min(PATIENCE, PATIENCE if left is None else left / 2)
-        )
+        numbers = {each.badge: each.number for each in done}
+        patience = PATIENCE if left is None else min(PATIENCE, left / 2)
+        holding = await self._holders.without(numbers, patience)
         if holding:
             call.log.warning("servers have not let go of a purged key", servers=", ".join(holding))
         return Purge(
@@ -242,12 +242,12 @@ class Server(Serves[Keys]):
                 "Keys.unlock", "a root key that is given from outside", f"one of kind {root.kind}"
             )
         async with self._changing:
+            fits = [tried for tried in root.offer(passphrase) if self._ring.try_key(tried.key)]
+            if not fits:
+                raise BadRequest(
+                    "Keys.unlock, $.passphrase", "the one that the keyring was made with", "another"
+                )
             if not self._ring.opened:
-                fits = [tried for tried in root.offer(passphrase) if self._ring.try_key(tried.key)]
-                if not fits:
-                    raise BadRequest(
-                        "Keys.unlock, $.passphrase", "the one that the keyring was made with", "another"
-                    )
                 root.take(fits[0])
                 await self._open()
         return self._row()

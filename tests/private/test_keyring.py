@@ -9,6 +9,7 @@ import pytest
 from atoll.ipc import chance
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.keys import KeysLocked
+from atoll.servers.keys import files
 from atoll.servers.keys.keyring import FILE, Keyring, Unreadable
 from atoll.servers.keys.root import FileRoot, PassphraseRoot
 from tests.kit.dying import survives
@@ -38,7 +39,7 @@ def passphrase(folder: Path, word: str) -> Keyring:
 def test_keys_come_again_from_the_file(tmp_path: Path) -> None:
     first = ring(tmp_path)
     keys = first.key(BADGE, OLD + ANN), first.key(BADGE, OLD + BOB), first.key(BADGE + 1, OLD + ANN)
-    assert len({*keys}) == 3 and all(len(key) == 32 for key in keys)
+    assert len({*keys}) == 3 and all(key is not None and len(key) == 32 for key in keys)
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
     second = ring(tmp_path, first.contents.id)
     assert (
@@ -62,7 +63,7 @@ def test_new_seeds_are_for_what_comes(tmp_path: Path) -> None:
     first = ring(tmp_path)
     before = first.key(BADGE, OLD + ANN)
     first.purge([(BADGE, BOB)], 5)
-    assert first.generation == 0 and first.key(BADGE, NEW + ANN) == b""
+    assert first.generation == 0 and first.key(BADGE, NEW + ANN) is None
     first.rotate(6, seeds=True)
     for found in (first, ring(tmp_path)):
         assert found.generation == 1 and found.key(BADGE, OLD + ANN) == before
@@ -119,7 +120,7 @@ def test_a_kill_while_the_first_is_made_is_no_loss(tmp_path: Path) -> None:
         folder = tmp_path / str(steps)
         folder.mkdir()
         whole = survives(steps, lambda folder=folder: ring(folder))  # type: ignore[misc]
-        assert len(ring(folder).key(BADGE, OLD + ANN)) == 32
+        assert len(ring(folder).key(BADGE, OLD + ANN) or b"") == 32
         if whole:
             break
         steps += 1
@@ -127,8 +128,6 @@ def test_a_kill_while_the_first_is_made_is_no_loss(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atoll.servers.keys import files
-
     found = ring(tmp_path)
     bob = found.key(BADGE, OLD + BOB)
 
@@ -139,7 +138,7 @@ def test_a_full_disk_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
         patched.setattr(files, "replace", full)
         with pytest.raises(OSError, match="No space"):
             found.purge([(BADGE, ANN)], 5)
-    assert (len(found.key(BADGE, OLD + ANN)), found.key(BADGE, OLD + BOB)) == (32, bob)
+    assert (len(found.key(BADGE, OLD + ANN) or b""), found.key(BADGE, OLD + BOB)) == (32, bob)
     assert found.purge([(BADGE, ANN)], 6)
     assert ring(tmp_path).key(BADGE, OLD + ANN) == b""
 
@@ -213,6 +212,31 @@ def test_a_change_of_passphrase_that_is_cut_short(tmp_path: Path) -> None:
         assert len(words) == 1
         assert passphrase(folder, words[0]).key(BADGE, OLD + ANN) == ann
         assert passphrase(folder, words[0]).key(BADGE, OLD + ANN) == ann
+
+
+def test_a_change_of_passphrase_that_the_disk_refuses_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = passphrase(tmp_path, "old")
+    assert isinstance(found.root, PassphraseRoot)
+    real = files.replace
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == FILE:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    found.root.change("new")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            found.rotate(5)
+    found.purge([(BADGE, BOB)], 6)  # it is replaced once more, by what opened it before
+    assert passphrase(tmp_path, "old").key(BADGE, OLD + BOB) == b""
+
+
+def test_a_generation_that_is_not_there_is_not_a_purge(tmp_path: Path) -> None:
+    assert ring(tmp_path).key(BADGE, NEW + ANN) is None
 
 
 def test_nothing_is_sealed_where_chance_is_a_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

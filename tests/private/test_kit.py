@@ -8,6 +8,7 @@ from atoll.ipc import Interface, Private, Serves, testing
 from atoll.ipc.durable import Workflow, durable
 from atoll.ipc.errors import InternalFault, PeerMisbehaved, Purged
 from atoll.ipc.runtime.describe import describe
+from atoll.ipc.system.keys import SUBJECT_MOST
 from tests.private.packages.diary.interface import Diary, Entry, Told
 from tests.private.packages.diary.server import Server
 
@@ -80,6 +81,14 @@ def test_a_value_that_names_nobody_is_refused(running: testing.Running) -> None:
         running.client(Diary).write.now("a", "", "words")
 
 
+def test_a_subject_that_could_not_be_purged_is_not_written(running: testing.Running) -> None:
+    diary = running.client(Diary)
+    diary.write.now("a", "x" * SUBJECT_MOST, "words")
+    assert running.purge("x" * SUBJECT_MOST).number
+    with pytest.raises(InternalFault, match="400 bytes at most"):
+        diary.write.now("a", "x" * (SUBJECT_MOST + 1), "words")
+
+
 def test_durable_methods_and_a_private_keyspace_do_not_go_together() -> None:
     class Tasks(Interface):
         @durable("run")
@@ -106,13 +115,13 @@ def test_keys_that_are_refused_for_a_moment_come_later(running: testing.Running)
     assert keys is not None
     holders = keys.endpoint.server._holders  # type: ignore[attr-defined]
 
-    async def forget() -> dict[int, object]:
-        known = dict(holders._by_channel)
-        holders._by_channel.clear()
+    async def forget() -> dict[tuple[int, int], object]:
+        known = dict(holders._held)
+        holders._held.clear()
         return known
 
-    async def know(known: dict[int, object]) -> None:
-        holders._by_channel.update(known)
+    async def know(known: dict[tuple[int, int], object]) -> None:
+        holders._held.update(known)
 
     diary = running.client(Diary)
     diary.write.now("a", "ann", "first")

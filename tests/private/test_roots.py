@@ -102,6 +102,11 @@ def test_a_secret_in_the_tpm(person: Shell) -> None:
             written(diary(node))
             with tpm.opened(chip, node.name) as held:
                 (before,) = held.secrets()
+            with tpm.opened(chip, node.name) as held:  # as if a change of the secret had been cut short
+                held.add()
+            person.said("keys", "unlock", "--tpm", str(chip))
+            with tpm.opened(chip, node.name) as held:
+                assert held.secrets() == [before]
             person.said("purge", "ann", "--tpm", str(chip))
             with tpm.opened(chip, node.name) as held:
                 (after,) = held.secrets()

@@ -11,9 +11,10 @@ from atoll.ipc.keyspace import Row
 from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased
 from atoll.ipc.system.measurement import Measurement
 from atoll.servers.keys.attestation import Policy
+from atoll.servers.keys.holders import Holder, Holders
 from atoll.servers.keys.keyring import Keyring
 from atoll.servers.keys.root import FileRoot
-from atoll.servers.keys.server import PurgeRow, RingRow, Server
+from atoll.servers.keys.server import PurgeRow, RingRow, Server, Settings
 
 BADGE = 7
 WHO = Measurement(
@@ -102,3 +103,37 @@ def held(policy: Policy, who: Measurement, departs: str) -> None:
             policy.hold(who)
     else:
         policy.hold(who)
+
+
+def test_an_open_keyring_takes_no_other_passphrase_for_its_own(tmp_path: Path) -> None:
+    """Whoever keeps only the secret that was taken would give up the one that opens it."""
+    with testing.running(Server, config=Settings(root="passphrase"), needs=folders(tmp_path)) as running:
+        keys = running.client(Keys)
+        assert not keys.unlock.now("open sesame").locked
+        with pytest.raises(BadRequest, match="the one that the keyring was made with, got another"):
+            keys.unlock.now("close sesame")
+        assert not keys.unlock.now("open sesame").locked
+
+
+def test_a_damaged_root_key_is_said_and_ends_nobody(tmp_path: Path) -> None:
+    given = folders(tmp_path)
+    (tmp_path / "root" / "root.key").write_bytes(b"")
+    with testing.running(Server, needs=given) as running:
+        assert running.client(Keys).keyring.now().locked
+
+
+def test_holders_are_told_apart_by_keyspace() -> None:
+    """Two private keyspaces of one server come by one channel."""
+    holders = Holders()
+    one, other = Holder(1, "diary", 1), Holder(2, "diary", 1)
+    holders.add(9, one)
+    holders.add(9, other)
+    assert holders.of(9, 1) is one and holders.of(9, 2) is other
+    one.told = other.told = 5
+    holders.answered(9, 2, 5)
+    assert holders.behind({1: 5, 2: 5}) == ["diary"]
+    holders.answered(9, 1, 5)
+    assert holders.behind({1: 5, 2: 5}) == []
+    assert holders.behind({1: 5, 2: 3}) == []
+    holders.remove(9, one)
+    assert holders.of(9, 2) is other
