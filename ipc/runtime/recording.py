@@ -22,6 +22,7 @@ from atoll.ipc.system.calls import (
     MONOTONIC,
     NOW,
     VIEW,
+    WHOLE,
     ChunkRow,
     Method,
     NeedThen,
@@ -118,6 +119,7 @@ class Recorder:
         """Say what process this is, before it serves: what it leaves is of use with that alone. `views`: by need, how far
         its local view has come."""
         start = self._start
+        kept = took_over if took_over is not None and len(took_over) <= WHOLE else None
         kinds = {
             need: type(bound).__name__.removesuffix("Need").lower() for need, bound in start.needs.items()
         }
@@ -141,7 +143,8 @@ class Recorder:
                 if need != control.CALLS
             },
             keyspaces=start.recording.keyspaces if start.recording is not None else {},
-            took_over=took_over,
+            took_over=kept,
+            left_out=0 if took_over is None or kept is not None else len(took_over),
         )  # fmt: skip
         await self._surely([Write(row.key(), row.value())])
         for need, revision in views.items():

@@ -66,6 +66,8 @@ class OpeningRow(Row, frozen=True, kw_only=True):
     """By need, the keyspace."""
     took_over: bytes | None = None
     """What the process before it handed over."""
+    left_out: int = 0
+    """Bytes of that, where they are more than is kept."""
 
 
 class ChunkRow(Row, frozen=True, kw_only=True):
@@ -92,6 +94,12 @@ MESSAGE = struct.Struct("<QQQQQQIIIIIIIHBB")
 """`atoll_message` without its context: request, deadline, trace, badge, rights, capability, channel, method, length, slot,
 generation, interface, needed, flags, kind, lane."""
 CONTEXT: Final = 64
+WHOLE: Final = 256 << 10
+"""Bytes of a payload that is recorded at most."""
+LARGEST: Final = RECORD.size + MESSAGE.size + CONTEXT + WHOLE + 8
+"""Bytes of a record at most: whoever claims more would have a reader gather it for ever."""
+LATEST: Final = (1 << 63) - 1
+"""In ns since the epoch: what is later is no time."""
 _CALL, _ANSWER, _NOTE = 1, 2, 3
 _CUT = 1
 _HAS_CONTEXT, _AGAIN = 2, 4
@@ -206,18 +214,18 @@ class Tape:
         at = 0
         while at + RECORD.size <= len(data):
             size, kind, flags, what, channel, length, request, time = RECORD.unpack_from(data, at)
-            if at + size > len(data):
-                break
             least = RECORD.size + (MESSAGE.size if kind == _CALL else 0) + (0 if flags & _CUT else length)
-            if size < least or size % 8:
+            if size < least or size > LARGEST or size % 8:
                 at = len(data)
+                break
+            if at + size > len(data):
                 break
             key, body = (channel, request), at + RECORD.size
             if kind == _CALL:
                 yield from self._call(row, data[body : at + size], flags, length, time, key)
             elif kind == _ANSWER and key in self._hands:
                 reply = None if flags & _CUT else data[body : body + length]
-                yield self._answered(key, row.wall + time, what == _FAULT, reply, length)
+                yield self._answered(key, _moment(row, time), what == _FAULT, reply, length)
             elif kind == _NOTE and self._notes and not flags & _CUT:
                 self._noted(what, data[body : body + length], key)
             at += size
@@ -235,7 +243,7 @@ class Tape:
         context = data[MESSAGE.size : MESSAGE.size + CONTEXT] if message_flags & _HAS_CONTEXT else b""
         arguments = data[MESSAGE.size + len(context) :][:length]
         found = Recorded(
-            boot=row.boot, process=row.process, channel=channel, request=request, time=row.wall + time, method=method,
+            boot=row.boot, process=row.process, channel=channel, request=request, time=_moment(row, time), method=method,
             badge=badge, rights=rights, interface=interface, lane=lane, deadline=deadline, trace=trace,
             capability=capability, cast=kind == _CAST, again=bool(message_flags & _AGAIN), context=context,
             arguments=None if flags & _CUT else arguments, size=length, beside=len(self._hands),
@@ -285,3 +293,8 @@ def read(rows: Iterable[ChunkRow], *, notes: bool = True) -> Iterator[Recorded]:
     for row in rows:
         yield from tape.calls(row)
     yield from tape.unanswered()
+
+
+def _moment(row: ChunkRow, time: int) -> int:
+    """A time of a record. A process writes what it likes."""
+    return max(0, min(row.wall + time, LATEST))

@@ -184,6 +184,11 @@ class Again:
             return (
                 f"it is a {method.kind if method else 'call of no method'}: what passes there is not recorded"
             )
+        if self._opening.left_out:
+            return (
+                f"its process took over {self._opening.left_out} bytes from the one before it, more than is recorded: "
+                f"what it remembered is not known"
+            )
         if method.durable:
             return "it is about a workflow: `atoll flow show` has its steps"
         return ""
