@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from copy import copy
+from threading import get_ident
 from typing import Any
 
 import msgspec
@@ -96,6 +97,8 @@ class ClientChannel:
         )
         self.views = [self._buffer[:length] for length in range(VIEWS)]
         self.receiving = threading.Lock()
+        self._receiver = 0
+        """The thread that routed something last."""
         self.pending: dict[int, Pending] = {}
         self._numbers: Iterator[int] = iter(())
         self.failed: errors.AtollError | None = None
@@ -195,6 +198,11 @@ class ClientChannel:
             if result >= 0:
                 lib.atoll_ring_bell(self.c)
                 return
+            if result in (Result.EPOCH, Result.CLOSED) and self._routing():
+                self.outbox.owe(
+                    pending, site
+                )  # whoever receives, up the stack, renews the channel and sends it then
+                return
             if result != Result.FULL:
                 self.trouble(result, pending.site.spec, len(pending.payload))
                 continue
@@ -226,7 +234,14 @@ class ClientChannel:
                 return
             if result == Result.FULL:
                 raise Overloaded(f"the channel to {self.peer}")
+            if result in (Result.EPOCH, Result.CLOSED) and self._routing():
+                return  # its server is dead
             self.trouble(result, site.spec, len(payload))
+
+    def _routing(self) -> bool:
+        """Whether this thread receives, further up its stack: what it routed has somebody send. It cannot look at the
+        channel here, and waits for nobody else who does."""
+        return self._receiver == get_ident() and self.receiving.locked()
 
     def withdraw(self, pending: Pending) -> None:
         """Nobody waits for this request any more: end it, tell the server. Whoever might receive, and so pay, is gone,
@@ -262,6 +277,7 @@ class ClientChannel:
             self.leave()
 
     def _drain(self) -> int:
+        self._receiver = get_ident()
         count = result = 0
         while count < DRAIN_MOST and (result := lib.atoll_receive(self.c)) >= 0:
             self.route(result)
@@ -272,6 +288,7 @@ class ClientChannel:
 
     def route_current(self) -> None:
         """Route the message that the C core holds for us."""
+        self._receiver = get_ident()
         self.route(self._message.kind << 32 | self._message.length)
 
     def long(self, length: int) -> bytes:

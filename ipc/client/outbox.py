@@ -99,6 +99,11 @@ class Outbox:
                 return 0
         return result
 
+    def owe(self, pending: Pending, site: Any) -> None:
+        """Keep a request until its channel was renewed."""
+        with self._lock:
+            self.owed.append(Record(pending, site, None, pending.payload))
+
     def may_owe(self, pending: Pending) -> bool:
         """Whether one more request may be owed that no task waits for."""
         with self._lock:

@@ -8,6 +8,7 @@ import trio
 
 from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
 from atoll.ipc.errors import PeerDied
+from atoll.ipc.future import Future
 from tests.kit.serving import Serving, serving
 
 
@@ -173,6 +174,22 @@ def test_a_reply_that_was_committed_before_the_death_is_taken(served: Serving) -
     served.crash()
     served.restart()
     assert [future.result() for future in futures] == list(range(30))
+
+
+def test_a_call_that_a_reply_brings_about_waits_for_the_next_server(served: Serving) -> None:
+    """The replies lie in the ring when the new epoch is announced, and what they call is of the next."""
+    steps, other = served.proxies
+    futures = [steps.plain.start(number) for number in range(30)]
+    later: list[Future[int]] = []
+    futures[0].raw.add_done_callback(lambda: later.append(steps.plain.start(77)))
+    memory = served.channels[0]
+    while (memory.taken()[1] - memory.base) // 64 < 2 * 30 - 30:
+        other.plain.now(0)
+    other.plain.now(0)
+    served.crash()
+    served.restart()
+    assert [future.result() for future in futures] == list(range(30))
+    assert later[0].result() == 77
 
 
 def test_the_channel_goes_on_after_many_deaths(served: Serving) -> None:
