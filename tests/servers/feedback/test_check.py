@@ -26,10 +26,10 @@ class Harmed(NamedTuple):
     def get(self, key: str) -> Any:
         item = self.rows.state.get.now(key.encode())
         assert item is not None and item.value is not None
-        return self.rows._decode(item.value)
+        return self.rows._form.decode(item.value)
 
     def put(self, key: str, row: Row | None) -> None:
-        value = None if row is None else self.rows._encode(row)
+        value = None if row is None else self.rows._form.encode(row)
         self.rows.state.commit.now([Write(key.encode(), value)])
 
     def problems(self) -> list[str]:
