@@ -330,7 +330,7 @@ class Server(Serves[Feedback]):
     async def revision_at(self, time: float) -> int:
         """A time to come is refused: what is the newest revision then is not known yet."""
         expected = "a time that has passed, in seconds since the epoch, and since the store's first revision"
-        if not (math.isfinite(time) and time <= current().now()):
+        if not (math.isfinite(time) and 0 <= time <= current().now()):
             raise BadRequest("Feedback, a moment", expected, repr(time))
         revision = await self.rows.state.revision_at(time)
         if not revision:
