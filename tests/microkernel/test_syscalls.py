@@ -290,7 +290,7 @@ def test_log_lines_come_with_their_fields_and_are_rows(tmp_path: Path) -> None:
         node.stop()
         node.boot()
         with node.attach() as attached:
-            rows = attached.keyspace("kernel").range.now(b"g", b"h").items
+            rows = attached.keyspace("kernel/log").range.now(b"g", b"h").items
             assert any(b"printed here" in (item.value or b"") for item in rows)
 
 

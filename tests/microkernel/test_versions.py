@@ -133,21 +133,21 @@ def test_modules_are_found_in_bytecode_and_name_their_own_files(package: Path, t
     code = bytecode.compiled(package)
     assert "broken.py" not in code
     (package / "late.py").write_text("x = 1\n")
-    elsewhere = tmp_path / "elsewhere" / "counter"
+    elsewhere = tmp_path / "elsewhere" / "kept_as_code"  # no other test imports one of that name
     elsewhere.parent.mkdir()
     package.rename(elsewhere)
     (elsewhere / "deep" / "table.py").unlink()
-    finder = bytecode.Finder(str(elsewhere.parent), "counter", code)
+    finder = bytecode.Finder(str(elsewhere.parent), elsewhere.name, code)
     sys.meta_path.insert(0, finder)
     sys.path.insert(0, str(elsewhere.parent))
     try:
-        server = importlib.import_module("counter.server")
+        server = importlib.import_module(f"{elsewhere.name}.server")
         with pytest.raises(SyntaxError):
-            importlib.import_module("counter.broken")
+            importlib.import_module(f"{elsewhere.name}.broken")
     finally:
         sys.meta_path.remove(finder)
         sys.path.remove(str(elsewhere.parent))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "counter"]:
+        for name in [name for name in sys.modules if name.partition(".")[0] == elsewhere.name]:
             del sys.modules[name]
     assert (server.table.y, server.late.x) == (2, 1)
     assert server.where.co_filename == server.__file__ == str(elsewhere / "server.py")
