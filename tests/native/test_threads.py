@@ -11,7 +11,7 @@ import pytest
 
 from .core import NATIVE
 
-SOURCES = ("ring", "bulk", "table", "wait", "channel", "client", "loop", "methods")
+SOURCES = ("ring", "bulk", "table", "wait", "channel", "client", "loop", "told", "tape", "methods")
 FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-tsan", "-fsanitize=thread")
 SHORT = {"honest": 3000, "hostile": 25}
 LONG = {"honest": 1_000_000, "hostile": 5000}
