@@ -3,7 +3,7 @@
 #   ARGS="--detach"           passed on to `atoll boot` by `make boot`
 #   ONLY=ipc,state            which benchmarks `make bench` runs
 #   TESTS="tests/ipc -x"      what `make test` runs
-#   WORKERS=4                 how many processes run it: one a core, if nothing is said
+#   WORKERS=4                 how many processes run it: one more than there are cores, if nothing is said
 #   SEEDS=1000                how many worlds `make simulate` lives through; SEED=17 one of them
 #   SECONDS=600               how long `make fuzz` runs each target
 
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 ONLY ?=
 TESTS ?= tests
-WORKERS ?= auto
+WORKERS ?= $(shell expr $$(nproc) + 1)
 SECONDS ?= 60
 SEEDS ?= 100
 CORE := $(wildcard native/*.c native/*.h native/interface/*.h) native/build.py setup.py pyproject.toml
@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make boot    build, boot images/rlhf.toml, run the main job on the reviews, report"
-	@echo "make test    what a change must pass: about ten minutes on two cores"
+	@echo "make test    what a change must pass: about fifteen minutes on two cores"
 	@echo "make soak    the same tests at full length"
 	@echo "make test-vm   some of them as Debian's default user, in an emulated machine (a part of make soak)"
 	@echo "make simulate  kernel, servers and clients in one process, by seeds (SEEDS=1000)"

@@ -16,6 +16,7 @@ VICTIMS = {
     "ipc/errors.py": ("client",),
     "ipc/proxy.py": ("client",),
     "ipc/streaming.py": ("client",),
+    "ipc/private/sealed.py": ("client",),
     "microkernel/connections.py": ("kernel",),
     "microkernel/conversation.py": ("kernel",),
     "ipc/runtime/control_socket.py": ("program",),

@@ -106,6 +106,8 @@ def test_a_process_names_a_packet_that_is_none(packet: bytes, check: str) -> Non
 ELSEWHERE = {
     Check("ipc/client/channel.py", "doorbell", "client"):
         "native/test_lost_rings.py::test_a_server_that_shuts_its_doorbell_has_misbehaved",
+    Check("ipc/private/sealed.py", "the store has {} there", "client"):
+        "private/test_kit.py::test_rows_that_changed_places_are_refused",
     Check("ipc/runtime/deliveries.py", "its seals or its size", "program"):
         "fuzz/test_grants.py::test_what_is_mapped_stays_and_what_is_read_only_does_not_change",
     Check("ipc/runtime/control_socket.py", "the control socket: {}", "program"):

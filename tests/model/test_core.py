@@ -331,6 +331,8 @@ COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 ALONE = {
     "wait.c wake exchange": "only that it is one step counts: of two who wake, one rings",
+    "tape.c record store_release": "the kernel reads a tape when its writer is dead, and the host orders what a process "
+    "wrote before its end; the compiler must not put the position before what it is of",
 }
 """Ordered accesses whose order nobody needs."""
 

@@ -144,8 +144,8 @@ def test_any_moment_is_read_again(tally: Shell) -> None:
 def test_how_far_back_and_what_is_pinned(tally: Shell) -> None:
     head, *rows = lines(tally.said("horizons"))
     assert head[:3] == ["KEYSPACE", "KEPT", "HORIZON"]
-    assert [row[0] for row in rows] == ["kernel", "references", "tally.rows"]
-    assert rows[2][1:6] == ["for", "ever", "-", "-", "0"]
+    assert [row[0] for row in rows] == ["kernel", "kernel/log", "references", "tally.rows"]
+    assert rows[3][1:6] == ["for", "ever", "-", "-", "0"]
     (one,) = tally.json("horizons", "tally.rows")
     assert (one["keyspace"], one["horizon"]["revision"]) == ("tally.rows", 0)
     assert tally.said("pins") == "nothing is pinned\n"
