@@ -13,6 +13,7 @@ from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import connect
 
 from ..frame import Unavailable
+from ..leased import Leased
 
 ECHO = Path(__file__).resolve().parents[1] / "echo"
 LEVELS = ("process", "seccomp", "sandbox")
@@ -50,26 +51,14 @@ def image() -> str:
     return HEAD.format(keyspace=KEYSPACE) + "".join(ONE.format(level=level, package=ECHO) for level in LEVELS)
 
 
-class Booted:
+class Booted(Leased):
     """One node for all contestants of a row; it is up while any of them is open."""
 
     def __init__(self, scratch: Path, text: str = "", name: str = "node") -> None:
+        super().__init__()
         self.folder = scratch / name
         self._image = scratch / f"{name}.toml"
         self._text = text
-        self._leases = 0
-
-    @contextmanager
-    def lease(self) -> Iterator["Booted"]:
-        if self._leases == 0:
-            self._start()
-        self._leases += 1
-        try:
-            yield self
-        finally:
-            self._leases -= 1
-            if self._leases == 0:
-                self._stop()
 
     @contextmanager
     def attached(self) -> Iterator[Attached]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..extras import need
 from ..frame import Block, Contestant, Unavailable
+from ..leased import Leased
 from ..placement import Placement
 from .work import Work
 
@@ -23,26 +24,13 @@ MEMBERS = 3
 PUT, TXN = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn"
 
 
-class Cluster:
+class Cluster(Leased):
     """Three servers for all contestants of a run; they are up while any of them is open."""
 
     def __init__(self, scratch: Path) -> None:
+        super().__init__()
         self.folder = scratch / "etcd"
-        self._leases = 0
         self._running = ExitStack()
-
-    @contextmanager
-    def lease(self) -> Iterator["Cluster"]:
-        if self._leases == 0:
-            self._start()
-        self._leases += 1
-        try:
-            yield self
-        finally:
-            self._leases -= 1
-            if self._leases == 0:
-                self._running.close()
-                shutil.rmtree(self.folder)
 
     def _start(self) -> None:
         program = shutil.which("etcd")
@@ -68,6 +56,10 @@ class Cluster:
             self._running.callback(member.kill)
         with self.puts(self.addresses[0]) as put:
             put(b"ready", b"", wait=True).result()
+
+    def _stop(self) -> None:
+        self._running.close()
+        shutil.rmtree(self.folder)
 
     @contextmanager
     def puts(self, address: str) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..frame import Block, Contestant, Unavailable
+from ..leased import Leased
 from ..placement import Placement
 from .work import KEYS, VALUE
 
@@ -75,24 +76,12 @@ def _user() -> str | None:
     return user
 
 
-class Cluster:
+class Cluster(Leased):
     """One server for all contestants of a run; it is up while any of them is open."""
 
     def __init__(self, scratch: Path) -> None:
+        super().__init__()
         self.folder = scratch / "postgres"
-        self.leases = 0
-
-    @contextmanager
-    def lease(self) -> Iterator["Cluster"]:
-        if self.leases == 0:
-            self._start()
-        self.leases += 1
-        try:
-            yield self
-        finally:
-            self.leases -= 1
-            if self.leases == 0:
-                self._stop()
 
     def run(self, program: str, *arguments: str, text: str | None = None) -> str:
         """Runs one of its programs as its user; raises RuntimeError with what it printed if it fails."""
