@@ -1,7 +1,6 @@
 """The call that a commit is made for: an id by which the store knows it again, and what stands for its arguments."""
 
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -53,7 +52,7 @@ class Numbers:
     __slots__ = ("transactions", "writes")
 
     def __init__(self) -> None:
-        self.writes: Counter[int] = Counter()
+        self.writes: dict[int, int] = {}
         """By what stands for the keys that are written: so that each write finds its own outcome when the call is delivered
         again, in whatever order its tasks come to write then."""
         self.transactions: set[int] = set()
@@ -79,7 +78,7 @@ class Origins:
         # What a step calls again it must call as before, in the same order: that is found out by its mark.
         kind = 0 if call.key is not None else crc32(b"\0".join(keys))
         writes = _numbers(call).writes
-        number = writes[kind]
+        number = writes.get(kind, 0)
         writes[kind] = number + 1
         return self._call(call) + _WRITE.pack(kind, number)
 
