@@ -185,16 +185,15 @@ class BadRequest(CallerFault):
 
 
 class TooLarge(CallerFault):
-    """A message is larger than its way allows. Sizes in bytes."""
+    """A message is larger than its way allows, or a transaction larger than the store takes. Sizes in `unit`."""
 
     number = 6
     what: str
     size: int
     limit: int
-    template = (
-        "{what} has {size} bytes, and {limit} is the limit: "
-        "send it in pieces (an upload or a stream) or in a Buffer"
-    )
+    unit: str = "bytes"
+    do: str = "send it in pieces (an upload or a stream) or in a Buffer"
+    template = "{what} has {size} {unit}, and {limit} is the limit: {do}"
 
 
 class NotFound(CallerFault):

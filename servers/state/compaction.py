@@ -22,7 +22,7 @@ from . import horizons, layout, pins
 from .engine import Batch, ConditionFailed, Engine, Full, Snapshot
 from .horizons import Progress
 from .keyspaces import Keyspaces
-from .ownership import Disowned, Ownership
+from .ownership import CLAIM, Disowned, Ownership
 from .pins import OWN
 from .sweep import WORK, Places, Sweep
 from .versions import newest, time_of
@@ -70,6 +70,10 @@ class Compactor:
         self._grace = grace
         self._remember = remember
         self.work = WORK
+        self._most = engine.maximum_operations - CLAIM - 1
+        """Operations of a step, besides the claim and the keyspace's progress."""
+        self.rows_at_once = self._most // 2
+        """Of what `records` gives, so many fit into one transaction."""
         self._progress: dict[int, Progress] = {}
         """As far as this process came, which may be further than what is written down."""
         self._jobs: list[_Job] = []
@@ -150,7 +154,7 @@ class Compactor:
         self, snapshot: Snapshot, job: _Job, progress: Progress, batch: Batch
     ) -> tuple[Progress, bool]:
         pinned = pins.held(snapshot, job.keyspace)
-        sweep = Sweep(snapshot, job.keyspace, pinned, self._places, self.work)
+        sweep = Sweep(snapshot, job.keyspace, pinned, self._places, self.work, self._most)
         from_ = getattr(progress, job.rule)
         if job.rule == "forgotten":
             to = sweep.ids_of(from_, job.target)

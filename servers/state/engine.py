@@ -7,7 +7,7 @@ every engine, so that an engine stays small enough to be replaced. An engine pro
   it.
 - *One conditional atomic batch.* `commit` applies every row and event of a batch, or none. It returns only
   when they are durable. If one condition does not hold, nothing is applied and `ConditionFailed` names it. A
-  batch is at most `maximum_batch` bytes, a key at most `maximum_key`.
+  batch is at most `maximum_batch` bytes and `maximum_operations` operations, a key at most `maximum_key` bytes.
 - *An ordered feed.* A batch may append events. An event's position is greater than that of every event before
   it; who reads from a position sees every later event exactly once and in order, also after a restart.
   Single events can be dropped; the last one never is.
@@ -62,6 +62,12 @@ class Batch:
         self.size = 0
         """Bytes that the batch will take in the store, roughly."""
 
+    @property
+    def operations(self) -> int:
+        """Conditions, rows put and deleted, events appended and dropped, each counted as often as it was asked for."""
+        rows = sum(map(len, self.puts.values())) + len(self.deletes)
+        return len(self.conditions) + rows + len(self.events) + len(self.drops)
+
     def require(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.conditions.append(Condition(table, key, value))
 
@@ -110,7 +116,8 @@ class Full(Exception):
 
 
 class BatchTooLarge(Exception):
-    """The batch, or one of its keys, is larger than the engine takes; nothing was applied."""
+    """The batch, or one of its keys, is larger than the engine takes, or it has too many operations; nothing was
+    applied."""
 
 
 class Broken(Exception):
@@ -152,6 +159,7 @@ class Snapshot(Protocol):
 
 class Engine(Protocol):
     maximum_batch: int
+    maximum_operations: int
     maximum_key: int
 
     def snapshot(self) -> AbstractContextManager[Snapshot]: ...
@@ -174,11 +182,15 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def check_size(batch: Batch, maximum_batch: int, maximum_key: int) -> None:
-    """Raises `BatchTooLarge` for a batch that an engine with these limits does not take."""
-    if batch.size > maximum_batch:
-        raise BatchTooLarge(f"a batch of {batch.size} bytes; this engine takes {maximum_batch}")
+def check_size(batch: Batch, engine: Engine) -> None:
+    """Raises `BatchTooLarge` for a batch that the engine does not take."""
+    if batch.size > engine.maximum_batch:
+        raise BatchTooLarge(f"a batch of {batch.size} bytes; this engine takes {engine.maximum_batch}")
+    if batch.operations > engine.maximum_operations:
+        raise BatchTooLarge(
+            f"a batch of {batch.operations} operations; this engine takes {engine.maximum_operations}"
+        )
     for rows in batch.puts.values():
         for key, _ in rows:
-            if len(key) > maximum_key:
-                raise BatchTooLarge(f"a key of {len(key)} bytes; this engine takes {maximum_key}")
+            if len(key) > engine.maximum_key:
+                raise BatchTooLarge(f"a key of {len(key)} bytes; this engine takes {engine.maximum_key}")

@@ -6,7 +6,9 @@ invisible to readers and acknowledged to nobody until `flush` returns from the e
 none of it ever was.
 
 A group takes so much of class `bulk` and no more: what is over waits for the next ones, in its order, and whoever else
-arrives meanwhile is not behind it.
+arrives meanwhile is not behind it. It never asks more of the engine than one batch may have, in bytes or operations: whom it
+has no room for waits for the next one, too. A transaction that no batch has room for is refused; that it is not cut into
+several is docs/decisions/0027-a-bound-on-operations.md.
 """
 
 from collections import deque
@@ -20,11 +22,13 @@ from atoll.ipc.system.state import Ahead, Committed, Compacted, Expect, Range, S
 from . import horizons, layout
 from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
 from .history import History
-from .ownership import Disowned, Ownership
+from .ownership import CLAIM, Disowned, Ownership
 from .versions import newest, time_of
 
 GROUP_LIMIT: Final = 1024
 """Transactions in one group at most."""
+IN_PARTS: Final = "commit it in parts, each of which leaves the state whole"
+"""What to do with a transaction that is too large."""
 BULK_MOST: Final = 1 << 20
 """Bytes written by transactions of class `bulk` in one group at most, or one such transaction."""
 _WINDOW: Final = 4096
@@ -69,7 +73,7 @@ class Group:
         self.groups = 0
         self.committed = 0
         self._waiting: deque[_Asked] = deque()
-        """Bulk that was too much for this group. Only while the group holds something."""
+        """Bulk that was too much for this group, and whoever had no room in it. Only while the group holds something."""
         self._clear()
 
     def _clear(self) -> None:
@@ -82,6 +86,8 @@ class Group:
         self._ids: dict[bytes, Committed] = {}
         self._written: list[tuple[int, list[bytes]]] = []
         self._bulk = 0
+        self._crowded = False
+        """Whether somebody was sent away for want of room."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -94,7 +100,11 @@ class Group:
     @property
     def full(self) -> bool:
         """Whether it should be flushed before it takes more."""
-        return len(self._members) >= GROUP_LIMIT or self._batch.size * 4 >= self._engine.maximum_batch
+        return (
+            self._crowded
+            or len(self._members) >= GROUP_LIMIT
+            or self._batch.size * 4 >= self._engine.maximum_batch
+        )
 
     def admit(self, transaction: Transaction, done: Deferred[Committed]) -> None:
         """Takes a transaction in, or settles it at once: refused, or done already by its id; or has it wait for the next
@@ -182,7 +192,11 @@ class Group:
         if len(writes) > 1:
             writes = list(dict(writes).items())
         # Before a revision is taken: what the engine would refuse alone must not take a group with it.
-        size = self._check_size(transaction, writes)
+        size, operations = self._measure(transaction, writes)
+        if self._members and not self._has_room(size, operations):
+            self._crowded = True
+            self._waiting.append((transaction, done))
+            return
         if transaction.bulk:
             self._bulk += size
         revision = self._next = self._next + 1
@@ -207,20 +221,37 @@ class Group:
         self._written.append((revision, keys))
         self._members.append((transaction, done, Committed(revision, time)))
 
-    def _check_size(self, transaction: Transaction, writes: list[tuple[bytes, bytes | None]]) -> int:
-        """Bytes that it takes, roughly. Raises `TooLarge`."""
+    def _has_room(self, size: int, operations: int) -> bool:
+        return (
+            self._batch.size + size <= self._engine.maximum_batch
+            and self._batch.operations + operations + CLAIM <= self._engine.maximum_operations
+        )
+
+    def _measure(self, transaction: Transaction, writes: list[tuple[bytes, bytes | None]]) -> tuple[int, int]:
+        """Bytes that it takes, roughly, and operations. Raises `TooLarge`."""
         size = len(transaction.reply) + len(transaction.note) + 256
+        operations = len(writes) + 2 if transaction.id else len(writes) + 1
         for key, value in writes:
             length = len(key)
-            size += 4 * length + 160 + (len(value) if value is not None else 0)
+            size += 4 * length + 160
+            if value is not None:
+                size += len(value)
+                operations += len(value) > layout.INLINE
             if 2 * length + layout.OVERHEAD > self._engine.maximum_key:
                 row = len(layout.escape(key)) + layout.OVERHEAD
                 if row > self._engine.maximum_key:
                     name = key[layout.KEYSPACE_SIZE :][:20]
-                    raise TooLarge(f"the key {name!r}...", row, self._engine.maximum_key)
+                    raise TooLarge(f"the key {name!r}...", row, self._engine.maximum_key, do="shorten it")
         if size > self._engine.maximum_batch:
-            raise TooLarge(f"a transaction of {len(writes)} writes", size, self._engine.maximum_batch)
-        return size
+            raise TooLarge(
+                f"a transaction of {len(writes)} writes", size, self._engine.maximum_batch, do=IN_PARTS
+            )
+        if operations + CLAIM > self._engine.maximum_operations:
+            limit = self._engine.maximum_operations - CLAIM
+            raise TooLarge(
+                f"a transaction of {len(writes)} writes", operations, limit, "operations", IN_PARTS
+            )
+        return size, operations
 
     def _check(self, snapshot: Snapshot, expect: Expect | Range) -> None:
         if isinstance(expect, Expect):

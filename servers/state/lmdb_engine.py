@@ -52,6 +52,8 @@ class LmdbEngine:
     that."""
 
     maximum_batch: int = 16 << 20
+    maximum_operations: int = 1 << 19
+    """LMDB has no such bound; no batch of rows that is small enough has as many."""
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class LmdbEngine:
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
         if self._broken is not None:
             raise Broken(self._broken)
-        check_size(batch, self.maximum_batch, self.maximum_key)
+        check_size(batch, self)
         logged = False
         try:
             self._make_room(batch.size, reserved)

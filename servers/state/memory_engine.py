@@ -24,9 +24,16 @@ class MemoryEngine:
     kernel's."""
 
     def __init__(
-        self, *, limit: int = 1 << 32, reserve: int = 0, maximum_batch: int = 16 << 20, maximum_key: int = 511
+        self,
+        *,
+        limit: int = 1 << 32,
+        reserve: int = 0,
+        maximum_batch: int = 16 << 20,
+        maximum_operations: int = 1 << 19,
+        maximum_key: int = 511,
     ) -> None:
         self.maximum_batch = maximum_batch
+        self.maximum_operations = maximum_operations
         self.maximum_key = maximum_key
         self._limit = limit
         self._reserve = reserve
@@ -48,7 +55,7 @@ class MemoryEngine:
             self._open -= 1
 
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
-        check_size(batch, self.maximum_batch, self.maximum_key)
+        check_size(batch, self)
         for condition in batch.conditions:
             found = self._value(condition.table, condition.key, self._generation)
             if found != condition.value:

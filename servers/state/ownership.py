@@ -17,6 +17,9 @@ from atoll.ipc import chance
 from . import layout
 from .engine import Batch, Engine, Table
 
+CLAIM: Final = 3
+"""Operations by which `Ownership.bind` makes a batch longer at most."""
+
 
 class FormatRefused(Exception):
     """The store's format is not one that this version can read or upgrade."""

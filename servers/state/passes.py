@@ -70,6 +70,6 @@ class Passes:
     def record(self, now: int) -> None:
         """Has what was removed, and is not recorded yet, written down where it is time."""
         rows = self.compactor.records(now)
-        if rows:
-            writes: list[tuple[bytes, bytes | None]] = [*rows]
+        for first in range(0, len(rows), self.compactor.rows_at_once):
+            writes: list[tuple[bytes, bytes | None]] = [*rows[first : first + self.compactor.rows_at_once]]
             self._admit(Transaction(OWN, writes, [], note="compaction", reserved=True, time=now))

@@ -19,6 +19,8 @@ from .engine import ROW_COST, Batch, Snapshot, Table
 
 WORK: Final = 256
 """Rows that one step looks at, roughly: most of what a step takes is then still its sync."""
+_ROW: Final = 3
+"""Operations that the removal of one row asks for at most: the row, its value, its event."""
 
 
 class Places:
@@ -45,13 +47,21 @@ class Sweep:
     """What one step finds. Nothing is written here: `into` says what is to be removed."""
 
     def __init__(
-        self, snapshot: Snapshot, keyspace: int, pinned: tuple[int, ...], places: Places, work: int
+        self,
+        snapshot: Snapshot,
+        keyspace: int,
+        pinned: tuple[int, ...],
+        places: Places,
+        work: int,
+        operations: int,
     ) -> None:
+        """`operations`: what `into` may add to a batch at most, `_ROW` or more."""
         self._snapshot = snapshot
         self._keyspace = keyspace
         self._pinned = pinned
         self._places = places
         self._left = work
+        self._room = operations
         self._rows: dict[bytes, bytes | None] = {}
         """Rows of versions that go, each with the place of its value."""
         self._ids: set[bytes] = set()
@@ -73,18 +83,21 @@ class Sweep:
 
     def versions_beyond(self, after: int, target: int, most: int) -> int:
         """Finds the versions that were replaced up to the target, but for each key's newest `most` as of then.
-        Returns how far it came; not further than WORK allows, so that it is to be called again from there."""
+        Returns how far it came; not further than work and batch allow, so that it is to be called again from there."""
         for revision, entry in self._events(after, target):
             keys = entry.keys
             for index in range(self._places.within, len(keys)):
-                if layout.keyspace_of(keys[index]) == self._keyspace:
-                    self._older(keys[index], revision, most)
-                if self._left <= 0 and index + 1 < len(keys):
+                if layout.keyspace_of(keys[index]) == self._keyspace and not self._older(
+                    keys[index], revision, most
+                ):
+                    self._places.within = index
+                    return after
+                if self._spent and index + 1 < len(keys):
                     self._places.within = index + 1
                     return after
             self._places.within = 0
             after = revision
-            if self._left <= 0:
+            if self._spent:
                 return after
         return target
 
@@ -93,12 +106,17 @@ class Sweep:
         for revision, entry in self._events(after, target):
             if entry.badge == self._keyspace and self._is_known(entry, revision):
                 self._ids.add(entry.id)
-                self._touched[revision] = None
+                self._room -= 1
+                self._touch(revision)
                 self._left -= 1
             after = revision
-            if self._left <= 0:
+            if self._spent:
                 return after
         return target
+
+    @property
+    def _spent(self) -> bool:
+        return self._left <= 0 or self._room < _ROW
 
     def into(self, batch: Batch) -> None:
         """Adds to a batch that everything that was found goes, and events that are thereby empty."""
@@ -123,14 +141,15 @@ class Sweep:
                 self._left -= 1
                 yield revision, layout.entry_of(raw)
 
-    def _older(self, key: bytes, revision: int, most: int) -> None:
-        """Finds what goes below the version that a revision wrote of a key."""
+    def _older(self, key: bytes, revision: int, most: int) -> bool:
+        """Finds what goes below the version that a revision wrote of a key. Whether that was all; if not, the rest is found
+        when what was found has gone."""
         cursor = self._snapshot.cursor(Table.VERSIONS)
         wanted = layout.versioned(key, revision)
         self._left -= 1
         first = row = cursor.seek(wanted)
         if first is None or first[0] != wanted:
-            return  # removed by an earlier step: what is below a later version is met there
+            return True  # removed by an earlier step: what is below a later version is met there
         past = layout.past(wanted)
         newer, number, stays = revision, 0, False
         while (row := cursor.next()) is not None and row[0] < past:
@@ -142,12 +161,17 @@ class Sweep:
             number += 1
             if number < most or self._holds(older, newer):
                 stays = True
+            elif self._room < _ROW:
+                return False
             else:
                 self._goes(row, newer)
             newer = older
         if first[1] == layout.DELETED and not stays and most == 1:
+            if self._room < _ROW:
+                return False
             self._goes(first, revision)
             self.buried = max(self.buried, revision)
+        return True
 
     def _holds(self, older: int, newer: int) -> bool:
         """Whether a pin is in the time during which a version was in force."""
@@ -158,11 +182,18 @@ class Sweep:
         place = layout.place_of(*row)
         value = None if place is None else self._snapshot.get(Table.VALUES, place)
         self._rows[row[0]] = place
-        self._touched[layout.revision_of(row[0])] = None
+        self._room -= 1 if place is None else 2
+        self._touch(layout.revision_of(row[0]))
         self.horizon = max(self.horizon, replaced)
         self.size += len(row[0]) + len(row[1]) + ROW_COST
         if value is not None:
             self.size += len(value) + layout.PLACE_SIZE + ROW_COST
+
+    def _touch(self, revision: int) -> None:
+        """Its event may go."""
+        if revision not in self._touched:
+            self._touched[revision] = None
+            self._room -= 1
 
     def _lives(self, revision: int, raw: bytes) -> bool:
         entry = layout.entry_of(raw)

@@ -22,6 +22,7 @@ from atoll.ipc import chance, clock
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, Overloaded, TooLarge
 from atoll.ipc.system.state import Expect, Item, Page, Range, UnknownTransaction
 
+from .group import IN_PARTS
 from .history import History
 from .layout import keyspace_of
 
@@ -280,7 +281,8 @@ class Transactions:
     def _grow(self, transaction: Open, size: int) -> None:
         transaction.size += size + 64
         if transaction.size > self._history.engine.maximum_batch:
-            raise TooLarge("an open transaction", transaction.size, self._history.engine.maximum_batch)
+            limit = self._history.engine.maximum_batch
+            raise TooLarge("an open transaction", transaction.size, limit, do=IN_PARTS)
 
 
 def _key(item: Item) -> bytes:

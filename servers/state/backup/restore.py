@@ -34,6 +34,8 @@ from .segment import AFRESH, MAIN, Segment
 
 BATCH: Final = 4 << 20
 """Bytes of one batch, roughly."""
+_OWN: Final = 4
+"""Operations of the store's own rows, and one keyspace's progress."""
 MAP: Final = 64 << 30
 LEAST: Final = 1 << 20
 """Bytes without which no store is begun."""
@@ -233,6 +235,7 @@ class _Filling:
         self._engine = engine
         self._upto = upto
         self._most = min(BATCH, engine.maximum_batch // 4)
+        self._operations = engine.maximum_operations
         self._batch = Batch()
         self._ids: dict[bytes, int] = {}
         """Commit ids of the batch."""
@@ -240,7 +243,9 @@ class _Filling:
 
     def add(self, row: Row) -> None:
         entry = layout.entry_of(row.event)
-        if len(row.event) + sum(len(value or b"") for value in row.writes.values()) > self._most:
+        large = len(row.event) + sum(len(value or b"") for value in row.writes.values()) > self._most
+        # A version and its value each, the event, its id, and an event that goes for it.
+        if large or self._batch.operations + 2 * len(row.writes) + 3 > self._operations:
             self._write()  # it may fill a batch of its own
         self._batch.append(row.revision, row.event)
         numbers = sorted(row.writes)
@@ -283,10 +288,12 @@ class _Filling:
         """The store's own rows go last: without them it is none."""
         self._write()
         keyspaces = Keyspaces(self._engine)
-        batch = self._batch
         for each in standing:
             if keyspaces.exists(each.keyspace):
-                horizons.put(batch, each.keyspace, chain.as_of(each, self._upto))
+                if self._batch.operations + _OWN > self._operations:
+                    self._write()
+                horizons.put(self._batch, each.keyspace, chain.as_of(each, self._upto))
+        batch = self._batch
         batch.put(Table.META, layout.FORMAT_KEY, layout.FORMAT.to_bytes(4, "big"))
         batch.put(Table.META, layout.OWNER_KEY, layout.pack(boot) + chance.token(8))
         batch.put(Table.META, layout.IDENTITY_KEY, chance.token(layout.IDENTITY_SIZE))

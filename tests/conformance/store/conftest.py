@@ -7,7 +7,7 @@ import pytest
 
 from atoll.servers.state.engine import Engine
 
-from .store_engines import Store, lmdb_store, memory_store
+from .store_engines import ETCD, Store, lmdb_store, memory_store
 
 
 @pytest.fixture(params=["lmdb", "memory", "memory with etcd's limits"])
@@ -17,7 +17,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     elif request.param == "memory":
         made = memory_store()
     else:
-        made = memory_store(maximum_batch=3 << 19, maximum_key=2048)
+        made = memory_store(**ETCD)
     yield made
     made.engine.close()
 

@@ -8,6 +8,8 @@ from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.state.memory_engine import MemoryEngine
 
 MAP = 1 << 30
+ETCD = {"maximum_batch": 3 << 19, "maximum_operations": 128, "maximum_key": 2048}
+"""What etcd takes unless it is told otherwise."""
 
 
 class Store:

@@ -53,13 +53,15 @@ class Committed(NamedTuple):
 
 
 class CompactionMachine(RuleBasedStateMachine):
+    operations = 1 << 19
+
     def engine(self) -> Engine:
         raise NotImplementedError
 
     @initialize(work=strategies.sampled_from([1, 4, 256]), retained=strategies.tuples(retentions, retentions))
     def open(self, work: int, retained: tuple[Retention, Retention]) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.model = MemoryEngine()
+        self.model = MemoryEngine(maximum_operations=self.operations)
         self.kept = Kept(self.engine, work)
         for name, retention in zip(KEYSPACES, retained, strict=True):
             self.kept.keyspace_state(f"keyspace {name}", retention)
@@ -387,6 +389,12 @@ class OnMemory(CompactionMachine):
         return self.model
 
 
+class OnFewOperations(OnMemory):
+    """What one step removes of a keyspace is more than a batch may have."""
+
+    operations = 10
+
+
 class OnLmdb(CompactionMachine):
     def engine(self) -> Engine:
         return LmdbEngine(Path(self.folder.name) / "store", map_size=1 << 30, limit=256 << 20)
@@ -395,6 +403,11 @@ class OnLmdb(CompactionMachine):
 @pytest.mark.timeout(600)
 class TestCompactionOnMemory(OnMemory.TestCase):  # type: ignore[misc, name-defined]
     settings = settings(max_examples=100, stateful_step_count=30, deadline=None, phases=[Phase.generate])
+
+
+@pytest.mark.timeout(600)
+class TestCompactionOnFewOperations(OnFewOperations.TestCase):  # type: ignore[misc, name-defined]
+    settings = settings(max_examples=50, stateful_step_count=30, deadline=None, phases=[Phase.generate])
 
 
 @pytest.mark.timeout(600)

@@ -103,6 +103,22 @@ def test_too_large_a_batch_or_key_is_refused_and_nothing_is_applied(engine: Engi
     assert rows(engine) == []
 
 
+def test_too_many_operations_are_refused_and_nothing_is_applied(engine: Engine) -> None:
+    engine.commit(batch((b"a", b"1"), events=(1,)))
+    full = batch((b"a", b"2"), (b"b", b"2"), deletes=(b"a",), events=(2,))
+    full.require(Table.VERSIONS, b"a", b"1")
+    for position in range(3, 3 + engine.maximum_operations - full.operations):
+        full.drop(position)
+    over = batch((b"c", b"3"), events=(2,))
+    over.drops = [*full.drops, 1, 1, 1, 1]
+    assert (full.operations, over.operations) == (engine.maximum_operations, engine.maximum_operations + 1)
+    with pytest.raises(BatchTooLarge, match=str(engine.maximum_operations)):
+        engine.commit(over)
+    assert rows(engine) == [(b"a", b"1")]
+    engine.commit(full)
+    assert rows(engine) == [(b"b", b"2")]
+
+
 def test_cursors_step_and_seek_both_ways(engine: Engine) -> None:
     engine.commit(batch(*((b"%d" % digit, b"") for digit in range(5))))
     with engine.snapshot() as snapshot:

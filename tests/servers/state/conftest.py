@@ -8,6 +8,7 @@ import pytest
 from atoll.servers.state.check import check, check_folder
 from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.state.memory_engine import MemoryEngine
+from tests.conformance.store.store_engines import ETCD
 
 from .history_kit import Kit
 
@@ -17,8 +18,7 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     if request.param == "lmdb":
         made = Kit(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30, limit=512 << 20))
     else:
-        limits = {} if request.param == "memory" else {"maximum_batch": 3 << 19, "maximum_key": 2048}
-        model = MemoryEngine(**limits)
+        model = MemoryEngine(**({} if request.param == "memory" else ETCD))
         made = Kit(lambda: model)
     yield made
     report = check(made.engine)

@@ -22,7 +22,9 @@ from atoll.servers.state.check import check
 from atoll.servers.state.compaction import _START, _decode
 from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.state.memory_engine import MemoryEngine
+from atoll.servers.state.ownership import CLAIM
 from atoll.servers.state.sweep import WORK
+from tests.conformance.store.store_engines import ETCD
 
 from .kept import GRACE, REMEMBER, Kept
 
@@ -34,8 +36,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kept]:
     if request.param == "lmdb":
         made = Kept(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30, limit=512 << 20))
     else:
-        limits = {} if request.param == "memory" else {"maximum_batch": 3 << 19, "maximum_key": 2048}
-        model = MemoryEngine(**limits)
+        model = MemoryEngine(**({} if request.param == "memory" else ETCD))
         made = Kept(lambda: model)
     yield made
     report = check(made.server._engine)
@@ -343,9 +344,12 @@ def test_absence_is_expected_of_a_key_whose_deletion_is_forgotten(kept: Kept) ->
 
 def test_a_large_transaction_is_removed_in_small_steps(kept: Kept) -> None:
     rows = kept.keyspace_state("rows", Retention(age=AGE))
-    many = {f"k{number:05}": "1" for number in range(5 * WORK)}
-    put(kept, rows, **many)
-    last = put(kept, rows, **dict.fromkeys(many, "2"))
+    many = [f"k{number:05}" for number in range(5 * WORK)]
+    # As large as a transaction may be.
+    large = min(len(many), kept.server._engine.maximum_operations - CLAIM - 1)
+    for value_ in ("1", "2"):
+        for first in range(0, len(many), large):
+            last = put(kept, rows, **dict.fromkeys(many[first : first + large], value_))
     put(kept, rows, z="1")
     kept.hands.now += 100
     kept.begin()
@@ -359,6 +363,40 @@ def test_a_large_transaction_is_removed_in_small_steps(kept: Kept) -> None:
     assert before == len(many)
     assert most <= WORK
     assert steps >= 10
+
+
+def test_a_step_asks_for_no_more_operations_than_a_batch_has() -> None:
+    """One key with more versions that go at once than a batch has room for, each with its value and its event."""
+    model = MemoryEngine(maximum_operations=10)
+    kept = Kept(lambda: model)
+    rows = kept.keyspace_state("rows")
+    for number in range(20):
+        put(kept, rows, a=f"{number}" * 200)
+    put(kept, rows, a=None)
+    last = put(kept, rows, b="1")
+    kept.state().make_keyspace.start("rows", Retention(age=AGE)).result()
+    kept.hands.now += 100
+    put(kept, rows, c="1")
+    kept.compact()
+    assert history(rows, "a") == []
+    assert rows.horizon.start().result().versions == 21
+    assert contents(rows, last) == {"b": "1"}
+    kept.die()
+    assert contents(rows) == {"b": "1", "c": "1"}
+    assert not check(kept.server._engine).breaches
+
+
+def test_many_keyspaces_are_recorded_in_transactions_that_the_engine_takes() -> None:
+    model = MemoryEngine(maximum_operations=10)
+    kept = Kept(lambda: model)
+    all_rows = [kept.keyspace_state(f"rows {number}", Retention(age=AGE)) for number in range(8)]
+    for rows in all_rows:
+        put(kept, rows, a="1")
+        put(kept, rows, a="2")
+    kept.hands.now += 100
+    put(kept, all_rows[0], b="1")
+    kept.compact()
+    assert all(rows.horizon.start().result().compacted for rows in all_rows)
 
 
 def test_each_pass_is_recorded(kept: Kept) -> None:

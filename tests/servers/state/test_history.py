@@ -186,6 +186,51 @@ def test_too_long_a_key_is_refused_before_it_joins_a_group(kit: Kit) -> None:
     assert isinstance(fine[0], Committed)
 
 
+def few(operations: int) -> Kit:
+    model = MemoryEngine(maximum_operations=operations)
+    return Kit(lambda: model)
+
+
+def test_a_transaction_of_too_many_operations_is_refused_before_it_joins_a_group() -> None:
+    kit = few(12)
+    fine = kit.admit([(key("a"), b"1")])
+    rows: list[tuple[bytes, bytes | None]] = [(key(str(number)), b"x" * 200) for number in range(4)]
+    assert kit.admit(rows, id=b"i") == [
+        TooLarge(
+            "a transaction of 4 writes",
+            10,
+            9,
+            "operations",
+            "commit it in parts, each of which leaves the state whole",
+        )
+    ]
+    whole = kit.admit(rows)  # without an id it is one less, and all that a batch has room for
+    kit.group.flush()
+    assert isinstance(fine[0], Committed) and not whole
+    kit.group.flush()
+    assert isinstance(whole[0], Committed)
+    assert kit.state() == {"a": "1"} | {str(number): "x" * 200 for number in range(4)}
+
+
+def test_a_group_asks_for_no_more_operations_than_a_batch_has() -> None:
+    """Nobody is refused for the company that he is in, and each one's expectation holds when it is his turn."""
+    kit = few(16)
+    outcomes = [kit.admit([(key(str(number)), b"x" * 200)], id=b"%d" % number) for number in range(10)]
+    assert kit.group.full
+    late = kit.admit([(key("9"), b"late")], [Expect(key("9"), 0)])
+    twin = kit.admit([(key("9"), b"again")], id=b"9")
+    groups = kit.group.groups
+    while len(kit.group):
+        kit.group.flush()
+    assert kit.group.groups - groups > 2
+    revisions = [each[0].revision for each in outcomes if isinstance(each[0], Committed)]
+    assert len(set(revisions)) == 10
+    (first,), (second,) = outcomes[9], twin
+    assert isinstance(first, Committed) and isinstance(second, Committed)
+    assert first.revision == second.revision and first.repeated != second.repeated
+    assert isinstance(late[0], Committed | Conflict)
+
+
 def test_a_full_store_takes_what_fits_and_what_is_the_kernels() -> None:
     model = MemoryEngine(limit=200_000, reserve=20_000)
     kit = Kit(lambda: model)
