@@ -150,7 +150,15 @@ class Node:
         return UntypedProxy(shape, self._deliveries.transport(self._port(opened.token)))
 
     def keyspace(self, name: str, rights: list[str] | None = None) -> State:
-        """The rows of a keyspace, through the store's interface."""
+        """The rows of a keyspace, through the store's interface; without `rights`, with all that this program may have.
+
+        Raises `NotFound` (no such keyspace), `NotAllowed`, `NodeDown`.
+        """
+        given = next((given for given in self.welcome.given if given.keyspace == name), None)
+        if given is not None and not self.welcome.operator:
+            if missing := set(rights or ()) - set(given.port.rights):
+                raise NotAllowed(f"keyspace {name}", ", ".join(sorted(missing)), given.port.rights)
+            return self._deliveries.proxy(State, given.port)  # type: ignore[no-any-return]
         granted = self.kernel.keyspace.now(name, rights)
         return self._deliveries.proxy(State, self._port(granted.token))  # type: ignore[no-any-return]
 

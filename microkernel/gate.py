@@ -27,7 +27,8 @@ from .authority import Authority
 from .capabilities import Capability
 from .connections import Connection
 from .events import Events
-from .image import Attach
+from .image import Attach, May, MayRead
+from .image_check import STORE, STORE_INTERFACE
 from .node import Node
 from .parties import KERNEL, Attached, Serving
 from .peers import Peer, Refused
@@ -221,13 +222,14 @@ class Gate:
             port = self._authority.admit(made[0], party)
             given = []
             for may in () if entry is None else entry.may:
-                capability = self._may(party, may.server, may.interface, may.rights, account)
+                capability = self._may(party, may, account)
                 made.append(capability)
                 given.append(
                     control.Given(
-                        server=may.server,
+                        server=capability.server,
                         interface=capability.interface,
                         port=self._authority.admit(capability, party),
+                        keyspace=may.keyspace if isinstance(may, MayRead) else "",
                     )
                 )
             party.session.update(capability.id for capability in made)
@@ -253,15 +255,16 @@ class Gate:
         node.store.later(node.store.batch("attach").put(self._row(party)))
         return party
 
-    def _may(
-        self, party: Attached, server: str, interface: str, rights: tuple[str, ...], account: str
-    ) -> Capability:
+    def _may(self, party: Attached, may: May | MayRead, account: str) -> Capability:
         node = self._node
-        offers = node.server(server).description.interfaces
-        root = node.tree.root(server, interface or offers[0].name)
-        badge = badge_number(f"uid {party.uid}")
+        if isinstance(may, MayRead):
+            server, interface, badge = STORE, STORE_INTERFACE, node.keyspaces[may.keyspace]
+        else:
+            server, badge = may.server, badge_number(f"uid {party.uid}")
+            interface = may.interface or node.server(server).description.interfaces[0].name
+        root = node.tree.root(server, interface)
         return node.tree.mint(
-            root.id, by=server, to=party.holder, badge=badge, rights=rights, account=account
+            root.id, by=server, to=party.holder, badge=badge, rights=may.rights, account=account
         )
 
     async def _converse(self, party: Attached, connection: Connection, peer: Peer) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from atoll.ipc.system.keys import SERVER as KEYS
 
-from .image import PURGE, Image, KeyspaceBinding, ServerBinding
+from .image import PURGE, Image, KeyspaceBinding, MayRead, ServerBinding
 from .image_check import KEYS_INTERFACE, STORE, Checked, calls
 from .priorities import inversions
 
@@ -82,6 +82,9 @@ def _edges(checked: Checked) -> list[Edge]:
         if entry.operator:
             edges.append(Edge(who, "kernel", "Kernel", "", ("operator",)))
         for may in entry.may:
+            if isinstance(may, MayRead):
+                edges.append(Edge(who, STORE, f"keyspace {may.keyspace}", may.keyspace, may.rights))
+                continue
             interface = checked.interface(may.server, may.interface)
             edges.append(Edge(who, may.server, interface, who, may.rights))
     return edges

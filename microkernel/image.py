@@ -180,14 +180,7 @@ class FolderBinding(Table, frozen=True, kw_only=True):
 
 
 Binding = KeyspaceBinding | ServerBinding | ConfigBinding | ListenBinding | FolderBinding
-BINDINGS: dict[str, type[Binding]] = {
-    "keyspace": KeyspaceBinding,
-    "server": ServerBinding,
-    "config": ConfigBinding,
-    "listen": ListenBinding,
-    "folder": FolderBinding,
-}
-"""By the key that tells one kind of binding from another."""
+"""The first key of each tells it from the others."""
 
 
 class Server(Table, frozen=True, kw_only=True):
@@ -309,18 +302,29 @@ class Account(Table, frozen=True, kw_only=True):
 
 
 class May(Table, frozen=True, kw_only=True):
-    """An element of `attach.may`: one capability that whoever attaches receives."""
+    """An element of `attach.may`: one capability on a server that whoever attaches receives."""
 
     server: Annotated[str, Key("A `[server.NAME]` of this image.")]
     rights: Annotated[tuple[str, ...], Key("Of the interface's rights, and `delegate`.")]
     interface: Annotated[str, Key("The interface's name; empty: the server's only one.")] = ""
 
 
+class MayRead(Table, frozen=True, kw_only=True):
+    """An element of `attach.may`: one keyspace that whoever attaches receives; `atoll sql` sees it and what servers publish
+    of it."""
+
+    keyspace: Annotated[
+        str,
+        Key("A `[keyspace.NAME]` of this image, or one that the node itself writes: `kernel`, `kernel/log`."),
+    ]
+    rights: Annotated[tuple[str, ...], Key("`read`, and `history` to read what was: `atoll sql` needs both.")]
+
+
 class Attach(Table, frozen=True, kw_only=True):
     """`[[attach]]`: who may attach from outside, and to what. Exactly one of `uid`, `group`, `any`; the first
     entry that fits decides. Root and the user who booted the node are operators without an entry."""
 
-    may: Annotated[tuple[May, ...], Key("Capabilities it receives; `[]` for none.")]
+    may: Annotated[tuple[May | MayRead, ...], Key("Capabilities it receives; `[]` for none.")]
     uid: Annotated[Uids | None, Key("A user id, or a range of them.")] = None
     group: Annotated[str, Key("A group's name.")] = ""
     any: Annotated[bool, Key("Every local user.")] = False

@@ -16,6 +16,7 @@ import trio
 
 from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
 from atoll.ipc.system.keys import SERVER as KEYS
+from atoll.ipc.system.records import KEYSPACE, LOG
 
 from .descriptions import Configs, Descriptions, describe_apart
 from .image import (
@@ -29,6 +30,7 @@ from .image import (
     KeyspaceBinding,
     KeyspaceSpec,
     ListenBinding,
+    MayRead,
     Server,
     ServerBinding,
 )
@@ -43,6 +45,9 @@ STORE = "state"
 """The server that holds the store; every image has one."""
 STORE_INTERFACE = "State"
 KEYS_INTERFACE = "Keys"
+
+LOOKING = ("read", "history")
+"""The rights on a keyspace that a program from outside may have by an image."""
 
 KINDS: dict[type[Any], str] = {
     KeyspaceBinding: "keyspace",
@@ -312,6 +317,12 @@ class _Names:
                     (*path, "folder"), "a plain folder name, without / and no dot first", quoted(bound.folder)
                 )
 
+    def check_may_read(self, path: TomlPath, may: MayRead) -> None:
+        if may.keyspace not in (KEYSPACE, LOG):
+            self.table((*path, "keyspace"), "keyspace", may.keyspace)
+        for index, right in enumerate(may.rights):
+            self.known((*path, "rights", index), right, LOOKING, "a right to look at a keyspace")
+
     def check_folders(self, name: str) -> None:
         seen: dict[str, str] = {}
         for need, bound in self.image.server[name].needs.items():
@@ -354,11 +365,15 @@ class _Names:
             )
         given_before = set()
         for number, may in enumerate(entry.may):
-            if (may.server, may.interface) in given_before:
-                self.draft.note(
-                    (*path, "may", number), "each interface of a server once", f"{quoted(may.server)} again"
-                )
-            given_before.add((may.server, may.interface))
+            at: TomlPath = (*path, "may", number)
+            if isinstance(may, MayRead):
+                self.check_may_read(at, may)
+                once, name, key = "each keyspace once", may.keyspace, ("", may.keyspace)
+            else:
+                once, name, key = "each interface of a server once", may.server, (may.server, may.interface)
+            if key in given_before:
+                self.draft.note(at, once, f"{quoted(name)} again")
+            given_before.add(key)
         if entry.uid is None:
             return
         if entry.uid.first == 0:
@@ -468,6 +483,8 @@ class _Wiring:
     def check_attach(self) -> None:
         for index, entry in enumerate(self.image.attach):
             for number, may in enumerate(entry.may):
+                if isinstance(may, MayRead):
+                    continue
                 path: TomlPath = ("attach", index, "may", number)
                 servers = self.draft.raw.get("server", {})
                 if may.server not in servers:

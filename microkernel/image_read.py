@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from atoll.ipc import naming
 
-from .image import BINDINGS, Address, Image, Key, Seconds, Size, Table, Uids
+from .image import Address, Image, Key, Seconds, Size, Table, Uids
 from .image_text import Path, Places, Position, locate
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
@@ -255,7 +255,9 @@ def _value(draft: Draft, path: Path, raw: object, hint: Any, key: Key) -> Any:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (typing.Union, UnionType):
         inner = [arg for arg in args if arg is not NoneType]
-        return _value(draft, path, raw, inner[0], key) if len(inner) == 1 else _binding(draft, path, raw)
+        if len(inner) == 1:
+            return _value(draft, path, raw, inner[0], key)
+        return _one_of_tables(draft, path, raw, {table.__struct_fields__[0]: table for table in inner})
     if origin is Literal:
         if isinstance(raw, str) and raw in args:
             return raw
@@ -308,17 +310,18 @@ def _array(draft: Draft, path: Path, raw: object, hint: Any) -> Any:
     return tuple(value for value in values if value is not _WRONG)
 
 
-def _binding(draft: Draft, path: Path, raw: object) -> Any:
+def _one_of_tables(draft: Draft, path: Path, raw: object, tables: dict[str, type[Table]]) -> Any:
+    """`tables`: by the key that tells one from the others."""
     if not isinstance(raw, dict):
-        draft.note(path, f"a table with one of the keys {one_of(BINDINGS)}", quoted(raw))
+        draft.note(path, f"a table with one of the keys {one_of(tables)}", quoted(raw))
         return _WRONG
-    kinds = [kind for kind in BINDINGS if kind in raw]
+    kinds = [kind for kind in tables if kind in raw]
     if len(kinds) != 1:
         found = " and ".join(quoted(kind) for kind in kinds) if kinds else _keys_found(raw)
-        hints = [hint for hint in (nearest(name, BINDINGS) for name in raw) if hint] if not kinds else []
-        draft.note(path, f"a table with one of the keys {one_of(BINDINGS)}", found, hints[0] if hints else "")
+        hints = [hint for hint in (nearest(name, tables) for name in raw) if hint] if not kinds else []
+        draft.note(path, f"a table with one of the keys {one_of(tables)}", found, hints[0] if hints else "")
         return _WRONG
-    return _table(draft, path, raw, BINDINGS[kinds[0]])
+    return _table(draft, path, raw, tables[kinds[0]])
 
 
 def _keys_found(raw: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from collections.abc import Collection
 from hashlib import blake2b
 
 import msgspec
@@ -171,13 +172,14 @@ class Looking:
             for channel in self._node.channels.of_server(server)
         ]  # fmt: skip
 
-    def published(self) -> list[calls.PublishedTable]:
-        """Of every server whose need is bound to a keyspace."""
+    def published(self, keyspaces: Collection[str]) -> list[calls.PublishedTable]:
+        """Of every server whose need is bound to one of these keyspaces."""
         return [
             calls.PublishedTable(server=server.name, name=name, keyspace=bound.keyspace, shape=shape)
             for server in self._node.servers.values()
             for name, shape in server.description.tables.items()
             if isinstance(bound := server.spec.needs.get(shape.need), KeyspaceBinding)
+            and bound.keyspace in keyspaces
         ]
 
     def attachments(self) -> list[calls.AttachmentRow]:

@@ -80,8 +80,10 @@ class Powers:
             ),
         )
 
-    def keyspaces(self) -> list[str]:
-        return [KEYSPACE, *sorted(name for name in self._node.keyspaces if name != KEYSPACE)]
+    def keyspaces(self, party: Party, operator: bool) -> list[str]:
+        badges = {each.badge for each in self._node.tree.held_by(party.holder) if each.server == STORE}
+        names = [name for name, badge in self._node.keyspaces.items() if operator or badge in badges]
+        return sorted(names, key=lambda name: (name != KEYSPACE, name))
 
     def _give(self, party: Party, made: Capability) -> Granted:
         """Hand a new session capability to a party that asked for it."""

@@ -109,7 +109,7 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.published.serve
     def published(self) -> list[PublishedTable]:
-        return self._looking.published()
+        return self._looking.published(self._powers.keyspaces(self._caller(), self._operator()))
 
     @Kernel.slice.serve
     def slice(self, server: str) -> Slice:
@@ -190,7 +190,7 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.keyspaces.serve
     def keyspaces(self) -> list[str]:
-        return self._powers.keyspaces()
+        return self._powers.keyspaces(self._caller(), self._operator())
 
     @Kernel.number.serve
     def number(self, channel: int, slot: int, generation: int) -> int:

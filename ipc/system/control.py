@@ -121,11 +121,12 @@ class Start(Message, frozen=True, kw_only=True):
 
 
 class Given(Struct, frozen=True, kw_only=True):
-    """A capability that an attached program has from the beginning: on an interface of a server, by name."""
+    """A capability that an attached program has from the beginning: on an interface of a server, or on a keyspace."""
 
     server: str
     interface: str
     port: Port
+    keyspace: str = ""
 
 
 class Welcome(Message, frozen=True, kw_only=True):

@@ -410,9 +410,9 @@ class Kernel(Interface):
     def channels(self, server: str) -> list[ChannelRow]:
         """Channels that a server serves, with their counters."""
 
-    @call("observe", idempotent=True)
+    @call("serve", idempotent=True)
     def published(self) -> list[PublishedTable]:
-        """What the node's servers publish, in the versions that they have now."""
+        """What the node's servers publish of the caller's `keyspaces`, in the versions that they have now."""
 
     @call("observe", idempotent=True)
     def slice(self, server: str) -> Slice:
@@ -497,9 +497,10 @@ class Kernel(Interface):
     def keyspace(self, name: str, rights: list[str] | None = None) -> Granted:
         """A capability of interface `State`, badged with the keyspace, for the caller."""
 
-    @call("operate", idempotent=True)
+    @call("serve", idempotent=True)
     def keyspaces(self) -> list[str]:
-        """Names of the keyspaces, the kernel's own first."""
+        """Names of the keyspaces, the kernel's own first: all of them for who may `operate`, else those that the caller
+        holds a capability on."""
 
     @call("serve", idempotent=True)
     def number(self, channel: int, slot: int, generation: int) -> int:

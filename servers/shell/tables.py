@@ -13,6 +13,7 @@ import msgspec
 
 from atoll.ipc import published
 from atoll.ipc.attach import Node as Attached
+from atoll.ipc.errors import NotAllowed
 from atoll.ipc.system import records
 from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.kernel import PublishedTable
@@ -90,18 +91,32 @@ class Moment:
         """`since`: from which moment on changes are told; None: from the first that is kept."""
         self._attached = attached
         self._names = attached.kernel.keyspaces.now()
+        if not self._names:
+            raise NotAllowed(
+                method="asking the node's rows", needed="a keyspace, with the rights read and history"
+            )
         self._states: dict[str, State] = {}
-        # One revision for all: it is asked of the kernel's keyspace, whose times are the store's.
-        kernel = self._state(records.KEYSPACE)
-        self._revision = revision(kernel, when)
-        self._since = 0 if since is None else revision(kernel, since)
+        self._revision = self._at(when)
+        self._since = 0 if since is None else self._at(since)
         self._sources: dict[tuple[str, str], Source] | None = None
+
+    def _at(self, when: int | float | None) -> int:
+        """One revision for all tables. A keyspace answers with a later one than it was if it keeps less of its past: the
+        least is right for all."""
+        asked = [records.KEYSPACE] if records.KEYSPACE in self._names else self._names
+        return min(revision(self._state(name), when) for name in asked)
 
     def names(self) -> dict[tuple[str, str], Source]:
         """Schema and name of each table, and what it is of."""
         if self._sources is None:
-            found: dict[tuple[str, str], Source] = {CHANGE: Changes(), CALL: Calls()}
-            found |= {(records.KEYSPACE, name_of(table)): table for table in records.TABLES}
+            found: dict[tuple[str, str], Source] = {CHANGE: Changes()}
+            if records.KEYSPACE in self._names:
+                found[CALL] = Calls()
+            found |= {
+                (records.KEYSPACE, name_of(table)): table
+                for table in records.TABLES
+                if table.lies_in in self._names
+            }
             for keyspace in self._names:
                 if not records.written_by_the_node(keyspace):
                     schema, _, name = keyspace.rpartition(".")

@@ -34,6 +34,7 @@ TABLES: tuple[type[image.Table], ...] = (
     image.Account,
     image.Attach,
     image.May,
+    image.MayRead,
 )
 WORDS: dict[Any, str] = {
     str: "string",
@@ -51,7 +52,9 @@ WORDS: dict[Any, str] = {
 def kind(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (typing.Union, UnionType):
-        return kind(args[0]) if NoneType in args else "binding"
+        if NoneType in args:
+            return kind(args[0])
+        return "binding" if hint == image.Binding else "table"
     if origin is Literal:
         return ", ".join(f"`{word}`" for word in args)
     if origin is tuple:
