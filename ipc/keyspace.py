@@ -233,6 +233,12 @@ class Keyspace(Generic[T]):
         """Writes all or none of the rows, in one transaction."""
         return self._commit([(key, value, True) for key, value in rows.items()])
 
+    def append(self, key: str | bytes, value: T) -> Deferred[int]:
+        """Writes a row under a key that was never written; gives the revision. For holders of the right `append`, who may do
+        no more, and of course for all who may write. That very row again is no error. Raises `NotAllowed` where there is, or
+        was, another one (`Conflict` with the right `write`)."""
+        return self._commit([(key, value, True)], new=True)
+
     def update(self, key: str | bytes, change: Callable[[T | None], T]) -> Deferred[T]:
         """Replaces a value by `change` of it (None where there is none) and gives the new one when it is
         durable.
@@ -362,7 +368,7 @@ class Keyspace(Generic[T]):
 
         part.read(self.state, raw).react(found, done.fail)
 
-    def _commit(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Deferred[int]:
+    def _commit(self, rows: list[tuple[str | bytes, T | None, bool]], *, new: bool = False) -> Deferred[int]:
         done: Deferred[int] = Deferred()
         call = current_or_none()
         form = self._form
@@ -387,14 +393,19 @@ class Keyspace(Generic[T]):
             part = part_of(call)
 
             def write() -> None:
-                joining = part.write(self.state, written(), seen)
+                joining = part.write(self.state, written(), seen, new=new)
                 joining.react(lambda _: done.complete(0), done.fail)
         else:
             # Numbered here, in the order in which the handler writes, whichever of its writes waits for its data key.
             origin = self._origins.of(call, *(raw for raw, _ in drafts))
 
             def write() -> None:
-                asked = self.state.commit.start(written(), [], origin.id, origin.mark, origin.note)
+                own = origin.id, origin.mark, origin.note
+                asked = (
+                    self.state.append.start(written(), *own)
+                    if new
+                    else self.state.commit.start(written(), [], *own)
+                )
                 when(asked, committed, done.fail)
 
         form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)

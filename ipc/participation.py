@@ -26,8 +26,10 @@ class Part(Protocol):
         """The key as the transaction sees it; it must still be so when that is committed."""
         ...
 
-    def write(self, state: State, writes: list[Write], seen: Callable[[int], None]) -> Deferred[None]:
-        """Writes with it. `seen` may be told the revision once it is committed."""
+    def write(
+        self, state: State, writes: list[Write], seen: Callable[[int], None], *, new: bool = False
+    ) -> Deferred[None]:
+        """Writes with it. `seen` may be told the revision once it is committed. `new`: as `State.append` does."""
         ...
 
     async def whole(self) -> bytes:
@@ -46,8 +48,11 @@ class Joined:
     def read(self, state: State, key: bytes) -> Deferred[Item | None]:
         return arriving(state.read.start(self._id, key))
 
-    def write(self, state: State, writes: list[Write], seen: Callable[[int], None]) -> Deferred[None]:
-        return arriving(state.commit.start(writes, transaction=self._id)).then(lambda _: None)
+    def write(
+        self, state: State, writes: list[Write], seen: Callable[[int], None], *, new: bool = False
+    ) -> Deferred[None]:
+        how = state.append if new else state.commit
+        return arriving(how.start(writes, transaction=self._id)).then(lambda _: None)
 
     async def whole(self) -> bytes:
         return self._id

@@ -27,12 +27,21 @@ from .system.state import Item, State, Write
 from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
 T = TypeVar("T")
+U = TypeVar("U")
 I = TypeVar("I", bound=Interface)  # noqa: E741
 
 PAGE: Final = 1000
 """Rows that are asked for in one go."""
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
+
+
+class Held(Protocol[U]):
+    """A keyspace as its holder has it."""
+
+    state: State
+    _form: Form[U]
+    _prefix: bytes
 
 
 class Transaction(Generic[T]):
@@ -54,6 +63,9 @@ class Transaction(Generic[T]):
         self._form = form
         self._prefix = prefix
         self._pending: dict[bytes, Draft | None] = {}
+        self._new: set[bytes] = set()
+        """Of those, the keys that must never have been written."""
+        self._others: list[Transaction[Any]] = []
 
     async def get(self, key: str | bytes) -> T | None:
         """The value as this transaction sees it, its own writes included."""
@@ -92,7 +104,20 @@ class Transaction(Generic[T]):
         self._pending[self._prefix + encode_key(key)] = self._form.draft(value)
 
     def delete(self, key: str | bytes) -> None:
-        self._pending[self._prefix + encode_key(key)] = None
+        raw = self._prefix + encode_key(key)
+        self._pending[raw] = None
+        self._new.discard(raw)
+
+    def append(self, key: str | bytes, value: T) -> None:
+        """Writes a row under a key that was never written, see `Keyspace.append`; `Conflict` at the end where it was."""
+        self.put(key, value)
+        self._new.add(self._prefix + encode_key(key))
+
+    def on(self, keyspace: "Held[U]") -> "Transaction[U]":
+        """The same transaction, in another keyspace of this process's: what is written there is committed with it."""
+        other = Transaction(keyspace.state, self.id, keyspace._form, keyspace._prefix)
+        self._others.append(other)
+        return other
 
     async def savepoint(self) -> int:
         """A mark for `undo`."""
@@ -101,7 +126,7 @@ class Transaction(Generic[T]):
 
     async def undo(self, savepoint: int) -> None:
         """Forgets what was written since, by whomever. What was read must still be so at the end."""
-        self._pending.clear()
+        self._drop()
         await self.state.undo(self.id, savepoint)
 
     def share(self, proxy: I) -> I:
@@ -117,15 +142,30 @@ class Transaction(Generic[T]):
         await self._tell()
         return await self.state.share(self.id)
 
+    def _drop(self) -> None:
+        """Forget what the store was not told."""
+        self._pending.clear()
+        self._new.clear()
+        for other in self._others:
+            other._drop()
+
     async def _tell(self) -> None:
+        for other in self._others:
+            await other._tell()
         if self._pending:
             await self._form.ready(draft for draft in self._pending.values() if draft is not None)
             writes = [
                 Write(key, None if draft is None else self._form.written(key, draft))
                 for key, draft in self._pending.items()
             ]
-            await self.state.commit(writes, transaction=self.id)
+            changed = [write for write in writes if write.key not in self._new]
+            new = [write for write in writes if write.key in self._new]
+            if changed:
+                await self.state.commit(changed, transaction=self.id)
+            if new:
+                await self.state.append(new, transaction=self.id)
             self._pending.clear()
+            self._new.clear()
 
     async def _finish(self, id: bytes) -> None:
         await self._tell()

@@ -19,7 +19,7 @@ Service = Literal["control", "normal", "bulk"]
 SERVICES: tuple[Service, ...] = ("control", "normal", "bulk")
 """Classes of service, dearest first."""
 
-KEYSPACE_RIGHTS = ("read", "write", "history", "pin")
+KEYSPACE_RIGHTS = ("read", "write", "history", "pin", "append")
 """What the store's interface offers to a holder of a keyspace."""
 PURGE = "purge"
 """The right on a private keyspace that is none at the store, but at the server that keeps its keys."""
@@ -136,7 +136,8 @@ class KeyspaceBinding(Table, frozen=True, kw_only=True):
     rights: Annotated[
         tuple[str, ...],
         Key(
-            "Of `read`, `write`, `history`, `pin`, `delegate`, and of a private one `purge`; written out also when empty."
+            "Of `read`, `write`, `append` (add rows, change none), `history`, `pin`, `delegate`, and of a private one "
+            "`purge`; written out also when empty."
         ),
     ]
 

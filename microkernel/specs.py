@@ -105,7 +105,7 @@ def _calls(server: str, record: bool, audit: Audit) -> dict[str, Binding]:
     """The need of a server whose calls are recorded."""
     if not record and audit == "none":
         return {}
-    return {CALLS: KeyspaceBinding(keyspace=keyspace_of(server), rights=("write",))}
+    return {CALLS: KeyspaceBinding(keyspace=keyspace_of(server), rights=("append",))}
 
 
 def _needs(load: calls.Load) -> dict[str, Binding]:

@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, NodeDown, PeerFault
-from atoll.ipc.system.records import LogRow, Row, after
+from atoll.ipc.system.calls import ChunkRow
+from atoll.ipc.system.records import LogRow, Row, after, decode
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
 
 from .changes import Batch, Changes, Found
@@ -168,13 +169,27 @@ class Store:
     def _absolute(self, key: bytes) -> bytes:
         return absolute(self.log if key[:1] == LogRow.table else self.keyspace, key)
 
-    async def put(self, keyspace: int, row: Row) -> None:
-        """A row of another keyspace, once the store serves. Raises what a commit raises."""
+    async def append(self, keyspace: int, row: Row) -> None:
+        """A row of another keyspace, where none is, once the store serves. Raises what an append raises."""
+        await self._until_it_serves()
+        await self.state.append([Write(absolute(keyspace, row.key()), row.value())], note="record")
+
+    async def put_away(self, keyspace: int, process: int) -> int:
+        """Up to where a process of this boot has put its tape away."""
+        await self._until_it_serves()
+        start = absolute(keyspace, ChunkRow.key_of(self.boot, process))
+        last = await self.state.range(start, after(start), 1, reverse=True)
+        for item in last.items:
+            with suppress(msgspec.DecodeError):  # a process that was taken over may have written anything
+                row = decode(ChunkRow, item.value or b"")
+                return row.position + len(row.tape)
+        return 0
+
+    async def _until_it_serves(self) -> None:
         while not self._serves:
             if self._ended:
                 raise NodeDown()
             await self._change.wait()
-        await self.state.commit([Write(absolute(keyspace, row.key()), row.value())], note="record")
 
     async def range(self, prefix: bytes) -> AsyncIterator[Found]:
         """All rows under a prefix as of one revision."""

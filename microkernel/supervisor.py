@@ -107,8 +107,9 @@ class Supervisor:
             return
         kept = False
         with trio.CancelScope(shield=True), trio.move_on_after(LAST_CALLS_WITHIN), suppress(AtollError):
-            for row in serving.tape.left(node.boot, serving.number, node.now(), node.clock.monotonic()):
-                await node.store.put(keyspace, row)
+            put = await node.store.put_away(keyspace, serving.number)
+            for row in serving.tape.left(node.boot, serving.number, put, node.now(), node.clock.monotonic()):
+                await node.store.append(keyspace, row)
             kept = True
         if not kept:
             self._events.event("calls lost", server.name, "the store did not take its last calls")

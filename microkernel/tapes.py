@@ -24,10 +24,11 @@ class Tape:
         self.memory = Memory(f"atoll tape {holder}", PAGE + size, written_by_others=True, preallocate=False)
         self._size = size
 
-    def left(self, boot: int, process: int, now: int, monotonic: int) -> Iterator[ChunkRow]:
-        """What a process that has ended did not put away. It may have written anything there: positions that cannot be
-        leave nothing, and what the bytes mean is for whoever reads them."""
+    def left(self, boot: int, process: int, put: int, now: int, monotonic: int) -> Iterator[ChunkRow]:
+        """What a process that has ended did not put away; `put`: up to where it did, as its rows say. It may have written
+        anything there: positions that cannot be leave nothing, and what the bytes mean is for whoever reads them."""
         written, kept, dropped = _HEAD.unpack_from(self.memory.map)
+        kept = max(kept, put)
         length = written - kept
         if not 0 < length <= self._size or written >= 1 << 62:
             return

@@ -87,6 +87,7 @@ Tells = Callable[[Payload], int]
 _COMMITS: Final[dict[MethodSpec, Tells]] = {
     State.commit.spec: _of_revised,
     State.finish.spec: _of_revised,
+    State.append.spec: _of_revised,
 }
 _READS: Final[dict[MethodSpec, Tells | None]] = {
     State.get.spec: _of_item,

@@ -24,18 +24,28 @@ DEADLINE: Final = 300.0
 class _Touched:
     """What a step did in one keyspace and has not told the store."""
 
-    __slots__ = ("reads", "state", "writes")
+    __slots__ = ("appends", "reads", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.reads: dict[bytes, int] = {}
         self.writes: dict[bytes, Write] = {}
+        self.appends: list[Write] = []
+        """Rows under keys that were never written: who may do no more than add them has no `commit`."""
+
+    @property
+    def untold(self) -> bool:
+        return bool(self.reads or self.writes or self.appends)
 
     async def tell(self, transaction: bytes) -> None:
         """Tell it; what is not answered for is told again. What the step does meanwhile stays to be told."""
-        reads, writes = dict(self.reads), dict(self.writes)
+        reads, writes, appends = dict(self.reads), dict(self.writes), len(self.appends)
         expects: list[Expect | Range] = [Expect(*read) for read in reads.items()]
-        await self.state.commit(list(writes.values()), expects, transaction=transaction)
+        if reads or writes:
+            await self.state.commit(list(writes.values()), expects, transaction=transaction)
+        if appends:
+            await self.state.append(self.appends[:appends], transaction=transaction)
+            del self.appends[:appends]
         self.reads = {key: revision for key, revision in self.reads.items() if key not in reads}
         self.writes = {key: write for key, write in self.writes.items() if writes.get(key) is not write}
 
@@ -59,7 +69,7 @@ class Effects:
 
     def read(self, state: State, key: bytes) -> Deferred[Item | None]:
         touched = self._of(state)
-        own = touched.writes.get(key)
+        own = touched.writes.get(key) or next((row for row in touched.appends if row.key == key), None)
         if own is not None:
             return Deferred.resolved(Item(key, own.value, 0, 0))
         done: Deferred[Item | None] = Deferred()
@@ -76,8 +86,13 @@ class Effects:
             when(state.get.start(key), found, done.fail)
         return done
 
-    def write(self, state: State, writes: list[Write], seen: Callable[[int], None]) -> Deferred[None]:
-        self._of(state).writes |= {write.key: write for write in writes}
+    def write(
+        self, state: State, writes: list[Write], seen: Callable[[int], None], *, new: bool = False
+    ) -> Deferred[None]:
+        if new:
+            self._of(state).appends += writes
+        else:
+            self._of(state).writes |= {write.key: write for write in writes}
         self._seen.append(seen)
         return Deferred.resolved(None)
 
@@ -87,7 +102,7 @@ class Effects:
                 if self._transaction is None:
                     self._transaction = await self.state.begin(DEADLINE)
                 for each in list(self._touched.values()):
-                    if each.reads or each.writes:
+                    if each.untold:
                         await each.tell(self._transaction)
             return self._transaction
 
@@ -100,7 +115,9 @@ class Effects:
     async def commit(self, record: list[Write], expects: list[Expect | Range], note: str) -> Committed:
         """All that was done, and the record of it, or nothing. Raises `Conflict`, `Aborted`, and what a commit
         raises."""
-        if self._transaction is None and all(each.state is self.state for each in self._touched.values()):
+        if self._transaction is None and not any(
+            each.state is not self.state or each.appends for each in self._touched.values()
+        ):
             own = self._of(self.state)
             checks = [*expects, *[Expect(*read) for read in own.reads.items()]]
             outcome = await self.state.commit([*own.writes.values(), *record], checks, note=note)

@@ -47,7 +47,7 @@ class Effects:
                 self._forget(self._of(given.transaction), 0)
             return
         match name:
-            case "commit":
+            case "commit" | "append":
                 of = self._of(given.transaction)
                 self._written += [(of, (need, write.key), write.value) for write in given.writes]
             case "savepoint":

@@ -205,7 +205,7 @@ class PlayedStore(PlayedServer):
                 return self._over("State.range", ranged, self._past("State.range", ranged))
             case "head":
                 return _encode(self.stage.revision)
-            case "commit":
+            case "commit" | "append":
                 return self._committed(joined=bool(given.transaction))
             case "finish":
                 return self._committed(joined=False)

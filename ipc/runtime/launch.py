@@ -301,12 +301,14 @@ class Process:
                 return Private(state, wanted.type, holder, name=name, boot=start.boot)
             case control.KeyspaceNeed(port=port):
                 state = self.deliveries.proxy(State, port)
-                if recorder is None or not recorder.payloads:
-                    return Keyspace(state, wanted.type, boot=start.boot)
-                view = WitnessedView[Any](recorder, wanted.name)
-                return Keyspace(
-                    witnessed(recorder, wanted.name, state), wanted.type, boot=start.boot, view=view
-                )
+                view = None
+                if recorder is not None and recorder.payloads:
+                    state = witnessed(recorder, wanted.name, state)
+                    view = WitnessedView[Any](recorder, wanted.name)
+                rows = Keyspace[Any](state, wanted.type, boot=start.boot, view=view)
+                if "read" not in port.rights:
+                    rows.keep_remote()
+                return rows
             case control.ServerNeed(port=port):
                 proxy = self.deliveries.proxy(wanted.type, port)
                 witnesses = recorder is not None and recorder.payloads

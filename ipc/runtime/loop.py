@@ -26,9 +26,7 @@ from atoll.ipc.context import INLINE, Call, Fields
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import (
     AtollError,
-    BadRequest,
     DeadlineExceeded,
-    NotAllowed,
     PeerMisbehaved,
     QuotaExceeded,
     Revoked,
@@ -42,6 +40,7 @@ from atoll.native import SHORT_BITS, Kind, Op, Refusal, ffi, lib
 
 from . import trio_inside
 from .inhand import InHand, Origin, carried
+from .refusals import WHY, error_of, refuses
 from .replies import Replies
 from .tasks import Tasks
 
@@ -52,15 +51,6 @@ SHORT_CALLS = 1 << 24 + SHORT_BITS
 LENGTH, INDEX = 0xFFFFFFFF, 0xFFFFFF
 
 _SERVICES: dict[int, Service] = {0: "control", 1: "normal", 2: "bulk"}
-_WHY = {
-    Refusal.SLOT: "slot",
-    Refusal.CHANNEL: "channel",
-    Refusal.GENERATION: "generation",
-    Refusal.RIGHTS: "rights",
-    Refusal.EXPIRED: "expired",
-    Refusal.METHOD: "method",
-    Refusal.SERVICE: "rights",
-}
 
 _encode = msgspec.msgpack.Encoder().encode
 _items = msgspec.msgpack.Decoder(list[bytes])
@@ -304,7 +294,6 @@ class ServeLoop:
         notice, status, inline = self._notice_words, self._status_words, INLINE
         full = self._tasks.shares.full
         longest_call = (int(Op.CAST) + 1 << 56) - 1
-        fault_of, failed = errors.encode, Kind.FAULT << 32
         inline.thread = threading.get_ident()
         reply, packed, seen = b"", 0, notice[1]
         inline.read = self._fields
@@ -336,8 +325,7 @@ class ServeLoop:
             try:
                 result = run(view)
             except AtollError as error:
-                reply = fault_of(error)
-                packed = failed | len(reply)
+                reply, packed = self._failed(error)
                 continue
             if result.__class__ is bytes:
                 reply = result
@@ -461,7 +449,7 @@ class ServeLoop:
             try:
                 reply = result.result()
             except AtollError as error:
-                return self._fault(error)
+                return self._failed(error)
             return reply, len(reply)
         call = INLINE.call or Call(self._fields(), INLINE.clock)
         if result.__class__ is not CoroutineType or not self._tasks.may_begin(
@@ -473,7 +461,7 @@ class ServeLoop:
         try:
             reply = self._tasks.begin(spec, partial(Origin, message), result, call)
         except AtollError as error:
-            return self._fault(error)
+            return self._failed(error)
         finally:
             INLINE.read = self._fields
         if reply is None:
@@ -529,25 +517,17 @@ class ServeLoop:
     # refusals and streams ---------------------------------------------------------------------------------------------
 
     def _refuse(self, refusal: int) -> tuple[bytes, int]:
-        message = self._message
-        why = Refusal(refusal)
-        self.observer.refused(message.channel, message.slot, message.method, _WHY[why])
+        message, why = self._message, Refusal(refusal)
+        self.observer.refused(message.channel, message.slot, message.method, WHY[why])
         entry = self.endpoint.by_number.get(message.method)
-        label = entry.spec.label if entry is not None else f"method {message.method:#010x}"
-        error: AtollError
-        if why == Refusal.RIGHTS and entry is not None:
-            held = self._rights_of(message.interface, message.rights)
-            error = NotAllowed(label, entry.spec.right, tuple(sorted(held)))
-        elif why == Refusal.METHOD:
-            error = BadRequest(
-                f"a call of {label}", "a method of the capability's interface", "one that it does not have"
-            )
-        elif why == Refusal.SERVICE:
-            error = BadRequest(
-                f"a call of {label}", "a class of service that the capability allows", "a better one"
-            )
-        else:
-            error = Revoked(label)
+        held = frozenset() if entry is None else self._rights_of(message.interface, message.rights)
+        return self._fault(error_of(why, message.method, None if entry is None else entry.spec, held))
+
+    def _failed(self, error: AtollError) -> tuple[bytes, int]:
+        """A handler raised it."""
+        message = self._message
+        if refuses(error, self.endpoint.table[message.needed].spec):
+            self.observer.refused(message.channel, message.slot, message.method, WHY[Refusal.RIGHTS])
         return self._fault(error)
 
     def _recheck(self, inhand: InHand) -> AtollError | None:
@@ -559,7 +539,7 @@ class ServeLoop:
         self._status_words[0] = 0
         if not refusal:
             return None
-        self.observer.refused(origin.channel, origin.slot, inhand.spec.number, _WHY[Refusal(refusal)])
+        self.observer.refused(origin.channel, origin.slot, inhand.spec.number, WHY[Refusal(refusal)])
         return Revoked(inhand.spec.label)
 
     def _misbehaved(self, channel: int) -> None:

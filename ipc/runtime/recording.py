@@ -13,7 +13,7 @@ import trio
 
 from atoll.ipc import chance, clock
 from atoll.ipc.context import INLINE, Call, Log, SystemClock, current_or_none
-from atoll.ipc.errors import AtollError
+from atoll.ipc.errors import AtollError, NotAllowed
 from atoll.ipc.serve import Endpoint
 from atoll.ipc.system import control
 from atoll.ipc.system.calls import (
@@ -146,7 +146,7 @@ class Recorder:
             took_over=kept,
             left_out=0 if took_over is None or kept is not None else len(took_over),
         )  # fmt: skip
-        await self._surely([Write(row.key(), row.value())])
+        await self._surely(row)
         for need, revision in views.items():
             self.note_of(0, 0, VIEW, _encode(Viewed(need, revision)))
         self.starting = False
@@ -168,7 +168,7 @@ class Recorder:
         while (begin := lib.atoll_tape_kept(self.c)) < end:
             upto = lib.atoll_tape_cut(self.c, CHUNK)
             row = self._chunk(begin, upto)
-            await self._surely([Write(row.key(), row.value())])
+            await self._surely(row)
             lib.atoll_tape_keep(self.c, upto)
             if self._full and self._loop is not None:
                 self._loop.room(True)
@@ -184,11 +184,15 @@ class Recorder:
             wall=now - clock.monotonic_ns(), time=now, dropped=lib.atoll_tape_dropped(self.c), tape=tape,
         )  # fmt: skip
 
-    async def _surely(self, writes: list[Write]) -> None:
-        """Commit, as soon as the store takes it. A row that comes twice is the same row."""
+    async def _surely(self, row: OpeningRow | ChunkRow) -> None:
+        """Add it, as soon as the store takes it. A row that comes twice is the same row."""
         while True:
             try:
-                await self._state.commit(writes, note="calls")
+                await self._state.append([Write(row.key(), row.value())], note="calls")
+                return
+            except NotAllowed as error:
+                # Somebody was there before, in this process's name: the kernel has recorded what it refused.
+                Log().error("calls of this process are not recorded", reason=str(error))
                 return
             except AtollError as error:
                 Log().debug("recorded calls wait for the store", reason=str(error))

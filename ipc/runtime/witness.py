@@ -26,7 +26,9 @@ WHOLE: Final = 1024
 """Bytes of a reply of the store that are recorded; of a longer one its digest, since it can be read again."""
 READS: Final = frozenset({State.get.spec, State.range.spec, State.history.spec})
 DIGEST: Final = 16
-_commit: Any = msgspec.msgpack.Decoder(State.commit.spec.arguments)
+COMMITS: Final[dict[MethodSpec, Any]] = {
+    method: msgspec.msgpack.Decoder(method.arguments) for method in (State.commit.spec, State.append.spec)
+}
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -109,8 +111,8 @@ class Witness(Layer):
             return (call.client, call.request) if call.request else None  # else a workflow's
         if self._recorder.starting:
             return 0, 0
-        if method is State.commit.spec:
-            id = _commit.decode(payload).id
+        if method in COMMITS:
+            id = COMMITS[method].decode(payload).id
             if len(id) in IDS:
                 _, channel, _, request = CALL.unpack_from(id)
                 return channel, request

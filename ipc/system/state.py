@@ -4,8 +4,9 @@ A capability on `State` carries a keyspace as its badge; keys in calls are relat
 outside. The unbadged capability (badge 0) is the kernel's: its keys are absolute, that is `absolute(keyspace,
 key)`.
 
-Rights: `read` sees what is now, `history` what was, `write` changes, `pin` keeps a moment from being compacted, `admin`
-and `backup` (unbadged only) make keyspaces, and copy the whole store. Reading in a transaction needs `read` and `write`.
+Rights: `read` sees what is now, `history` what was, `write` changes, `append` adds rows and changes none, `pin` keeps a
+moment from being compacted, `admin` and `backup` (unbadged only) make keyspaces, and copy the whole store. Reading in a
+transaction needs `read` and `write`.
 
 One number, the *revision*, counts committed transactions over the whole store, without gaps. Times are
 nanoseconds since the epoch, and rise with the revisions; durations and deadlines are seconds.
@@ -15,12 +16,15 @@ some 490 bytes).
 """
 
 import struct
+from typing import Final
 
 from msgspec import Struct
 
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
 
+NEVER: Final = -1
+"""In place of a revision: the key was never written."""
 AsOf = int | float | None
 """A revision (int), a time in seconds since the epoch (float), or now (None)."""
 
@@ -32,7 +36,8 @@ class Write(Struct, array_like=True, frozen=True):
 
 
 class Expect(Struct, array_like=True, frozen=True, tag=0):
-    """The key's last write was at `revision`; 0: there is no such key."""
+    """The key's last write was at `revision`; 0: there is no such key; `NEVER`: nor was there ever one, as far as the
+    keyspace keeps its past."""
 
     key: bytes
     revision: int
@@ -395,6 +400,23 @@ class State(Interface):
     def statistics(self) -> dict[str, int]:
         """Figures of the store: bytes used, limit, groups, commits, group size, readers, watchers, open
         transactions; `reads`: calls that this process served and a reader could have."""
+
+    # Last: rights have their bits in the order in which they first appear.
+    @call("append", idempotent=True)
+    def append(
+        self,
+        writes: list[Write],
+        id: bytes = b"",
+        reply: bytes = b"",
+        note: str = "",
+        transaction: bytes = b"",
+    ) -> Committed:
+        """`commit` for whoever may add rows and change none: each key is one that was never written, and has a value.
+        Rows that are all there already, with these very values, are no error, and nothing is written.
+
+        Raises `NotAllowed` where another row is there (`Conflict` for a holder of the right `write`, and at the end of a
+        transaction if somebody else wrote it meanwhile), else as `commit`.
+        """
 
 
 _keyspace = struct.Struct(">I")

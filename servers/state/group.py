@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
-from atoll.ipc.system.state import Ahead, Committed, Compacted, Expect, Range, StoreFull
+from atoll.ipc.system.state import NEVER, Ahead, Committed, Compacted, Expect, Range, StoreFull
 
 from . import horizons, layout
 from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
@@ -105,6 +105,10 @@ class Group:
             or len(self._members) >= GROUP_LIMIT
             or self._batch.size * 4 >= self._engine.maximum_batch
         )
+
+    def holds(self, key: bytes) -> bool:
+        """Whether it writes a key."""
+        return key in self._heads
 
     def admit(self, transaction: Transaction, done: Deferred[Committed]) -> None:
         """Takes a transaction in, or settles it at once: refused, or done already by its id; or has it wait for the next
@@ -256,7 +260,10 @@ class Group:
     def _check(self, snapshot: Snapshot, expect: Expect | Range) -> None:
         if isinstance(expect, Expect):
             found = self._found(snapshot, expect.key)
-            if found != expect.revision:
+            if expect.revision == NEVER:
+                if expect.key in self._heads or newest(snapshot, expect.key, layout.LAST) is not None:
+                    raise Conflict(expect.key[layout.KEYSPACE_SIZE :], NEVER, found)
+            elif found != expect.revision:
                 raise Conflict(expect.key[layout.KEYSPACE_SIZE :], expect.revision, found)
             return
         kept = horizons.highest(snapshot, horizons.span(expect.start, expect.end))

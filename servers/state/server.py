@@ -17,6 +17,7 @@ from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.state import (
+    NEVER,
     Ahead,
     AsOf,
     Change,
@@ -36,7 +37,7 @@ from atoll.ipc.system.state import (
     Write,
 )
 
-from . import export, layout, pins, scope
+from . import appending, export, layout, pins, scope
 from .compaction import Compactor, horizon_of
 from .engine import Broken
 from .gather import Gather
@@ -247,19 +248,56 @@ class Server(Serves[State]):
         note: str = "",
         transaction: bytes = b"",
     ) -> Deferred[Committed]:
-        call = current()
-        badge = self._writing("commit", call.badge)
-        if badge == OWN:
-            rows = [(self._owned(write.key), write.value) for write in writes]
-        else:
-            prefix = layout.prefix(badge)
-            rows = [(prefix + write.key, write.value) for write in writes]
+        badge = self._writing("commit", current().badge)
         checks = [scope.check(badge, expect) for expect in expects]
+        return self._commit("commit", badge, self._rows(badge, writes), checks, id, reply, note, transaction)
+
+    @State.append.serve
+    def append(
+        self,
+        writes: list[Write],
+        id: bytes = b"",
+        reply: bytes = b"",
+        note: str = "",
+        transaction: bytes = b"",
+    ) -> Deferred[Committed]:
+        badge = self._writing("append", current().badge)
+        rows = self._rows(badge, writes)
+        new: list[Expect | Range] = [Expect(key, NEVER) for key in appending.keys(rows)]
+        done = self._committed(badge, id) if id else None
+        if done is None:
+            if any(self._group.holds(key) for key, _ in rows):
+                self._flush_all()
+            with self._engine.snapshot() as snapshot:
+                done = appending.there(snapshot, rows)
+        if done is not None:
+            return Deferred.resolved(done)
+        return self._commit("append", badge, rows, new, id, reply, note, transaction)
+
+    def _rows(self, badge: int, writes: list[Write]) -> list[tuple[bytes, bytes | None]]:
+        """What is written, under absolute keys."""
+        if badge == OWN:
+            return [(self._owned(write.key), write.value) for write in writes]
+        prefix = layout.prefix(badge)
+        return [(prefix + write.key, write.value) for write in writes]
+
+    def _commit(
+        self,
+        method: str,
+        badge: int,
+        rows: list[tuple[bytes, bytes | None]],
+        checks: list[Expect | Range],
+        id: bytes,
+        reply: bytes,
+        note: str,
+        transaction: bytes,
+    ) -> Deferred[Committed]:
+        call = current()
         if transaction:
             self._transactions.write(transaction, badge, rows, checks)
             return Deferred.resolved(Committed(0, 0))
         if len(id) > ID_LIMIT:
-            raise BadRequest("commit: id", f"at most {ID_LIMIT} bytes", f"{len(id)}")
+            raise BadRequest(f"{method}: id", f"at most {ID_LIMIT} bytes", f"{len(id)}")
         return self._admit(
             Transaction(
                 badge,

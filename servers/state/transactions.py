@@ -20,7 +20,7 @@ import msgspec
 
 from atoll.ipc import chance, clock
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, Overloaded, TooLarge
-from atoll.ipc.system.state import Expect, Item, Page, Range, UnknownTransaction
+from atoll.ipc.system.state import NEVER, Expect, Item, Page, Range, UnknownTransaction
 
 from .group import IN_PARTS
 from .history import History
@@ -154,6 +154,10 @@ class Transactions:
         """Adds a party's writes and expectations; expectations speak of the committed state, not of the
         transaction's writes."""
         transaction = self._get(id)
+        new = {expect.key for expect in expects if isinstance(expect, Expect) and expect.revision == NEVER}
+        for key, _ in transaction.log if new else ():
+            if key in new:
+                raise Conflict(key[4:], NEVER, 0)
         transaction.expected = transaction.expected or bool(expects)
         for expect in expects:
             if isinstance(expect, Expect):
@@ -275,6 +279,10 @@ class Transactions:
         if before is None:
             transaction.reads[key] = revision
             self._grow(transaction, len(key))
+        elif {before, revision} == {0, NEVER}:
+            transaction.reads[key] = (
+                NEVER  # who found no row knows less than who says that there never was one
+            )
         elif before != revision:
             raise Conflict(key[4:], revision, before)
 

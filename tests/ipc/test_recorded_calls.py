@@ -71,7 +71,7 @@ class Kept:
     def __init__(self) -> None:
         self.rows: list[OpeningRow] = []
 
-    async def commit(self, writes: list[Any], note: str) -> None:
+    async def append(self, writes: list[Any], note: str) -> None:
         self.rows += [msgspec.msgpack.decode(write.value, type=OpeningRow) for write in writes]
 
 

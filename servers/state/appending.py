@@ -1,0 +1,57 @@
+"""Rows that are added and never changed: what holds for a holder of the right `append`.
+
+A key is new if the keyspace has no version of it, a deletion included. That is looked up here, so that whoever tries to
+write over a row is told so, and it is recorded; and it is a precondition of the commit (`NEVER`), for what comes meanwhile.
+"""
+
+from atoll.ipc.context import current
+from atoll.ipc.errors import BadRequest, Conflict, NotAllowed
+from atoll.ipc.system.state import NEVER, Committed
+
+from . import layout
+from .engine import Snapshot
+from .versions import newest, time_of
+
+Rows = list[tuple[bytes, bytes | None]]
+"""Absolute keys and values."""
+
+
+def keys(rows: Rows) -> list[bytes]:
+    """The keys of what is appended. Raises `BadRequest` where that deletes, or writes a key twice."""
+    found = [key for key, value in rows if value is not None]
+    if len(found) < len(rows):
+        raise BadRequest("append: writes", "a value of each row", "a deletion")
+    if len(set(found)) < len(found):
+        raise BadRequest("append: writes", "each key once", "a key twice")
+    return found
+
+
+def there(snapshot: Snapshot, rows: Rows) -> Committed | None:
+    """What appended these very rows before, as a call that is delivered again finds it; None where their keys are new.
+
+    Raises `NotAllowed` where another row is there; `Conflict` for a caller who could write over it."""
+    revisions = []
+    for key, value in rows:
+        row = newest(snapshot, key, layout.LAST)
+        if row is None:
+            continue
+        revision = layout.revision_of(row[0])
+        if layout.value_of(snapshot, *row) != value:
+            raise _refusal(key, revision)
+        revisions.append(revision)
+    if not revisions:
+        return None
+    if len(revisions) < len(rows):
+        raise _refusal(rows[0][0], revisions[0])
+    return Committed(max(revisions), time_of(snapshot, max(revisions)), None, True)
+
+
+def _refusal(key: bytes, revision: int) -> NotAllowed | Conflict:
+    name, held = key[layout.KEYSPACE_SIZE :], current().rights
+    if "write" in held:
+        return Conflict(name, NEVER, revision)
+    return NotAllowed(
+        f"State.append of {name!r}, written at revision {revision}: to write over it",
+        "write",
+        tuple(sorted(held)),
+    )
