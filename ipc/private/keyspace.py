@@ -11,6 +11,7 @@ whom was purged `get` and a transaction raise `Purged`; rows come with `purged` 
 not sealed: `hashed` makes one of what is personal.
 """
 
+from collections.abc import Collection
 from typing import Any, ClassVar, NoReturn
 
 import trio
@@ -53,6 +54,12 @@ class Private(Keyspace[P]):
         while (waiting := self.ring.fetch()) is not None:
             await settled(waiting)
         return self.ring.hashed(text)
+
+    async def purged(self, subjects: Collection[str]) -> set[str]:
+        """Those who were purged here: what is about them can be neither read nor written."""
+        while (waiting := self.ring.fetch(subjects)) is not None:
+            await settled(waiting)
+        return set(filter(self.ring.is_purged, subjects))
 
     async def purge(self, subject: str) -> Purge:
         """Destroys the key of all that was ever written about a subject here: rows, their past, backups. Needs the

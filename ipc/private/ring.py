@@ -87,6 +87,9 @@ class Ring:
             raise Purged("whom a row is about")
         return found
 
+    def is_purged(self, subject: str) -> bool:
+        return self._held[self.label(subject)] is None
+
     def fetch(self, subjects: Collection[str] = (), labels: Collection[bytes] = ()) -> Deferred[None] | None:
         """None: all of their keys are here, or gone; for nobody, the index key is. Else it is done when they are, and fails
         with `Sealed` where `keys` gives none."""

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from .interface import Agreement
-from .records import Preference, Rating, Record, Text
+from .records import Preference, Rating, Record, Text, is_purged
 
 
 def _mean_by_rater(marks: list[tuple[str, float]]) -> list[float]:
@@ -50,7 +50,9 @@ class Judgements:
         self._choices: defaultdict[tuple[Text, frozenset[Text]], list[tuple[str, float]]] = defaultdict(list)
 
     def add(self, record: Record) -> None:
-        """Corrections say nothing that could be compared."""
+        """Corrections say nothing that could be compared, and of what was purged nobody knows whether it is the same."""
+        if is_purged(record):
+            return
         if isinstance(record, Rating):
             self._marks[record.prompt, record.text].append((record.rater, record.score))
         elif isinstance(record, Preference):

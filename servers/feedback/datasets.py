@@ -7,7 +7,8 @@
 
 Rows are plain dicts with TRL's columns, in an order that the moment decides; they come as they are read, and
 memory follows none of: records, texts, size of the set. The moment is fixed when the iterator is made
-(`as_of`), so what is submitted or taken back while it is read changes nothing.
+(`as_of`), so what is submitted or taken back while it is read changes nothing. A purge does: examples with texts of
+whoever was purged are left out of the sets of every moment, and counted (`Rows.purged`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,25 @@ _ROWS = 128
 """Examples that are held while their texts are read."""
 
 
+class Rows(Iterator[Row]):
+    """Rows as they are read."""
+
+    def __init__(self, found: Iterable[Example], told: Callable[[list[Example]], Iterator[Row]]) -> None:
+        self.purged = 0
+        """Examples that were left out so far, since their texts were purged."""
+        self._rows = chain.from_iterable(map(told, _in_parts(self._left(found))))
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+    def _left(self, found: Iterable[Example]) -> Iterator[Example]:
+        for example in found:
+            if None in _texts(example):
+                self.purged += 1
+            else:
+                yield example
+
+
 def of(node: Node) -> "Datasets":
     """The sets of a node that this program is attached to."""
     return Datasets(node.open("feedback", Feedback), node.open("storage", Storage))
@@ -54,7 +74,7 @@ class Datasets:
 
     def preferences(
         self, task: str, as_of: AsOf = None, min_trust: float = 0.0, *, conversational: bool = False
-    ) -> Iterator[Row]:
+    ) -> Rows:
         """`prompt`, `chosen`, `rejected`: what raters preferred, and what they corrected."""
         return self._rows(task, as_of, min_trust, examples.preference, conversational)
 
@@ -67,7 +87,7 @@ class Datasets:
         min_trust: float = 0.0,
         *,
         conversational: bool = False,
-    ) -> Iterator[Row]:
+    ) -> Rows:
         """`prompt`, `chosen`, `rejected`, `margin`: drawn from the ratings of one prompt, see `draw_pairs`."""
         drawn = self._feedback.draw_pairs.now(task, seed, count, self.moment(as_of), min_trust)
         return self._told(map(examples.pair, drawn), conversational)
@@ -80,13 +100,13 @@ class Datasets:
         *,
         good: float = GOOD,
         conversational: bool = False,
-    ) -> Iterator[Row]:
+    ) -> Rows:
         """`prompt`, `completion`, `label`: ratings, good from that score on, and both sides of preferences."""
         return self._rows(task, as_of, min_trust, partial(examples.unpaired, good=good), conversational)
 
     def completions(
         self, task: str, as_of: AsOf = None, min_trust: float = 0.0, *, conversational: bool = False
-    ) -> Iterator[Row]:
+    ) -> Rows:
         """`prompt`, `completion`: what raters wrote in place of another text."""
         return self._rows(task, as_of, min_trust, examples.completion, conversational)
 
@@ -97,16 +117,18 @@ class Datasets:
         min_trust: float,
         made: Callable[[Stored], Iterable[Example]],
         conversational: bool,
-    ) -> Iterator[Row]:
+    ) -> Rows:
         stored = self._feedback.training_set.now(task, self.moment(as_of), min_trust)
         return self._told(chain.from_iterable(map(made, stored)), conversational)
 
-    def _told(self, found: Iterable[Example], conversational: bool) -> Iterator[Row]:
+    def _told(self, found: Iterable[Example], conversational: bool) -> Rows:
         """Rows with their texts, read for a few examples at a time."""
-        for few in _in_parts(found):
+
+        def told(few: list[Example]) -> Iterator[Row]:
             texts = self._read({text for example in few for text in _texts(example)})
-            for example in few:
-                yield examples.columns(example, texts, conversational=conversational)
+            return (examples.columns(each, texts, conversational=conversational) for each in few)
+
+        return Rows(found, told)
 
     def _read(self, wanted: set[Text]) -> dict[Text, str]:
         """Each text as it reads. Bytes in storage that are no UTF-8 read as U+FFFD."""

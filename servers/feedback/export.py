@@ -1,8 +1,8 @@
 """A training set as a file of JSON lines: `python -P -m atoll.servers.feedback.export TASK`.
 
 Each line is a row of datasets.py, its columns in a fixed order. The same moment gives the same bytes, whatever came
-or was taken back since, and a hash of them is printed: two files with one hash train the same. The file has its
-name only when it is whole.
+or was taken back since, unless somebody was purged, whose examples it leaves out and counts; and a hash of them is
+printed: two files with one hash train the same. The file has its name only when it is whole.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from atoll.ipc.errors import AtollError
 from atoll.ipc.system.state import AsOf
 
 from . import datasets
-from .datasets import Datasets, Row
+from .datasets import Datasets, Row, Rows
 
 
 class Written(NamedTuple):
@@ -66,7 +66,7 @@ def _count(rows: Iterable[Row], put: Callable[[bytes], object]) -> Written:
 KINDS = ("preferences", "pairs", "unpaired", "completions")
 
 
-def select(data: Datasets, given: argparse.Namespace, revision: int) -> Iterator[Row]:
+def select(data: Datasets, given: argparse.Namespace, revision: int) -> Rows:
     """The rows that the command line asks for."""
     conversational = given.conversational
     match given.kind:
@@ -120,7 +120,9 @@ def main() -> int:
     except (AtollError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
-    print(f"{written.rows} rows of {given.task} as of revision {revision}: {written.hash}", file=sys.stderr)
+    told = f"{written.rows} rows of {given.task} as of revision {revision}: {written.hash}"
+    left_out = f"; {rows.purged} more were left out, whose texts were purged" if rows.purged else ""
+    print(told + left_out, file=sys.stderr)
     return 0
 
 

@@ -14,7 +14,7 @@ from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
 from atoll.ipc.system.state import Ahead, AsOf, Compacted, StoreFull
 
-from .records import Kind, Record, Text
+from .records import Kind, Record, Said
 
 
 class Batch(Struct, frozen=True):
@@ -85,7 +85,8 @@ EVERYTHING = Selection()
 
 
 class Stored(Struct, frozen=True, array_like=True):
-    """A record, where it came from, and its place in the stream: resume after `position`."""
+    """A record, where it came from, and its place in the stream: resume after `position`. Where its rater was purged its
+    texts are None, in sets of every moment."""
 
     position: int
     batch: str
@@ -110,9 +111,9 @@ class Pair(Struct, frozen=True, array_like=True):
     """A preference drawn from two ratings of one task and one prompt. `trust` is the lesser of the two."""
 
     position: int
-    prompt: Text
-    chosen: Text
-    rejected: Text
+    prompt: Said
+    chosen: Said
+    rejected: Said
     margin: float
     trust: float
     chosen_from: Source
@@ -146,6 +147,10 @@ class Checked(Struct, frozen=True):
     stray: list[str]
     """References in storage that no batch needs: a submission that was cut between its two steps, or is
     under way.
+    """
+    purged: int = 0
+    """Records without texts, since their raters were purged: nobody can say any more whether they are what was
+    submitted.
     """
 
 
@@ -283,7 +288,8 @@ class Feedback(Interface):
         after: int = 0,
     ) -> Pair:
         """`count` different pairs of ratings of one prompt with different scores, each as likely as the
-        next; the same for the same seed and moment, on any machine. Fewer only if there are fewer.
+        next; the same for the same seed and moment, on any machine. Fewer only if there are fewer. Whoever was
+        purged has no part in any: the draw is then among the others, and another one.
         """
 
     @call("history", idempotent=True, service="bulk")

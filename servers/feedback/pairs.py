@@ -17,17 +17,17 @@ from typing import NamedTuple
 from atoll.servers.storage.interface import BlobRef
 
 from .interface import Pair, Source
-from .records import Text
+from .records import Said
 
 
 class Rated(NamedTuple):
     """A rating as far as pairs need it."""
 
-    prompt: Text
+    prompt: Said
     score: float
     source: Source
     trust: float
-    text: Text
+    text: Said
 
 
 def _prompt(rated: Rated) -> tuple[bool, str | bytes]:

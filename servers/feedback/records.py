@@ -12,7 +12,9 @@ from msgspec import Struct
 
 from atoll.servers.storage.interface import BlobRef
 
-Text = str | BlobRef
+Said = str | BlobRef
+Text = Said | None
+"""None, only in what is read: it was purged, with all that its rater had written."""
 Kind = Literal["preference", "rating", "correction"]
 KINDS: tuple[Kind, ...] = ("preference", "rating", "correction")
 
@@ -71,6 +73,16 @@ def texts(record: Record) -> tuple[tuple[str, Text], ...]:
             return (("text", record.text), ("prompt", record.prompt))
         case Correction():
             return (("text", record.text), ("corrected", record.corrected), ("prompt", record.prompt))
+
+
+def is_purged(record: Record) -> bool:
+    """Whether a text of it cannot be read any more."""
+    return any(text is None for _, text in texts(record))
+
+
+def words_of(record: Record) -> dict[str, str]:
+    """Its texts that the rater wrote, or was shown, by the names of their fields: all but references and empty ones."""
+    return {name: text for name, text in texts(record) if isinstance(text, str) and text}
 
 
 class Mention(NamedTuple):

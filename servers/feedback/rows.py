@@ -3,7 +3,8 @@
     batch/<id>                                  Head: what the batch is, and the keys of its segments
     task/<task>                                 Known: this task has been seen
     rater/<name>                                Appointed: what is thought of a rater
-    set/<task>/<kind>/<band>/<id>/<number>      Segment: records of a batch of that task, kind, band of trust
+    set/<task>/<kind>/<band>/<id>/<number>      Segment: records of a batch of that task, kind, band of trust,
+                                                without the words of raters (words.py)
 
 The data lies at the key by which training reads it, so it is its own index by task, kind and trust; by
 batch, the head names its segments. A batch of 500 ratings of one task by raters of three trusts is 4 rows
@@ -36,6 +37,8 @@ class Head(Struct, frozen=True, array_like=True, tag=1):
     digest: bytes
     """Of the records: tells a repeated submission from another batch under the same id."""
     segments: list[str]
+    words: list[int] = []
+    """For each segment, how many rows of words go with it; empty: none with any."""
 
 
 class Known(Struct, frozen=True, array_like=True, tag=2):
@@ -83,7 +86,7 @@ def set_prefix(task: str, kind: Kind | None = None, trust: int | None = None) ->
 
 
 def split(batch: Batch) -> tuple[list[Group], dict[str, Segment]]:
-    """The batch's groups and its segments by key. Precondition: it passed `Rules.check`."""
+    """The batch's groups and its segments by key, words and all. Precondition: it passed `Rules.check`."""
     groups: dict[tuple[str, Kind, int], list[int]] = {}
     for index, record in enumerate(batch.records):
         groups.setdefault((record.task, kind_of(record), band(record.trust)), []).append(index)

@@ -1,7 +1,7 @@
 """The feedback server: batches in and out of the store, training sets and pairs as of a revision."""
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from difflib import get_close_matches
 from itertools import islice
@@ -12,16 +12,17 @@ import trio
 from msgspec import Meta, field, structs
 
 from atoll.ipc.context import current
-from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerDied
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerDied, PeerMisbehaved
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.keyspace import Row as StoreRow
+from atoll.ipc.private.keyspace import Private
 from atoll.ipc.published import Published
 from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.state import AsOf
 from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
 
 from .agreement import Judgements
-from .check import Sentences, check_batch, reference_name
+from .check import Marked, Sentences, check_batch, reference_name
 from .interface import (
     EVERYTHING,
     Agreement,
@@ -45,7 +46,7 @@ from .interface import (
 )
 from .pairs import Pairs, Rated
 from .raters import Raters
-from .records import BANDS, Rating, blobs
+from .records import BANDS, Rating, Record, blobs, is_purged, words_of
 from .rows import (
     Appointed,
     Head,
@@ -64,6 +65,7 @@ from .rows import (
     trusted,
 )
 from .validation import Bounds, Rules, check_note, check_rater
+from .words import Opened, Words, apart, bounds, keys_of_batch, segment_of, together
 
 T = TypeVar("T")
 
@@ -104,6 +106,7 @@ class Settings(Config, frozen=True, kw_only=True):
 
 class Server(Serves[Feedback]):
     rows: Keyspace[Row]
+    words: Private[Words]
     storage: Storage
     config: Settings
     publishes: ClassVar = {
@@ -127,7 +130,7 @@ class Server(Serves[Feedback]):
     async def submit(self, batch: Batch) -> Receipt:
         self._rules.check(batch)
         self._raters.check(batch.records, current().badge)
-        mark = digest(batch)
+        mark = (await self._marks(batch))[0]
         name = reference_name(batch.id, mark)
         await self._keep_blobs(batch, name)
         head = Head(self._info(batch), mark, [])
@@ -136,10 +139,18 @@ class Server(Serves[Feedback]):
                 return await self._store(batch, head)
             except (Conflict, Aborted, PeerDied):
                 continue
-            except BatchExists:
+            except (BatchExists, Invalid):
                 await self._forget_blobs(batch, mark, name)
                 raise
         raise _given_up(f"batch {batch.id!r}")
+
+    async def _marks(self, batch: Batch) -> Marked:
+        """Hashes that a batch of these records may have: the first is that of one submitted now. It is a keyed one where
+        raters wrote something, since whoever has a plain one can try what short words it is of."""
+        plain = digest(batch)
+        if not any(map(words_of, batch.records)):
+            return (plain,)
+        return bytes.fromhex(await self.words.hashed(plain.hex())), plain
 
     def _info(self, batch: Batch) -> BatchInfo:
         call = current()
@@ -178,24 +189,43 @@ class Server(Serves[Feedback]):
             await self.storage.release(OWNER, name)
 
     async def _store(self, batch: Batch, head: Head) -> Receipt:
-        """One transaction: all rows of the batch, or none. Raises BatchExists, Conflict, Aborted."""
+        """One transaction: all rows of the batch, or none. Raises BatchExists, Invalid, Conflict, Aborted."""
         groups, segments = split(batch)
+        held, said = dict[str, Segment](), dict[str, dict[str, Words]]()
+        for key, segment in segments.items():
+            held[key], said[key] = apart(key, segment)
         async with self.rows.transaction() as tx:
             found = await tx.get(head_key(batch.id))
             if isinstance(found, Head):
-                if found.digest != head.digest or found.info.status != "stored":
+                if found.digest not in await self._marks(batch) or found.info.status != "stored":
                     raise BatchExists(batch=batch.id, status=found.info.status)
                 row = await self._head(batch.id)
                 return Receipt(batch.id, row.revision, found.info.records, repeated=True)
             info = structs.replace(head.info, groups=groups)
-            tx.put(head_key(batch.id), Head(info, head.digest, list(segments)))
-            for key, segment in segments.items():
+            counts = [len(words) for words in said.values()]
+            tx.put(head_key(batch.id), Head(info, head.digest, list(held), counts if any(counts) else []))
+            for key, segment in held.items():
                 tx.put(key, segment)
+            if any(counts):
+                await self._check_purged(batch)
+                private = tx.on(self.words)
+                for words in said.values():
+                    for key, each in words.items():
+                        private.put(key, each)
             tasks = {group.task for group in groups}
             for task in tasks - self._tasks:
                 tx.put(task_key(task), Known())
         self._tasks |= tasks
         return Receipt(batch.id, tx.revision or 0, len(batch.records), repeated=False)
+
+    async def _check_purged(self, batch: Batch) -> None:
+        """Raises Invalid for the first record with words of a rater under whose name nothing can be sealed any more."""
+        writers = [record.rater if words_of(record) else "" for record in batch.records]
+        purged = await self.words.purged(set(writers) - {""})
+        for index, rater in enumerate(writers):
+            if rater in purged:
+                expected = "a rater who was not purged (nobody can write under that name again)"
+                raise Invalid(index=index, field="rater", expected=expected, got=repr(rater))
 
     @Feedback.rollback.serve
     async def rollback(self, batch: str, reason: str) -> RolledBack:
@@ -222,6 +252,9 @@ class Server(Serves[Feedback]):
                 return RolledBack(batch, row.revision, head.info.records, repeated=True)
             for key in head.segments:
                 tx.delete(key)
+            private = tx.on(self.words)
+            for key in keys_of_batch(head):
+                private.delete(key)
             info = structs.replace(head.info, status="rolled back", reason=reason)
             tx.put(head_key(batch), structs.replace(head, info=info))
         return RolledBack(batch, tx.revision or 0, head.info.records, repeated=False)
@@ -303,6 +336,8 @@ class Server(Serves[Feedback]):
             )
             async for stored in self._selected(selection, await self._moment(as_of))
             if isinstance(record := stored.record, Rating)
+            and record.text is not None
+            and record.prompt is not None
         ]
         for pair in Pairs(ratings).draw(seed, count):
             if pair.position > after:
@@ -366,7 +401,7 @@ class Server(Serves[Feedback]):
             async with closing(self.rows.range(prefix, prefix[:-1] + "0", as_of=revision)) as rows:
                 async for row in rows:
                     if isinstance(row.value, Segment):
-                        yield row.revision, row.value
+                        yield row.revision, await self._read(row.key, row.value, revision)
 
     async def _batch_parts(self, batch: str, revision: int) -> AsyncIterator[tuple[int, Segment]]:
         """The whole batch as one segment, in its own order, and the revision in which it was stored."""
@@ -380,11 +415,26 @@ class Server(Serves[Feedback]):
             pair
             for row in rows
             if row is not None and isinstance(row.value, Segment)
-            for pair in zip(row.value.indexes, row.value.records, strict=True)
+            for pair in _numbered(await self._read(row.key, row.value, revision))
         ]
         held.sort(key=lambda pair: pair[0])
         whole = Segment(batch, [index for index, _ in held], [record for _, record in held])
         yield max(row.revision for row in rows if row), whole
+
+    async def _opened(self, key: str, segment: Segment, revision: int) -> Opened:
+        """A segment with its words, as of the moment of which it is."""
+        said = self.words.range(*bounds(key), as_of=revision)
+        return together(key, segment, {row.key: row async for row in said})
+
+    async def _read(self, key: str, segment: Segment, revision: int) -> Segment:
+        if not any(map(is_purged, segment.records)):
+            return segment
+        opened = await self._opened(key, segment, revision)
+        if opened.wrong:
+            raise PeerMisbehaved(
+                f"row {opened.wrong[0]!r}", "the store has other words there than were submitted"
+            )
+        return opened.segment
 
     @Feedback.agreement.serve
     async def agreement(self, task: str, as_of: AsOf = None) -> Agreement:
@@ -424,7 +474,7 @@ class Server(Serves[Feedback]):
         problems, stray = Sentences(), Sentences()
         named: set[str] = set()
         needed: set[str] = set()
-        batches = records = 0
+        batches = records = purged = 0
         async for row in self.rows.range("batch/", "batch0", as_of=revision):
             head = row.value
             assert isinstance(head, Head), f"{row.key} holds no head of a batch"
@@ -432,20 +482,26 @@ class Server(Serves[Feedback]):
             needed.add(reference_name(head.info.id, head.digest))
             if head.info.status == "stored":
                 segments = await self._segments(head, revision)
-                problems.add(*check_batch(head, segments, tasks, kept))
+                problems.add(*await check_batch(head, segments, tasks, kept, self._marks))
+                purged += sum(segment.purged for segment in segments.values() if segment)
                 named.update(head.segments)
                 records += head.info.records
         async for row in self.rows.range("set/", "set0", as_of=revision):
             if row.key not in named:
                 problems.add(f"{row.key} is named by no head of a stored batch")
+        async for words in self.words.range(as_of=revision):
+            if segment_of(words.key) not in named:
+                problems.add(f"the words at {words.key} are of no stored batch")
         stray.add(*sorted(kept - needed))
-        return Checked(batches, records, revision, problems.all(), stray.all())
+        return Checked(batches, records, revision, problems.all(), stray.all(), purged)
 
-    async def _segments(self, head: Head, revision: int) -> dict[str, Segment | None]:
+    async def _segments(self, head: Head, revision: int) -> dict[str, Opened | None]:
         """What lies where the head of a batch says that its segments are."""
         rows = await self.rows.rows_at(head.segments, as_of=revision)
         return {
-            key: row.value if row and isinstance(row.value, Segment) else None
+            key: await self._opened(key, row.value, revision)
+            if row and isinstance(row.value, Segment)
+            else None
             for key, row in zip(head.segments, rows, strict=True)
         }
 
@@ -480,6 +536,10 @@ class Server(Serves[Feedback]):
 
 def _given_up(what: str) -> Aborted:
     return Aborted(what, f"others wrote it, or the store went down, in each of {_ATTEMPTS} attempts")
+
+
+def _numbered(segment: Segment) -> Iterator[tuple[int, Record]]:
+    return zip(segment.indexes, segment.records, strict=True)
 
 
 def closing(rows: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:

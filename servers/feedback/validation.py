@@ -116,6 +116,8 @@ class Rules:
             if len(text.hash) != HASH_BYTES or text.size < 0:
                 expected = f"a blob reference with a hash of {HASH_BYTES} bytes and a size"
                 raise Invalid(index=index, field=field, expected=expected, got=_shown(text))
+        elif text is None:
+            raise Invalid(index=index, field=field, expected="a text", got="null")
         elif not text and field != "prompt":
             raise Invalid(index=index, field=field, expected="a text", got="an empty one")
         elif len(text) > self._bounds.inline or len(text.encode()) > self._bounds.inline:

@@ -9,14 +9,37 @@ import pytest
 from atoll.ipc.inprocess import Host, HostThread, InProcess
 from atoll.ipc.interface import Interface
 from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.naming import badge_number
+from atoll.ipc.private.keyspace import Private
 from atoll.ipc.proxy import bind, transport_of
 from atoll.ipc.serve import Serves, needs
+from atoll.ipc.system.keys import Keys
+from atoll.ipc.system.measurement import Measurement
 from atoll.ipc.system.state import State
 from atoll.ipc.testing import VirtualClock
+from atoll.servers.keys.server import PurgeRow, RingRow
+from atoll.servers.keys.server import Server as KeysServer
+from atoll.servers.keys.server import Settings as KeysSettings
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server as StateServer
 
 I = TypeVar("I", bound=Interface)  # noqa: E741
+
+
+class TakenAtTheirWord:
+    """There is no kernel to say what asks for keys."""
+
+    name = "the test's own word"
+
+    async def measured(self, channel: int) -> Measurement:
+        return Measurement(
+            server="test", version="", level="process", wanted="process", mechanisms=[], image="test"
+        )
+
+
+class KnownKeys(KeysServer):
+    def attestation(self) -> TakenAtTheirWord:
+        return TakenAtTheirWord()
 
 
 class Served(Generic[I]):
@@ -76,17 +99,34 @@ class Servers:
         # The store gathers commits for some microseconds, so its time must pass by itself.
         self.state: Served[State] = Served(StateServer, {"config": Settings(engine="memory")})
         self._admin = self.state.client()
+        self._keys: Served[Keys] | None = None
         self._started: list[Served[Any]] = []
 
     def keyspace(self, name: str, kind: Any) -> Keyspace[Any]:
         badge = self._admin.make_keyspace.now(name)
         return Keyspace(self.state.client(badge=badge), kind)
 
+    def private(self, name: str, kind: Any) -> Private[Any]:
+        badge = self._admin.make_keyspace.now(name)
+        return Private(self.state.client(badge=badge), kind, self.keys(badge_number(name)), name=name)
+
+    def keys(self, badge: int = 0) -> Keys:
+        """The server of keys; badge 0 is a person's."""
+        if self._keys is None:
+            given: dict[str, object] = {
+                "config": KeysSettings(),
+                "rows": self.keyspace("keys", RingRow | PurgeRow),
+            }
+            given |= {need: self.folder() for need in ("keyring", "root")}
+            self._keys = Served(KnownKeys, given)
+        return self._keys.client(badge=badge)
+
     def __call__(self, server: type[Serves[Any]], **given: object) -> Served[Any]:
         """Start a server; its keyspaces are those of its module's name, the same at each start."""
         for need in needs(server):
             if need.kind == "keyspace" and need.name not in given:
-                given[need.name] = self.keyspace(f"{server.__module__}.{need.name}", need.type)
+                make = self.private if need.private else self.keyspace
+                given[need.name] = make(f"{server.__module__}.{need.name}", need.type)
         served: Served[Any] = Served(server, given, VirtualClock())
         self._started.append(served)
         return served
@@ -94,6 +134,8 @@ class Servers:
     def close(self) -> None:
         for served in reversed(self._started):
             served.stop()
+        if self._keys is not None:
+            self._keys.stop()
         self.state.stop()
 
 

@@ -6,22 +6,26 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec import structs
 
+from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.private.keyspace import Private
 from atoll.ipc.system.state import Write
 from atoll.servers.feedback.interface import Batch, Checked, Feedback
 from atoll.servers.feedback.rows import Head, Row, Segment
 from atoll.servers.feedback.server import OWNER, Server
+from atoll.servers.feedback.words import Words
 from atoll.servers.storage.interface import Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
 
-from .said import rating, ratings
+from .said import rating, ratings, set_of
 
 
 class Harmed(NamedTuple):
     feedback: Feedback
     storage: Storage
     rows: Keyspace[Row]
+    words: Private[Words]
 
     def get(self, key: str) -> Any:
         item = self.rows.state.get.now(key.encode())
@@ -41,17 +45,19 @@ def node(serve: Any, tmp_path: Path) -> Harmed:
     config = StorageSettings(collect_every=0.0)
     storage: Storage = serve(StorageServer, folder=tmp_path, config=config).client(badge=3)
     rows = serve.keyspace("feedback", Row)
-    feedback: Feedback = serve(Server, storage=storage, rows=rows).client()
+    words = serve.private("words", Words)
+    feedback: Feedback = serve(Server, storage=storage, rows=rows, words=words).client()
     ref = storage.put_many.now([b"a long text"])[0]
     feedback.submit.now(Batch("b", [*ratings(4), rating(ref, 1.0)]))
     feedback.submit.now(Batch("c", ratings(4)))
     feedback.rollback.now("c", "test")
-    found = Harmed(feedback, storage, rows)
+    found = Harmed(feedback, storage, rows, words)
     assert found.feedback.check.now() == Checked(2, 5, found.feedback.check.now().revision, [], [])
     return found
 
 
 KEY = "set/film/rating/1/b/0000"
+WORDLESS = "set/film/rating/5/b/0000"
 
 
 def test_a_lost_segment(node: Harmed) -> None:
@@ -67,8 +73,27 @@ def test_a_segment_that_is_left(node: Harmed) -> None:
 
 def test_a_changed_record(node: Harmed) -> None:
     segment: Segment = node.get(KEY)
-    node.put(KEY, structs.replace(segment, records=[structs.replace(segment.records[0], rater="mallory")]))
+    node.put(KEY, structs.replace(segment, records=[structs.replace(segment.records[0], score=0.9)]))
     assert node.problems() == ["batch b: its records are not those that were submitted"]
+
+
+def test_words_that_are_not_those_of_the_record(node: Harmed) -> None:
+    segment: Segment = node.get(KEY)
+    node.put(KEY, structs.replace(segment, records=[structs.replace(segment.records[0], rater="mallory")]))
+    assert node.problems() == [f"batch b: the words at {KEY}/0000 are not what was submitted"]
+    with pytest.raises(PeerMisbehaved, match="other words there than were submitted"):
+        set_of(node.feedback)
+
+
+def test_lost_words_and_words_that_are_left(node: Harmed) -> None:
+    state = node.words.state
+    (row,) = state.range.now(f"{KEY}/".encode(), f"{KEY}0".encode()).items
+    state.commit.now([Write(row.key, None)])
+    assert node.problems() == [f"batch b: the words at {KEY}/0000 are not what was submitted"]
+    state.commit.now([Write(row.key, row.value)])
+    segment = node.get(KEY)
+    node.put(KEY, structs.replace(segment, records=[structs.replace(segment.records[0], text="text 1")]))
+    assert node.problems() == [f"batch b: the words at {KEY}/0000 are not what was submitted"]
 
 
 def test_a_record_too_many_and_one_too_few(node: Harmed) -> None:
@@ -82,10 +107,11 @@ def test_a_record_too_many_and_one_too_few(node: Harmed) -> None:
 def test_a_record_under_another_trust(node: Harmed) -> None:
     head: Head = node.get("batch/b")
     other = "set/film/rating/9/b/0000"
-    node.put(other, node.get(KEY))
-    node.put(KEY, None)
+    node.put(other, node.get(WORDLESS))
+    node.put(WORDLESS, None)
     node.put(
-        "batch/b", structs.replace(head, segments=[other if key == KEY else key for key in head.segments])
+        "batch/b",
+        structs.replace(head, segments=[other if key == WORDLESS else key for key in head.segments]),
     )
     assert node.problems() == ["batch b: a record lies under another task, kind or trust than its own"]
 

@@ -19,6 +19,7 @@ from atoll.servers.feedback.interface import Batch, Feedback, NoSuchBatch
 from atoll.servers.feedback.records import Preference, Record
 from atoll.servers.feedback.rows import Row
 from atoll.servers.feedback.server import Server
+from atoll.servers.feedback.words import Words
 from atoll.servers.storage.interface import Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
@@ -74,8 +75,11 @@ class Node:
         self.rows: Keyspace[Row] = serve.keyspace("feedback", Row)
 
     def feedback(self, wrap: Callable[[Any], Any] = lambda transport: transport) -> Any:
+        words = self._serve.private("words", Words)
+        words.state = bind(State, wrap(transport_of(words.state)))
         return self._serve(
             Server,
+            words=words,
             storage=bind(Storage, wrap(transport_of(self.storage))),
             rows=Keyspace(bind(State, wrap(transport_of(self.rows.state))), Row),
         )

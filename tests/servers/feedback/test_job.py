@@ -180,6 +180,10 @@ pending = 1024
 
 [keyspace.references]
 [keyspace.feedback]
+[keyspace.keys]
+
+[keyspace.words]
+private = true
 
 [server.state]
 needs = {}
@@ -188,8 +192,14 @@ needs = {}
 folder = { folder = "blobs" }
 references = { keyspace = "references", rights = ["read", "write", "history"] }
 
+[server.keys.needs]
+keyring = { folder = "keyring" }
+root = { folder = "root" }
+rows = { keyspace = "keys", rights = ["read", "write"] }
+
 [server.feedback.needs]
 rows = { keyspace = "feedback", rights = ["read", "write", "history"] }
+words = { keyspace = "words", rights = ["read", "write", "history"] }
 storage = { server = "storage", rights = ["read", "write"] }
 """
 

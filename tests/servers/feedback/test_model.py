@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from atoll.servers.feedback.interface import Batch, BatchExists, Feedback, Invalid, Rater, Selection
-from atoll.servers.feedback.records import Correction, Preference, Record, kind_of
+from atoll.servers.feedback.records import Correction, Preference, Record, is_purged, kind_of, words_of
 from atoll.servers.feedback.rows import Row
 from atoll.servers.feedback.server import Server
+from atoll.servers.feedback.words import Words
 from atoll.servers.storage.interface import BlobRef, Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
@@ -70,11 +71,13 @@ class Model(RuleBasedStateMachine):
         self.trust: dict[str, float] = {}
         self.badges: dict[str, int] = {}
         self.tasks: set[str] = set()
+        self.purged: set[str] = set()
         self.start()
 
     def start(self) -> None:
         rows = self.servers.keyspace("feedback", Row)
-        self.served: Any = self.servers(Server, storage=self.storage, rows=rows)
+        words = self.servers.private("words", Words)
+        self.served: Any = self.servers(Server, storage=self.storage, rows=rows, words=words)
         self.clients: dict[int, Feedback] = {badge: self.served.client(badge=badge) for badge in (1, 2)}
 
     def teardown(self) -> None:
@@ -96,6 +99,10 @@ class Model(RuleBasedStateMachine):
             return
         if name in self.gone or self.stored.get(name, held) != held:
             with pytest.raises(BatchExists):
+                client.submit.now(batch)
+            return
+        if name not in self.stored and any(each.rater in self.purged and words_of(each) for each in held):
+            with pytest.raises(Invalid, match="who was not purged"):
                 client.submit.now(batch)
             return
         receipt = client.submit.now(batch)
@@ -130,6 +137,11 @@ class Model(RuleBasedStateMachine):
             self.badges[rater] = badge
         self.remember(revision)
 
+    @rule(rater=st.sampled_from([*RATERS, "nobody"]))
+    def purge(self, rater: str) -> None:
+        self.servers.keys().purge.now(rater)
+        self.purged.add(rater)
+
     @rule()
     def restart(self) -> None:
         self.served.kill()
@@ -155,6 +167,10 @@ class Model(RuleBasedStateMachine):
         )
         for name in self.stored:
             of_batch = list(self.clients[2].records.now(Selection(name, task, kind, trust)))
+            for each in of_batch:
+                said = self.stored[name][each.index]
+                gone = each.record.rater in self.purged and bool(words_of(said))
+                assert is_purged(each.record) == gone and (gone or each.record == said)
             assert [(each.batch, each.index, each.trust) for each in of_batch] == now.select(
                 task, kind, trust, name
             )
@@ -172,7 +188,9 @@ class Model(RuleBasedStateMachine):
         if hasattr(self, "clients"):
             told = self.clients[1].check.now()
             assert told.problems == told.stray == []
-            assert told.records == sum(map(len, self.stored.values()))
+            held = [record for batch in self.stored.values() for record in batch]
+            assert told.records == len(held)
+            assert told.purged == sum(each.rater in self.purged and bool(words_of(each)) for each in held)
             assert told.batches == len(self.stored) + len(self.gone)
 
 

@@ -1,0 +1,106 @@
+"""What raters write, on a node: in none of its files, and after a purge in no copy that was ever made of it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from atoll.ipc.attach import connect
+from atoll.ipc.naming import badge_number
+from atoll.ipc.private.envelope import BEGIN
+from atoll.ipc.system.keys import tag_of
+from atoll.servers.feedback.interface import Batch, Feedback, Invalid
+from atoll.servers.feedback.records import Correction, Record
+from atoll.servers.keys.keyring import Keyring
+from tests.servers.feedback.said import rating, set_of
+from tests.servers.feedback.test_job import IMAGE, export
+from tests.shell.conftest import Shell, shell
+
+from .test_node import files, holding, home, kept_keys, kill, ring
+
+PHRASE = "a phrase that a rater planted"
+WORDS = badge_number("words")
+SAID: list[Record] = [
+    Correction("ann", "expert", 0.9, "film", text="as it was", corrected=PHRASE, prompt=f"why {PHRASE}?"),
+    rating(f"{PHRASE}, twice", 1.0, rater="ann"),
+    rating("kept of bob", 0.5, rater="bob"),
+]
+
+
+@pytest.fixture(scope="module")
+def person() -> Iterator[Shell]:
+    with shell() as running:
+        (running.folder / "image.toml").write_text(IMAGE)
+        running.said("boot", "image.toml", "--folder", "node", "--detach")
+        try:
+            yield running
+        finally:
+            running.said("shutdown")
+        assert running.said("check", "node").endswith(": whole\n")
+
+
+def sealed_in(folder: Path, keyring: Keyring, rater: str) -> list[bytes]:
+    """The envelopes about a rater that lie anywhere in the files of a store."""
+    label = bytes(1) + tag_of(keyring.index(WORDS), rater)
+    return [path.read_bytes() for path in files(folder) if BEGIN + label in path.read_bytes()]
+
+
+def test_a_raters_words_are_in_no_file_and_after_a_purge_in_none_that_was(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        feedback = node.open("feedback", Feedback)
+        before = feedback.submit.now(Batch("b", SAID)).revision
+        with pytest.raises(Invalid):
+            feedback.submit.now(Batch("c", [rating(PHRASE, 7.0)]))
+        kill(person, "feedback")
+        assert set_of(feedback) == SAID
+        feedback.rollback.now("b", "to have a past")
+        feedback.submit.now(Batch("d", SAID))
+        person.said("backup", "before", "--node", str(home(person)))
+        old_store = person.folder / "old store"
+        shutil.copytree(home(person) / "data" / "state", old_store)
+        for place in (home(person), person.folder / "before", old_store):
+            assert holding(place, PHRASE.encode()) == []
+        assert holding(home(person), b"to have a past"), "the scan finds what is there"
+        at_that_time = ring(kept_keys(person, "keys of then"))
+        assert sealed_in(old_store, at_that_time, "ann") and sealed_in(old_store, at_that_time, "bob")
+        counts = feedback.statistics.now().tasks
+        done = person.json("purge", "ann")
+        assert (done["holding"], done["keyspaces"]) == ([], 1)
+        for moment in (before, None):
+            assert [text.rater for text in set_of(feedback, as_of=moment)] == ["ann", "ann", "bob"]
+            assert set_of(feedback, as_of=moment)[2] == SAID[2]
+            assert PHRASE not in repr(set_of(feedback, as_of=moment))
+        checked = feedback.check.now()
+        assert (checked.problems, checked.records, checked.purged) == ([], 3, 2)
+        assert feedback.statistics.now().tasks == counts
+    today = ring(home(person) / "data" / "keys")
+    for place in (old_store, home(person) / "data" / "state"):
+        assert sealed_in(place, today, "ann"), "its ciphertext stays"
+    assert today.key(WORDS, bytes(1) + tag_of(today.index(WORDS), "ann")) == b""
+    assert today.key(WORDS, bytes(1) + tag_of(today.index(WORDS), "bob"))
+    newest = str(home(person) / "data" / "keys")
+    person.said("restore", "before", "--folder", "again", "--name", "again", "--keyring", newest)
+    person.said("boot", "image.toml", "--folder", "again", "--name", "again", "--detach")
+    try:
+        with connect(str(home(person, "again"))) as node:
+            left = set_of(node.open("feedback", Feedback))
+            assert [record.rater for record in left] == ["ann", "ann", "bob"] and left[2] == SAID[2]
+            assert PHRASE not in repr(left)
+    finally:
+        person.said("shutdown", "--node", str(home(person, "again")))
+
+
+def test_an_export_leaves_out_whom_was_purged_and_says_so(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        held: list[Record] = [
+            rating(f"text of {rater}", 1.0, rater=rater, task="export") for rater in ("cy", "dan")
+        ]
+        node.open("feedback", Feedback).submit.now(Batch("e", held))
+    person.said("purge", "cy")
+    written = person.folder / "export.jsonl"
+    said, _ = export(home(person), "export", "--kind", "unpaired", f"--output={written}")
+    (row,) = [msgspec.json.decode(line) for line in written.read_bytes().splitlines()]
+    assert row["completion"] == "text of dan"
+    assert said.endswith("; 1 more were left out, whose texts were purged\n")
