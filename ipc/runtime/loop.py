@@ -105,6 +105,8 @@ class ServeLoop:
         self._sleep: trio.CancelScope | None = None
         """Where the loop sleeps in trio, and does so now."""
         self._draining = False
+        self._roomless = False
+        """The tape has no room for a call."""
         self._stopping = False
         self._runnable = trio_inside.Runnable(self._stir)
         self._knows_clients = False
@@ -235,13 +237,18 @@ class ServeLoop:
     def drain(self, draining: bool) -> None:
         """Take no further message (or take them again)."""
         self._draining = draining
-        lib.atoll_loop_drain(self.c, draining)
+        self._bar()
         lib.atoll_loop_until(self.c, 1)
 
     def room(self, there_is: bool) -> None:
         """On the tape of its calls: without it none is taken. With it, replies that waited are sent."""
-        lib.atoll_loop_drain(self.c, self._draining or not there_is)
+        self._roomless = not there_is
+        self._bar()
         self._replies.flush()
+
+    def _bar(self) -> None:
+        """No call is taken during a drain, nor while the tape has no room for one."""
+        lib.atoll_loop_drain(self.c, self._draining or self._roomless)
 
     def hold_idle(self, held: bool) -> None:
         """Do not call the server's `idle` (before its `start`), or call it again."""

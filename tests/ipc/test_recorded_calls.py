@@ -1,19 +1,24 @@
 """What is read of a recorded process it wrote of itself, so it may be anything; and what it took over may be large."""
 
+import mmap
 import os
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.ipc import Interface, Serves, call
+from atoll.ipc.interface import rights as rights_of
+from atoll.ipc.runtime.loop import ServeLoop
 from atoll.ipc.runtime.recording import Recorder
 from atoll.ipc.serve import bind
 from atoll.ipc.system import control
-from atoll.ipc.system.calls import LARGEST, LATEST, MESSAGE, RECORD, WHOLE, ChunkRow, OpeningRow, Tape
-from atoll.native import lib
+from atoll.ipc.system.calls import CHANCE, LARGEST, LATEST, MESSAGE, RECORD, WHOLE, ChunkRow, OpeningRow, Tape
+from atoll.native import Op, ffi, lib
+from tests.adversary.attack import Attacker, Record
+from tests.kit.memory import Memory
 
 CALL = 1
 SIZE = 2 << 20
@@ -45,6 +50,7 @@ def test_a_time_beyond_all_clocks_is_a_time(wall: int) -> None:
     assert 0 <= found.time <= LATEST
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=300), max_size=6))
 def test_whatever_a_tape_has_nothing_is_raised_and_little_kept(pieces: list[bytes]) -> None:
     tape, position = Tape(), 0
@@ -63,6 +69,11 @@ class Server(Serves[Quiet]):
     @Quiet.get.serve
     def get(self) -> int:
         return 1
+
+
+class Deaf:
+    def refused(self, channel: int, slot: int, method: int, why: str) -> None: ...
+    def misbehaved(self, channel: int, check: str) -> None: ...
 
 
 class Kept:
@@ -102,3 +113,38 @@ async def test_a_large_state_that_was_taken_over_is_left_out_and_said(
     os.close(memory)
     (opened,) = store.rows
     assert (opened.took_over, opened.left_out) == (kept, left_out)
+
+
+def test_a_full_tape_takes_no_call_after_a_swap_that_was_refused_either() -> None:
+    notice, status, table = (mmap.mmap(-1, size) for size in (65536, 4096, 65536))
+    loop = ServeLoop(bind(Server, {}), notice, status, {"Quiet": rights_of(Quiet)}, Deaf())
+    loop.add_segment(0, table)
+    memory = Memory(7, control.Shape(), 0)
+    opened = control.OpenChannel(
+        channel=7, role="server", peer="client", shape=memory.shape, epoch=1, base=memory.base, notice=0
+    )
+    loop.add(opened, memory.descriptor, memory.server_bell.fileno())
+    lib.atoll_entry_write(ffi.from_buffer(table), 5, 7, 1, 0xFF, 1, 0, 0, 0, 9)
+    kept = mmap.mmap(-1, lib.atoll_tape_memory(SIZE))
+    tape = lib.atoll_tape_new(ffi.from_buffer(kept), SIZE, True, 1, True)
+    lib.atoll_loop_tape(loop.c, tape)
+
+    def taken() -> int:
+        lib.atoll_loop_until(loop.c, 1)
+        return int(lib.atoll_loop_next(loop.c, b"", 0))
+
+    while lib.atoll_tape_note(tape, 0, 0, CHANCE, bytes(1000), 1000) == 0:
+        pass
+    full = taken()
+    assert (full >> 56, full >> 32 & 0xFFFFFF) == (Op.TAPE, 2)
+    loop.room(False)
+    method = loop.endpoint.table[0].spec.number
+    Attacker(memory, server=False).write(Record(0, method=method, slot=5, length=1), b"\x90")
+    loop.drain(True)
+    loop.drain(False)
+    assert [taken() >> 56 for _ in range(4)] == [Op.EXTERNAL] * 4
+    lib.atoll_tape_keep(tape, lib.atoll_tape_written(tape))
+    loop.room(True)
+    assert taken() == 1, "the call, of one byte"
+    assert lib.atoll_tape_dropped(tape) == 1, "the note that found the tape full"
+    memory.close()
