@@ -96,8 +96,11 @@ class Receiver:
         self.taken = 0
 
     def arrive(self, price: int) -> None:
-        """Count items as arrived. `PeerMisbehaved` if there was no credit for them."""
-        if price < 0 or self.received + price > self.granted:
+        """Count items as arrived. `PeerMisbehaved` if there was no credit for them, or if there are none: a record that
+        costs its sender nothing would be one of any number."""
+        if price < 1:
+            raise PeerMisbehaved(self.where, "a record of no items")
+        if self.received + price > self.granted:
             raise PeerMisbehaved(
                 self.where, f"items for {price} with credit for {self.granted - self.received}"
             )

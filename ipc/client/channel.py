@@ -19,8 +19,6 @@ from copy import copy
 from threading import get_ident
 from typing import Any
 
-import msgspec
-
 from atoll.ipc import clock, errors
 from atoll.ipc.errors import (
     Aborted,
@@ -37,7 +35,7 @@ from atoll.ipc.system.control import OpenChannel
 from atoll.ipc.transport import ChannelStatistics
 from atoll.native import Kind, Result, ffi, lib
 
-from . import forking
+from . import arrivals, forking
 from .host import Host, Subscribe
 from .outbox import MARK, Outbox
 from .pending import NANOSECONDS, Opened, Pending, Site
@@ -52,11 +50,8 @@ SEND_PATIENCE = 5.0
 """Seconds a thread waits for room in a full ring before its call is `Overloaded`."""
 DYING = 0.1
 """Seconds within which a kernel that has closed its descriptors is seen to have ended."""
-REPLY, ITEM = int(Kind.REPLY), int(Kind.ITEM)
+REPLY = int(Kind.REPLY)
 LENGTH = 0xFFFFFFFF
-
-_credit = msgspec.msgpack.Decoder(int)
-_items = msgspec.msgpack.Decoder(list[bytes])
 
 
 class ClientChannel:
@@ -249,7 +244,7 @@ class ClientChannel:
         if self.pending.pop(pending.number, None) is None:
             return
         pending.fail(Aborted(pending.site.spec.label, "its caller gave up waiting"))
-        self.outbox.control(pending, Kind.CANCEL)
+        self.outbox.cancel(pending)
         if self.outbox.owed:
             self.host.owing(self.outbox.when_paid, lambda: self.settle(pending))
 
@@ -334,46 +329,26 @@ class ClientChannel:
             return
         kind, length = result >> 32, result & LENGTH
         stream = pending.stream
-        if kind == ITEM and stream is not None:
-            try:
-                stream.arrived(_items.decode(self._buffer[:length]))
-            except msgspec.DecodeError:
-                self.misbehaved("items")
-            except PeerMisbehaved:
-                self.misbehaved("items without credit")
-            return
-        payload = self.views[length].tobytes() if length < VIEWS else self.long(length)
         if kind == REPLY and stream is None:
+            payload = self.views[length].tobytes() if length < VIEWS else self.long(length)
             del self.pending[pending.number]
             pending.complete(payload)
             return
-        if stream is not None:
-            if kind == Kind.CREDIT:
-                try:
-                    stream.credited(_credit.decode(payload))
-                except msgspec.DecodeError:
-                    self.misbehaved("credit")
-                except PeerMisbehaved:
-                    self.misbehaved("more credit than a window")
+        try:
+            if stream is not None and arrivals.feed(pending, stream, kind, self._buffer[:length]):
                 return
-        elif kind in (Kind.ITEM, Kind.CREDIT, Kind.END):
-            self.misbehaved("kind of reply")
+            error = arrivals.outcome(pending, kind, self._buffer[:length])
+        except PeerMisbehaved as fault:
+            self.misbehaved(fault.check)
+            return
+        if error is not None:
+            self.faults += 1
+            self._end(pending, error)
             return
         del self.pending[pending.number]
-        if kind == Kind.FAULT:
-            self.faults += 1
-            error = errors.decode(payload, pending.site.spec)
-            if isinstance(error, DeadlineExceeded) and pending.seconds is not None:
-                error = DeadlineExceeded(error.method, pending.seconds)  # the server knows when, not how long
-            if stream is not None:
-                stream.ended(error)
-            pending.fail(error)
-            return
         if stream is not None:
-            if kind == Kind.REPLY:
-                stream.arrived([payload])
             stream.ended(None)
-        pending.complete(payload)
+        pending.complete(b"")
 
     def wait(self, pending: Pending, limit: int) -> None:
         """Block this thread until `pending` is done or CLOCK_MONOTONIC reaches `limit` (0: no limit)."""
@@ -437,7 +412,7 @@ class ClientChannel:
     def expire(self, pending: Pending) -> None:
         """The deadline has passed: tell the server, end the call."""
         if self.pending.pop(pending.number, None) is not None:
-            self.outbox.control(pending, Kind.CANCEL)
+            self.outbox.cancel(pending)
             self._end(pending, DeadlineExceeded(pending.site.spec.label, pending.seconds))
 
     # trouble ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 What finds no room in its ring is *owed*: it is kept here and sent in order when the server has made room, and nothing that
 comes later overtakes it. How much is owed is bounded: by the tasks that wait for their calls, by the credit of items, and
-for calls that were merely started by `OWED_MOST`.
+for calls that were merely started by `OWED_MOST`. Of a request that is over nothing is owed, but the cancellation of one
+that was written; so there are no more of these than a ring has room for.
 
 A request is noted with where it was written: `Pending.end` holds the position behind it on its ring and the mark of the
 epoch (0: it is not in any ring). So after a server's death each request is judged by what was done with it and by nothing
@@ -29,11 +30,11 @@ FULL = int(Result.FULL)
 
 
 class Record:
-    """Something owed: a request (`kind` is None), or what belongs to one."""
+    """Something owed: a request (`kind` is None; it has its own payload), or what belongs to one."""
 
     __slots__ = ("kind", "payload", "pending", "site")
 
-    def __init__(self, pending: Pending, site: Any, kind: Kind | None, payload: bytes) -> None:
+    def __init__(self, pending: Pending, site: Any, kind: Kind | None = None, payload: bytes = b"") -> None:
         self.pending = pending
         self.site = site
         self.kind = kind
@@ -56,7 +57,11 @@ class Outbox:
         self._largest = int(lib.atoll_channel_limit(c))
         self._mark = epoch & MARK
         self._paid: list[Callable[[], None]] = []
-        # Reentrant: an object that is collected meanwhile may cancel what it held.
+        self._given_up = 0
+        """Requests that were cancelled since what is owed was last gone through for them."""
+        self._walked = False
+        # Reentrant: an object that is collected meanwhile may cancel what it held. So while what is owed is gone through it
+        # may grow by a cancellation, and nothing else happens to it (`_walked`).
         self._lock = threading.RLock()
 
     # sending ----------------------------------------------------------------------------------------------------------
@@ -95,19 +100,19 @@ class Outbox:
         with self._lock:
             result = FULL if self.owed else self.put(pending, site)
             if result == FULL:
-                self.owed.append(Record(pending, site, None, pending.payload))
+                self.owed.append(Record(pending, site))
                 return 0
         return result
 
     def owe(self, pending: Pending, site: Any) -> None:
         """Keep a request until its channel was renewed."""
         with self._lock:
-            self.owed.append(Record(pending, site, None, pending.payload))
+            self.owed.append(Record(pending, site))
 
     def may_owe(self, pending: Pending) -> bool:
         """Whether one more request may be owed that no task waits for."""
         with self._lock:
-            owed = sum(len(record.payload) + OVERHEAD for record in self.owed if record.kind is None)
+            owed = sum(len(each.pending.payload) + OVERHEAD for each in self.owed if each.kind is None)
         return not owed or owed + len(pending.payload) + OVERHEAD <= OWED_MOST
 
     def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> None:
@@ -117,6 +122,42 @@ class Outbox:
             if self.owed or self._send(record) == FULL:
                 self.owed.append(record)
         lib.atoll_ring_bell(self._c)
+
+    def cancel(self, pending: Pending) -> None:
+        """A request is over before its reply, and out of the table. Its server hears of it, if it may have the request."""
+        paid: list[Callable[[], None]] = []
+        with self._lock:
+            pending.payload = b""
+            self._given_up += 1
+            if (
+                2 * self._given_up >= len(self.owed) and not self._walked
+            ):  # not each time: many may be given up at once
+                self._drop()
+            if not pending.end and not self.owed:
+                paid, self._paid = self._paid, []
+        if pending.end:
+            self.control(pending, Kind.CANCEL)
+        for notify in paid:
+            notify()
+
+    def _drop(self) -> None:
+        """Forget what belongs to requests that are over."""
+        self._given_up = 0
+        self._walked = True
+        for _ in range(len(self.owed)):  # not as a copy: what is appended meanwhile stays
+            record = self.owed.popleft()
+            if self._due(record):
+                self.owed.append(record)
+        self._walked = False
+
+    def _due(self, record: Record) -> bool:
+        """Whether it is still to be sent: its request is in hand, or it says that this one is not."""
+        return record.kind == Kind.CANCEL or self._table.get(record.pending.number) is record.pending
+
+    def _send_due(self, record: Record) -> int:
+        if not self._due(record):
+            return 0
+        return self.put(record.pending, record.site) if record.kind is None else self._send(record)
 
     def _send(self, record: Record) -> int:
         """A record that belongs to a request whose server has died is nothing to that server's successor, nor to anybody:
@@ -138,17 +179,16 @@ class Outbox:
         with self._lock:
             if not self.owed:
                 return 0
-            while self.owed:
-                record = self.owed[0]
-                result = 0
-                if record.kind is not None:
-                    result = self._send(record)
-                elif self._table.get(record.pending.number) is record.pending:
-                    result = self.put(record.pending, record.site)
-                if result < 0:
-                    lib.atoll_ring_bell(self._c)
-                    return result
-                self.owed.popleft()
+            self._walked = True
+            result = 0
+            while self.owed and result >= 0:
+                result = self._send_due(self.owed[0])
+                if result >= 0:
+                    self.owed.popleft()
+            self._walked = False
+            if result < 0:
+                lib.atoll_ring_bell(self._c)
+                return result
             paid, self._paid = self._paid, []
         lib.atoll_ring_bell(self._c)
         for notify in paid:
@@ -191,7 +231,7 @@ class Outbox:
             dead, self._mark = self._mark, epoch & MARK
             self.dead[dead] = taken
             self.dead.pop(self._mark, None)
-            unsent = [record for record in self.owed if not record.pending.end]
+            unsent = [record for record in list(self.owed) if not record.pending.end]
             self.owed = deque()
             written = [p for p in list(self._table.values()) if p.end and p.end & MARK == dead]
             lost = self._judge(written, taken)
@@ -213,9 +253,9 @@ class Outbox:
         for pending in sorted(written, key=ahead):
             spec, stream = pending.site.spec, pending.stream
             if ahead(pending) > 0 and not (stream and stream.began):
-                self.owed.append(Record(pending, pending.site.c, None, pending.payload))
+                self.owed.append(Record(pending, pending.site.c))
             elif stream is None and (spec.idempotent or spec.once):
-                self.owed.append(Record(pending, pending.site.again, None, pending.payload))
+                self.owed.append(Record(pending, pending.site.again))
             else:
                 lost.append(pending)
             pending.end = 0

@@ -12,6 +12,7 @@ VICTIMS = {
     "native/channel.c": BOTH,
     "ipc/streams.py": BOTH,
     "ipc/runtime/loop.py": ("server",),
+    "ipc/client/arrivals.py": ("client",),
     "ipc/client/channel.py": ("client",),
     "ipc/errors.py": ("client",),
     "ipc/proxy.py": ("client",),

@@ -1,0 +1,195 @@
+"""What a server may write to its clients, and what it leaves unread: it costs them their channel at most. (Raw cffi.)"""
+
+import gc
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from atoll.ipc.bound import bind
+from atoll.ipc.client.channel import ClientChannel
+from atoll.ipc.client.transport import ChannelTransport
+from atoll.ipc.errors import DeadlineExceeded, PeerMisbehaved
+from atoll.ipc.interface import Interface, call
+from atoll.ipc.runtime.launch import Process
+from atoll.ipc.serve import Serves
+from atoll.ipc.streams import WINDOW
+from atoll.ipc.system import control
+from atoll.native import Kind, ffi, lib
+from tests.adversary.attack import BULK, Attacker, Record
+from tests.kit.memory import Memory
+from tests.kit.serving import Serving, serving
+from tests.native.suite import Server, Target
+
+HOSTILE = 900
+"""The channel to it."""
+encode = msgspec.msgpack.encode
+
+
+def write(memory: Memory, *records: tuple[Kind, bytes]) -> None:
+    """As an answer to the client's first request."""
+    attacker = Attacker(memory, server=True)
+    for kind, payload in records:
+        flags = BULK if len(payload) > 1000 else 0
+        attacker.write(Record(0, kind=kind, length=len(payload), flags=flags), payload, wake=False)
+    attacker.wake()
+
+
+def unserved(served: Serving) -> tuple[Memory, ClientChannel, Target]:
+    """A channel of this process that the test serves."""
+    memory = served.add_channel(served=False)
+    target = served.bind(memory, Target, served.grant(memory, Target))
+    return memory, served.client(memory), target
+
+
+# what it writes -------------------------------------------------------------------------------------------------------
+
+
+def _stream(target: Target) -> Callable[[], Any]:
+    return target.numbers.now(5).__next__
+
+
+def _upload(target: Target) -> Callable[[], Any]:
+    opened = target.__dict__["_transport"].open(Target.total.spec, encode([]), target.__dict__["_options"])
+    return opened.receive_now  # type: ignore[no-any-return]
+
+
+FULL = (Kind.ITEM, encode([encode(0)] * WINDOW))
+
+
+@pytest.mark.parametrize(
+    ("opened", "records", "check"),
+    [
+        (_stream, [FULL, (Kind.REPLY, encode(1))], "kind of reply"),
+        (_upload, [FULL, (Kind.REPLY, encode(1))], "items without credit"),
+        (_stream, [FULL, (Kind.ITEM, encode([]))], "items without credit"),
+    ],
+)
+def test_what_cannot_follow_a_window_of_items_ends_the_channel(
+    opened: Callable[[Target], Callable[[], Any]], records: list[tuple[Kind, bytes]], check: str
+) -> None:
+    with serving(Server, clients=0) as served:
+        memory, channel, target = unserved(served)
+        read = opened(target)
+        write(memory, *records)
+        channel.drain()  # and whichever thread it is that receives hears nothing of it
+        assert served.accused == [(memory.number, check)]
+        assert isinstance(channel.failed, PeerMisbehaved) and not channel.pending
+        with pytest.raises(PeerMisbehaved):
+            list(iter(read, None))
+
+
+def test_a_record_of_no_items_is_not_kept() -> None:
+    with serving(Server, clients=0) as served:
+        memory, channel, target = unserved(served)
+        numbers = target.numbers.now(5)
+        write(memory, *[(Kind.ITEM, encode([]))] * 100)
+        channel.drain()
+        assert served.accused == [(memory.number, "items without credit")]
+        with pytest.raises(PeerMisbehaved):
+            next(numbers)
+
+
+# to a client that is a server -----------------------------------------------------------------------------------------
+
+
+class Reader(Interface):
+    @call("use")
+    def read(self) -> int: ...
+    @call("use")
+    def well(self) -> bool: ...
+
+
+class ReaderServer(Serves[Reader]):
+    """Reads from the server behind `HOSTILE`."""
+
+    def _target(self) -> Target:
+        process = next(found for found in gc.get_objects() if isinstance(found, Process))
+        port = control.Port(channel=HOSTILE, slot=0, generation=1, interface="Target", rights=("read",))
+        return bind(Target, ChannelTransport(process.clients[HOSTILE], port))
+
+    @Reader.read.serve
+    async def read(self) -> int:
+        async for _ in self._target().numbers(5):
+            await trio.sleep_forever()
+        raise AssertionError
+
+    @Reader.well.serve
+    def well(self) -> bool:
+        return True
+
+
+def hostile(served: Serving) -> Memory:
+    """The server under test is given a channel whose server the test plays."""
+    memory = Memory(HOSTILE, control.Shape(), 0)
+    lib.atoll_notice_channel(served.server_notice.c, 0, 1, 1, memory.base, ffi.NULL)
+    opened = control.OpenChannel(
+        channel=HOSTILE,
+        role="client",
+        peer="hostile",
+        shape=memory.shape,
+        epoch=1,
+        base=memory.base,
+        notice=0,
+    )
+    served._send(opened, memory.descriptor, memory.client_bell.fileno())
+    served.observe()
+    return memory
+
+
+def test_a_server_outlives_what_a_server_that_it_calls_writes() -> None:
+    with serving(ReaderServer) as served:
+        memory = hostile(served)
+        reading = served.proxies[0].read.start()
+        served.observe()
+        write(memory, FULL, (Kind.REPLY, encode(1)))
+        assert served.until_misbehaved().channel == HOSTILE
+        assert served.proxies[0].well.now()
+        reading.cancel()
+        memory.close()
+
+
+# what it leaves unread ------------------------------------------------------------------------------------------------
+
+LARGE = 900_000
+
+
+async def give_up(target: Target, calls: int) -> None:
+    """So many calls at once, none of which is answered in time."""
+
+    async def ask() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await target.with_(deadline=0.01).mirror(b"x" * LARGE)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(calls):
+            nursery.start_soon(ask)
+
+
+def test_calls_that_were_given_up_are_not_owed() -> None:
+    with serving(Server, clients=0) as served:
+        _, channel, target = unserved(served)
+        for _ in range(20):
+            trio.run(give_up, target, 4)
+        owed = channel.outbox.owed
+        assert len(owed) <= 4, "the cancellations of those that found room"
+        assert not any(record.payload or record.pending.payload for record in owed)
+
+
+def test_a_server_that_reads_again_hears_of_no_call_that_was_given_up_before() -> None:
+    with serving(Server) as served:
+        channel = served.client(served.channels[0])
+        served.observe()
+        target = served.proxies[0]
+        os.kill(served.pid, signal.SIGSTOP)
+        trio.run(give_up, target, 8)
+        sent = channel.statistics().bytes_sent
+        os.kill(served.pid, signal.SIGCONT)
+        assert target.double.now(2) == 4
+        assert channel.statistics().bytes_sent - sent < LARGE
+        assert not channel.outbox.owed
+        assert not served.misbehaved
