@@ -88,8 +88,19 @@ def set_log_sink(sink: Sink) -> None:
     _sink = sink
 
 
+LINE_MOST = 8192
+"""Characters of a line's text, or of a field: the kernel keeps no more."""
+FIELDS_MOST = 32768
+"""Characters of all fields of a line, with their names: one packet holds them, whatever they are."""
+
+
+def _fitting(text: str, most: int) -> str:
+    """What can be sent of it: exceptions quote what was in hand, as long as it is and no UTF-8 if it is none."""
+    return text[:most].encode(errors="backslashreplace").decode()[:most]
+
+
 class Log:
-    """Log lines that name the call they belong to. Keyword arguments are fields."""
+    """Log lines that name the call they belong to. Keyword arguments are fields. What is too long for a line is cut."""
 
     __slots__ = ("_fixed",)
 
@@ -97,7 +108,14 @@ class Log:
         self._fixed = fixed
 
     def _write(self, level: str, text: str, fields: dict[str, object]) -> None:
-        _sink(level, text, self._fixed | {name: str(value) for name, value in fields.items()})
+        left, kept = FIELDS_MOST, dict[str, str]()
+        for name, value in (self._fixed | fields).items():
+            called, told = _fitting(name, LINE_MOST), _fitting(str(value), LINE_MOST)
+            left -= len(called) + len(told)
+            if left < 0:
+                break
+            kept[called] = told
+        _sink(level, _fitting(text, LINE_MOST), kept)
 
     def debug(self, text: str, /, **fields: object) -> None:
         self._write("debug", text, fields)

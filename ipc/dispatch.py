@@ -18,9 +18,9 @@ from . import codec, discretion
 from .codec import Decode, Encode
 from .context import Log
 from .deferred import Deferred
-from .errors import AtollError, BadRequest, Failure, InternalFault
+from .errors import AtollError, BadRequest, DecodeFaults, Failure, InternalFault
 from .method import MethodSpec
-from .proxy import DecodeFaults, generate
+from .proxy import generate
 from .transport import Translator
 
 Run = Callable[..., Any]
@@ -40,7 +40,7 @@ def run(
         _check_declared(_spec, error)
         raise
     except Exception as error:
-        raise _internal(_spec, error) from error
+        raise internal(_spec, error) from error
     if reply.__class__ is _Deferred:
         return _later(reply)
     try:
@@ -76,7 +76,7 @@ def build_run(spec: MethodSpec, handler: Callable[..., Any], translator: Transla
         "_AtollError": AtollError,
         "_bad_request": bad_request,
         "_check_declared": _check_declared,
-        "_internal": _internal,
+        "internal": internal,
         "_later": lambda reply: _later(spec, encode, reply),
         "_other": lambda reply, error: _other(spec, encode, reply, error),
     }
@@ -126,7 +126,7 @@ async def _reply(
         _check_declared(spec, error)
         raise
     except Exception as error:
-        raise _internal(spec, error) from error
+        raise internal(spec, error) from error
 
 
 def _later(spec: MethodSpec, encode: Encode, reply: Deferred[Any]) -> Deferred[bytes]:
@@ -136,7 +136,7 @@ def _later(spec: MethodSpec, encode: Encode, reply: Deferred[Any]) -> Deferred[b
         try:
             data = encode(value)
         except Exception as error:
-            encoded.fail(_internal(spec, error))
+            encoded.fail(internal(spec, error))
         else:
             encoded.complete(data)
 
@@ -152,7 +152,7 @@ def _other(spec: MethodSpec, encode: Encode, reply: Any, error: Exception) -> An
         return _reply(spec, encode, lambda: reply)
     if isinstance(error, AtollError):
         raise error
-    raise _internal(spec, error) from error
+    raise internal(spec, error) from error
 
 
 async def _encoded_async(
@@ -165,7 +165,7 @@ async def _encoded_async(
         _check_declared(spec, error)
         raise
     except Exception as error:
-        raise _internal(spec, error) from error
+        raise internal(spec, error) from error
     finally:
         close = getattr(source, "aclose", None)
         if close is not None:
@@ -180,7 +180,7 @@ def _encoded(spec: MethodSpec, encode: Encode, source: Iterator[Any]) -> Iterato
         _check_declared(spec, error)
         raise
     except Exception as error:
-        raise _internal(spec, error) from error
+        raise internal(spec, error) from error
     finally:
         close = getattr(source, "close", None)
         if close is not None:
@@ -210,10 +210,11 @@ class _Decoded:
 
 def _check_declared(spec: MethodSpec, error: AtollError) -> None:
     if isinstance(error, Failure) and not isinstance(error, spec.failures.get(error.number, ())):
-        raise _internal(spec, error) from error
+        raise internal(spec, error) from error
 
 
-def _internal(spec: MethodSpec, error: BaseException) -> InternalFault:
+def internal(spec: MethodSpec, error: BaseException) -> InternalFault:
+    """What the caller is told of an exception that is no outcome; the log has its traceback."""
     Log(method=spec.label).error(
         f"{spec.label} raised {type(error).__name__}", traceback=discretion.trace(error)
     )
@@ -234,15 +235,17 @@ def as_reply(spec: MethodSpec, error: BaseException) -> AtollError:
         except InternalFault as fault:
             return fault
         return error
-    return _internal(spec, error)
+    return internal(spec, error)
 
 
 def bad_request(spec: MethodSpec, fault: Exception, what: str = "") -> BadRequest:
     """msgspec's fault in the interface's words: the argument by its name, expected and got."""
-    text, _, path = str(fault).partition(" - at ")
-    where = _place(spec, path.strip("`"), what)
     if not isinstance(fault, msgspec.ValidationError):
-        return BadRequest(where, "a well-formed message", f"`{text}`")
+        return BadRequest(_place(spec, "", what), "a well-formed message", f"`{fault}`")
+    text, _, path = str(fault).rpartition(" - at ")  # the text may quote the caller's
+    if not text:
+        text, path = path, ""
+    where = _place(spec, path.strip("`"), what)
     expected, _, got = text.removeprefix("Expected ").partition(", got ")
     return BadRequest(where, expected, got or "something else")
 
@@ -253,6 +256,5 @@ def _place(spec: MethodSpec, path: str, what: str) -> str:
     if not path.startswith("$["):
         return spec.label
     index, _, rest = path.removeprefix("$[").partition("]")
-    names = spec.arguments.__struct_fields__
-    name = names[int(index)] if index.isdigit() and int(index) < len(names) else index
-    return f"{spec.label}({name}{rest})"
+    names = {str(number): name for number, name in enumerate(spec.arguments.__struct_fields__)}
+    return f"{spec.label}({names.get(index, index)}{rest})"

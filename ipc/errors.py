@@ -422,6 +422,9 @@ class _Wire(Struct, array_like=True, frozen=True):
     message: str
 
 
+DecodeFaults = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes of another: malformed, no UTF-8, or nested without end, also in what it only skips."""
+
 _wire = msgspec.msgpack.Decoder(_Wire)
 _details = msgspec.msgpack.Decoder(dict[str, Any])
 
@@ -453,10 +456,17 @@ def shape(kind: type[AtollError]) -> type[Struct]:
 
 
 def encode(error: AtollError) -> bytes:
-    """An error as it travels."""
-    if isinstance(error, UnknownFailure):
-        return _packed.encode((number_of(error.name), error.name, error.details, error.text))
-    return _packed.encode((error.number, type(error).__name__, error.fields, str(error)))
+    """An error as it travels. One that no message can hold becomes an `InternalFault` that names it: whoever raised it is
+    a server's author, and its caller waits for an answer."""
+    name = error.name if isinstance(error, UnknownFailure) else type(error).__name__
+    try:
+        if isinstance(error, UnknownFailure):
+            return _packed.encode((number_of(name), name, error.details, error.text))
+        return _packed.encode((error.number, name, error.fields, str(error)))
+    except Exception as fault:
+        return encode(
+            InternalFault("a handler", f"{name}, which no message can hold ({type(fault).__name__})")
+        )
 
 
 def decode(payload: bytes | memoryview, declared: Declares | None = None) -> AtollError:
@@ -470,6 +480,6 @@ def decode(payload: bytes | memoryview, declared: Declares | None = None) -> Ato
         if kind is None:
             return UnknownFailure(wire.name, wire.message, _details.decode(wire.fields))
         fields = msgspec.msgpack.decode(wire.fields, type=shape(kind))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except DecodeFaults as fault:
         return PeerMisbehaved("an error reply", str(fault))
     return kind(**{name: getattr(fields, name) for name in kind._names})

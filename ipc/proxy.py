@@ -14,7 +14,7 @@ import msgspec
 
 from . import codec
 from .bound import Bound, bind, options_of, statistics, transport_of
-from .errors import AtollError, PeerMisbehaved
+from .errors import AtollError, DecodeFaults, PeerMisbehaved
 from .future import Future
 from .method import MethodSpec
 from .transport import DEFAULTS, ChannelStatistics, Options, Transport
@@ -33,8 +33,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-DecodeFaults = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 def bad_reply(spec: MethodSpec, fault: Exception) -> AtollError:

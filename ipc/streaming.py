@@ -13,10 +13,10 @@ import msgspec
 
 from . import codec
 from .bound import Bound, options_of, transport_of
-from .errors import PeerDied, PeerMisbehaved
+from .errors import DecodeFaults, PeerDied, PeerMisbehaved
 from .future import Payload
 from .method import MethodSpec
-from .proxy import DecodeFaults, Signature, bad_reply, generate
+from .proxy import Signature, bad_reply, generate
 from .transport import Options, RawStream, Transport
 
 P = ParamSpec("P")

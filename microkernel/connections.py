@@ -11,10 +11,9 @@ import socket
 import struct
 from collections import deque
 
-import msgspec
 import trio
 
-from atoll.ipc.errors import PeerMisbehaved
+from atoll.ipc.errors import DecodeFaults, PeerMisbehaved
 from atoll.ipc.system import control
 
 DESCRIPTORS_MOST = 16
@@ -163,7 +162,7 @@ class Connection:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise PeerMisbehaved("the control socket", "a packet was cut short")
             return control.to_kernel.decode(data), descriptors
-        except msgspec.DecodeError as fault:
+        except DecodeFaults as fault:
             _close_all(descriptors)
             raise PeerMisbehaved("the control socket", str(fault)) from None
         except BaseException:

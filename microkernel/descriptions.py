@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from atoll.ipc.errors import AtollError
+from atoll.ipc.errors import AtollError, DecodeFaults
 from atoll.ipc.runtime.describe import Answer, Asked, Description, heard
 
 from .mechanisms import Process, Spawner
@@ -155,5 +155,5 @@ async def _talk(stream: trio.SocketStream, process: Process, asked: Asked) -> An
         pass  # it has ended: how, is said below
     try:
         return heard(bytes(told)) or Answer(fault=f"its import {await process.wait()}")
-    except msgspec.DecodeError as error:
+    except DecodeFaults as error:
         return Answer(fault=f"its answer is none: {error}")

@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from atoll.ipc import context, schema
+from atoll.ipc.errors import DecodeFaults
 from atoll.ipc.naming import number_of
 from atoll.ipc.system.kernel import Kernel, Refusal
 from atoll.ipc.system.records import ChannelRow, CrashRow, EventRow, RefusalRow
@@ -49,7 +50,7 @@ def _methods(described: bytes) -> dict[int, str]:
     """The methods of an interface by their numbers; none if what its server said of it is no schema."""
     try:
         shape = schema.decode(described)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except DecodeFaults:
         return {}
     named = ((name, f"{shape.name}.{name}") for name in shape.methods)
     return {number_of(name): told for name, told in named if told.replace(".", "_").isidentifier()}

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-import msgspec
 import trio
 
-from atoll.ipc.errors import AtollError
+from atoll.ipc.errors import AtollError, DecodeFaults
 from atoll.ipc.system.calls import PREFIX, ChunkRow, OpeningRow
 from atoll.ipc.system.records import LOG, AnyRow, LogRow, after, decode
 from atoll.ipc.system.state import Item, Write, absolute, relative
@@ -104,5 +103,5 @@ def _row(table: type[AnyRow], item: Item) -> AnyRow | None:
     """None: it is no row; a server may have written anything there."""
     try:
         return decode(table, item.value or b"")
-    except msgspec.DecodeError:
+    except DecodeFaults:
         return None

@@ -24,6 +24,8 @@ from .node import Node
 from .parties import KERNEL, Party
 from .windows import Windows
 
+LONGEST = 100 * 365.25 * 86400
+"""Seconds that a capability may be asked to last: the table in shared memory holds 64 bits of nanoseconds."""
 ON_ITS_WAY = ("starting", "draining", "restarting")
 """States of a server that is about to serve."""
 
@@ -216,8 +218,9 @@ class Powers:
             )
 
     def _expiry(self, held: Capability, expires: float) -> int:
-        if expires < 0:
-            raise BadRequest(where="expires", expected="seconds, 0 for no bound of its own", got=str(expires))
+        if not 0 <= expires <= LONGEST:
+            expected = f"seconds up to {LONGEST:.0f}, 0 for no bound of its own"
+            raise BadRequest(where="expires", expected=expected, got=str(expires))
         if not expires:
             return NEVER
         asked = self._node.lived() + int(expires * 1e9)

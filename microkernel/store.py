@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import msgspec
 import trio
 
-from atoll.ipc.errors import AtollError, NodeDown, PeerFault
+from atoll.ipc.errors import AtollError, DecodeFaults, NodeDown, PeerFault
 from atoll.ipc.system.calls import ChunkRow
 from atoll.ipc.system.records import LogRow, Row, after, decode
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
@@ -180,7 +180,7 @@ class Store:
         start = absolute(keyspace, ChunkRow.key_of(self.boot, process))
         last = await self.state.range(start, after(start), 1, reverse=True)
         for item in last.items:
-            with suppress(msgspec.DecodeError):  # a process that was taken over may have written anything
+            with suppress(*DecodeFaults):  # a process that was taken over may have written anything
                 row = decode(ChunkRow, item.value or b"")
                 return row.position + len(row.tape)
         return 0

@@ -19,6 +19,8 @@ from .channel import LENGTH, VIEWS, ClientChannel
 from .pending import NANOSECONDS, Pending, Site
 from .stream import ChannelStream
 
+FAR = 9e9
+"""CLOCK_MONOTONIC seconds: a message holds a deadline in 64 bits of nanoseconds."""
 _ID, _CONTEXT_BLOCK = 16, 64
 """`struct context` of layout.h begins with two ids; what is all zero is not there."""
 
@@ -166,7 +168,7 @@ def _circumstances(
         end = options.expiry(now)
         if end is None or end <= now:
             raise DeadlineExceeded(method.label, options.deadline)
-        until = int(end * NANOSECONDS)
+        until = int(min(end, FAR) * NANOSECONDS)
     block = None
     if options.transaction or options.key:
         named = (options.transaction or b"").ljust(_ID, b"\0") + (keyed(options, method, payload) or b"")

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
 from atoll.ipc.context import current_or_none, in_hand
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import PeerMisbehaved
+from atoll.ipc.errors import DecodeFaults, PeerMisbehaved
 from atoll.ipc.form import Draft, Form
 from atoll.ipc.keyspace import settled
 from atoll.ipc.system.keys import SUBJECT_MOST
@@ -60,7 +58,7 @@ class SealedForm(Form[P]):
             raise _unfit(key, "a value that was not sealed for this key") from None
         try:
             return self.decode(plain)
-        except msgspec.DecodeError:
+        except DecodeFaults:
             # Its sentence may quote the value.
             raise _unfit(key, "a value of another type") from None
 

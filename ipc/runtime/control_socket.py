@@ -7,9 +7,9 @@ import time
 from typing import TypeVar
 
 import trio
-from msgspec import DecodeError, msgpack
+from msgspec import msgpack
 
-from atoll.ipc.errors import NodeDown, PeerMisbehaved
+from atoll.ipc.errors import DecodeFaults, NodeDown, PeerMisbehaved
 from atoll.ipc.system import control
 
 DESCRIPTORS_MOST = 64
@@ -39,7 +39,7 @@ class ControlSocket:
             raise PeerMisbehaved("the control socket", "a packet or its descriptors were cut short")
         try:
             return self._decoder.decode(data), descriptors
-        except DecodeError as fault:
+        except DecodeFaults as fault:
             raise PeerMisbehaved("the control socket", str(fault)) from None
 
     def _receive(self) -> tuple[bytes, list[int], int]:

@@ -15,8 +15,6 @@ from atoll.ipc import context
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes of every record; others are the caller's `extra`."""
 _LEVELS = {"critical": "error", "exception": "error", "fatal": "error", "warn": "warning", "notset": "info"}
-MOST = 8192
-"""Characters of a text or a field: a packet holds them, and the kernel keeps no more."""
 KNOWN = ("debug", "info", "warning", "error")
 
 
@@ -25,8 +23,9 @@ def tell(level: str, text: str, fields: dict[str, Any]) -> None:
     name = _LEVELS.get(level.lower(), level.lower())
     call = context.current_or_none()
     log = context.Log() if call is None else call.log
-    cut = {str(key): str(value)[:MOST] for key, value in fields.items()}
-    getattr(log, name if name in KNOWN else "info")(text[:MOST], **cut)
+    getattr(log, name if name in KNOWN else "info")(
+        text, **{str(key): value for key, value in fields.items()}
+    )
 
 
 class Lines(logging.Handler):

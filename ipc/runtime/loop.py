@@ -24,9 +24,11 @@ from atoll.ipc import clock, errors
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.context import INLINE, Call, Fields
 from atoll.ipc.deferred import Deferred
+from atoll.ipc.dispatch import internal
 from atoll.ipc.errors import (
     AtollError,
     DeadlineExceeded,
+    DecodeFaults,
     PeerMisbehaved,
     QuotaExceeded,
     Revoked,
@@ -334,6 +336,9 @@ class ServeLoop:
             except AtollError as error:
                 reply, packed = self._failed(error)
                 continue
+            except Exception as error:  # no caller's bytes end a process, whatever decodes them
+                reply, packed = self._fault(internal(self.endpoint.table[self._message.needed].spec, error))
+                continue
             if result.__class__ is bytes:
                 reply = result
                 packed = len(reply)
@@ -407,8 +412,7 @@ class ServeLoop:
             lib.atoll_loop_until(self.c, 1)
             return
         wait = min(trio_inside.seconds_to_deadline(), self._idle_due - clock.monotonic())
-        until = 0 if wait == math.inf else max(2, clock.monotonic_ns() + int(wait * NANOSECONDS))
-        lib.atoll_loop_until(self.c, until)
+        lib.atoll_loop_until(self.c, 0 if wait == math.inf else trio_inside.moment_in(wait))
 
     async def _gated(self) -> None:
         """The kernel is about to freeze us, or has just thawed us: nothing is taken meanwhile."""
@@ -422,7 +426,7 @@ class ServeLoop:
         wait = self._idle()
         self._idle_due = math.inf if wait is None else clock.monotonic() + wait
         if wait is not None:
-            lib.atoll_loop_until(self.c, max(2, clock.monotonic_ns() + int(wait * NANOSECONDS)))
+            lib.atoll_loop_until(self.c, trio_inside.moment_in(wait))
 
     # one call ---------------------------------------------------------------------------------------------------------
 
@@ -576,7 +580,7 @@ class ServeLoop:
                     inhand.credit.grant(_credit.decode(payload))
                 case _:
                     self._bad(channel, "record of no stream")
-        except msgspec.DecodeError:
+        except DecodeFaults:
             self._bad(channel, "stream record")
         except PeerMisbehaved:
             self._bad(

@@ -52,7 +52,9 @@ class Shares:
 
     def refusal(self, channel: int, label: str) -> AtollError | None:
         """Why a channel's next call is not taken; None: it is."""
-        client = self._clients[channel]
+        client = self._clients.get(channel)
+        if client is None:
+            return None
         if client in self.full:
             return Overloaded(label)
         payer = client.payer
@@ -63,7 +65,8 @@ class Shares:
         refusal = self.refusal(channel, spec.label) if self.full else None
         if refusal is not None:
             raise refusal
-        client = self._clients[channel]
+        # A channel may be gone before its handler has said that it will answer later: that is counted for nobody.
+        client = self._clients.get(channel) or Client(Payer("", 0))
         if spec.kind == "upload":
             if client.uploads >= UPLOADS_MOST:
                 raise Overloaded(spec.label)

@@ -15,6 +15,8 @@ from typing import Any
 import outcome
 import trio
 
+from atoll.ipc import clock
+
 try:
     from trio._core._run import GLOBAL_RUN_CONTEXT
     from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
@@ -26,6 +28,7 @@ except (ImportError, AttributeError):
     STEPS = False
 
 NANOSECONDS = 1_000_000_000
+FAR = 3600.0
 
 
 class Runnable(trio.abc.Instrument):
@@ -62,6 +65,12 @@ def descriptor() -> int | None:
 def seconds_to_deadline() -> float:
     """Until trio's next deadline; infinite if there is none."""
     return float(trio.lowlevel.current_statistics().seconds_to_next_deadline)
+
+
+def moment_in(seconds: float) -> int:
+    """A moment of CLOCK_MONOTONIC in ns, `FAR` ahead at most: a caller's deadline may lie further than 64 bits reach, and
+    who was woken too early looks again."""
+    return max(2, clock.monotonic_ns() + int(min(seconds, FAR) * NANOSECONDS))
 
 
 # steps ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from atoll.ipc.errors import DecodeFaults
+
 from .records import Row
 
 PREFIX: Final = "calls/"
@@ -279,7 +281,7 @@ class Tape:
                 self.start.append(_asked.decode(payload))
             elif key in self._hands:
                 self._hands[key].notes.append((what, payload))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except DecodeFaults:
             return  # it is of no use to anybody
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "native"
 CORPUS = HERE / "corpus"
-TARGETS = ("serve", "receive", "table", "bulk", "race")
-CORE = ("ring", "bulk", "table", "wait", "channel", "client", "loop", "methods", "tape", "told")
+TARGETS = ("serve", "receive", "table", "bulk", "nesting", "race")
+CORE = ("ring", "bulk", "table", "wait", "channel", "client", "loop", "methods", "tape", "told", "nesting")
 OWN = ("driver", "targets", "world")
 FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", f"-I{HERE}")
 ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}

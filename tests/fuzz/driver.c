@@ -143,11 +143,8 @@ int main(int count, char **words) {
     static const struct {
         const char *name;
         void (*run)(struct input *);
-    } targets[] = {{"serve", fuzz_serve},
-                   {"receive", fuzz_receive},
-                   {"table", fuzz_table},
-                   {"bulk", fuzz_bulk},
-                   {"race", fuzz_race}};
+    } targets[] = {{"serve", fuzz_serve}, {"receive", fuzz_receive}, {"table", fuzz_table},
+                   {"bulk", fuzz_bulk},   {"nesting", fuzz_nesting}, {"race", fuzz_race}};
     void (*run)(struct input *) = NULL;
     MUST(count >= 6);
     for (unsigned i = 0; i < sizeof targets / sizeof *targets; i++)

@@ -34,6 +34,7 @@ void fuzz_serve(struct input *input);
 void fuzz_receive(struct input *input);
 void fuzz_table(struct input *input);
 void fuzz_bulk(struct input *input);
+void fuzz_nesting(struct input *input);
 void fuzz_race(struct input *input);
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * The targets: the receive path of a server and of a client, the capability table, the bulk allocator, and a
- * server that reads while another process writes.
+ * The targets: the receive path of a server and of a client, the capability table, the bulk allocator, the
+ * walk through a message's nesting, and a server that reads while another process writes.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "atomics.h"
+#include "interface/nesting.h"
 #include "wait.h"
 #include "world.h"
 
@@ -194,6 +195,18 @@ void fuzz_bulk(struct input *input) {
             MUST(i == 0 || bulk.records[i - 1].offset + bulk.records[i - 1].length <= bulk.records[i].offset);
         }
     }
+}
+
+/* In memory that ends where the message does, so that whoever reads beyond it is found. */
+void fuzz_nesting(struct input *input) {
+    uint32_t limit = (uint32_t)take(input, 2);
+    uint8_t *message = malloc(input->left ? input->left : 1);
+    MUST(message);
+    memcpy(message, input->at, input->left);
+    int within = atoll_nests_within(message, input->left, limit);
+    MUST(within == 0 || within == 1);
+    MUST(within || !atoll_nests_within(message, input->left, limit / 2));
+    free(message);
 }
 
 /* The liar is a process of its own and writes while we read: here every check must hold in the copy, not in

@@ -8,7 +8,7 @@ import pytest
 from .build import CORPUS, TARGETS, build, fuzz
 from .grants import fuzz_grants
 
-RUNS = {"serve": 3000, "receive": 4000, "table": 3000, "bulk": 3000, "race": 25}
+RUNS = {"serve": 3000, "receive": 4000, "table": 3000, "bulk": 3000, "nesting": 3000, "race": 25}
 SOAK = 120.0
 """Seconds a target of the long form."""
 
