@@ -38,7 +38,7 @@ def lines(rows: Iterable[Row]) -> Iterator[bytes]:
 
 def write(path: Path, rows: Iterable[Row]) -> Written:
     """Write rows to `path`, which is there, whole and durable, when this returns. Raises OSError, and what a
-    call raises; what stood there before then still does.
+    call raises; what stood there before then still does, unless it was the new name that could not be made durable.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -49,7 +49,17 @@ def write(path: Path, rows: Iterable[Row]) -> Written:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    _keep_name(path.parent)
     return written
+
+
+def _keep_name(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _count(rows: Iterable[Row], put: Callable[[bytes], object]) -> Written:

@@ -7,45 +7,60 @@ in which it was written: a set as of an earlier revision counts as it did then, 
 a set as of now counts a rater who turned out to be bad for less, whenever they submitted.
 """
 
-from collections.abc import Iterable
+from atoll.ipc.local_view import LocalView
 
-from .interface import Invalid, Rater
+from .interface import Invalid
 from .records import Record
+from .rows import Appointed
 
 _SHOWN = 5
 
 
-class Raters:
-    """The raters as they are now. One task at a time touches an instance."""
+class Raters(LocalView[Appointed]):
+    """The raters as they are now, by name: a view of their rows. One task at a time touches an instance."""
 
-    def __init__(self, raters: Iterable[Rater] = ()) -> None:
-        self._by_name: dict[str, Rater] = {}
+    def __init__(self) -> None:
+        super().__init__()
         self._names: dict[int, set[str]] = {}
         """Of each badge that speaks for anybody, for whom."""
-        for rater in raters:
-            self.put(rater)
 
-    def put(self, rater: Rater) -> None:
-        before = self._by_name.get(rater.name)
-        if before is not None and before.badge:
-            names = self._names[before.badge]
-            names.discard(rater.name)
-            if not names:
-                del self._names[before.badge]
-        if rater.badge:
-            self._names.setdefault(rater.badge, set()).add(rater.name)
-        self._by_name[rater.name] = rater
+    def put(self, key: str, value: Appointed, revision: int) -> None:
+        self._unbind(key)
+        super().put(key, value, revision)
+        self._bind(key)
+
+    def delete(self, key: str, revision: int) -> None:
+        self._unbind(key)
+        super().delete(key, revision)
+        self._bind(key)
+
+    def _badge(self, name: str) -> int:
+        """0 for a rater without one, and for one of whom nothing is known."""
+        known = self.get(name)
+        return 0 if known is None else known.rater.badge
+
+    def _unbind(self, name: str) -> None:
+        badge = self._badge(name)
+        if badge:
+            self._names[badge].discard(name)
+            if not self._names[badge]:
+                del self._names[badge]
+
+    def _bind(self, name: str) -> None:
+        badge = self._badge(name)
+        if badge:
+            self._names.setdefault(badge, set()).add(name)
 
     def check(self, records: list[Record], badge: int) -> None:
         """Raises Invalid for the first record whose rater `badge` does not speak for."""
         own = self._names.get(badge)
         for index, record in enumerate(records):
-            known = self._by_name.get(record.rater)
+            theirs = self._badge(record.rater)
             if own is not None and record.rater not in own:
                 names = ", ".join(map(repr, sorted(own)[:_SHOWN])) + (", ..." if len(own) > _SHOWN else "")
                 expected = f"a rater for whom this capability speaks ({names})"
                 raise Invalid(index=index, field="rater", expected=expected, got=repr(record.rater))
-            if known is not None and known.badge not in (0, badge):
+            if theirs not in (0, badge):
                 expected = "a rater for whom this capability may speak"
                 got = f"{record.rater!r}, who has a capability of their own"
                 raise Invalid(index=index, field="rater", expected=expected, got=got)

@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Annotated, ClassVar, TypeVar
 
 import msgspec
-import trio
 from msgspec import Meta, field, structs
 
 from atoll.ipc.context import current
@@ -120,9 +119,17 @@ class Server(Serves[Feedback]):
         bounds = Bounds(config.batch_records, config.inline_bytes, config.batch_bytes, config.batch_groups)
         self._rules = Rules(config.roles, bounds)
         self.rows.keep_remote()
-        self._tasks = {row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0")}
-        self._raters = Raters([rater async for rater in self._appointed(await self.rows.state.head())])
-        self._appointing = trio.Lock()
+        self._stored = {row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0")}
+        """Tasks that have a row for sure; of one that is not here the store is asked."""
+        self._raters = Raters()
+        self._appointments = Keyspace[Appointed](
+            self.rows.state, Appointed, boot=self.rows.boot, prefix=rater_key("").encode(), view=self._raters
+        )
+        await self._appointments.load()
+
+    async def run(self) -> None:
+        """Bring in what was appointed by a call that did not live to hear of it."""
+        await self._appointments.follow()
 
     # batches ----------------------------------------------------------------------------------------------
 
@@ -213,9 +220,9 @@ class Server(Serves[Feedback]):
                     for key, each in words.items():
                         private.put(key, each)
             tasks = {group.task for group in groups}
-            for task in tasks - self._tasks:
+            for task in tasks - self._stored:
                 tx.put(task_key(task), Known())
-        self._tasks |= tasks
+        self._stored |= tasks
         return Receipt(batch.id, tx.revision or 0, len(batch.records), repeated=False)
 
     async def _check_purged(self, batch: Batch) -> None:
@@ -305,7 +312,7 @@ class Server(Serves[Feedback]):
     ) -> AsyncIterator[Stored]:
         selection = Selection(task=task, min_trust=min_trust)
         check_selection("Feedback.training_set, $.min_trust", selection)
-        self._check_task(task)
+        await self._check_task(task)
         async with closing(self._selected(selection, await self._moment(as_of))) as found:
             async for stored in found:
                 if stored.position > after:
@@ -325,7 +332,7 @@ class Server(Serves[Feedback]):
             raise BadRequest("Feedback.draw_pairs, $.count", f"1 to {_MOST_PAIRS}", str(count))
         selection = Selection(task=task, kind="rating", min_trust=min_trust)
         check_selection("Feedback.draw_pairs, $.min_trust", selection)
-        self._check_task(task)
+        await self._check_task(task)
         ratings = [
             Rated(
                 record.prompt,
@@ -343,10 +350,18 @@ class Server(Serves[Feedback]):
             if pair.position > after:
                 yield pair
 
-    def _check_task(self, task: str) -> None:
-        if task not in self._tasks:
-            near = get_close_matches(task, list(islice(self._tasks, _MOST_COMPARED)))
+    async def _check_task(self, task: str) -> None:
+        if task in self._stored:
+            return
+        if await self.rows.get(task_key(task)) is None:
+            near = get_close_matches(task, list(islice(self._stored, _MOST_COMPARED)))
             raise NoSuchTask(task=task, near=near)
+        self._stored.add(task)
+
+    async def _known(self, revision: int) -> list[str]:
+        """All tasks, as of a revision, in the order of their names."""
+        rows = self.rows.range("task/", "task0", as_of=revision)
+        return sorted([row.key.removeprefix("task/") async for row in rows])
 
     async def _moment(self, as_of: AsOf) -> int:
         if as_of is None:
@@ -397,7 +412,8 @@ class Server(Serves[Feedback]):
                 yield row.value.rater
 
     async def _task_parts(self, selection: Selection, revision: int) -> AsyncIterator[tuple[int, Segment]]:
-        for prefix in prefixes(selection, sorted(self._tasks)):
+        tasks = [] if selection.task else await self._known(revision)
+        for prefix in prefixes(selection, tasks):
             async with closing(self.rows.range(prefix, prefix[:-1] + "0", as_of=revision)) as rows:
                 async for row in rows:
                     if isinstance(row.value, Segment):
@@ -438,7 +454,7 @@ class Server(Serves[Feedback]):
 
     @Feedback.agreement.serve
     async def agreement(self, task: str, as_of: AsOf = None) -> Agreement:
-        self._check_task(task)
+        await self._check_task(task)
         judgements = Judgements(task)
         async for stored in self._selected(Selection(task=task), await self._moment(as_of)):
             judgements.add(stored.record)
@@ -447,9 +463,9 @@ class Server(Serves[Feedback]):
     @Feedback.statistics.serve
     async def statistics(self) -> Statistics:
         """From the heads alone: one row a batch."""
-        tasks = {task: TaskCount(task, {}, [0] * BANDS) for task in sorted(self._tasks)}
-        batches = rolled_back = records = 0
         revision = await self.rows.state.head()
+        tasks = {task: TaskCount(task, {}, [0] * BANDS) for task in await self._known(revision)}
+        batches = rolled_back = records = 0
         async for row in self.rows.range("batch/", "batch0", as_of=revision):
             info = _told(row)
             batches += 1
@@ -468,9 +484,7 @@ class Server(Serves[Feedback]):
     async def check(self) -> Checked:
         revision = await self.rows.state.head()
         kept = await self._kept()
-        tasks = {
-            row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0", as_of=revision)
-        }
+        tasks = set(await self._known(revision))
         problems, stray = Sentences(), Sentences()
         named: set[str] = set()
         needed: set[str] = set()
@@ -526,12 +540,8 @@ class Server(Serves[Feedback]):
 
     @Feedback.appoint.serve
     async def appoint(self, rater: Rater) -> int:
-        """One at a time, so that the register in memory ends with what the store ends with."""
         check_rater(rater)
-        async with self._appointing:
-            revision = await settled(self.rows.put(rater_key(rater.name), Appointed(rater)))
-            self._raters.put(rater)
-        return revision
+        return await settled(self._appointments.put(rater.name, Appointed(rater)))
 
 
 def _given_up(what: str) -> Aborted:

@@ -1,5 +1,6 @@
 """Death at each step of a submission and of a roll-back: whole or not at all, and the same call again makes it right."""
 
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -15,7 +16,7 @@ from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.proxy import Options, bind, transport_of
 from atoll.ipc.system.state import State
-from atoll.servers.feedback.interface import Batch, Feedback, NoSuchBatch
+from atoll.servers.feedback.interface import Batch, Feedback, Invalid, NoSuchBatch, Rater
 from atoll.servers.feedback.records import Preference, Record
 from atoll.servers.feedback.rows import Row
 from atoll.servers.feedback.server import Server
@@ -62,6 +63,23 @@ class Fatal(FaultyTransport):
         if self._countdown.after:
             self.inner.start(method, payload, options).result()
         self._countdown.kill()
+        return RawFuture()
+
+
+class Unheard(FaultyTransport):
+    """A way to the store on which the reply to the next call of a method is lost: what it asked for is done."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.method = ""
+        self.done = threading.Event()
+
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
+        reply = super().start(method, payload, options)
+        if method.label != self.method:
+            return reply
+        self.method = ""
+        reply.add_done_callback(self.done.set)
         return RawFuture()
 
 
@@ -203,3 +221,47 @@ def test_a_text_that_is_lost_before_its_batch_is_stored_stores_nothing(node: Nod
     assert len(feedback.check.now().stray) == 1
     feedback.submit.now(wanted)
     assert feedback.check.now().stray == []
+
+
+def given_up(node: Node, method: str, act: Callable[[Feedback], Any]) -> Any:
+    """A server, of which a client asked something and gave up when the store had done `method` for it."""
+    ways: list[Unheard] = []
+
+    def wrap(transport: Any) -> Unheard:
+        ways.append(Unheard(transport))
+        return ways[-1]
+
+    served = node.feedback(wrap)
+    store = ways[-1]
+    store.method = method
+    asked = act(served.client())
+    assert store.done.wait(60)
+    asked.cancel()
+    served.settle()
+    return served
+
+
+def test_a_batch_whose_client_gave_up_during_its_commit_is_found(node: Node) -> None:
+    wanted = batch(node, "one")
+    served = given_up(node, "State.finish", lambda feedback: feedback.submit.start(wanted))
+    feedback: Feedback = served.client()
+    assert len(list(feedback.records.now())) == feedback.statistics.now().records == len(wanted.records)
+    assert [each.task for each in feedback.statistics.now().tasks] == ["chat", "film"]
+    assert len(set_of(feedback, "film")) == 10
+    assert feedback.agreement.now("chat").task == "chat"
+    assert feedback.submit.now(wanted).repeated
+    assert feedback.check.now().problems == []
+
+
+def test_a_rater_whose_appointment_was_given_up_during_its_commit_has_a_badge(node: Node) -> None:
+    served = given_up(node, "State.commit", lambda feedback: feedback.appoint.start(Rater("ann", badge=21)))
+    feedback: Feedback = served.client(badge=5)
+    assert feedback.raters.now() == [Rater("ann", badge=21)]
+    for number in range(1000):  # the server hears of it by the store's feed
+        try:
+            feedback.submit.now(Batch(f"b-{number}", [rating("x", 1.0, rater="ann")]))
+        except Invalid:
+            break
+    else:
+        pytest.fail("another one speaks for a rater who has a badge of their own")
+    served.client(badge=21).submit.now(Batch("own", [rating("x", 1.0, rater="ann")]))

@@ -1,5 +1,6 @@
 """Records as a trainer takes them: TRL's columns, texts looked up, each row's origin, the same bytes for ever."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def test_a_file_that_was_not_finished_does_not_take_the_place_of_one(data: Datas
         write(path, broken())
     assert path.read_bytes() == before
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_file_is_written_when_its_name_is_durable(
+    data: Datasets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, sync = tmp_path / "set.jsonl", list[tuple[int, bool]](), os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write(path, data.completions("film"))
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 def test_many_rows_come_in_parts(node: Node) -> None:
