@@ -342,13 +342,14 @@ class DrainTimedOut(PeerFault):
     """A swap was refused because calls were still in hand at the drain deadline."""
 
     number = 27
-    calls: tuple[str, ...]
+    calls: dict[str, int]
+    """By method, how many."""
 
     @property
     def message(self) -> str:
-        named = ", ".join(self.calls)
+        named = ", ".join(f"{count} of {label}" for label, count in self.calls.items())
         return (
-            f"{len(self.calls)} calls were still in hand at the drain deadline ({named}): "
+            f"{sum(self.calls.values())} calls were still in hand at the drain deadline ({named}): "
             "the old version runs on; allow more time, or end them with --force"
         )
 

@@ -76,9 +76,10 @@ class Serving(Party):
         self.drain = 0
         """Number of the last drain that it was asked for."""
         self.drained: trio.Event = trio.Event()
-        self.pending: tuple[str, ...] = ()
-        self.lost: tuple[str, ...] = ()
-        """Of those in hand after a drain, the ones that nobody may send again."""
+        self.pending: dict[str, int] = {}
+        """Calls in hand after a drain: by method, how many."""
+        self.lost: dict[str, int] = {}
+        """Those of them that nobody may send again."""
         self.handed: trio.Event = trio.Event()
         self.handed_over: tuple[control.HandedOver, int] | None = None
         """With the descriptor of the state, this object's until it is taken."""

@@ -17,9 +17,9 @@ import msgspec
 import trio
 
 from atoll.ipc import schema
-from atoll.ipc.errors import BadRequest, DrainTimedOut, Incompatible
+from atoll.ipc.errors import BadRequest, DrainTimedOut, Incompatible, PeerMisbehaved
 from atoll.ipc.runtime.describe import Description
-from atoll.ipc.system import control
+from atoll.ipc.system import control, handover
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.kernel import StartFailed, Swapped, WrongState
 from atoll.ipc.system.records import NeedRow, SwapRow
@@ -115,7 +115,7 @@ class _Swap:
         self.paused = 0
         self.positions: dict[int, tuple[int, ...]] = {}
         """By channel where the old process stopped; empty: a new epoch has begun."""
-        self.ended: tuple[str, ...] = ()
+        self.ended: dict[str, int] = {}
         """Calls that force left unanswered."""
         self.bound = {need: id for (name, need), id in node.bound.items() if name == server.name}
         """The capabilities of its needs, as the old process has them."""
@@ -256,10 +256,12 @@ class _Swap:
         told, state = old.handed_over
         old.handed_over, old.retired = None, True
         try:
+            self.positions = handover.positions(told, state)
             new.send(control.TakeOver(size=told.size), (state,))
+        except PeerMisbehaved as fault:
+            raise StartFailed(server=self.server.name, step="hand over", reason=str(fault)) from fault
         finally:
             os.close(state)
-        self.positions = told.positions
         offered = await until_ready(self.server, new, HAND_OVER_WITHIN)
         self.offered = offered.interfaces
         return told.size
@@ -355,7 +357,7 @@ class _Swap:
                           f"{version.hash[:10]} ({plan.level})")  # fmt: skip
         return Swapped(
             server=server.name, old=version_before.hash, new=version.hash, level=plan.level,
-            pause=self.pause, handed_over=handed_over, ended=list(self.ended),
+            pause=self.pause, handed_over=handed_over, ended=self.ended,
         )  # fmt: skip
 
     def _rebind(self, new: Serving) -> None:

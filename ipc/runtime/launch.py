@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,11 @@ from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.private.keyspace import Private
 from atoll.ipc.serve import Endpoint, Need, Serves, bind, needs, read_config
-from atoll.ipc.system import control
+from atoll.ipc.system import control, handover
 from atoll.ipc.system.kernel import Kernel
 from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.keys import Keys
 from atoll.ipc.system.state import State
-from atoll.native import segments
 
 from . import bytecode, log_lines, own_kernel
 from .control_socket import ControlSocket
@@ -47,6 +47,8 @@ every C call of the loop wait milliseconds."""
 KINDS_MOST = 64
 """Kinds of refusal, as (channel, slot, method, why), that are told apart between two packets of the kernel: a client that
 forges slots chooses their number, and each costs memory here and a packet."""
+NAMED_MOST = 64
+"""Names of what keeps a drain from ending that are told apart."""
 DELIVERED = (control.Deliver, control.DeliverBuffer, control.WithdrawBuffer)
 """Packets that a message may count on: acted upon in their order as soon as they are read."""
 SETTLING = 0.0005
@@ -377,7 +379,7 @@ class Process:
             case control.HandOver():
                 self._hand_over(loop)
             case control.TakeOver(size=size):
-                state = os.pread(descriptors[0], size, 0) if size else b""
+                state = handover.state(size, descriptors[0])
                 os.close(descriptors[0])
                 self._took_over = state
                 loop.endpoint.server.take_over(state)
@@ -455,19 +457,14 @@ class Process:
     async def _settle_and_tell(self, loop: ServeLoop, deadline: int, number: int) -> None:
         """In a task of its own: revocations and pings are heard meanwhile."""
         await self._settled(loop, deadline)
-        pending, lost = loop.pending(), loop.pending(lost=True)
-        self.control.send(control.Drained(pending=tuple(pending), lost=tuple(lost), number=number))
+        pending, lost = _counted(loop.pending()), _counted(loop.pending(lost=True))
+        self.control.send(control.Drained(pending=pending, lost=lost, number=number))
 
     def _hand_over(self, loop: ServeLoop) -> None:
-        state = loop.endpoint.server.hand_over()
-        memory = os.memfd_create("atoll hand-over", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        told, memory = handover.write(loop.endpoint.server.hand_over(), loop.positions())
         try:
-            with open(os.dup(memory), "wb") as file:
-                file.write(state)
-            segments.seal(memory, segments.SEALS["immutable"])
-            positions = loop.positions()
             loop.let_go()
-            self.control.send(control.HandedOver(size=len(state), positions=positions), (memory,))
+            self.control.send(told, (memory,))
         finally:
             os.close(memory)
 
@@ -497,6 +494,13 @@ def _only(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _counted(names: list[str]) -> dict[str, int]:
+    """How many there are of each name. What comes to few is counted together beyond `NAMED_MOST`: a packet has an end."""
+    counted = Counter(names).most_common()
+    others = sum(count for _, count in counted[NAMED_MOST:])
+    return dict(counted[:NAMED_MOST]) | ({"others": others} if others else {})
 
 
 def _seconds(deadline: int) -> float:

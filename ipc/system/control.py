@@ -331,20 +331,20 @@ class Misbehaved(Message, frozen=True, kw_only=True):
 
 
 class Drained(Message, frozen=True, kw_only=True):
-    """Nothing is in hand any more, or `pending` names what the deadline left (method names, one a call). `lost` are those
-    of them that nobody may send again."""
+    """Nothing is in hand any more, or `pending` says what the deadline left: by method how many calls. `lost` are those of
+    them that nobody may send again."""
 
-    pending: tuple[str, ...] = ()
-    lost: tuple[str, ...] = ()
+    pending: dict[str, int] = {}
+    lost: dict[str, int] = {}
     number: int = 0
 
 
 class HandedOver(Message, frozen=True, kw_only=True):
-    """State in a sealed memfd, and each server channel's positions: per lane request consumed, reply produced."""
+    """Bytes of state, and of positions, in a sealed memfd: see `handover.py`."""
 
     descriptors = ("state",)
     size: int
-    positions: dict[int, tuple[int, ...]]
+    positions: int
 
 
 class Pong(Message, frozen=True, kw_only=True):

@@ -270,8 +270,8 @@ class Swapped(Struct, frozen=True, kw_only=True):
     level: Level
     pause: float
     handed_over: int
-    ended: list[str] = []
-    """Calls that `force` ended, by method name."""
+    ended: dict[str, int] = {}
+    """Calls that `force` ended: by method, how many."""
 
 
 class VersionRow(Struct, frozen=True, kw_only=True):

@@ -97,7 +97,7 @@ def swap(
     )
     with connect(node=node or None) as attached:
         done = attached.kernel.swap.now(what)
-    ended = f"; ended {', '.join(done.ended)}" if done.ended else ""
+    ended = "".join(f"; ended {count} of {label}" for label, count in done.ended.items())
     change = f"{done.old[:8]} -> {done.new[:8]} at level {done.level}"
     printing.answer(
         done,

@@ -24,6 +24,7 @@ VICTIMS = {
     "ipc/runtime/deliveries.py": ("program",),
     "ipc/runtime/own_kernel.py": ("program",),
     "ipc/attach.py": ("program",),
+    "ipc/system/handover.py": ("kernel",),
 }
 """Who makes the checks of a file. A program's other side is the kernel, which is distrusted for its mistakes alone."""
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import trio
 
-from atoll.ipc import Interface, Serves, call, stream, upload
+from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
 from tests.kit.serving import Serving, serving
 
 MANY = 2000
 """Items: several windows of credit."""
+HELD = 4000
 
 
 class Works(Interface):
@@ -19,6 +20,9 @@ class Works(Interface):
 
     @call("use")
     def never(self) -> None: ...
+
+    @call("use")
+    def wait_for_what_never_comes(self) -> None: ...
 
     @call("use")
     def begun(self) -> int:
@@ -34,6 +38,7 @@ class Works(Interface):
 class Server(Serves[Works]):
     def __init__(self) -> None:
         self.count = 0
+        self.held: list[Deferred[None]] = []
 
     @Works.number.serve
     def number(self) -> int:
@@ -43,6 +48,11 @@ class Server(Serves[Works]):
     async def never(self) -> None:
         self.count += 1
         await trio.sleep_forever()
+
+    @Works.wait_for_what_never_comes.serve
+    def wait_for_what_never_comes(self) -> Deferred[None]:
+        self.held.append(Deferred())
+        return self.held[-1]
 
     @Works.begun.serve
     def begun(self) -> int:
@@ -117,3 +127,15 @@ def test_calls_wait_until_it_serves_again(served: Serving) -> None:
     assert not any(each.done() for each in waiting)
     served.resume()
     assert [each.result() for each in waiting] == [1] * 20
+
+
+def test_however_many_calls_are_in_hand_the_old_version_says_so_and_runs_on() -> None:
+    """Nearly as many as a server takes."""
+    with serving(Server, clients=4) as served:
+        for works in served.proxies:
+            for _ in range(HELD // 4):
+                works.wait_for_what_never_comes.start()
+            assert works.number.now() == 1
+        assert served.drain(deadline=1) == {"Works.wait_for_what_never_comes": HELD}
+        served.resume()
+        assert served.proxies[0].number.now() == 1

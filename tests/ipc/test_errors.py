@@ -131,10 +131,10 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
         "key b'k' was expected at revision 3 and is at 5: read it again and repeat",
     ),
     (
-        errors.DrainTimedOut(("Counter.add", "Counter.get")),
+        errors.DrainTimedOut({"Counter.add": 1, "Counter.get": 2}),
         PeerFault,
         (
-            "2 calls were still in hand at the drain deadline (Counter.add, Counter.get): "
+            "3 calls were still in hand at the drain deadline (1 of Counter.add, 2 of Counter.get): "
             "the old version runs on; allow more time, or end them with --force"
         ),
     ),

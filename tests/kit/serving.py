@@ -27,7 +27,7 @@ from atoll.ipc.interface import Interface, Method, methods
 from atoll.ipc.interface import rights as rights_of
 from atoll.ipc.proxy import bind
 from atoll.ipc.serve import Config, Serves, needs
-from atoll.ipc.system import control
+from atoll.ipc.system import control, handover
 from atoll.native import ffi, lib
 
 from .memory import Memory, Segment, fresh_base
@@ -145,19 +145,20 @@ class Serving:
         message, descriptors = self._expect_with(control.HandedOver)
         self._begin(version, handover=True)
         self._expect(control.Ready)
+        positions = handover.positions(message, descriptors[0])
         self._send(control.TakeOver(size=message.size), descriptors[0])
         os.close(descriptors[0])
         self._expect(control.Ready)
-        self._open_all(message.positions)
+        self._open_all(positions)
         self._send(control.Resume())
         fresh, self.control, self.pid, pid = self.control, old, old_pid, self.pid
         ended = self.stop()
         self.control, self.pid = fresh, pid
         assert ended == 0, f"the old version ended with {ended}"
 
-    def drain(self) -> tuple[str, ...]:
-        """Have the server take nothing more; what is left in hand (nothing: there is no deadline)."""
-        self._send(control.Drain(deadline=FOREVER))
+    def drain(self, deadline: int = FOREVER) -> dict[str, int]:
+        """Have the server take nothing more; what is left in hand at the deadline (ns of CLOCK_MONOTONIC)."""
+        self._send(control.Drain(deadline=deadline))
         return self._expect(control.Drained).pending
 
     def begin_drain(self, number: int) -> None:
