@@ -114,6 +114,19 @@ class KeyringUnwritable(Failure):
         )
 
 
+class PurgesSpent(Failure):
+    """A server has made all the purges in its keyspace that it may."""
+
+    limit: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the servers of this keyspace have made the {self.limit} purges that they may: a person can go on "
+            "with `atoll purge`, or raise `purges_by_servers` in the configuration of [server.keys]"
+        )
+
+
 class NotReleased(Failure):
     """Whoever asks is not what the image's policy says."""
 
@@ -130,7 +143,7 @@ class NotReleased(Failure):
 
 
 class Keys(Interface):
-    errors = (KeysLocked, KeyringUnwritable, NotReleased)
+    errors = (KeysLocked, KeyringUnwritable, NotReleased, PurgesSpent)
 
     @stream("use", position=int)
     def hold(self, after: int = 0) -> Told:

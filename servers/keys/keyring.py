@@ -3,6 +3,7 @@
 It holds what no backup of rows has: the tree of seeds from which every subject's data key is made, and the index key
 of which those of the keyspaces are. So any copy of it, with its root key, opens whatever was sealed since it was
 made, but for whom it does not know to be purged: a copy from before a purge undoes the purge, and must not be kept.
+Where one is put back, the store's rows say again which purges it does not know; a mark shows that they are the ring's own.
 """
 
 import hmac
@@ -27,6 +28,7 @@ MAGIC: Final = b"atoll keyring 1\n"
 GENERATIONS: Final = 256
 """At most: a value says its own in one byte."""
 NONCE: Final = 12
+MARK: Final = 16
 
 
 class Unreadable(Exception):
@@ -43,6 +45,8 @@ class Made(Struct, frozen=True, array_like=True):
     badge: int
     tag: bytes
     time: int
+    by_server: bool = False
+    """Whether the keyspace's own server asked for it; else a person did."""
 
 
 class Contents(Struct, kw_only=True):
@@ -97,6 +101,10 @@ class Keyring:
         if not settled:  # it is the first, or whoever replaced it last died before the end
             self._replace()
 
+    def close(self) -> None:
+        """As before `open`."""
+        self._contents = None
+
     def try_key(self, key: bytes) -> bool:
         """Whether a root key opens what is there, or nothing is."""
         held = files.read(self._path)
@@ -127,21 +135,51 @@ class Keyring:
             self.contents.badges.append(badge)
             self._replace()
 
-    def purge(self, subjects: Iterable[tuple[int, bytes]], now: int) -> list[Made]:
+    def purge(
+        self, subjects: Iterable[tuple[int, bytes]], now: int, *, by_server: bool = False
+    ) -> list[Made]:
         """Forget the keys of subjects, in one step; gives those that were not purged before. Raises OSError: then it
         is as it was, or done."""
-        contents, made = self.contents, list[Made]()
-        for badge, tag in subjects:
-            pruned = [tree.prune(place(badge, tag)) for tree in self._trees]
-            if any(pruned):
-                made.append(Made(contents.number + 1, badge, tag, now))
+        number = self.contents.number + 1
+        made = [Made(number, *who, now, by_server) for who in subjects if self._prune(*who)]
         if made:
-            contents.number += 1
-            contents.purges += made
-            contents.seeds = [list(tree.kept()) for tree in self._trees]
+            self.contents.number = number
+            self.contents.purges += made
         if made or not self.root.settled():
             self._replace()
         return made
+
+    def purge_again(self, purges: Iterable[Made], last: int) -> list[Made]:
+        """Forget the keys of whom this copy of the ring does not know to be purged; gives these. As `purge`. `last`: the
+        highest number that any purge has had."""
+        contents = self.contents
+        contents.number = max(contents.number, last)
+        known = {(each.badge, each.tag) for each in contents.purges}
+        made = [each for each in purges if (each.badge, each.tag) not in known]
+        for each in made:
+            self._prune(each.badge, each.tag)
+        if made:
+            contents.purges = sorted([*contents.purges, *made], key=lambda each: each.number)
+            contents.badges += sorted({each.badge for each in made} - set(contents.badges))
+            self._replace()
+        return made
+
+    def mark(self, made: Made) -> bytes:
+        """What a purge's row has to show that it is of this ring: nobody who has only the store can make one."""
+        told = b"".join(number.to_bytes(8, "big") for number in (made.number, made.badge, made.time))
+        return hmac.digest(self.contents.index, b"purge" + told + made.tag, sha256)[:MARK]
+
+    def asked_by_server(self, badge: int) -> int:
+        """How many purges the server of a keyspace has made there."""
+        return sum(each.by_server for each in self.contents.purges if each.badge == badge)
+
+    def is_purged(self, badge: int, tag: bytes) -> bool:
+        return all(tree.leaf(place(badge, tag)) is None for tree in self._trees)
+
+    def _prune(self, badge: int, tag: bytes) -> bool:
+        """False: it was, in all generations."""
+        pruned = [tree.prune(place(badge, tag)) for tree in self._trees]
+        return any(pruned)
 
     def rotate(self, now: int, *, seeds: bool = False) -> None:
         """A new root key; with `seeds`, a new generation. Raises OSError."""
@@ -151,7 +189,6 @@ class Keyring:
             for each in self.contents.purges:
                 fresh.prune(place(each.badge, each.tag))
             self._trees.append(fresh)
-            self.contents.seeds.append(list(fresh.kept()))
         self._replace()
 
     def made(self, badge: int, after: int) -> list[Made]:
@@ -163,6 +200,7 @@ class Keyring:
         self._trees = [Tree(kept) for kept in contents.seeds]
 
     def _replace(self) -> None:
+        self.contents.seeds = [list(tree.kept()) for tree in self._trees]
         try:
             key = self.root.begin()
             nonce = chance.secret(NONCE)

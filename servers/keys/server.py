@@ -5,14 +5,15 @@ the row, then each holder of keys is told and waited for, then the reply. What a
 row by the next start, the telling by the streams, which go on from the last purge that each knows of.
 """
 
+import hmac
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import trio
-from msgspec import Struct, field, structs
+from msgspec import Meta, Struct, field, structs
 
 from atoll.ipc.context import Log, current
 from atoll.ipc.errors import AtollError, BadRequest, NotFound
@@ -30,6 +31,7 @@ from atoll.ipc.system.keys import (
     KeysLocked,
     NotReleased,
     Purge,
+    PurgesSpent,
     RootKind,
     Told,
     tag_of,
@@ -52,6 +54,9 @@ class Settings(Config, frozen=True, kw_only=True):
     """Where the root key is."""
     policy: dict[str, Policy] = field(default_factory=dict)
     """By keyspace, who is given its keys."""
+    purges_by_servers: Annotated[int, Meta(ge=0)] = 10_000
+    """How many purges the servers of each private keyspace may make in it, which bounds the keyring: one is 2 KiB
+    of it. Those of people are not counted."""
 
 
 class RingRow(Struct, frozen=True, kw_only=True, tag="ring"):
@@ -69,6 +74,10 @@ class PurgeRow(Struct, frozen=True, kw_only=True, tag="purge"):
     time: int
     call: str = ""
     """Whose call it was, as channel:request of this server; empty where a start made up for the row."""
+    by_server: bool = False
+    """Whether the keyspace's own server asked for it."""
+    mark: bytes = b""
+    """By which a keyring that does not know of the purge knows that it was one."""
 
 
 class Server(Serves[Keys]):
@@ -105,8 +114,34 @@ class Server(Serves[Keys]):
             return
         if row is None:
             await settled(self.rows.put(RING, RingRow(id=self._ring.contents.id)))
-        have = {row.key async for row in self.rows.range(PURGES, after_prefix(PURGES.encode()))}
+        have = {row.key: row.value async for row in self.rows.range(PURGES, after_prefix(PURGES.encode()))}
+        if row is not None and not self._catch_up(
+            [each for each in have.values() if isinstance(each, PurgeRow)]
+        ):
+            return
         await self._record([each for each in self._ring.contents.purges if _key(each) not in have], "")
+
+    def _catch_up(self, rows: list[PurgeRow]) -> bool:
+        """Purge again whom the store says to be purged and the keyring does not: it is a copy from before. False: the
+        disk does not take it, and the keyring is not to be used."""
+        told = {Made(row.number, row.keyspace, row.tag, row.time, row.by_server): row.mark for row in rows}
+        own = [made for made, mark in told.items() if hmac.compare_digest(mark, self._ring.mark(made))]
+        try:
+            again = self._ring.purge_again(own, max((made.number for made in told), default=0))
+        except OSError as fault:
+            self._unreadable = f"it is from before a purge, and cannot be replaced: {fault}"
+            self._ring.close()
+            return False
+        if again:
+            numbers = ", ".join(str(number) for number in sorted({made.number for made in again}))
+            Log().warning("the keyring was a copy from before purges, which are made again", purges=numbers)
+        known = {(made.badge, made.tag) for made in self._ring.contents.purges}
+        unknown = sum((made.badge, made.tag) not in known for made in told)
+        if unknown:
+            Log().error(
+                "the store has purges without the keyring's mark, which are not made again", purges=unknown
+            )
+        return True
 
     def _opened(self) -> Keyring:
         if not self._ring.opened:
@@ -186,8 +221,11 @@ class Server(Serves[Keys]):
                 raise NotFound("private keyspace that was ever opened", keyspace)
         who = {(badge, tag_of(ring.index(badge), subject)) for badge in badges}
         async with self._changing:
+            fresh = [each for each in sorted(who) if not ring.is_purged(*each)]
+            if call.badge and fresh and ring.asked_by_server(call.badge) >= self.config.purges_by_servers:
+                raise PurgesSpent(self.config.purges_by_servers)
             with written():
-                made = ring.purge(sorted(who), _now())
+                made = ring.purge(fresh, _now(), by_server=bool(call.badge))
             self._holders.stir()  # whatever comes of this call
             await self._record(made, f"{call.client}:{call.request}")
         done = [each for each in ring.contents.purges if (each.badge, each.tag) in who]
@@ -208,7 +246,13 @@ class Server(Serves[Keys]):
             return
         rows: dict[str, RingRow | PurgeRow] = {
             _key(each): PurgeRow(
-                number=each.number, keyspace=each.badge, tag=each.tag, time=each.time, call=call
+                number=each.number,
+                keyspace=each.badge,
+                tag=each.tag,
+                time=each.time,
+                call=call,
+                by_server=each.by_server,
+                mark=self._ring.mark(each),
             )
             for each in purges
         }

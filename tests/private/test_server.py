@@ -1,5 +1,6 @@
 """The server of keys by itself: what a start makes up for, and what its policy lets through."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ from msgspec.structs import replace
 
 from atoll.ipc import testing
 from atoll.ipc.errors import BadRequest, NotFound
-from atoll.ipc.keyspace import Row
-from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased
+from atoll.ipc.keyspace import Row, settled
+from atoll.ipc.memory_store import MemoryStore
+from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased, PurgesSpent
 from atoll.ipc.system.measurement import Measurement
 from atoll.servers.keys.attestation import Policy
 from atoll.servers.keys.holders import Holder, Holders
@@ -39,15 +41,85 @@ def test_a_start_writes_the_rows_of_purges_that_have_none(tmp_path: Path) -> Non
     ring = Keyring(tmp_path / "keyring", FileRoot(tmp_path / "root"))
     ring.open(None, 1)
     ring.know(BADGE)
-    ring.purge([(BADGE, b"a" * 16)], 5)
+    (made,) = ring.purge([(BADGE, b"a" * 16)], 5)
     with testing.running(Server, needs=given) as running:
         server = running.server
         assert isinstance(server, Server)
         found = [row.value for row in running._host.wait_for(rows, server)]
     assert found == [
-        PurgeRow(number=2, keyspace=BADGE, tag=b"a" * 16, time=5),
+        PurgeRow(number=2, keyspace=BADGE, tag=b"a" * 16, time=5, mark=ring.mark(made)),
         RingRow(id=ring.contents.id),
     ]
+
+
+def wrote_and_purged(given: dict[str, object], *subjects: bytes) -> None:
+    """Purges by a person in a keyspace that was opened once."""
+    ring = Keyring(Path(str(given["keyring"])), FileRoot(Path(str(given["root"]))))
+    ring.open(None, 1)
+    ring.know(BADGE)
+    for subject in subjects:
+        ring.purge([(BADGE, subject)], 5)
+
+
+def test_a_keyring_from_before_a_purge_is_purged_again(tmp_path: Path) -> None:
+    """Someone has put back a copy: the store knows better."""
+    given, store = folders(tmp_path), MemoryStore()
+    keyspace = store.keyspace(RingRow | PurgeRow, "keys")
+    wrote_and_purged(given, b"a" * 16)
+    old = tmp_path / "old"
+    for name in ("keyring", "root"):
+        shutil.copytree(tmp_path / name, old / name)
+    wrote_and_purged(given, b"b" * 16, b"c" * 16)
+    with testing.running(Server, needs=given | {"rows": keyspace}):
+        pass  # it writes the rows of all three
+    for name in ("keyring", "root"):
+        shutil.rmtree(tmp_path / name)
+        shutil.copytree(old / name, tmp_path / name)
+    with testing.running(Server, needs=given | {"rows": keyspace}) as running:
+        assert running.client(Keys).keyring.now().purges == 3
+        server = running.server
+        assert isinstance(server, Server)
+        again = server._ring
+        assert [again.key(BADGE, bytes(1) + each * 16) for each in (b"a", b"b", b"c")] == [b""] * 3
+        assert again.key(BADGE, bytes(1) + b"d" * 16)
+        assert [made.number for made in again.contents.purges] == [2, 3, 4] and again.contents.number == 4
+        assert len(running._host.wait_for(rows, server)) == 4, "one row a purge, and the ring's"
+    ring = Keyring(tmp_path / "keyring", FileRoot(tmp_path / "root"))
+    ring.open(None, 1)
+    assert ring.key(BADGE, bytes(1) + b"b" * 16) == b"", "the file itself was pruned"
+
+
+def test_rows_of_purges_that_the_ring_never_made_purge_nobody(tmp_path: Path) -> None:
+    """Whoever can write the store must not be able to destroy keys."""
+    given, store = folders(tmp_path), MemoryStore()
+    keyspace = store.keyspace(RingRow | PurgeRow, "keys")
+    with testing.running(Server, needs=given | {"rows": keyspace}) as running:
+        server = running.server
+        assert isinstance(server, Server)
+        forged = PurgeRow(number=9, keyspace=BADGE, tag=b"a" * 16, time=5, mark=bytes(16))
+        running._host.wait_for(put, server, forged)
+    with testing.running(Server, needs=given | {"rows": keyspace}) as running:
+        server = running.server
+        assert isinstance(server, Server)
+        assert server._ring.key(BADGE, bytes(1) + b"a" * 16)
+        assert server._ring.contents.number == 9, "its row is not written over"
+
+
+async def put(server: Server, row: PurgeRow) -> None:
+    await settled(server.rows.put(f"purge/{row.number:016x}/{row.keyspace:016x}", row))
+
+
+def test_a_server_makes_so_many_purges_and_a_person_goes_on(tmp_path: Path) -> None:
+    given = folders(tmp_path)
+    wrote_and_purged(given)
+    with testing.running(Server, config=Settings(purges_by_servers=2), needs=given) as running:
+        person, server = running.client(Keys), running.client(Keys, badge=BADGE)
+        assert [server.purge.now(who).repeated for who in ("ann", "bob", "ann")] == [False, False, True]
+        size = person.keyring.now().size
+        with pytest.raises(PurgesSpent, match="have made the 2 purges that they may"):
+            server.purge.now("cay")
+        assert person.keyring.now().size == size
+        assert not person.purge.now("cay").repeated and server.purge.now("cay").repeated
 
 
 def test_a_keyring_that_cannot_be_opened_is_said_to_each(tmp_path: Path) -> None:
@@ -89,7 +161,6 @@ def test_a_policy(policy: Policy, departs: str) -> None:
 
 
 def test_a_policy_of_what_a_person_changed() -> None:
-
     weaker, loaded = replace(WHO, level="process"), replace(WHO, image="")
     held(Policy(), weaker, "the policy wants level 'sandbox', and it is level 'process'")
     held(Policy(), loaded, "the policy wants a server of the image, and it is one that was loaded by hand")
