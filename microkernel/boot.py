@@ -38,6 +38,7 @@ from .place import Place
 from .process_rows import process_row, protection_row
 from .processes import Forge
 from .protection import probe
+from .protection.process import may_lock
 from .remains import END_WITHIN
 from .restore import Restore
 from .server import Server
@@ -114,6 +115,7 @@ class Boot:
         Packages are described by children of the fork server that the node then lives on. If the node is not to be, its
         folder is as it was."""
         may_open_all()
+        may_lock()
         before = None
         over = self.over(self.place)
         over.spawner.start()

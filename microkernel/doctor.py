@@ -14,6 +14,7 @@ from msgspec import Struct
 from .protection import Host, levels, probe
 from .protection.level import Subject
 from .protection.plan import plan, together
+from .protection.process import may_lock
 from .protection.surroundings import Surroundings, look
 from .slices import choose
 from .slices.swap import devices
@@ -165,13 +166,14 @@ def _memory() -> list[Finding]:
 
 
 def _swap() -> list[Finding]:
-    """Servers with private keyspaces are kept from it where control groups can do that."""
+    """Servers with private keyspaces are kept from it by a lock, and where control groups can do that."""
     found = devices()
-    partly = (
-        f"{', '.join(found)} takes swapped memory: of servers with private keyspaces only where control groups cannot keep "
-        "it from them; encrypt it"
+    partly = "locked it cannot be (RLIMIT_MEMLOCK, which this user may not raise)" + (
+        f", and {', '.join(found)} takes it where control groups cannot keep it from there: encrypt it"
+        if found
+        else "; nothing takes swapped memory now"
     )
-    return [_finding("memory of private keyspaces that stays in memory", "", partly if found else "")]
+    return [_finding("memory of private keyspaces that stays in memory", "", "" if may_lock() else partly)]
 
 
 def _devices() -> list[Finding]:

@@ -29,6 +29,7 @@ from .parties import KERNEL, Serving
 from .process_rows import process_row
 from .protection import Bind, Plan, Subject
 from .protection import plan as plan_protection
+from .protection.process import RESIDENT, may_lock
 from .server import Server
 from .slices import Limits, io, io_priority
 from .slices.swap import devices
@@ -85,6 +86,7 @@ class Launching:
             uid=self._node.uids.of(server.name),
             binds=tuple(binds),
             grants=spec.grants,
+            limits=(RESIDENT,) if server.keeps_secrets else (),
             refusal="kill" if spec.refusal == "kill" else "notify",
             start=server.start,
             io_priority=None if limits == Limits() or io.refused(limits) else io_priority(limits),
@@ -135,7 +137,7 @@ class Launching:
             group = node.group(server)
             if server.keeps_secrets:
                 said = tuple(group.keep_from_swap())
-                server.swappable = said if devices() else ()
+                server.swappable = said if devices() and not may_lock() else ()
             entrances = group.open()
             descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
             if server.name == STORE and not reader:

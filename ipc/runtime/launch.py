@@ -34,7 +34,7 @@ from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.keys import Keys
 from atoll.ipc.system.state import State
 
-from . import bytecode, log_lines, own_kernel
+from . import bytecode, log_lines, own_kernel, resident
 from .control_socket import ControlSocket
 from .deliveries import Deliveries, Translation
 from .loop import ServeLoop
@@ -177,6 +177,7 @@ class Process:
             await self._receive_rest(start)
             if start.server == KEYS or any(need.private for need in needs(server)):
                 discretion.keep()
+                resident.keep()
             recorder = self._recorder = self._record(start, sockets)
             endpoint = self._endpoint(start, server, sockets)
             loop = self.loop = self._make_loop(start, endpoint)

@@ -79,6 +79,8 @@ class KeyringRow(Struct, frozen=True, kw_only=True):
     """Why it is not open; empty: it is."""
     attestation: str
     """By whose word a server is what it says."""
+    swappable: str = ""
+    """Why the memory of who keeps the keys may be written to a swap device; empty: it is locked."""
     keyspaces: int = 0
     purges: int = 0
     size: int = 0

@@ -112,7 +112,7 @@ BASE: tuple[Row, ...] = (
     ),
     *_rows("memory: the allocator, mapped channels, lmdb", "brk mmap munmap mprotect mremap madvise mincore"),
     *_rows("place memory on a node: numpy's BLAS does for its buffers", "mbind"),
-    *_rows("keep pages in memory, within RLIMIT_MEMLOCK", "mlock mlock2 munlock"),
+    *_rows("keep pages in memory, within RLIMIT_MEMLOCK", "mlock mlock2 mlockall munlock"),
     *_rows("anonymous memory to hand over: state at a swap, buffers", "memfd_create"),
     *_rows("wait inside and between processes that share a channel", "futex membarrier"),
     *_rows(

@@ -20,6 +20,19 @@ LIMITS = (
 )
 
 
+RESIDENT = Limit(resource=resource.RLIMIT_MEMLOCK, soft=resource.RLIM_INFINITY, hard=resource.RLIM_INFINITY)
+"""For who keeps secrets: it locks all of its memory, within what its slice gives it (ipc/runtime/resident.py)."""
+
+
+def may_lock() -> bool:
+    """Whether this process may give `RESIDENT`, which it then has itself."""
+    try:
+        resource.setrlimit(RESIDENT.resource, (RESIDENT.soft, RESIDENT.hard))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _no_own_uid(host: Host) -> Absence | None:
     if host.root and host.closed and host.mounts:
         return Absence(

@@ -20,6 +20,7 @@ from atoll.ipc.errors import AtollError, BadRequest, NotFound
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.local_view import after_prefix
 from atoll.ipc.naming import badge_number
+from atoll.ipc.runtime import resident
 from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.keys import (
     AT_ONCE,
@@ -303,7 +304,7 @@ class Server(Serves[Keys]):
     def _row(self) -> KeyringRow:
         row = KeyringRow(
             root=self._root.kind, locked=self._root.locked() or self._unreadable, attestation=self._attestation.name,
-            size=self._ring.size )  # fmt: skip
+            size=self._ring.size, swappable=resident.said() )  # fmt: skip
         if not self._ring.opened:
             return row
         held = self._ring.contents

@@ -173,6 +173,7 @@ def stands(row: KeyringRow) -> str:
         f"keyring: {state}",
         f"root key: {WHERE[row.root]}",
         f"servers are what they are by {row.attestation}",
+        f"memory with keys: {row.swappable or 'locked, and never swapped'}",
     ]
     if not row.locked:
         lines.insert(

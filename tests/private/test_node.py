@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.shell.conftest import Shell, shell
 
 from .nodes import diary, image
 from .packages.diary.interface import Diary, Entry, Told
+from .test_resident import locked
 
 PHRASE = "a phrase that was planted"
 SAM = "sam-whose-name-is-planted"
@@ -266,6 +269,21 @@ def test_nobody_else_can_read_the_keyring(person: Shell) -> None:
             assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
     if os.geteuid() == 0:
         assert person.row("keys")["uid"] not in (0, person.row("diary")["uid"], person.row("state")["uid"])
+
+
+def test_their_memory_is_locked_or_it_is_said_that_it_is_not(person: Shell) -> None:
+    may = subprocess.run(
+        [sys.executable, "-c", "from atoll.microkernel.protection.process import may_lock; print(may_lock())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip() == "True"  # fmt: skip
+    for server in ("keys", "diary"):
+        status = Path(f"/proc/{person.row(server)['pid']}/status").read_text()
+        assert (locked(status) > 0) == may
+    assert locked(Path(f"/proc/{person.row('state')['pid']}/status").read_text()) == 0
+    row = person.json("keys", "show")
+    assert (row["swappable"] == "") == may and ("RLIMIT_MEMLOCK" in row["swappable"]) != may
+    told = "memory with keys: locked" if may else "memory with keys: a process here may lock 8 MiB"
+    assert told in person.said("keys", "show")
 
 
 def test_a_rollback_brings_back_what_was_sealed(person: Shell) -> None:
