@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import get_ident
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -70,11 +70,12 @@ class Fields(Struct, frozen=True, kw_only=True):
     """Of this call's chance; None: from the host."""
 
 
-Sink = Callable[[str, str, dict[str, str]], None]
+Level = Literal["debug", "info", "warning", "error"]
+Sink = Callable[[Level, str, dict[str, str]], None]
 """Takes a log line: level, text, fields."""
 
 
-def _to_logging(level: str, text: str, fields: dict[str, str]) -> None:
+def _to_logging(level: Level, text: str, fields: dict[str, str]) -> None:
     told = "".join(f" {name}={value}" for name, value in fields.items())
     logging.getLogger("atoll").log(logging.getLevelNamesMapping()[level.upper()], "%s%s", text, told)
 
@@ -107,7 +108,7 @@ class Log:
     def __init__(self, **fixed: str) -> None:
         self._fixed = fixed
 
-    def _write(self, level: str, text: str, fields: dict[str, object]) -> None:
+    def _write(self, level: Level, text: str, fields: dict[str, object]) -> None:
         left, kept = FIELDS_MOST, dict[str, str]()
         for name, value in (self._fixed | fields).items():
             called, told = _fitting(name, LINE_MOST), _fitting(str(value), LINE_MOST)

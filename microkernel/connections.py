@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 
 import trio
 
@@ -23,6 +24,10 @@ _RIDERS = socket.CMSG_SPACE(CREDENTIALS.size) + socket.CMSG_LEN(DESCRIPTORS_MOST
 BUFFER = 1 << 20
 """Bytes asked for in each direction, so that a burst of packets need not wait for the peer."""
 UNREAD_MOST = 65536
+COPIES_MOST = 2048
+"""Descriptors that are kept for a peer that does not read: they are the kernel's, and no account pays for them."""
+TURN = 16
+"""Packets of one peer that are taken before others have their turn."""
 TRY_AGAIN = 0.001
 """Seconds until descriptors are tried again: there may be room for bytes, and none for them."""
 
@@ -49,6 +54,10 @@ class Connection:
         self._unsent: deque[_Kept] = deque()
         self._opening: dict[int, _Kept] = {}
         """By channel what is kept to open it."""
+        self._copies = 0
+        """Descriptors among what is kept."""
+        self._taken = 0
+        """Packets since others had their turn."""
         self._more = trio.Event()
         self.closed = False
         self.hung_up = False
@@ -78,16 +87,23 @@ class Connection:
 
     def _never_opened(self, channel: int) -> bool:
         """A channel that came and went while the peer did not read: it need not hear of it."""
-        kept = self._opening.pop(channel, None)
+        kept = self._opening.get(channel)
         if kept is None:
             return False
         self._unsent.remove(kept)
-        _close_all(kept.descriptors)
+        self._forget(kept)
         return True
+
+    def _forget(self, kept: _Kept) -> None:
+        self._opening.pop(kept.opens, None)
+        self._copies -= len(kept.descriptors)
+        _close_all(kept.descriptors)
 
     def _keep(self, message: control.Message, data: bytes, descriptors: tuple[int, ...]) -> None:
         if len(self._unsent) >= UNREAD_MOST:
             raise PeerMisbehaved("the control socket", f"{UNREAD_MOST} packets are unread")
+        if self._copies + len(descriptors) > COPIES_MOST:
+            raise PeerMisbehaved("the control socket", f"{self._copies} descriptors are unread")
         copies: list[int] = []
         try:
             for descriptor in descriptors:
@@ -99,6 +115,7 @@ class Connection:
             ) from None
         kept = _Kept(data, copies, message.channel if isinstance(message, control.OpenChannel) else 0)
         self._unsent.append(kept)
+        self._copies += len(copies)
         if kept.opens:
             self._opening[kept.opens] = kept
         self._more.set()
@@ -118,18 +135,17 @@ class Connection:
 
     async def pump(self) -> None:
         """Sends what had to be kept. Runs as long as the connection."""
-        while True:
-            await self._more.wait()
-            while self._unsent:
-                kept = self._unsent[0]
-                if not self._try(kept.data, kept.descriptors):
-                    await trio.lowlevel.wait_writable(self._end)
-                    await trio.sleep(TRY_AGAIN)
-                    continue
-                self._unsent.popleft()
-                self._opening.pop(kept.opens, None)
-                _close_all(kept.descriptors)
-            self._more = trio.Event()
+        with suppress(trio.ClosedResourceError):  # closed meanwhile: nobody is left to send to
+            while True:
+                await self._more.wait()
+                while self._unsent:
+                    kept = self._unsent[0]
+                    if not self._try(kept.data, kept.descriptors):
+                        await trio.lowlevel.wait_writable(self._end)
+                        await trio.sleep(TRY_AGAIN)
+                        continue
+                    self._forget(self._unsent.popleft())
+                self._more = trio.Event()
 
     async def flushed(self) -> None:
         """Until everything sent so far lies in the peer's socket, or the peer is gone."""
@@ -138,6 +154,10 @@ class Connection:
 
     async def receive(self) -> tuple[control.ToKernel, list[int]] | None:
         """The next packet and its descriptors, the caller's from now on. None: the peer is gone."""
+        self._taken += 1
+        if self._taken >= TURN:
+            self._taken = 0
+            await trio.lowlevel.checkpoint()
         while True:
             if self.closed:
                 return None

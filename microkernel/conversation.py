@@ -24,7 +24,8 @@ class Conversation:
         self._authority = authority
 
     async def hear(self, serving: Serving) -> None:
-        """Hear what a process says until it is gone. One that speaks nonsense is ended."""
+        """Hear what a process says until it is gone. One that speaks nonsense is ended, of whatever kind that is: no word of
+        a process ends more than itself."""
         connection = serving.connection
         assert connection is not None
         async with trio.open_nursery() as nursery:
@@ -32,10 +33,13 @@ class Conversation:
             try:
                 while (packet := await connection.receive()) is not None:
                     self._heard(serving, *packet)
-            except PeerMisbehaved as error:
-                self._events.ended(serving.holder, f"it broke the protocol: {error.check}")
-                if serving.process is not None:
-                    serving.process.kill()
+            except Exception as error:
+                self._events.broke_off(serving.holder, error)
+                gone = False
+            else:
+                gone = connection.hung_up
+            if not gone and serving.process is not None:  # also one that has stopped listening
+                serving.process.kill()
             nursery.cancel_scope.cancel()
         serving.silent.set()
 

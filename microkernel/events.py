@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -9,7 +10,7 @@ import msgspec
 import trio
 
 from atoll.ipc import context, schema
-from atoll.ipc.errors import DecodeFaults
+from atoll.ipc.errors import DecodeFaults, PeerMisbehaved
 from atoll.ipc.naming import number_of
 from atoll.ipc.system.kernel import Kernel, Refusal
 from atoll.ipc.system.records import ChannelRow, CrashRow, EventRow, RefusalRow
@@ -25,6 +26,11 @@ from .protection import filters
 from .watcher import Flooded
 from .watcher import Refusal as RefusedCall
 
+WHO_MOST, WHAT_MOST = 100, 240
+"""Bytes of a refusal's words, which are its key."""
+SENTENCE_MOST = 2048
+"""Characters of an event's sentence: what was said of somebody may be in it."""
+COUNT_MOST = 1 << 62
 KINDS_MOST = 256
 """Different refusals kept of one party; what comes after is counted as `other`."""
 ALL_MOST = 8192
@@ -43,6 +49,11 @@ REASONS = {
     "method": "there is no such method",
 }
 """By what the check of a receive loop calls them."""
+
+
+def _part(text: str, most: int) -> str:
+    """As a part of a row's key, which has an end."""
+    return text.replace("\0", "").encode(errors="replace")[:most].decode(errors="ignore")
 
 
 @lru_cache(64)
@@ -79,6 +90,7 @@ class Events:
 
     def refuse(self, who: str, by: str, what: str, count: int = 1) -> None:
         """Someone was refused something."""
+        who, what = _part(who, WHO_MOST), _part(what, WHAT_MOST)
         now = self._node.now()
         known = self._refusals.get((who, what))
         if known is None:
@@ -93,7 +105,7 @@ class Events:
                 boot=self._node.boot, who=who, what=what, by=by, first=now, last=now, count=count
             )
         else:
-            row = msgspec.structs.replace(known, last=now, count=known.count + count)
+            row = msgspec.structs.replace(known, last=now, count=min(known.count + count, COUNT_MOST))
         self._refusals[who, what] = row
         self._node.store.later(self._node.store.batch("refusals").put(row))
 
@@ -149,6 +161,15 @@ class Events:
         """The kernel ended a process that did what it must not."""
         self.event("ended", server, why)
 
+    def broke_off(self, holder: str, error: Exception) -> None:
+        """What a party said could not be taken, and the kernel hears it no more."""
+        if isinstance(error, PeerMisbehaved):
+            self.ended(holder, f"it broke the protocol: {error.check}")
+            return
+        self.ended(holder, f"what it said could not be taken: {type(error).__name__}")
+        told = {"traceback": "".join(traceback.format_exception(error))}
+        self._logs.line(KERNEL, 0, "error", f"{holder}: {type(error).__name__}", told)
+
     def crashed(self, server: str, how: str, row: CrashRow) -> None:
         self._node.store.later(self._node.store.batch("crash").put(row))
         self.event("crash", server, how)
@@ -171,7 +192,7 @@ class Events:
         level = "info" if kind in AS_ASKED else "warning"
         self._logs.line(who, 0, level, f"{kind}: {sentence}", fields)
         return EventRow(
-            boot=node.boot, sequence=self._sequence, time=node.now(), kind=kind, who=who, sentence=sentence,
+            boot=node.boot, sequence=self._sequence, time=node.now(), kind=kind, who=who, sentence=sentence[:SENTENCE_MOST],
             fields=fields,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from atoll.ipc.errors import AtollError, PeerMisbehaved
+from atoll.ipc.errors import AtollError
 from atoll.ipc.naming import badge_number
 from atoll.ipc.system import control
 from atoll.ipc.system.records import AttachmentRow
@@ -36,6 +36,7 @@ from .peers import Peer, Refused
 HELLO_WITHIN = 5.0
 """Seconds for each packet up to `Welcome`."""
 BACKLOG = 64
+NAME_MOST = 256
 OPERATORS = "operators"
 """The account of those who attach as operators without an entry of the image; the image may set its limits."""
 GREETED_MOST = 32
@@ -204,7 +205,7 @@ class Gate:
         party.cost = ATTACHMENT
         party.operator = entry is None or entry.operator
         party.since = node.now()
-        party.program = party.program or hello.name
+        party.program = party.program or hello.name[:NAME_MOST]
         party.rights = frozenset({"observe", "operate", "serve"} if party.operator else {"serve"})
         node.parties[party.number] = party
         try:
@@ -285,8 +286,8 @@ class Gate:
                         os.close(descriptor)
                     if isinstance(message, control.Misbehaved):
                         self._authority.misbehaved(party.holder, message.channel, message.check)
-            except PeerMisbehaved as error:
-                self._events.ended(party.holder, f"it broke the protocol: {error.check}")
+            except Exception as error:  # no word of a program ends more than its own attachment
+                self._events.broke_off(party.holder, error)
             nursery.cancel_scope.cancel()
 
     def _leave(self, party: Attached) -> None:

@@ -8,6 +8,7 @@ undone. If `state` dies over it, the channel repeats it under its id.
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 import msgspec
 import trio
@@ -24,6 +25,8 @@ PAGE = 1000
 GATHER = 0.05
 """Seconds in which rows that nobody waits for are gathered into one commit."""
 BATCH_MOST = 500
+BYTES_MOST = 256 << 10
+"""Rows of a commit that nobody waits for: it is one message to the store."""
 JOURNAL_RECORDS_MOST = 64
 """Records beyond which the journal is written anew, with no more than what stands."""
 
@@ -225,9 +228,9 @@ class Store:
 
     async def flush(self) -> None:
         """Commits what is there now. What the store refuses is given up and counted: it is a record, not a decision."""
+        most = BATCH_MOST
         while self._later and self._state is not None and self._serves:
-            keys = list(self._later)[:BATCH_MOST]
-            self._taken = {key: self._later.pop(key) for key in keys}
+            self._taken = self._some_of(most)
             batch = self.batch("record")
             changes = msgspec.structs.replace(batch.changes(), writes=dict(self._taken))
             try:
@@ -236,13 +239,28 @@ class Store:
                 self._later = self._taken | self._later
                 return
             except AtollError:
-                self._refused += len(keys)
+                if len(self._taken) > 1:  # one row that cannot be takes no other along
+                    most = len(self._taken) // 2
+                    self._later = self._taken | self._later
+                else:
+                    self._refused += len(self._taken)
             else:
+                most = BATCH_MOST
                 if self._refused:
                     self.gave_up(self._refused)
                     self._refused = 0
             finally:
                 self._taken = {}
+
+    def _some_of(self, most: int) -> dict[bytes, bytes | None]:
+        """Taken out of `later`, in its order: rows for one message to the store."""
+        taken, size = dict[bytes, bytes | None](), 0
+        for key in list(islice(self._later, most)):
+            size += len(key) + len(self._later[key] or b"")
+            if taken and size > BYTES_MOST:
+                break
+            taken[key] = self._later.pop(key)
+        return taken
 
 
 def _found(item: Item) -> Found:

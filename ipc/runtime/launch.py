@@ -125,7 +125,7 @@ class Process:
         if self.loop is not None:
             self.loop.revive(channel)
 
-    def log(self, level: str, text: str, fields: dict[str, str]) -> None:
+    def log(self, level: context.Level, text: str, fields: dict[str, str]) -> None:
         """A line for the log. The socket is this thread's: another one's lines are sent when trio has its turn."""
         line = control.Log(level=level, text=text, fields=fields)
         if threading.get_ident() == self._home:

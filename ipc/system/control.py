@@ -6,12 +6,13 @@ on either side may speak at any time. Only the kernel's end is trusted: what a p
 itself and nothing else. The process's end closes when the kernel dies, and the process ends then.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from atoll.ipc.buffer import BufferMode
+from atoll.ipc.context import Level
 
 PACKET_LIMIT = 192 * 1024
 """Bytes of one packet at most; what is larger (hand-over state) travels in a sealed memfd."""
@@ -278,6 +279,10 @@ class Ping(Message, frozen=True, kw_only=True):
 # process to kernel ---------------------------------------------------------------------------------------------------
 
 
+Number = Annotated[int, Meta(ge=0, lt=1 << 48)]
+"""What a process says that is counted: sums of it fit a row."""
+
+
 class Hello(Message, frozen=True, kw_only=True):
     """The first packet of a program that attaches from outside; who it is the kernel learns from the socket."""
 
@@ -317,15 +322,15 @@ class Failed(Message, frozen=True, kw_only=True):
 class Refused(Message, frozen=True, kw_only=True):
     """Calls the C check turned away, coalesced per (channel, slot, method, why)."""
 
-    channel: int
-    slot: int
-    method: int
+    channel: Number
+    slot: Number
+    method: Number
     why: Literal["slot", "channel", "generation", "rights", "expired", "method", "quota"]
-    count: int
+    count: Number
 
 
 class Misbehaved(Message, frozen=True, kw_only=True):
-    channel: int
+    channel: Number
     check: str
     """Which check failed (the C core's name of it)."""
 
@@ -348,13 +353,13 @@ class HandedOver(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    number: int
+    number: Number
     busy: str = ""
     """The method whose handler is running, or the name of a Python thread that keeps the interpreter busy."""
 
 
 class Log(Message, frozen=True, kw_only=True):
-    level: str
+    level: Level
     text: str
     fields: dict[str, str] = {}
 

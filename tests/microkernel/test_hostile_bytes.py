@@ -1,20 +1,29 @@
 """Bytes that somebody attached sends the kernel: whatever they are, the node lives, and answers others."""
 
+import contextlib
 import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
+import msgspec
 import pytest
+import trio
+import trio.testing
 
 from atoll.ipc import attach
 from atoll.ipc.bound import transport_of
-from atoll.ipc.errors import AtollError, BadRequest
-from atoll.ipc.system import control
+from atoll.ipc.errors import AtollError, BadRequest, PeerDied, PeerMisbehaved
+from atoll.ipc.system import control, records
 from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.records import KeyPart, Row
 from atoll.ipc.transport import DEFAULTS
+from atoll.microkernel.connections import TURN, Connection
 
-from .nodes import RealNode, booted, interface
+from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 DEEP = b"\x91" * 1500 + b"\x90"
 """Arrays in each other, past what a decoder goes down to skip them."""
@@ -31,14 +40,22 @@ HELLOS = {
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
-    with booted(tmp_path_factory.mktemp("bytes")) as running:
+    with booted(tmp_path_factory.mktemp("bytes"), more=BABBLER) as running:
         yield running
+
+
+BABBLER = f"""
+[server.babbler]
+package = "{PACKAGES}/babbler"
+needs = {{}}
+"""
 
 
 def lives(node: RealNode) -> None:
     with node.attach() as other:
-        assert {row.state for row in other.kernel.ps.now()} == {"serving"}
-        assert all(not row.restarts for row in other.kernel.ps.now())
+        others = [row for row in other.kernel.ps.now() if row.server != "babbler"]
+        assert {row.state for row in others} == {"serving"}
+        assert not any(row.restarts for row in others)
 
 
 def test_an_argument_too_many_that_nests_deep_is_refused(node: RealNode) -> None:
@@ -87,3 +104,132 @@ def test_a_term_that_no_clock_reaches_is_refused(node: RealNode, seconds: float)
             liar.kernel.derive.now(held, None, seconds)
         assert len(liar.kernel.caps.now()) == before
     lives(node)
+
+
+# what a server says ---------------------------------------------------------------------------------------------------
+
+
+def refused(count: int) -> bytes:
+    return control.encode(control.Refused(channel=1, slot=0, method=0, why="slot", count=count))
+
+
+@pytest.mark.parametrize("counts", [(2**64 - 1, 2**64 - 1), (-1,), (2**48 - 1,) * 3], ids=str)
+def test_a_server_that_counts_beyond_all_bounds_is_ended_at_most(
+    node: RealNode, counts: tuple[int, ...]
+) -> None:
+    with node.attach() as attached:
+        babbler = attached.open("babbler", interface("babbler", "Babbler"))
+        with contextlib.suppress(PeerDied):
+            babbler.say.now([refused(count) for count in counts])
+        while next(row.state for row in attached.kernel.ps.now() if row.server == "babbler") != "serving":
+            pass
+        assert all(row.count < 2**63 for row in attached.kernel.refused.now())
+    lives(node)
+
+
+def test_a_server_whose_log_line_is_of_no_level_is_ended_and_leaves_no_memory_behind(node: RealNode) -> None:
+    line = msgspec.msgpack.encode({"type": "Log", "level": "x" * 100_000, "text": ""})
+    with node.attach() as attached:
+        pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "babbler")
+        with contextlib.suppress(PeerDied):
+            attached.open("babbler", interface("babbler", "Babbler")).say.now([line])
+        wait_for_end(pid)
+        while not [
+            row for row in attached.kernel.logs.now(0, "babbler", False) if "broke the protocol" in row.text
+        ]:
+            pass
+    lives(node)
+
+
+# what the record keeps ------------------------------------------------------------------------------------------------
+
+
+def rows(
+    node: RealNode, table: type[AnyRow], *key: KeyPart, keyspace: str = records.KEYSPACE
+) -> list[AnyRow]:
+    with node.attach() as attached:
+        state, start, found = attached.keyspace(keyspace), table.key_of(*key), []
+        while True:
+            page = state.range.now(start, records.after(table.key_of(*key)), 200)
+            found += [records.decode(table, item.value or b"") for item in page.items]
+            if not page.more:
+                return found
+            start = page.items[-1].key + b"\0"
+
+
+def test_an_accusation_in_too_many_words_takes_no_row_of_others_along(node: RealNode) -> None:
+    with node.attach() as liar:
+        liar.open("counter", interface("counter", "Counter"))
+        mine = [
+            row.channel
+            for row in liar.kernel.channels.now("counter")
+            if row.client == f"@{liar.welcome.attachment}"
+        ]
+        liar._control.socket.setblocking(True)
+        liar._control.socket.send(control.encode(control.Misbehaved(channel=mine[0], check="x" * 600)))
+        with node.attach() as other:
+            number = other.welcome.attachment
+    while number not in {row.attachment for row in rows(node, records.AttachmentRow)}:
+        pass
+    while not [row for row in rows(node, records.EventRow) if "xxx" in row.sentence]:
+        pass
+    assert not [row for row in rows(node, records.EventRow) if row.kind == "rows given up"]
+    lives(node)
+
+
+def test_lines_that_fill_more_than_a_message_are_all_kept(node: RealNode) -> None:
+    with node.attach() as attached:
+        attached.open("babbler", interface("babbler", "Babbler")).write.now(600, 4000)
+    while (
+        len([row for row in rows(node, records.LogRow, "babbler", keyspace=records.LOG) if "yyy" in row.text])
+        < 600
+    ):
+        pass
+    assert not [row for row in rows(node, records.EventRow) if row.kind == "rows given up"]
+
+
+# who does not listen, or does not stop --------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_stops_reading_ends_its_own_connection_alone() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = Connection(ours)
+
+    def send_all() -> NoReturn:
+        while True:
+            connection.send(control.AddSegment(index=0), (ours.fileno(),))
+
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.pump)
+            with pytest.raises(PeerMisbehaved, match="descriptors are unread"):
+                send_all()
+            await trio.testing.wait_all_tasks_blocked()
+            connection.close()
+            await trio.testing.wait_all_tasks_blocked()
+            assert not nursery.child_tasks, "the pump has ended by itself"
+
+
+async def test_a_peer_that_does_not_stop_talking_leaves_others_their_turn() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection, turns, heard = Connection(ours), 0, 0
+    theirs.setblocking(False)
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            while heard < 1000:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        theirs.send(control.encode(control.Pong(number=1)))
+                await connection.receive()
+                heard += 1
+            assert turns >= heard // (2 * TURN)
+            nursery.cancel_scope.cancel()
+    connection.close()
