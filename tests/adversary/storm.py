@@ -44,6 +44,8 @@ ROUND = 0.25
 COMPARED = 10
 """One round in so many is compared with what honest callers wait while nobody attacks."""
 GRANTED = 1 << 18
+GONE = "channel", "slot", "generation"
+"""What is said of a capability whose channel is closed, and whose slot may be another's since."""
 QUIET, BESIDE, ATTACKED, OVER = range(4)
 PHASE, CALLS, HISTOGRAM = 0, 1, 512
 """Words of the page that the honest process shares with the test. A histogram a phase, of `_BUCKETS` words."""
@@ -66,7 +68,7 @@ class Report:
     attackers: set[int] = field(default_factory=set)
     """Their channels, of earlier rounds as well: what was in one when it was closed is refused a little later."""
     killed: set[int] = field(default_factory=set)
-    """Channels of honest programs that ended in the middle of a call: it is refused like an attacker's, and nothing else."""
+    """Channels of honest programs that ended in the middle of a call: it comes to a capability that is gone."""
     grown: tuple[int, int] = (0, 0)
     """Descriptors and KiB that the server has more at the end than after the first rounds."""
 
@@ -232,7 +234,7 @@ def _against_server(served: Serving, attack: Attack, chance: random.Random, repo
         assert found.channel in report.attackers, f"somebody else was accused: {found}"
         report.found[f"server: {found.check}"] += 1
     for refused in served.refused:
-        if refused.channel in report.killed and refused.why == "channel":
+        if refused.channel in report.killed and refused.why in GONE:
             continue
         assert refused.channel in report.attackers, f"somebody else was refused: {refused}"
         report.refused[refused.why] += refused.count
