@@ -8,9 +8,21 @@ it: at most one quota more a restart, for one grace.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
-from atoll.ipc.errors import QuotaExceeded
+from atoll.ipc.errors import CallerFault, Failure, QuotaExceeded
+
+
+class Change(NamedTuple):
+    """Of a row: the bytes that it holds before and after, the blobs that it will name, and the bytes of those that it names
+    no more."""
+
+    before: int
+    after: int
+    named: Collection[bytes]
+    let_go: int
 
 
 class Held:
@@ -60,6 +72,8 @@ class Quotas:
         self._count = referred
         self._referred: dict[int, int] = {}
         self._held: defaultdict[int, Held] = defaultdict(Held)
+        self._unsure: dict[tuple[int, object], int] = {}
+        """Rows of a badge that are being written, or of which nobody heard what came of it: what they are charged for."""
 
     async def load(self, badge: int) -> None:
         if self._bounds(badge) and badge not in self._referred:
@@ -89,19 +103,37 @@ class Quotas:
         """These bytes are not kept after all, or are held under another key by now."""
         self._held[badge].take(key)
 
-    def refer(self, badge: int, hashes: Iterable[bytes], change: int) -> None:
-        """A row now holds `change` bytes more than before, and these blobs with them. Raises QuotaExceeded,
-        and then nothing has changed.
+    @contextmanager
+    def writing(self, badge: int, row: object, change: Change) -> Iterator[None]:
+        """While a row is written, by one task at a time. Raises QuotaExceeded, and then nothing has changed.
+
+        Whoever gives up, or loses the store, does not know what the row holds now: it is charged for the most
+        that it may hold, until it is written again.
         """
         if not self._bounds(badge):
+            yield
             return
-        held, named = self._held[badge], set(hashes)
-        self.check(badge, change - sum(held.size(each) for each in named))
-        for each in named:
-            held.take(each)
-        self._referred[badge] += change
+        held, known = self._held[badge], self._unsure.get((badge, row))
+        charged = change.before if known is None else known
+        more = max(change.after - charged, 0)
+        new = more - sum(held.size(each) for each in change.named)
+        if new > 0:
+            self.check(badge, new)
+        taken = {each: held.take(each) for each in change.named}
+        self._charge(badge, row, more, charged + more)
+        try:
+            yield
+        except (CallerFault, Failure):  # refused: nothing was written
+            self._charge(badge, row, -more, known)
+            for each, size in taken.items():
+                self.hold(badge, each, size)
+            raise
+        self._charge(badge, row, change.after - charged - more, None)
+        self.hold(badge, object(), max(change.let_go, charged - change.after))
 
-    def undo(self, badge: int, change: int) -> None:
-        """The row was not written after all."""
-        if self._bounds(badge):
-            self._referred[badge] -= change
+    def _charge(self, badge: int, row: object, more: int, unsure: int | None) -> None:
+        self._referred[badge] += more
+        if unsure:
+            self._unsure[badge, row] = unsure
+        else:
+            self._unsure.pop((badge, row), None)

@@ -5,6 +5,10 @@ batch of 500 texts is one row of 16 KB and not 500 rows. The badge comes from th
 nobody can release what another holds.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
 from msgspec import Struct
 
 from atoll.ipc.keyspace import Keyspace, settled
@@ -32,6 +36,19 @@ class References:
     def __init__(self, rows: Keyspace[Reference]) -> None:
         self._rows = rows
         rows.keep_remote()
+        self._turns: dict[str, trio.Lock] = {}
+
+    @asynccontextmanager
+    async def alone(self, badge: int, owner: str, name: str) -> AsyncIterator[None]:
+        """One at a time for each row: who writes it finds what the one before has left."""
+        key = _key(badge, owner, name)
+        turn = self._turns.setdefault(key, trio.Lock())
+        try:
+            async with turn:
+                yield
+        finally:
+            if not turn.locked():
+                self._turns.pop(key, None)
 
     async def put(self, badge: int, owner: str, name: str, hashes: list[bytes], size: int) -> int:
         """Replaces the row; returns the revision at which it is durable."""

@@ -12,7 +12,7 @@ import trio
 from msgspec import Meta
 
 from atoll.ipc.context import Log, current
-from atoll.ipc.errors import AtollError, BadRequest, PeerFault
+from atoll.ipc.errors import BadRequest, PeerFault
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.serve import Config, Serves
 
@@ -39,7 +39,7 @@ from .leases import Leases
 from .openings import Openings
 from .pack import LARGEST
 from .priority import Priorities
-from .quotas import Quotas
+from .quotas import Change, Quotas
 from .references import Reference, References
 
 _SPILL = 1024 * 1024
@@ -139,6 +139,7 @@ class Server(Serves[Storage]):
                     await self._io.run(service, writer.write, held)
                     held = bytearray()
             self._quotas.check(badge, len(held))
+            self._quotas.hold(badge, growing, len(held) + (writer.size if writer else 0))
             if writer is None:
                 return await self._put_small(bytes(held), expected)
             return await self._put_large(service, writer, held, expected)
@@ -185,7 +186,12 @@ class Server(Serves[Storage]):
         await self._quotas.load(badge)
         self._quotas.check(badge, sum(map(len, blobs)))
         refs = [BlobRef.of(content) for content in blobs]
-        await self._put_group({ref.hash: content for ref, content in zip(refs, blobs, strict=True)})
+        growing = object()
+        self._quotas.hold(badge, growing, sum(map(len, blobs)))
+        try:
+            await self._put_group({ref.hash: content for ref, content in zip(refs, blobs, strict=True)})
+        finally:
+            self._quotas.drop(badge, growing)
         for ref in refs:
             self._quotas.hold(badge, ref.hash, ref.size)
         return refs
@@ -281,21 +287,19 @@ class Server(Serves[Storage]):
             raise BadRequest(
                 "Storage.refer, $.sizes", f"one for each of {len(hashes)} hashes", str(len(sizes))
             )
-        found = self._found(hashes, sizes or [])
-        badge, size = current().badge, sum(found.values())
+        badge = current().badge
         await self._quotas.load(badge)
-        with self._leases.pinned(found):
-            dropped = await self._rows.find(badge, owner, name)
-            self._quotas.refer(badge, found, size - dropped.size)
-            try:
-                revision = await self._rows.put(badge, owner, name, list(found), size)
-            except AtollError:
-                self._quotas.undo(badge, size - dropped.size)
-                self._quotas.hold(badge, (owner, name), size)
-                raise
-        self._leases.renew(set(dropped.split()) - found.keys())
-        self._quotas.hold(badge, (owner, name), dropped.size - size)
-        return revision
+        async with self._rows.alone(badge, owner, name):
+            found = self._found(hashes, sizes or [])
+            with self._leases.pinned(found):  # from here on collection spares what was found
+                dropped = await self._rows.find(badge, owner, name)
+                before, size = set(dropped.split()), sum(found.values())
+                kept = sum(found[hash] for hash in before & found.keys())
+                change = Change(dropped.size, size, found, dropped.size - kept)
+                with self._quotas.writing(badge, (owner, name), change):
+                    revision = await self._rows.put(badge, owner, name, list(found), size)
+            self._leases.renew(before - found.keys())
+            return revision
 
     def _found(self, hashes: list[bytes], sizes: list[int]) -> dict[bytes, int]:
         """Each address, once, with its blob's size. Raises NoSuchBlob, WrongSize, Corrupt."""
@@ -314,14 +318,14 @@ class Server(Serves[Storage]):
         self._may_collect = True
         badge = current().badge
         await self._quotas.load(badge)
-        dropped = await self._rows.find(badge, owner, name)
-        held = dropped.split()
-        self._leases.renew(held)
-        await self._rows.remove(badge, owner, name)
-        self._leases.renew(held)
-        self._quotas.undo(badge, dropped.size)
-        self._quotas.hold(badge, (owner, name), dropped.size)
-        return bool(held)
+        async with self._rows.alone(badge, owner, name):
+            dropped = await self._rows.find(badge, owner, name)
+            held = dropped.split()
+            self._leases.renew(held)
+            with self._quotas.writing(badge, (owner, name), Change(dropped.size, 0, (), dropped.size)):
+                await self._rows.remove(badge, owner, name)
+            self._leases.renew(held)
+            return bool(held)
 
     @Storage.references.serve
     async def names(self, owner: str, after: str = "", limit: int = _MOST_LISTED) -> list[str]:

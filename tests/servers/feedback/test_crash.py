@@ -1,6 +1,5 @@
 """Death at each step of a submission and of a roll-back: whole or not at all, and the same call again makes it right."""
 
-import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -25,6 +24,7 @@ from atoll.servers.storage.interface import Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
 
+from ..unheard import Unheard
 from .said import rating, set_of
 
 
@@ -63,23 +63,6 @@ class Fatal(FaultyTransport):
         if self._countdown.after:
             self.inner.start(method, payload, options).result()
         self._countdown.kill()
-        return RawFuture()
-
-
-class Unheard(FaultyTransport):
-    """A way to the store on which the reply to the next call of a method is lost: what it asked for is done."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner)
-        self.method = ""
-        self.done = threading.Event()
-
-    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
-        reply = super().start(method, payload, options)
-        if method.label != self.method:
-            return reply
-        self.method = ""
-        reply.add_done_callback(self.done.set)
         return RawFuture()
 
 
