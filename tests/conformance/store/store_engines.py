@@ -1,6 +1,7 @@
 """The engines that the suite runs on, and how to find each again after its process has ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from atoll.servers.state.engine import Engine
@@ -19,9 +20,16 @@ class Store:
         self._make = make
         self.engine = make()
 
-    def reopen(self) -> Engine:
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """This process has it closed meanwhile."""
         self.engine.close()
+        yield
         self.engine = self._make()
+
+    def reopen(self) -> Engine:
+        with self.away():
+            pass
         return self.engine
 
 

@@ -1,7 +1,14 @@
-"""LMDB against the model: random batches, refused ones too, snapshots held open meanwhile, and reopening."""
+"""LMDB against the model: random batches, refused ones too, snapshots held open meanwhile, reopening, and crashes.
 
+A crash is a process that commits some batches and is killed around one of them. Afterwards exactly what it was told is
+durable is there, and the batch that it had in hand is there wholly or not at all.
+"""
+
+import os
+import signal
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,14 +16,72 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from atoll.servers.state.engine import Batch, ConditionFailed, Engine, Snapshot, Table
+from atoll.servers.state.lmdb_engine import LmdbEngine
+from tests.kit.forked import forked
 
-from .store_engines import Store, lmdb_store, memory_store
+from .store_engines import MAP, Store, lmdb_store, memory_store
 
 TABLES = [Table.META, Table.VERSIONS, Table.COMMITS]
 keys = strategies.binary(min_size=1, max_size=3)
 values = strategies.one_of(strategies.binary(max_size=4), strategies.sampled_from([2500]).map(bytes))
 puts = strategies.lists(strategies.tuples(strategies.sampled_from(TABLES), keys, values), max_size=6)
 deletes = strategies.lists(strategies.tuples(strategies.sampled_from(TABLES), keys), max_size=3)
+counts = strategies.integers(0, 3)
+drops = strategies.lists(strategies.integers(1, 12), max_size=3)
+Asked = tuple[list[tuple[Table, bytes, bytes]], list[tuple[Table, bytes]], int, list[int]]
+"""Puts, deletes, how many events, and positions to drop."""
+POINTS = ["before the batch", "before the log", "after the log", "after the batch"]
+
+
+def batch_of(asked: Asked, position: int) -> Batch:
+    """`position`: of the last event so far."""
+    puts, deletes, events, drops = asked
+    batch = Batch()
+    for table, row, value in puts:
+        batch.put(table, row, value)
+    for table, row in deletes:
+        batch.delete(table, row)
+    for dropped in drops:
+        if dropped < position:
+            batch.drop(dropped)
+    for number in range(events):
+        batch.append(position + 1 + number, b"e%d" % number)
+    return batch
+
+
+class Dying(LmdbEngine):
+    """Its process is killed at a point of the batch that comes after so many others."""
+
+    def __init__(self, folder: Path, left: int, point: str) -> None:
+        super().__init__(folder, limit=256 << 20, reserve=1 << 20, map_size=MAP)
+        self.left = left
+        self.point = point
+        append = self._log.append
+
+        def appended(transaction: int, batch: Batch) -> None:
+            self.die_at("before the log")
+            append(transaction, batch)
+            self.die_at("after the log")
+
+        self._log.append = appended  # type: ignore[method-assign]
+
+    def die_at(self, point: str) -> None:
+        if self.left == 0 and point == self.point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def commit(self, batch: Batch, *, reserved: bool = False) -> None:
+        self.die_at("before the batch")
+        super().commit(batch, reserved=reserved)
+        self.die_at("after the batch")
+        self.left -= 1
+
+
+def commit_and_die(folder: Path, batches: list[Batch], left: int, point: str, told: int) -> None:
+    engine = Dying(folder, left, point)
+    for batch in batches:
+        engine.commit(batch)
+        os.write(told, b".")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def contents(snapshot: Snapshot) -> object:
@@ -43,38 +108,14 @@ class EngineMachine(RuleBasedStateMachine):
     def engines(self) -> list[Engine]:
         return [store.engine for store in self.stores]
 
-    @rule(
-        puts=puts,
-        deletes=deletes,
-        events=strategies.integers(0, 3),
-        drops=strategies.lists(strategies.integers(1, 12), max_size=3),
-        wrong=strategies.booleans(),
-        key=keys,
-    )
-    def commit(
-        self,
-        puts: list[tuple[Table, bytes, bytes]],
-        deletes: list[tuple[Table, bytes]],
-        events: int,
-        drops: list[int],
-        wrong: bool,
-        key: bytes,
-    ) -> None:
+    @rule(asked=strategies.tuples(puts, deletes, counts, drops), wrong=strategies.booleans(), key=keys)
+    def commit(self, asked: Asked, wrong: bool, key: bytes) -> None:
         outcomes = []
         with self.engines[1].snapshot() as snapshot:
             before = snapshot.get(Table.VERSIONS, key)
         for engine in self.engines:
-            batch = Batch()
+            batch = batch_of(asked, self.position)
             batch.require(Table.VERSIONS, key, b"not this" if wrong else before)
-            for table, row, value in puts:
-                batch.put(table, row, value)
-            for table, row in deletes:
-                batch.delete(table, row)
-            for position in drops:
-                if position < self.position:
-                    batch.drop(position)
-            for number in range(events):
-                batch.append(self.position + 1 + number, b"e%d" % number)
             try:
                 engine.commit(batch)
             except ConditionFailed as failed:
@@ -83,7 +124,7 @@ class EngineMachine(RuleBasedStateMachine):
                 outcomes.append(None)
         assert outcomes[0] == outcomes[1]
         if not wrong:
-            self.position += events
+            self.position += len(batch.events)
 
     @rule()
     def hold(self) -> None:
@@ -105,6 +146,41 @@ class EngineMachine(RuleBasedStateMachine):
             self.release()
         for store in self.stores:
             store.reopen()
+
+    @rule(
+        asked=strategies.lists(strategies.tuples(puts, deletes, counts, drops), min_size=1, max_size=4),
+        left=strategies.integers(0, 3),
+        point=strategies.sampled_from(POINTS),
+    )
+    def crash(self, asked: list[Asked], left: int, point: str) -> None:
+        while self.held:
+            self.release()
+        batches, position = [], self.position
+        for each in asked:
+            batches.append(batch_of(each, position))
+            position += len(batches[-1].events)
+        reading, told = os.pipe()
+        with self.stores[0].away():
+            doomed = partial(commit_and_die, Path(self.folder.name) / "store", batches, left, point, told)
+            with forked(doomed) as child:
+                ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            assert ended is not None and ended.si_status == signal.SIGKILL
+            os.close(told)
+            acknowledged = len(os.read(reading, 16))
+            os.close(reading)
+        assert acknowledged == min(left, len(batches))
+        lmdb, model = self.engines
+        for batch in batches[:acknowledged]:
+            model.commit(batch)
+        in_hand = batches[acknowledged : acknowledged + 1]
+        with lmdb.snapshot() as there, model.snapshot() as told_of:
+            came = contents(there) != contents(told_of)
+        assert not came or point not in ("before the batch", "before the log")
+        for batch in in_hand if came else []:
+            model.commit(batch)
+        # That the two are the same now is the invariant.
+        with model.snapshot() as snapshot:
+            self.position = snapshot.bounds()[1]
 
     @rule(table=strategies.sampled_from(TABLES), key=keys)
     def look(self, table: Table, key: bytes) -> None:
