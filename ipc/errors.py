@@ -329,13 +329,22 @@ class Aborted(PeerFault):
 
 
 class Conflict(PeerFault):
-    """A precondition of a commit does not hold: somebody else wrote. Revisions; 0 means absent."""
+    """A precondition of a commit does not hold: somebody else wrote. Revisions; 0 means absent. `keyspace`: its name, which
+    tells one party's keys from another's where a transaction is shared."""
 
     number = 26
     key: bytes
     expected: int
     found: int
-    template = "key {key!r} was expected at revision {expected} and is at {found}: read it again and repeat"
+    keyspace: str = ""
+
+    @property
+    def message(self) -> str:
+        where = f" of keyspace {self.keyspace!r}" if self.keyspace else ""
+        return (
+            f"key {self.key!r}{where} was expected at revision {self.expected} and is at {self.found}: "
+            "read it again and repeat"
+        )
 
 
 class DrainTimedOut(PeerFault):

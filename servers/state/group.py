@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
+from atoll.ipc.errors import AtollError, BadRequest, TooLarge
 from atoll.ipc.system.state import NEVER, Ahead, Committed, Compacted, Expect, Range, StoreFull
 
 from . import horizons, layout
@@ -262,9 +262,9 @@ class Group:
             found = self._found(snapshot, expect.key)
             if expect.revision == NEVER:
                 if expect.key in self._heads or newest(snapshot, expect.key, layout.LAST) is not None:
-                    raise Conflict(expect.key[layout.KEYSPACE_SIZE :], NEVER, found)
+                    raise self._history.conflict(expect.key, NEVER, found)
             elif found != expect.revision:
-                raise Conflict(expect.key[layout.KEYSPACE_SIZE :], expect.revision, found)
+                raise self._history.conflict(expect.key, expect.revision, found)
             return
         kept = horizons.highest(snapshot, horizons.span(expect.start, expect.end))
         if expect.revision < kept.horizon:
@@ -273,7 +273,7 @@ class Group:
         if expect.revision > self._last:
             raise Ahead(revision=expect.revision, head=self._last)
         for key, revision in self._written_in(snapshot, expect):
-            raise Conflict(key[layout.KEYSPACE_SIZE :], expect.revision, revision)
+            raise self._history.conflict(key, expect.revision, revision)
 
     def _found(self, snapshot: Snapshot, key: bytes) -> int:
         held = self._heads.get(key)

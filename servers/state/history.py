@@ -8,6 +8,7 @@ returns is of one state, and no reader pins pages for long.
 from collections.abc import Callable
 from typing import Final
 
+from atoll.ipc.errors import Conflict
 from atoll.ipc.system.state import Ahead, AsOf, Change, Compacted, Item, Page, Provenance
 
 from . import horizons, layout
@@ -29,6 +30,11 @@ class History:
     def __init__(self, engine: Engine, names: Names) -> None:
         self.engine = engine
         self._names = names
+
+    def conflict(self, key: bytes, expected: int, found: int) -> Conflict:
+        """An absolute key was expected at one revision, and is at another."""
+        name = self._names(layout.keyspace_of(key))
+        return Conflict(key[layout.KEYSPACE_SIZE :], expected, found, name)
 
     def head(self) -> int:
         """The last durable revision."""

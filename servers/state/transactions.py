@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from atoll.ipc import chance, clock
-from atoll.ipc.errors import Aborted, BadRequest, Conflict, Overloaded, TooLarge
+from atoll.ipc.errors import Aborted, BadRequest, Overloaded, TooLarge
 from atoll.ipc.system.state import NEVER, Expect, Item, Page, Range, UnknownTransaction
 
 from .group import IN_PARTS
@@ -157,7 +157,7 @@ class Transactions:
         new = {expect.key for expect in expects if isinstance(expect, Expect) and expect.revision == NEVER}
         for key, _ in transaction.log if new else ():
             if key in new:
-                raise Conflict(key[4:], NEVER, 0)
+                raise self._history.conflict(key, NEVER, 0)
         transaction.expected = transaction.expected or bool(expects)
         for expect in expects:
             if isinstance(expect, Expect):
@@ -284,7 +284,7 @@ class Transactions:
                 NEVER  # who found no row knows less than who says that there never was one
             )
         elif before != revision:
-            raise Conflict(key[4:], revision, before)
+            raise self._history.conflict(key, revision, before)
 
     def _grow(self, transaction: Open, size: int) -> None:
         transaction.size += size + 64

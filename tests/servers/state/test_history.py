@@ -76,7 +76,7 @@ def test_members_of_a_group_see_each_other(kit: Kit) -> None:
     third = kit.admit([(key("a"), b"3")], [Expect(key("a"), kit.base + 1)])
     assert not first
     assert not third
-    assert second == [Conflict(b"a", 0, kit.base + 1)]
+    assert second == [Conflict(b"a", 0, kit.base + 1, "first")]
     assert kit.state() == {}
     kit.group.flush()
     assert [first[0], third[0]] == [
@@ -100,7 +100,7 @@ def test_a_range_that_was_read_must_not_have_gained_or_lost_a_key(kit: Kit) -> N
     kit.commit({"bb": "phantom"})
     with pytest.raises(Conflict) as conflict:
         kit.commit({"out": "y"}, [read])
-    assert conflict.value.key == b"bb"
+    assert conflict.value == Conflict(b"bb", kit.base + 1, kit.base + 3, "first")
     kit.commit({"b": None})
     with pytest.raises(Conflict):
         kit.commit({"out": "y"}, [Range(key("b"), key("b\0"), kit.base + 3)])
