@@ -82,6 +82,7 @@ class Compactor:
     def begin(self, now: int, least: int | None = None) -> bool:
         """Plans a pass, at a time in ns; `least`: the oldest revision that an open transaction reads. Whether there
         is anything to do."""
+        self._engine.forget_the_dead()
         self._keyspaces.refresh()
         self._jobs = []
         self._places = Places()

@@ -10,8 +10,8 @@ What is settled here and why:
 - A commit is durable by the log that lies beside the file, and LMDB does not wait for the disk (`checkpoint.py`).
 - After a failed *sync* the page cache may have dropped what it could not write, so the engine refuses everything from
   then on.
-- Readers of killed processes keep their slots, and pin pages, until someone looks: `reader_check` at open and
-  after long runs.
+- Readers of killed processes keep their slots, and pin pages, until someone looks: at open, at each pass of compaction, and
+  where the file would have to grow beyond what is allowed.
 """
 
 import errno
@@ -34,8 +34,6 @@ _LEAST_STEP: Final = 256 << 10
 SLACK: Final = 2 << 20
 """Bytes of unused preallocated file below which the next step is taken; more than branch pages and free list
 of one batch."""
-_READER_CHECK: Final = 4096
-"""Commits between two looks for dead readers."""
 FEED: Final = None
 """The events, among the tables."""
 _TABLES: Final = (*Table, FEED)
@@ -183,8 +181,6 @@ class LmdbEngine:
                     raise
             raise refusal from error
         self._commits += 1
-        if self._commits % _READER_CHECK == 0:
-            self._environment.reader_check()
 
     def settle(self) -> None:
         if self._broken is not None:
@@ -215,6 +211,9 @@ class LmdbEngine:
         if self._growth_refused and isinstance(error, lmdb.Error) and _CUT_SHORT in str(error):
             return Full("the disk is full", self._high_water(), self._allocated)
         return Broken(f"a commit to {self._path} failed: {error}")
+
+    def forget_the_dead(self) -> None:
+        self._environment.reader_check()
 
     def statistics(self) -> dict[str, int]:
         info = self._environment.info()
@@ -271,7 +270,8 @@ class LmdbEngine:
         if high + need <= ceiling:
             return
         # Above the high-water mark is nothing left, but pages below it may be free: only now is it worth
-        # counting them, and having those back that wait for a checkpoint.
+        # counting them, and having those back that wait for a checkpoint, or for somebody dead.
+        self.forget_the_dead()
         if self._log.pins:
             self._log.checkpoint()
         used = self._used()

@@ -80,6 +80,9 @@ class MemoryEngine:
     def settle(self) -> None:
         """There is nowhere else to look."""
 
+    def forget_the_dead(self) -> None:
+        """Nobody can tell whose a snapshot was."""
+
     def statistics(self) -> dict[str, int]:
         return {"used": self._used, "limit": self._limit, "reserve": self._reserve}
 

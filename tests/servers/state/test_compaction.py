@@ -1,5 +1,7 @@
 """What retention removes and what it never does; pins; the error that names the horizon."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,14 @@ from tests.conformance.store.store_engines import ETCD
 from .kept import GRACE, REMEMBER, Kept
 
 AGE = 10.0
+READER = """
+import sys
+from atoll.servers.state.lmdb_engine import LmdbEngine
+
+with LmdbEngine(sys.argv[1], read_only=True, map_size=1 << 30).snapshot():
+    print(end=".", flush=True)
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture(params=["lmdb", "memory", "memory with etcd's limits"])
@@ -397,6 +407,28 @@ def test_many_keyspaces_are_recorded_in_transactions_that_the_engine_takes() -> 
     put(kept, all_rows[0], b="1")
     kept.compact()
     assert all(rows.horizon.start().result().compacted for rows in all_rows)
+
+
+def test_a_pass_gives_back_what_a_killed_reader_held(tmp_path: Path) -> None:
+    """Its slot, and with it the pages that were in use when it looked."""
+    kept = Kept(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30, limit=512 << 20))
+    rows = kept.keyspace_state("rows", Retention(age=AGE))
+    put(kept, rows, a="1")
+    engine = kept.server._engine
+    assert isinstance(engine, LmdbEngine)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(tmp_path / "store")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with reader:
+        assert reader.stdout is not None and reader.stdout.read(1)
+        kept.begin()
+        assert str(reader.pid) in engine._environment.readers()  # it lives
+        reader.kill()
+    put(kept, rows, a="2")
+    assert str(reader.pid) in engine._environment.readers()
+    kept.begin()
+    assert str(reader.pid) not in engine._environment.readers()
+    engine.close()
 
 
 def test_each_pass_is_recorded(kept: Kept) -> None:
