@@ -37,7 +37,7 @@ from .future import Future, wait_for
 from .local_view import RESERVED, LocalView, after_prefix, decode_key, encode_key
 from .origin import Origin, Origins
 from .participation import Part, part_of, when
-from .system.state import AsOf, Committed, Compacted, Expect, Item, State, Write
+from .system.state import AsOf, Committed, Compacted, Expect, Item, Only, State, Write
 from .transaction import Transaction, open_transaction, retried
 
 T = TypeVar("T")
@@ -70,6 +70,8 @@ class RowChange(Struct, Generic[T], frozen=True):
     rows: list[Row[T]]
     note: str
     call: str
+    behind: int = 0
+    """To a watcher that has fallen behind: by how many of the store's revisions. Nothing is left out."""
 
 
 async def settled(deferred: Deferred[R]) -> R:
@@ -525,15 +527,15 @@ class Keyspace(Generic[T]):
         """The keyspace as it was: `await rows.as_of(17).get("k")`."""
         return Past(self, moment)
 
-    async def watch(self, after: int) -> AsyncIterator[RowChange[T]]:
+    async def watch(self, after: int, *, only: Only = "all") -> AsyncIterator[RowChange[T]]:
         """Every transaction after a revision that wrote here, in order, without a gap; then those to come.
-        Without the right `history` a row that was written again since comes as it is now."""
-        async for change in self.state.watch(after, self._prefix):
+        Without the right `history` a row that was written again since comes as it is now. `only`: rows with a value, or
+        deletions."""
+        async for change in self.state.watch(after, self._prefix, only):
             rows = await self._rows([item for item in change.items if item.key < RESERVED])
             if rows:
-                yield RowChange(
-                    change.revision, change.time, rows, change.provenance.note, change.provenance.call
-                )
+                told = change.provenance
+                yield RowChange(change.revision, change.time, rows, told.note, told.call, change.behind)
 
     def transaction(self, *, deadline: float = 10.0) -> AbstractAsyncContextManager[Transaction[T]]:
         """Reads and writes of one moment; committed at the end of the block, given up if it raises. Under a

@@ -16,7 +16,7 @@ some 490 bytes).
 """
 
 import struct
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -27,6 +27,9 @@ NEVER: Final = -1
 """In place of a revision: the key was never written."""
 AsOf = int | float | None
 """A revision (int), a time in seconds since the epoch (float), or now (None)."""
+
+Only = Literal["all", "puts", "deletes"]
+"""Which of what a transaction wrote a watch is told."""
 
 
 class Write(Struct, array_like=True, frozen=True):
@@ -108,6 +111,9 @@ class Change(Struct, array_like=True, frozen=True):
     time: int
     items: list[Item]
     provenance: Provenance
+    behind: int = 0
+    """To a watcher that has fallen behind, by more than 1,024 revisions: by how many, when this was read. Nothing is left
+    out. Who would rather have what is now than all that was stops, reads it, and watches from there."""
 
 
 class Retention(Struct, array_like=True, frozen=True):
@@ -283,9 +289,11 @@ class State(Interface):
         `least` as in `get`."""
 
     @stream("read", position=int)
-    def watch(self, after: int, prefix: bytes = b"") -> Change:
+    def watch(self, after: int, prefix: bytes = b"", only: Only = "all") -> Change:
         """Every transaction after that revision that wrote a key with the prefix, in order, without a gap;
-        then those to come. What they wrote over the past needs the right `history` (see `Change`)."""
+        then those to come. What they wrote over the past needs the right `history` (see `Change`). With `only`, keys that
+        are shown with a value, or as deleted, and transactions that have such. It may be slow: it is told so
+        (`Change.behind`), keeps nobody waiting, and goes on where it was."""
 
     @stream("history", position=int)
     def changes(self, after: int, upto: int, prefix: bytes = b"") -> Change:

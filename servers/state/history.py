@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from atoll.ipc.errors import Conflict
-from atoll.ipc.system.state import Ahead, AsOf, Change, Compacted, Item, Page, Provenance
+from atoll.ipc.system.state import Ahead, AsOf, Change, Compacted, Item, Only, Page, Provenance
 
 from . import horizons, layout
 from .engine import Engine, Snapshot, Table
@@ -121,10 +121,11 @@ class History:
             return horizons.at_time(snapshot, int(seconds * 1e9), kept)
 
     def changes(
-        self, after: int, prefix: bytes, limit: int, *, past: bool = True
+        self, after: int, prefix: bytes, limit: int, *, past: bool = True, only: Only = "all"
     ) -> tuple[list[Change], int, bool]:
-        """Up to `limit` transactions after a revision that wrote a key with the prefix; the revision that was
-        looked at last; and whether there is more to look at: one call looks at `LOOK` revisions at most.
+        """Up to `limit` transactions after a revision that wrote a key with the prefix, and not much more than `PAGE_BYTES`;
+        the revision that was looked at last; and whether there is more to look at: one call looks at `LOOK` revisions
+        at most.
 
         Without `past` each key that was written comes as it is now, and who wrote what has been replaced
         since stays untold.
@@ -135,29 +136,30 @@ class History:
         found: list[Change] = []
         current: dict[bytes, Item] | None = None if past else {}
         with self.engine.snapshot() as snapshot:
-            seen = after
+            seen, size = after, 0
             last = snapshot.bounds()[1]
             _complete_after(snapshot, after, prefix)
             if after > last:
                 raise Ahead(revision=after, head=last)
             for revision, raw in snapshot.feed(after):
-                change = self._change(snapshot, revision, raw, prefix, current)
+                change = self._change(snapshot, revision, raw, prefix, current, only)
                 seen = revision
                 if change is not None:
                     found.append(change)
-                if len(found) >= limit or seen - after >= LOOK:
+                    size += sum(len(each.key) + len(each.value or b"") for each in change.items)
+                if len(found) >= limit or size >= PAGE_BYTES or seen - after >= LOOK:
                     break
             return found, seen, seen < last
 
-    def change(self, revision: int, prefix: bytes, *, past: bool = True) -> Change | None:
-        """What one revision wrote under a prefix; None if nothing. `past`, and what it raises, as in
+    def change(self, revision: int, prefix: bytes, *, past: bool = True, only: Only = "all") -> Change | None:
+        """What one revision wrote under a prefix; None if nothing. `past` and `only`, and what it raises, as in
         `changes`."""
         with self.engine.snapshot() as snapshot:
             _complete_after(snapshot, revision - 1, prefix)
             raw = snapshot.event(revision)
             if raw is None:
                 return None
-            return self._change(snapshot, revision, raw, prefix, None if past else {})
+            return self._change(snapshot, revision, raw, prefix, None if past else {}, only)
 
     def _change(
         self,
@@ -166,6 +168,7 @@ class History:
         raw: bytes,
         prefix: bytes,
         current: dict[bytes, Item] | None,
+        only: Only,
     ) -> Change | None:
         """`current` is for who may not see the past: keys as they are in the snapshot, as far as they were
         asked for."""
@@ -175,13 +178,15 @@ class History:
             return None
         time = layout.time_of(raw)
         if current is not None:
-            return self._change_now(snapshot, revision, time, entry, keys, current)
+            return self._change_now(snapshot, revision, time, entry, keys, current, only)
         items = []
         for key in keys:
             row = layout.versioned(key, revision)
             stored = snapshot.get(Table.VERSIONS, row)
-            if stored is not None:
+            if stored is not None and _told(stored == layout.DELETED, only):
                 items.append(Item(key, layout.value_of(snapshot, row, stored), revision, time))
+        if not items and only != "all":
+            return None
         return Change(revision, time, items, self._provenance(entry, time))
 
     def _change_now(
@@ -192,15 +197,18 @@ class History:
         entry: layout.Entry,
         keys: list[bytes],
         current: dict[bytes, Item],
-    ) -> Change:
-        """A change to who may not see the past. No key is left out, so that a view that follows has all
+        only: Only,
+    ) -> Change | None:
+        """A change to who may not see the past. No key is left out but by `only`, so that a view that follows has all
         that was written up to the change's revision, or what replaced it. A large value that stands for
         many small ones of the past is in memory once."""
         for key in keys:
             row = None if key in current else newest(snapshot, key, layout.LAST)
             if row is not None:
                 current[key] = item(snapshot, key, *row)
-        items = [current[key] for key in keys if key in current]
+        items = [current[key] for key in keys if key in current and _told(current[key].value is None, only)]
+        if not items and only != "all":
+            return None
         stands = any(each.revision == revision for each in items)
         told = self._provenance(entry, time) if stands else Provenance(0, "", "", 0, time, "")
         return Change(revision, time, items, told)
@@ -215,6 +223,10 @@ class History:
             entry.note,
             tuple(self._names(other) for other in entry.others),
         )
+
+
+def _told(deleted: bool, only: Only) -> bool:
+    return only == "all" or deleted == (only == "deletes")
 
 
 def moment(snapshot: Snapshot, as_of: AsOf, least: int, start: bytes, end: bytes | None) -> int:

@@ -84,4 +84,4 @@ def bare_change(badge: int, change: Change) -> Change:
     if badge == OWN:
         return change
     items = [bare_item(badge, item) for item in change.items]
-    return Change(change.revision, change.time, items, change.provenance)
+    return Change(change.revision, change.time, items, change.provenance, change.behind)

@@ -25,6 +25,7 @@ from atoll.ipc.system.state import (
     Expect,
     Horizon,
     Item,
+    Only,
     Outline,
     Page,
     Pin,
@@ -158,11 +159,12 @@ class Server(Serves[State]):
         return [scope.bare_item(badge, item) for item in items]
 
     @State.watch.serve
-    async def watch(self, after: int, prefix: bytes = b"") -> AsyncIterator[Change]:
+    async def watch(self, after: int, prefix: bytes = b"", only: Only = "all") -> AsyncIterator[Change]:
         call = current()
         badge, past = call.badge, "history" in call.rights
         scope.revision("watch: after", after)
-        async for change in self._watchers.watch(after, scope.within(badge, prefix), past=past):
+        within = scope.within(badge, prefix)
+        async for change in self._watchers.watch(after, within, past=past, only=only):
             yield scope.bare_change(badge, change)
 
     @State.changes.serve

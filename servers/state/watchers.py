@@ -2,7 +2,8 @@
 
 A watcher is first a reader of the feed, from its own position; once it has caught up it is told the revisions
 that concern it, in order. One that falls behind (`BEHIND` revisions untaken) is told no more and goes back to
-reading the feed: it never slows a writer, never misses a change, and holds no more memory than that.
+reading the feed, a page at a time, and each change says by how far it is behind: it never slows a writer, never misses a
+change, and holds no more memory than that.
 """
 
 from collections import Counter, deque
@@ -10,12 +11,14 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
+from msgspec.structs import replace
 
-from atoll.ipc.system.state import Change
+from atoll.ipc.system.state import Change, Only
 
 from .history import History
 
 BEHIND: Final = 1024
+"""Revisions; `Change.behind` speaks of them, too."""
 _CHUNK: Final = 64
 """Changes read from the feed in one go."""
 
@@ -82,9 +85,11 @@ class Watchers:
                 watcher.behind = True
                 watcher.wake.set()
 
-    async def watch(self, after: int, prefix: bytes, *, past: bool) -> AsyncIterator[Change]:
+    async def watch(
+        self, after: int, prefix: bytes, *, past: bool, only: Only = "all"
+    ) -> AsyncIterator[Change]:
         """Changes under an absolute prefix after a revision: those that are there, then those to come; never
-        ends by itself. Without `past` they show what is current when they are read (`History.changes`)."""
+        ends by itself. `past` and `only` as in `History.changes`."""
         watcher = self.add(prefix)
         position = after
         try:
@@ -95,9 +100,13 @@ class Watchers:
                 watcher.behind = False
                 more = True
                 while more:
-                    changes, position, more = self._history.changes(position, prefix, _CHUNK, past=past)
+                    changes, position, more = self._history.changes(
+                        position, prefix, _CHUNK, past=past, only=only
+                    )
+                    head = self._history.head() if changes else 0
                     for change in changes:
-                        yield change
+                        behind = head - change.revision
+                        yield replace(change, behind=behind) if behind > BEHIND else change
                     await trio.lowlevel.checkpoint()
                 while not watcher.behind:
                     if not watcher.due:
@@ -107,7 +116,7 @@ class Watchers:
                     revision = watcher.due.popleft()
                     if revision > position:
                         position = revision
-                        change_now = self._history.change(revision, prefix, past=past)
+                        change_now = self._history.change(revision, prefix, past=past, only=only)
                         if change_now is not None:
                             yield change_now
         finally:

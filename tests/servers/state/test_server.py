@@ -11,8 +11,10 @@ import trio
 from atoll.ipc.errors import Aborted, BadRequest, CallerFault, Conflict, Failure, NotAllowed, NotFound
 from atoll.ipc.serve import bind
 from atoll.ipc.system.state import Ahead, Expect, Range, State, UnknownTransaction, Write, absolute
+from atoll.servers.state.history import PAGE_BYTES
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server
+from atoll.servers.state.watchers import BEHIND
 
 from .direct import Node
 
@@ -231,6 +233,90 @@ async def test_a_watcher_that_is_slow_misses_nothing(folder: Path) -> None:
             futures = [store.commit.start([Write(b"k", b"%d" % number)]) for number in range(3000)]
         values = [(await anext(feed)).items[0].value for _ in futures]
         assert values == [b"%d" % number for number in range(3000)]
+
+
+async def test_a_watcher_that_falls_behind_is_told_so_and_can_go_on_elsewhere(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        store = node.proxy(State, badge, ALL)
+        feed = aiter(store.watch(await store.head()))
+        await store.commit([Write(b"k", b"first")])
+        assert (await anext(feed)).behind == 0
+        async with node.batch():
+            futures = [store.commit.start([Write(b"k", b"%d" % number)]) for number in range(4000)]
+        (watcher,) = next(iter(node.endpoint.server._watchers._of.values()))  # type: ignore[attr-defined]
+        assert len(watcher.due) <= BEHIND
+        told = [await anext(feed) for _ in range(500)]
+        assert [change.items[0].value for change in told] == [b"%d" % number for number in range(500)]
+        last = futures[-1].result().revision
+        assert told[-1].behind == last - told[-1].revision
+        await feed.aclose()
+        # As a new client, from where it was; each value is there once.
+        async for change in store.watch(told[-1].revision):
+            told.append(change)
+            if change.revision == last:
+                break
+        assert [change.items[0].value for change in told] == [b"%d" % number for number in range(4000)]
+        assert [change.behind for change in told][-BEHIND:] == [0] * BEHIND
+
+
+async def test_a_watch_of_puts_or_of_deletions_is_told_of_no_others(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        store = node.proxy(State, badge, ALL)
+        await store.commit([Write(b"k1", b"1"), Write(b"other", b"1")])
+        await store.commit([Write(b"k1"), Write(b"k2", b"2")])
+        await store.commit([Write(b"k2"), Write(b"other")])
+        await store.commit([Write(b"k3", b"3")])
+        await store.commit([Write(b"k3", b"4"), Write(b"k4", b"4")])
+        await store.commit([Write(b"k4")])
+        feeds = {
+            (only, len(rights)): aiter(node.proxy(State, badge, rights).watch(0, b"k", only))
+            for only in ("puts", "deletes")
+            for rights in ({"read"}, {"read", "history"})
+        }
+        told: dict[tuple[str, int], list[list[tuple[bytes, bytes | None]]]] = {each: [] for each in feeds}
+
+        async def take(which: tuple[str, int], count: int) -> None:
+            for _ in range(count):
+                change = await anext(feeds[which])
+                told[which].append([(item.key, item.value) for item in change.items])
+
+        await take(("puts", 2), 4)
+        await take(("deletes", 2), 3)
+        assert told["puts", 2] == [
+            [(b"k1", b"1")],
+            [(b"k2", b"2")],
+            [(b"k3", b"3")],
+            [(b"k3", b"4"), (b"k4", b"4")],
+        ]
+        assert told["deletes", 2] == [[(b"k1", None)], [(b"k2", None)], [(b"k4", None)]]
+        # Who may not see the past is told of what is there now.
+        await take(("puts", 1), 2)
+        await take(("deletes", 1), 5)
+        assert told["puts", 1] == [[(b"k3", b"4")]] * 2
+        gone = [[b"k1"], [b"k1", b"k2"], [b"k2"], [b"k4"], [b"k4"]]
+        assert told["deletes", 1] == [[(key, None) for key in keys] for keys in gone]
+        # And as it goes on.
+        await store.commit([Write(b"k3"), Write(b"k5", b"5")])
+        for which, feed in feeds.items():
+            await take(which, 1)
+            assert told[which][-1] == ([(b"k5", b"5")] if which[0] == "puts" else [(b"k3", None)])
+            await feed.aclose()
+
+
+async def test_what_a_watcher_has_in_hand_is_a_page(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        store = node.proxy(State, badge, ALL)
+        for _ in range(10):
+            await store.commit([Write(b"k", bytes(PAGE_BYTES // 4))])
+        history = node.endpoint.server._history  # type: ignore[attr-defined]
+        changes, _, more = history.changes(0, absolute(badge, b""), 64)
+        assert len(changes) == 4 and more
+        feed = aiter(store.watch(0))
+        assert len([await anext(feed) for _ in range(10)]) == 10
+        await feed.aclose()
 
 
 async def test_a_transaction_spans_keyspaces_and_ends_with_its_owner(folder: Path) -> None:
