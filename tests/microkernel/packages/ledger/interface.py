@@ -29,8 +29,17 @@ class Ledger(Interface):
         """Its values, newest first."""
 
     @call("write")
-    def join_in(self, key: str, value: int) -> None:
-        """Writes, under the transaction of the call if it has one."""
+    def join_in(self, key: str, value: int, halt: str = "") -> None:
+        """Writes, under the transaction of the call if it has one. `halt`: wait for `let_go` when it is `asked`, or has
+        `written`."""
+
+    @call("write")
+    def held(self) -> None:
+        """Answers once a `join_in` waits."""
+
+    @call("write")
+    def let_go(self) -> None:
+        """Lets those who wait go on."""
 
     @call("write")
     def put_and_die(self, key: str, value: int) -> None:

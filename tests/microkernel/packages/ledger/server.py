@@ -18,6 +18,7 @@ class Server(Serves[Ledger]):
 
     async def start(self) -> None:
         self.rows.keep_remote()
+        self._holds, self._goes = trio.Event(), trio.Event()
 
     @Ledger.put.serve
     async def put(self, key: str, value: int) -> int:
@@ -40,9 +41,25 @@ class Server(Serves[Ledger]):
         return [row.value or 0 for row in await self.rows.history(key)]
 
     @Ledger.join_in.serve
-    async def join_in(self, key: str, value: int) -> None:
+    async def join_in(self, key: str, value: int, halt: str = "") -> None:
+        await self._at("asked", halt)
         async with self.rows.transaction() as tx:
             tx.put(key, value)
+        await self._at("written", halt)
+
+    async def _at(self, step: str, halt: str) -> None:
+        if step == halt:
+            self._holds.set()
+            await self._goes.wait()
+
+    @Ledger.held.serve
+    async def held(self) -> None:
+        await self._holds.wait()
+
+    @Ledger.let_go.serve
+    async def let_go(self) -> None:
+        self._goes.set()
+        self._holds, self._goes = trio.Event(), trio.Event()
 
     @Ledger.put_and_die.serve
     async def put_and_die(self, key: str, value: int) -> None:

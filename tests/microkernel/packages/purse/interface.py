@@ -5,21 +5,27 @@ from typing import Literal
 from atoll.ipc.interface import Interface, call
 
 How = Literal["put", "put_and_die", "put_and_wait"]
+Step = Literal["", "begun", "told", "asked", "written", "answered", "committed"]
+"""Of a `move`; `asked` and `written` are the ledger's."""
 
 
 class Purse(Interface):
     @call("write")
-    def move(self, key: str, value: int, how: How = "put", hold: bool = False) -> int:
+    def move(self, key: str, value: int, how: How = "put", halt: Step = "") -> int:
         """Writes here and, by that method, at the ledger, in one transaction; its revision. What becomes of the ledger's
-        call does not matter. `hold`: wait with the commit for `let_go`."""
+        call does not matter. `halt`: wait at that step for `let_go`, here or at the ledger."""
 
     @call("write")
     def held(self) -> None:
-        """Answers once a `move` holds its transaction open."""
+        """Answers once a `move` waits."""
 
     @call("write")
     def let_go(self) -> None:
-        """Lets those who hold go on."""
+        """Lets those who wait go on."""
+
+    @call("write")
+    def ended(self) -> None:
+        """Answers once no `move` is in hand."""
 
     @call("write")
     def die(self) -> None:
