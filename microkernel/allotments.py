@@ -44,14 +44,20 @@ class Allotments:
         spec = self._node.image.slice.get(server.spec.slice)
         return None if spec is None else of_image(spec)
 
-    def of(self, server: Server) -> Limits:
-        """What holds for a server: what a person set, else its slice."""
+    def of(self, server: Server, *, reader: bool = False) -> Limits:
+        """What holds for a server: what a person set, else its slice. `reader`: for the store's readers."""
+        apart = self._node.image.slice.get(server.spec.readers.slice) if reader else None
+        if apart is not None:
+            return of_image(apart)
         return server.own or self.of_slice(server) or Limits()
 
     def restore(self, server: Server, own: Limits | None) -> None:
         """At boot, before it starts: its slice's group, and what its row keeps of its own."""
         limits = self.of_slice(server)
         said = [] if limits is None else self._node.slices.group(server.spec.slice).limit(limits)
+        if server.spec.readers.slice:
+            apart = self._node.slices.group(server.spec.readers.slice)
+            said += apart.limit(self.of(server, reader=True))
         server.own = own
         if own is not None:
             said += self._node.group(server).limit(own)

@@ -127,6 +127,9 @@ class Readers(Table, frozen=True, kw_only=True):
     above: Annotated[
         int, Key("Reads a second and process above which one more is started.", ge=1, le=1_000_000)
     ] = 5000
+    slice: Annotated[
+        str, Key("A `[slice.NAME]`, in which each has a control group of its own; empty: the writer's group.")
+    ] = ""
 
 
 class KeyspaceBinding(Table, frozen=True, kw_only=True):

@@ -205,6 +205,7 @@ class _Names:
                 self.draft.note(
                     (*path, "readers"), f"no readers: only {STORE} has any", str(server.readers.most)
                 )
+            self.place((*path, "readers"), server.readers.slice, "")
             self.check_record(path, name, server)
             for need, bound in server.needs.items():
                 self.check_binding((*path, "needs", need), bound)

@@ -72,15 +72,16 @@ class Launching:
         *,
         reached: tuple[Bind, ...] | None = None,
         add: tuple[str, ...] = (),
+        reader: bool = False,
     ) -> Plan:
         """How a process of the server would be confined at a level. Raises what `protection.plan` raises.
 
-        `reached`: in place of the server's own folders; `add`: mechanisms beside the image's."""
+        `reached`: in place of the server's own folders; `add`: mechanisms beside the image's; `reader`: of the store."""
         binds = [Bind(source=path) for path in (str(version.folder), *versions.interface_folders())]
         if reached is None:
             reached = tuple(Bind(source=str(folder), writable=True) for folder in folders(self._node, server))
         binds += reached
-        spec, limits = server.spec, self._allotments.of(server)
+        spec, limits = server.spec, self._allotments.of(server, reader=reader)
         subject = Subject(
             name=server.name,
             uid=self._node.uids.of(server.name),
@@ -103,12 +104,13 @@ class Launching:
 
     async def launch(
         self, server: Server, version: Version, plan: Plan, attend: Attend, *, beside: bool = False, reader: str = "",
+        place: str = "",
     ) -> Serving:  # fmt: skip
         """Start a process and tell it everything up to its first step; it answers `Ready` or `Failed` in time.
 
         `attend` sees to its end. `beside`: another process of the server runs, so this one gets capabilities and channels
-        of its own, and those it is to serve later. `reader`: a reader of the store, by that name; its channels come once
-        it serves. Raises `CannotConfine`, `ZygoteDied`, `QuotaExceeded`, `OSError`.
+        of its own, and those it is to serve later. `reader`: a reader of the store, by that name, in the group `place`; its
+        channels come once it serves. Raises `CannotConfine`, `ZygoteDied`, `QuotaExceeded`, `OSError`.
         """
         node = self._node
         confinement = plan.require()
@@ -134,7 +136,7 @@ class Launching:
             intended = node.store.batch(f"intent to start {server.name}").put(intent)
             await node.store.commit_or_keep(intended.changes())
             reach("start: intended")
-            group = node.group(server)
+            group = node.group(server, place)
             if server.keeps_secrets:
                 said = tuple(group.keep_from_swap())
                 server.swappable = said if devices() and not may_lock() else ()

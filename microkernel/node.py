@@ -131,8 +131,10 @@ class Node:
             raise NotFound(what="channel", name=str(channel))
         return found.client
 
-    def group(self, server: Server) -> Group:
-        """A server's control group."""
+    def group(self, server: Server, reader: str = "") -> Group:
+        """A server's control group, or that of the store's readers whose name is given."""
+        if reader and server.spec.readers.slice:
+            return self.slices.group(server.spec.readers.slice, reader)
         return self.slices.group(server.spec.slice or "servers", server.name)
 
     def uid(self, server: Server) -> int | None:

@@ -77,8 +77,10 @@ class Demand:
 class Reader:
     """One reader process, and what was made for those who read there."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, place: str) -> None:
         self.serving = serving
+        self.place = place
+        """Its control group, where the image gives readers a slice. A later reader takes it up again."""
         self.twins: dict[tuple[int, int], Capability] = {}
         """By party and capability, its twin."""
         self.left: list[Capability] = []
@@ -190,11 +192,15 @@ class Readers:
         if self._closed:
             return
         name = f"{STORE}.reader-{next(self._numbers)}"
+        taken = {reader.place for reader in self._all.values()}
+        place = next(each for each in map(_place, itertools.count(1)) if each not in taken)
         plan = self._plan(server)
-        serving = await self._launching.launch(server, server.version, plan, self.attend, reader=name)
+        serving = await self._launching.launch(
+            server, server.version, plan, self.attend, reader=name, place=place
+        )
         if serving.gone:
             raise StartFailed(server=name, step="start", reason="it ended at once")
-        self._all[name] = reader = Reader(serving)
+        self._all[name] = reader = Reader(serving, place)
         node.reading[name] = serving
         if self._closed and serving.process is not None:
             serving.process.kill()
@@ -210,7 +216,9 @@ class Readers:
         reached = tuple(Bind(source=str(folder / name), writable=writable) for name, writable in FILES)
         # Where nothing else keeps the file from being written: the writer's user is the reader's.
         add = ("landlock",) if node.abilities.landlock and "landlock" not in spec.drop else ()
-        return self._launching.protection(server, spec.level, server.version, reached=reached, add=add)
+        return self._launching.protection(
+            server, spec.level, server.version, reached=reached, add=add, reader=True
+        )
 
     async def _end(self, reader: Reader, reason: str) -> None:
         """Let a reader go; those who read there go on at another one, or at the writer."""
@@ -232,6 +240,10 @@ class Readers:
             ended = node.tree.let_go(twin.id for twin in (*reader.twins.values(), *reader.left))
             self._authority.clear(ended)
             self._events.capabilities((), ended)
+            if server.spec.readers.slice:
+                await node.group(
+                    server, reader.place
+                ).end()  # what it started, if anything: the next is at its place
             del self._all[serving.reader], node.reading[serving.reader]
         self._supervisor.let_go(server, serving, exit)
         if not serving.expected_end and not node.down.is_set():
@@ -329,6 +341,10 @@ class Readers:
         reader.twins[key] = twin
         self._events.capabilities((twin,), None)
         party.send(_read_at(port, self._authority.port(twin, channel)))
+
+
+def _place(number: int) -> str:
+    return f"{STORE}.reader-{number}"
 
 
 def _read_at(of: Port, port: Port | None) -> ReadAt:

@@ -20,8 +20,9 @@ from atoll.ipc.proxy import DEFAULTS, bind, transport_of
 from atoll.ipc.system.kernel import ProcessRow, Swap
 from atoll.ipc.system.state import State, Write
 from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand
+from atoll.microkernel.slices import choose
 
-from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
+from .nodes import PACKAGES, RealNode, booted, groups_of, interface, wait_for_end
 
 IMAGE = """
 [image]
@@ -39,7 +40,7 @@ channels = 256
 [server.state]
 needs = {{}}
 watchdog = "1s"
-readers = {{ most = {most}, above = 1 }}
+readers = {{ most = {most}, above = 1{slice} }}
 
 [server.ledger]
 package = "{packages}/ledger"
@@ -53,9 +54,11 @@ looks_inside = pytest.mark.skipif(
 
 
 @contextmanager
-def node_with_readers(folder: Path, *, level: str = "process", most: int = 1) -> Iterator[RealNode]:
-    text = IMAGE.format(level=level, most=most, packages=PACKAGES)
-    with booted(folder, text=text) as node:
+def node_with_readers(
+    folder: Path, *, level: str = "process", most: int = 1, slice: str = "", more: str = ""
+) -> Iterator[RealNode]:
+    text = IMAGE.format(level=level, most=most, packages=PACKAGES, slice=slice)
+    with booted(folder, text=text + more) as node:
         yield node
 
 
@@ -388,6 +391,48 @@ def test_two_readers_share_the_holders(tmp_path: Path) -> None:
             os.kill(readers(me)[0].pid, signal.SIGKILL)
             load.go_on(2)
         assert theirs.get.now(b"load 0") is not None
+
+
+SLICE = """
+[slice.reading]
+cpu_weight = 20
+"""
+
+
+def group_of(pid: int) -> str:
+    """Of a process, in the hierarchy that holds processors, below the node's."""
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    named = [line.split(":", 2) for line in lines]
+    path = next(path for _, held, path in named if "cpu" in held.split(",") or not held)
+    return "/".join(path.split("/")[-2:])
+
+
+def test_each_reader_is_in_a_group_of_its_own_in_their_slice(tmp_path: Path) -> None:
+    chosen = choose("readers-trial")
+    if chosen.kind == "none":
+        pytest.skip(chosen.lacks[0])
+    with (
+        node_with_readers(tmp_path, most=2, slice=', slice = "reading"', more=SLICE) as node,
+        node.attach() as me,
+    ):
+        state = me.keyspace("ledger")
+        read_until(me, state, lambda: len(readers(me)) == 2)
+        writer = next(row for row in me.kernel.ps.now() if row.server == "state")
+        assert group_of(writer.pid) == "servers/state"
+        before = {group_of(row.pid): row for row in readers(me)}
+        assert set(before) == {"reading/state.reader-1", "reading/state.reader-2"}
+        gone = before["reading/state.reader-1"]
+        os.kill(gone.pid, signal.SIGKILL)
+        read_until(
+            me, state, lambda: len(readers(me)) == 2 and gone.pid not in {row.pid for row in readers(me)}
+        )
+        after = {group_of(row.pid): row for row in readers(me)}
+        assert set(after) == set(before)  # the next one takes up the place
+        assert after["reading/state.reader-1"].server not in {row.server for row in before.values()}
+        state.commit.now([Write(b"k", b"v")])
+        assert state.get.now(b"k") is not None
+        folders = groups_of(node)
+    assert not any(folder.exists() for folder in folders)
 
 
 def descriptors(pid: int) -> int:
