@@ -329,8 +329,8 @@ class Aborted(PeerFault):
 
 
 class Conflict(PeerFault):
-    """A precondition of a commit does not hold: somebody else wrote. Revisions; 0 means absent. `keyspace`: its name, which
-    tells one party's keys from another's where a transaction is shared."""
+    """A precondition of a commit does not hold: somebody else wrote. Revisions; 0 means absent, less: never written.
+    `keyspace`: its name, which tells one party's keys from another's where a transaction is shared."""
 
     number = 26
     key: bytes
@@ -341,10 +341,8 @@ class Conflict(PeerFault):
     @property
     def message(self) -> str:
         where = f" of keyspace {self.keyspace!r}" if self.keyspace else ""
-        return (
-            f"key {self.key!r}{where} was expected at revision {self.expected} and is at {self.found}: "
-            "read it again and repeat"
-        )
+        expected = "not to have been written" if self.expected < 0 else f"at revision {self.expected}"
+        return f"key {self.key!r}{where} was expected {expected} and is at {self.found}: read it again and repeat"
 
 
 class DrainTimedOut(PeerFault):

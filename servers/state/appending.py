@@ -10,6 +10,7 @@ from atoll.ipc.system.state import NEVER, Committed
 
 from . import layout
 from .engine import Snapshot
+from .history import Names
 from .versions import newest, time_of
 
 Rows = list[tuple[bytes, bytes | None]]
@@ -26,7 +27,7 @@ def keys(rows: Rows) -> list[bytes]:
     return found
 
 
-def there(snapshot: Snapshot, rows: Rows) -> Committed | None:
+def there(snapshot: Snapshot, rows: Rows, names: Names) -> Committed | None:
     """What appended these very rows before, as a call that is delivered again finds it; None where their keys are new.
 
     Raises `NotAllowed` where another row is there; `Conflict` for a caller who could write over it."""
@@ -37,19 +38,19 @@ def there(snapshot: Snapshot, rows: Rows) -> Committed | None:
             continue
         revision = layout.revision_of(row[0])
         if layout.value_of(snapshot, *row) != value:
-            raise _refusal(key, revision)
+            raise _refusal(key, revision, names)
         revisions.append(revision)
     if not revisions:
         return None
     if len(revisions) < len(rows):
-        raise _refusal(rows[0][0], revisions[0])
+        raise _refusal(rows[0][0], revisions[0], names)
     return Committed(max(revisions), time_of(snapshot, max(revisions)), None, True)
 
 
-def _refusal(key: bytes, revision: int) -> NotAllowed | Conflict:
+def _refusal(key: bytes, revision: int, names: Names) -> NotAllowed | Conflict:
     name, held = key[layout.KEYSPACE_SIZE :], current().rights
     if "write" in held:
-        return Conflict(name, NEVER, revision)
+        return Conflict(name, NEVER, revision, names(layout.keyspace_of(key)))
     return NotAllowed(
         f"State.append of {name!r}, written at revision {revision}: to write over it",
         "write",

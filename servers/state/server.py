@@ -271,7 +271,7 @@ class Server(Serves[State]):
             if any(self._group.holds(key) for key, _ in rows):
                 self._flush_all()
             with self._engine.snapshot() as snapshot:
-                done = appending.there(snapshot, rows)
+                done = appending.there(snapshot, rows, self._keyspaces.name)
         if done is not None:
             return Deferred.resolved(done)
         return self._commit("append", badge, rows, new, id, reply, note, transaction)
