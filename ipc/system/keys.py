@@ -81,6 +81,8 @@ class KeyringRow(Struct, frozen=True, kw_only=True):
     """By whose word a server is what it says."""
     swappable: str = ""
     """Why the memory of who keeps the keys may be written to a swap device; empty: it is locked."""
+    place: str = ""
+    """Of a root key in a TPM: the name under which it lies there; empty: the node's own."""
     keyspaces: int = 0
     purges: int = 0
     size: int = 0

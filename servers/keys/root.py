@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from atoll.ipc import chance
 from atoll.ipc.errors import BadRequest
@@ -20,6 +20,7 @@ from . import files
 
 FILE: Final = "root.key"
 SALT: Final = 16
+PLACE: Final = 16
 COST: Final = 1 << 15
 """Of scrypt: 32 MiB and some 0.1 s for each try at a passphrase."""
 
@@ -98,6 +99,8 @@ class _Salts(Struct, frozen=True):
     salts: list[bytes] = []
     """The newest first."""
     settled: bool = False
+    place: bytes = b""
+    """See `PassphraseRoot.place`."""
 
 
 class Try(NamedTuple):
@@ -133,24 +136,35 @@ class PassphraseRoot:
     def begin(self) -> bytes:
         self.keys()
         if self._next is not None:
-            self._keep(_Salts([self._next.salt, *(each.salt for each in self._tries)]))
+            salts = [self._next.salt, *(each.salt for each in self._tries)]
+            self._keep(structs.replace(self._kept(), salts=salts, settled=False))
             self._tries.insert(0, self._next)
         return self._tries[0].key
 
     def end(self) -> None:
         self._tries, self._next = self._tries[:1], None
-        salts = _Salts([self._tries[0].salt], settled=True)
-        if self._kept() != salts:
-            self._keep(salts)
+        kept = self._kept()
+        settled = structs.replace(kept, salts=[self._tries[0].salt], settled=True)
+        if kept != settled:
+            self._keep(settled)
 
     def stay(self, key: bytes) -> None:
         self._tries, self._next = [each for each in self._tries if each.key == key], None
+
+    def place(self) -> str:
+        """The name under which its secrets lie in a TPM, which nodes of one name do not share; empty: of a root that was
+        made when they did. Raises OSError."""
+        kept = self._kept()
+        if not kept.place and not kept.salts:
+            kept = structs.replace(kept, place=chance.secret(PLACE))
+            self._keep(kept)
+        return kept.place.hex()
 
     def offer(self, passphrase: str) -> list[Try]:
         """What a passphrase makes here: of two salts where a change of it was cut short. Raises OSError."""
         kept = self._kept()
         if not kept.salts:
-            kept = _Salts([chance.secret(SALT)])
+            kept = structs.replace(kept, salts=[chance.secret(SALT)])
             self._keep(kept)
         return [_derived(salt, passphrase) for salt in kept.salts]
 

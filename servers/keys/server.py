@@ -304,13 +304,19 @@ class Server(Serves[Keys]):
     def _row(self) -> KeyringRow:
         row = KeyringRow(
             root=self._root.kind, locked=self._root.locked() or self._unreadable, attestation=self._attestation.name,
-            size=self._ring.size, swappable=resident.said() )  # fmt: skip
+            size=self._ring.size, swappable=resident.said(), place=self._place() )  # fmt: skip
         if not self._ring.opened:
             return row
         held = self._ring.contents
         return structs.replace(
             row, keyspaces=len(held.badges), purges=len(held.purges), rotated=held.rotated, generations=len(held.seeds)
         )  # fmt: skip
+
+    def _place(self) -> str:
+        if not isinstance(self._root, PassphraseRoot) or self._root.kind != "tpm":
+            return ""
+        with written():
+            return self._root.place()
 
 
 @contextmanager

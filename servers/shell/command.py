@@ -114,7 +114,7 @@ for handler in (flows.ls, flows.show, flows.cancel, flows.resume, flows.fork):
     flow.command(handler.__name__)(handler)
 
 
-for handler in (keyring.show, keyring.rotate, keyring.unlock):
+for handler in (keyring.show, keyring.copy, keyring.rotate, keyring.unlock):
     keys.command(handler.__name__)(handler)
 
 

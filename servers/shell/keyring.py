@@ -17,6 +17,8 @@ from .options import Json, Node, keyspace_names
 from .when import clock
 
 PASSPHRASE_MOST: Final = 4096
+KEPT: Final = Path("data") / SERVER
+"""Where the folders of the server of keys lie in a node's."""
 
 Given = Annotated[
     int,
@@ -65,8 +67,9 @@ def purge(
     with connect(node=node or None) as attached:
         keys = attached.open(SERVER, Keys, ["observe", "purge", "admin"])
         done = keys.purge.now(subject, keyspace)
-        if keys.keyring.now().root == "tpm":
-            renew(keys, chip, attached.name)
+        row = keys.keyring.now()
+        if row.root == "tpm":
+            renew(keys, chip, row.place or attached.name)
     printing.answer(done, purged(subject, done), as_json)
 
 
@@ -102,21 +105,61 @@ def rotate(
     """Seal the keyring under a new root key; a new passphrase is asked for where it is made of one."""
     with connect(node=node or None) as attached:
         keys = attached.open(SERVER, Keys, ["observe", "admin"])
-        kind = keys.keyring.now().root
-        if kind == "tpm":
-            row = renew(keys, chip, attached.name, seeds)
+        row = keys.keyring.now()
+        if row.root == "tpm":
+            row = renew(keys, chip, row.place or attached.name, seeds)
         else:
-            row = keys.rotate.now(asked(passphrase, again=True) if kind == "passphrase" else "", seeds)
+            row = keys.rotate.now(asked(passphrase, again=True) if row.root == "passphrase" else "", seeds)
     printing.answer(row, stands(row), as_json)
 
 
-def renew(keys: Keys, chip: Path, node: str, seeds: bool = False) -> KeyringRow:
+def renew(keys: Keys, chip: Path, place: str, seeds: bool = False) -> KeyringRow:
     """A root key of a new secret of the TPM's. Whenever it is cut short, one of the two that are there opens the ring."""
-    with tpm.opened(chip, node) as held:
+    with tpm.opened(chip, place) as held:
         secret = held.add()
         row = keys.rotate.now(secret, seeds)
         held.keep_only(secret)
     return row
+
+
+def copy(
+    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.", show_default=False)],
+    node: Node = "",
+    as_json: Json = False,
+) -> None:
+    """Copy the keyring and its root key as they are at one moment, also while purges go on."""
+    with connect(node=node or None) as attached:
+        copied = written(attached.folder / KEPT, folder)
+    printing.answer(copied, f"{folder}: {', '.join(copied)}", as_json)
+
+
+def written(kept: Path, folder: Path) -> list[str]:
+    """Copy the files of a keyring. Raises `BadRequest`."""
+    try:
+        found = at_one_moment(kept)
+        folder.mkdir(mode=0o700)
+        for name, content in found.items():
+            (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        got = f"{error.filename} ({error.strerror})"
+        raise BadRequest("FOLDER", "a new folder, and a keyring that this user may read", got) from None
+    return sorted(found)
+
+
+def at_one_moment(kept: Path) -> dict[str, bytes]:
+    """The files of a keyring. Each of them is replaced as a whole and never comes to be what it was before: those that are
+    read twice, all of them and all of them again, and are the same, were there together."""
+    last: dict[str, bytes] = {}
+    while True:
+        paths = sorted(path for path in kept.rglob("*") if path.is_file() and path.suffix != ".new")
+        found = {str(path.relative_to(kept)): path.read_bytes() for path in paths}
+        if found == last:
+            return found
+        last = found
 
 
 def unlock(passphrase: Given = -1, chip: Chip = tpm.DEVICE, node: Node = "", as_json: Json = False) -> None:
@@ -125,15 +168,15 @@ def unlock(passphrase: Given = -1, chip: Chip = tpm.DEVICE, node: Node = "", as_
         keys = attached.open(SERVER, Keys, ["observe", "admin"])
         row = keys.keyring.now()
         if row.root == "tpm":
-            row = unlock_by(keys, chip, attached.name, row)
+            row = unlock_by(keys, chip, row.place or attached.name, row)
         else:
             row = keys.unlock.now(asked(passphrase, again=not row.size))
     printing.answer(row, stands(row), as_json)
 
 
-def unlock_by(keys: Keys, chip: Path, node: str, row: KeyringRow) -> KeyringRow:
+def unlock_by(keys: Keys, chip: Path, place: str, row: KeyringRow) -> KeyringRow:
     """By the secret of the TPM's that fits: there are two where a change of it was cut short."""
-    with tpm.opened(chip, node) as held:
+    with tpm.opened(chip, place) as held:
         secrets = held.secrets() or ([] if row.size else [held.add()])
         for secret in secrets:
             try:

@@ -1,6 +1,8 @@
 """The keyring's file: killed at each step of what changes it, lost, mixed up, under a passphrase."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from atoll.ipc.system.keys import KeysLocked
 from atoll.servers.keys import files
 from atoll.servers.keys.keyring import FILE, Keyring, Unreadable
 from atoll.servers.keys.root import FileRoot, PassphraseRoot
+from atoll.servers.shell.keyring import written
 from tests.kit.dying import survives
 
 ANN, BOB = b"a" * 16, b"b" * 16
@@ -57,6 +60,53 @@ def test_keys_come_again_from_the_file(tmp_path: Path) -> None:
     third = ring(tmp_path)
     assert (third.key(BADGE, OLD + ANN), third.key(BADGE, OLD + BOB)) == (b"", keys[1])
     assert third.made(BADGE, made.number - 1) == [made] and third.made(BADGE, made.number) == []
+
+
+def test_a_copy_of_a_keyring_that_is_replaced_meanwhile_opens(tmp_path: Path) -> None:
+    """Folders apart, as a node has them; another process rotates for as long as copies are made."""
+    kept = tmp_path / "kept"
+    for name in ("keyring", "root"):
+        (kept / name).mkdir(parents=True)
+    first = Keyring(kept / "keyring", FileRoot(kept / "root"))
+    first.open(None, 1)
+    parent, child = os.getpid(), os.fork()
+    if not child:
+        while os.getppid() == parent:
+            first.rotate(2)
+        os._exit(0)
+    try:
+        for number in range(20):
+            copy = tmp_path / f"copy {number}"
+            assert written(kept, copy) == ["keyring/keyring", "root/root.key"]
+            again = Keyring(copy / "keyring", FileRoot(copy / "root"))
+            again.open(first.contents.id, 3)
+            assert again.key(BADGE, OLD + ANN) == first.key(BADGE, OLD + ANN)
+            assert (copy / "root" / "root.key").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with pytest.raises(BadRequest, match="expected a new folder"):
+        written(kept, tmp_path / "copy 1")
+
+
+def test_a_place_in_a_tpm_is_a_keyrings_own_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    one, other = PassphraseRoot(tmp_path / "one", "tpm"), PassphraseRoot(tmp_path / "other", "tpm")
+    place = one.place()
+    assert len(place) == 32 and place != other.place()
+    passphrase(tmp_path / "one", "a secret")
+    root = PassphraseRoot(tmp_path / "one", "tpm")
+    assert root.place() == place
+    root.take(root.offer("a secret")[0])
+    root.change("another")
+    root.begin()
+    assert root.place() == place
+    root.end()
+    assert root.place() == place
+    (tmp_path / "before").mkdir()
+    passphrase(tmp_path / "before", "a secret")
+    assert PassphraseRoot(tmp_path / "before", "tpm").place() == "", "its secret lies under the node's name"
 
 
 def test_new_seeds_are_for_what_comes(tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ def test_a_backup_from_before_a_purge_gives_the_others_words_back(person: Shell)
         found.write.now("r kept", "rolf", "second")
     person.said("backup", "rest", "--node", str(home(person)))
     person.said("purge", "rita")
-    newest = home(person) / "data" / "keys"
-    person.said("restore", "rest", "--folder", "again", "--name", "again", "--keyring", str(newest))
+    assert person.said("keys", "copy", "newest") == "newest: keyring/keyring, root/root.key\n"
+    person.said("restore", "rest", "--folder", "again", "--name", "again", "--keyring", "newest")
     with booted(person, "again") as node:
         with pytest.raises(Purged):
             diary(node).read.now("r gone")
