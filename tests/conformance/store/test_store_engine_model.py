@@ -16,10 +16,9 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from atoll.servers.state.engine import Batch, ConditionFailed, Engine, Snapshot, Table
-from atoll.servers.state.lmdb_engine import LmdbEngine
 from tests.kit.forked import forked
 
-from .store_engines import MAP, Store, lmdb_store, memory_store
+from .store_engines import POINTS, Dying, Store, lmdb_store, memory_store
 
 TABLES = [Table.META, Table.VERSIONS, Table.COMMITS]
 keys = strategies.binary(min_size=1, max_size=3)
@@ -30,7 +29,6 @@ counts = strategies.integers(0, 3)
 drops = strategies.lists(strategies.integers(1, 12), max_size=3)
 Asked = tuple[list[tuple[Table, bytes, bytes]], list[tuple[Table, bytes]], int, list[int]]
 """Puts, deletes, how many events, and positions to drop."""
-POINTS = ["before the batch", "before the log", "after the log", "after the batch"]
 
 
 def batch_of(asked: Asked, position: int) -> Batch:
@@ -47,33 +45,6 @@ def batch_of(asked: Asked, position: int) -> Batch:
     for number in range(events):
         batch.append(position + 1 + number, b"e%d" % number)
     return batch
-
-
-class Dying(LmdbEngine):
-    """Its process is killed at a point of the batch that comes after so many others."""
-
-    def __init__(self, folder: Path, left: int, point: str) -> None:
-        super().__init__(folder, limit=256 << 20, reserve=1 << 20, map_size=MAP)
-        self.left = left
-        self.point = point
-        append = self._log.append
-
-        def appended(transaction: int, batch: Batch) -> None:
-            self.die_at("before the log")
-            append(transaction, batch)
-            self.die_at("after the log")
-
-        self._log.append = appended  # type: ignore[method-assign]
-
-    def die_at(self, point: str) -> None:
-        if self.left == 0 and point == self.point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def commit(self, batch: Batch, *, reserved: bool = False) -> None:
-        self.die_at("before the batch")
-        super().commit(batch, reserved=reserved)
-        self.die_at("after the batch")
-        self.left -= 1
 
 
 def commit_and_die(folder: Path, batches: list[Batch], left: int, point: str, told: int) -> None:

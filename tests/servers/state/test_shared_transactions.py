@@ -1,6 +1,9 @@
 """Transactions that others take part in: what a call did counts if its caller took its reply, else not, whatever arrives
 afterwards; a part can be shared further; nobody undoes or ends what is another's."""
 
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.serve import Serves, bind
 from atoll.ipc.system.state import State, UnknownTransaction, Write
 from atoll.servers.state.opening import Settings
+from atoll.servers.state.ownership import settle_format
 from atoll.servers.state.server import Server as Store
+from tests.conformance.store.store_engines import POINTS, Dying
+from tests.kit.forked import forked
 
 from .direct import Node
 from .test_keyspace import hand, rows
@@ -226,3 +232,52 @@ async def test_the_deadline_of_a_transaction_ends_its_parts(tmp_path: Path) -> N
             with pytest.raises(Aborted):
                 await late
         assert (await owner.statistics())["transactions"] == 0
+
+
+def finish_and_die(folder: Path, point: str, told: int) -> None:
+    """Commits a transaction of two parties; the process is killed at a point of that."""
+    engine = Dying(folder, -1, point)
+
+    class Opened(Store):
+        open_engine = staticmethod(lambda settings: (engine, settle_format(engine)))
+
+    async def run() -> None:
+        endpoint = bind(Opened, {"config": Settings()})
+        await endpoint.server.start()
+        node = Node(endpoint)
+        kernel = node.proxy(State, 0, ALL)
+        owner = node.proxy(State, await kernel.make_keyspace("one"), ALL, client=1)
+        callee = node.proxy(State, await kernel.make_keyspace("two"), ALL, client=2)
+        transaction = await owner.begin(10.0)
+        await owner.commit([Write(b"k", b"owner's")], transaction=transaction)
+        part = await owner.share(transaction)
+        await callee.commit([Write(b"k", b"callee's" * 100)], transaction=part)
+        await owner.join(part)
+        engine.left = 0
+        await owner.finish(transaction)
+        os.write(told, b".")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    trio.run(run)
+
+
+@pytest.mark.parametrize("point", [*POINTS, "after the answer"])
+def test_a_store_killed_while_it_commits_leaves_both_or_neither(tmp_path: Path, point: str) -> None:
+    told, tell = os.pipe()
+    with forked(partial(finish_and_die, tmp_path / "store", point, tell)) as child:
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    os.close(tell)
+    answered = os.read(told, 1)
+    os.close(told)
+    assert ended is not None and ended.si_status == signal.SIGKILL
+    assert bool(answered) == (point == "after the answer")
+
+    async def look() -> list[dict[bytes, int]]:
+        async with serving(tmp_path / "store") as (node, kernel):
+            states = [node.proxy(State, await kernel.make_keyspace(name), ALL) for name in ("one", "two")]
+            return [{item.key: item.revision for item in (await each.range(b"")).items} for each in states]
+
+    own, theirs = trio.run(look)
+    assert own == theirs and set(own) <= {b"k"}
+    assert own or not answered
+    assert not own or point not in ("before the batch", "before the log")
