@@ -66,6 +66,30 @@ def test_a_watch_has_no_gap_over_ends_of_the_store_and_of_the_kernel(tmp_path: P
     assert seen == written
 
 
+def test_a_watcher_that_takes_nothing_halts_no_writer_and_is_told_what_it_missed(tmp_path: Path) -> None:
+    """More is written than its stream, and what the store keeps for it, hold."""
+    with booted(tmp_path, text=PLAIN) as node, node.attach() as me, node.attach() as slow:
+        state = me.keyspace("rows")
+        watch = slow.keyspace("rows").watch.now(0)
+        written = [state.commit.now([Write(b"k", b"v")]).revision]
+        assert next(watch).revision == written[0]
+        for _ in range(20):
+            futures = [state.commit.start([Write(b"k", bytes(1000))]) for _ in range(250)]
+            written += [future.result().revision for future in futures]
+        seen, behind = written[:1], [0]
+        while seen[-1] != written[-1]:
+            change = next(watch)
+            seen.append(change.revision)
+            behind.append(change.behind)
+        watch.cancel()
+        assert seen == written
+        assert max(behind) > 1024 and behind[-1] == 0
+        resumed = slow.keyspace("rows").watch.now(written[100], b"", "deletes")
+        state.commit.now([Write(b"k")])
+        assert next(resumed).items[0].value is None
+        resumed.cancel()
+
+
 def test_every_revision_says_who_wrote_it_and_for_which_call(tmp_path: Path) -> None:
     with booted(tmp_path, text=PLAIN) as node:
         with node.attach() as me:
