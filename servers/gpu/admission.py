@@ -1,7 +1,7 @@
 """Who gets which device memory, and who must give way: pure logic, time handed in.
 
 Requests wait in order of their slices' priority (`standing`), then of their own, then arrival; a client may have so
-many waiting, so that none fills the queue by itself. A waiting request
+many waiting, and so many leases, that none fills queue or list by itself. A waiting request
 keeps those behind it from the devices it could use, so a large request is not starved by small ones; requests for
 other devices pass. If leases of lower priority hold what the first in line needs, the fewest bytes of them that
 suffice are told to give way, lowest priority and youngest first, and are taken back when their grace is over. Equal
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from atoll.ipc.errors import Overloaded
+from atoll.ipc.errors import Overloaded, QuotaExceeded
 
 from .interface import BeyondSlice, Device, Ending, Event, Kind, Lease, NeverFits, NoSuchLease, Notice
 
@@ -25,6 +25,15 @@ class Bound(NamedTuple):
     name: str
     memory: int | None
     time: float | None
+
+
+class Limits(NamedTuple):
+    queue: int
+    """Requests that may wait."""
+    queue_per_client: int
+    leases: int
+    """What is leased, and what waits to be."""
+    leases_per_client: int
 
 
 class Request(NamedTuple):
@@ -80,12 +89,11 @@ Change = Granted | Undone | Renewed | Ended | Told
 class Admission:
     """One task at a time; invariants in `broken`."""
 
-    def __init__(self, devices: list[Device], grace: float, queue: int, queue_per_client: int) -> None:
-        """`devices` with what may be leased of each; `grace` in seconds; `queue`: requests that may wait."""
+    def __init__(self, devices: list[Device], grace: float, limits: Limits) -> None:
+        """`devices` with what may be leased of each; `grace` in seconds."""
         self.devices = {device.id: device for device in devices}
         self.grace = grace
-        self.queue = queue
-        self.queue_per_client = queue_per_client
+        self.limits = limits
         self.leases: dict[int, Lease] = {}
         self.waiting: list[Request] = []
         self.changes: list[Change] = []
@@ -113,18 +121,15 @@ class Admission:
                 self.changes.append(Ended(Event(lease=lease, ended=now, how="device gone")))
 
     def ask(self, request: Request, now: float, may_wait: bool) -> None:
-        """Queue a request and grant what can be granted. Raises NeverFits, BeyondSlice, Overloaded; then nothing
-        has changed.
+        """Queue a request and grant what can be granted. Raises NeverFits, BeyondSlice, QuotaExceeded, Overloaded;
+        then nothing has changed.
         """
         eligible = self._eligible(request.kind)
         largest = max((self.devices[each].leasable for each in eligible), default=0)
         if request.memory > largest:
             raise NeverFits(kind=request.kind, memory=request.memory, largest=largest)
         self._within(request.bounds, request.memory)
-        if len(self.waiting) >= self.queue:
-            raise Overloaded("the gpu server's queue")
-        if sum(each.client == request.client for each in self.waiting) >= self.queue_per_client:
-            raise Overloaded(f"client {request.client}'s part of the gpu server's queue")
+        self._in_number(request.client)
         if not may_wait and not self._fits_now(request):
             raise Overloaded(f"every device of kind {request.kind!r} (pass `wait` to queue for it)")
         self.waiting.append(request)
@@ -206,6 +211,20 @@ class Admission:
         return self.devices[device].leasable - self._free[device]
 
     # how it is decided ------------------------------------------------------------------------------------
+
+    def _in_number(self, client: int) -> None:
+        """Raises QuotaExceeded, Overloaded if one more is more than there may be, of this client or of all."""
+        limits = self.limits
+        waiting = sum(each.client == client for each in self.waiting)
+        leased = sum(each.client == client for each in self.leases.values())
+        if leased + waiting >= limits.leases_per_client:
+            raise QuotaExceeded(f"client {client} of the gpu server", "leases", limits.leases_per_client)
+        if len(self.leases) + len(self.waiting) >= limits.leases:
+            raise Overloaded("the gpu server's list of leases")
+        if len(self.waiting) >= limits.queue:
+            raise Overloaded("the gpu server's queue")
+        if waiting >= limits.queue_per_client:
+            raise Overloaded(f"client {client}'s part of the gpu server's queue")
 
     def _within(self, bounds: tuple[Bound, ...], memory: int) -> None:
         """Raises BeyondSlice if a slice may not have so much more than it leases and waits for."""
@@ -338,7 +357,7 @@ class Admission:
                 wrong.append(f"{device.id} leases {held} of {device.leasable} bytes")
             if held + self._free[device.id] != device.leasable:
                 wrong.append(f"the free memory of {device.id} is not what its leases leave")
-        if len(self.waiting) > self.queue:
+        if len(self.waiting) > self.limits.queue:
             wrong.append("more requests wait than may")
         if [request.order for request in self.waiting] != sorted(request.order for request in self.waiting):
             wrong.append("requests do not wait in order")

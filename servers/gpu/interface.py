@@ -152,8 +152,8 @@ class Gpu(Interface):
         If the server's process ends meanwhile the request is asked again and gets one lease; it then waits anew, behind
         those that came before it.
 
-        Raises NeverFits, BeyondSlice, Overloaded (the queue, or this client's part of it, is full, or `wait` is over),
-        BadRequest.
+        Raises NeverFits, BeyondSlice, QuotaExceeded (this client has as many leases as one may), Overloaded (the queue, this
+        client's part of it, or the list of all leases is full, or `wait` is over), BadRequest.
         """
 
     @call("lease", idempotent=True)

@@ -1,7 +1,7 @@
 """The gpu server: admission (admission.py) made durable, and told to those whom it concerns.
 
-One task commits, in `run`: what admission decided since the last commit goes into one transaction, in
-order, and only then is a lease handed to who waits for it. A lease that a client holds is therefore a
+One task commits, in `run`: what admission decided goes into transactions, in order and in pieces that no number of
+decisions makes too large, and only then is a lease handed to who waits for it. A lease that a client holds is therefore a
 row, and neither a crash nor a swap of the server loses any: `start` takes the rows over, channels survive, calls
 that were in hand come again, and whoever died meanwhile is named by `clients_present`.
 
@@ -13,19 +13,19 @@ import math
 import os
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import trio
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from atoll.ipc.context import SystemClock, current
-from atoll.ipc.errors import Aborted, AtollError, BadRequest, Overloaded
+from atoll.ipc.errors import Aborted, AtollError, BadRequest, Overloaded, QuotaExceeded
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.published import Published
 from atoll.ipc.runtime import own_kernel
 from atoll.ipc.serve import Config, Serves
 
-from .admission import Admission, Bound, Change, Ended, Granted, Renewed, Request, Told, Undone
+from .admission import Admission, Bound, Change, Ended, Granted, Limits, Renewed, Request, Told, Undone
 from .devices import discover
 from .interface import BeyondSlice, Device, Event, Gpu, Kind, Lease, Notice, Statistics
 
@@ -35,6 +35,12 @@ _NOTICES = 100
 """Notices kept for a client that does not read them."""
 _HISTORY = 10_000
 """Ended leases that are kept."""
+_LISTED = 1000
+"""Leases at most: all of them are one reply of `leases`."""
+_PURPOSE = 200
+"""Bytes of a purpose at most: it stands in a lease's rows, in each reply that has the lease, and in the history."""
+_AT_ONCE = 100
+"""Changes of one transaction."""
 _PAUSE = 0.25
 """Seconds before a commit that the store refused is tried again."""
 
@@ -49,6 +55,10 @@ class Settings(Config, frozen=True, kw_only=True):
     queue: int = 64
     """Requests that may wait."""
     queue_per_client: int = 16
+    """Of them, those of one client."""
+    leases: Annotated[int, Meta(ge=1, le=_LISTED)] = _LISTED
+    """Leases that there may be, requests that wait for one counted in."""
+    leases_per_client: Annotated[int, Meta(ge=1)] = 64
     """Of them, those of one client."""
 
 
@@ -121,9 +131,10 @@ class Server(Serves[Gpu]):
         share = self.config.share
         devices = [structs.replace(device, leasable=int(device.memory * share)) for device in found]
         config = self.config
-        self._admission = Admission(devices, config.grace, config.queue, config.queue_per_client)
+        limits = Limits(config.queue, config.queue_per_client, config.leases, config.leases_per_client)
+        self._admission = Admission(devices, config.grace, limits)
         await self._claim_rows()
-        leases = [row.value async for row in self.rows.range("lease/", "lease0")]
+        leases = [_bounded(row.value) async for row in self.rows.range("lease/", "lease0")]
         last = [row.value async for row in self.rows.range("event/", "event0", limit=1, reverse=True)]
         last_id = max((each.lease.id for each in last if isinstance(each, Event)), default=0)
         self._admission.restore(
@@ -170,16 +181,19 @@ class Server(Serves[Gpu]):
             try:
                 if not self._claimed:
                     await self._claim_rows()
-                await self._write(backlog)
+                while backlog:
+                    piece = backlog[:_AT_ONCE]
+                    await self._write(piece)
+                    for change in piece:
+                        self._tell(change)
+                    del backlog[: len(piece)]
             except AtollError as error:
                 backlog = self._refuse(backlog, error)
                 await trio.sleep(_PAUSE)
             else:
-                for change in backlog:
-                    self._tell(change)
                 for event in promised:
                     event.set()
-                backlog, promised = [], []
+                promised = []
 
     async def _committed(self) -> None:
         """Return when what was decided up to now is durable."""
@@ -262,6 +276,8 @@ class Server(Serves[Gpu]):
         _check("priority", priority, 0, 100)
         _check("ttl", ttl, 0.001, _LONGEST)
         _check("wait", wait, 0.0, _LONGEST)
+        if len(purpose.encode()) > _PURPOSE:
+            raise BadRequest("$.purpose", f"{_PURPOSE} bytes at most", f"{len(purpose.encode())}")
         call = current()
         self._present.add(call.client)
         known = self._admission.held_for(call.client, call.request)
@@ -293,7 +309,7 @@ class Server(Serves[Gpu]):
             if self._admission.withdraw(number, self._now()):
                 raise Overloaded(f"every device of kind {kind!r}, for the {wait:g} s that were waited,")
             await waiter.done.wait()
-        except (Overloaded, BeyondSlice):
+        except (Overloaded, QuotaExceeded, BeyondSlice):
             self._refused += 1
             raise
         except trio.Cancelled:
@@ -365,6 +381,13 @@ class Server(Serves[Gpu]):
             refused=self._refused,
             note=self._note,
         )
+
+
+def _bounded(row: Lease | Event | Claim | None) -> Lease | Event | Claim | None:
+    """A lease as it may be written: one of a version that took any purpose has a longer one."""
+    if not isinstance(row, Lease):
+        return row
+    return structs.replace(row, purpose=row.purpose.encode()[:_PURPOSE].decode(errors="ignore"))
 
 
 def _check(name: str, value: float, least: float, most: float) -> None:

@@ -1,12 +1,14 @@
 """Admission: its invariants hold after every step, and each rule about priority is seen once by itself."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from atoll.ipc.errors import Overloaded
-from atoll.servers.gpu.admission import Admission, Bound, Ended, Granted, Request, Told, Undone
+from atoll.ipc.errors import Overloaded, QuotaExceeded
+from atoll.servers.gpu.admission import Admission, Bound, Ended, Granted, Limits, Request, Told, Undone
 from atoll.servers.gpu.interface import BeyondSlice, Device, Kind, Lease, NeverFits, NoSuchLease
 
 GRACE = 5.0
@@ -39,7 +41,7 @@ def request(
 
 
 def admission(*devices: Device, queue: int = 8) -> Admission:
-    return Admission(list(devices) or [device("cuda:0", 100)], GRACE, queue, 8)
+    return Admission(list(devices) or [device("cuda:0", 100)], GRACE, Limits(queue, 8, 100, 50))
 
 
 def leases(of: Admission) -> list[Lease]:
@@ -157,13 +159,28 @@ def test_leases_of_an_earlier_boot_end_with_it() -> None:
 
 
 def test_no_client_fills_the_queue_by_itself() -> None:
-    one = Admission([device("cuda:0", 100)], GRACE, queue=8, queue_per_client=2)
+    one = Admission([device("cuda:0", 100)], GRACE, Limits(8, 2, 100, 50))
     one.ask(request(1, 100, client=1), 0.0, may_wait=False)
     for number in (2, 3):
         one.ask(request(number, 1, client=2), 0.0, may_wait=True)
     with pytest.raises(Overloaded, match="client 2's part"):
         one.ask(request(4, 1, client=2), 0.0, may_wait=True)
     one.ask(request(5, 1, client=3), 0.0, may_wait=True)
+
+
+def test_no_client_has_more_leases_than_it_may_nor_all_together() -> None:
+    one = Admission([device("cuda:0", 100)], GRACE, Limits(8, 8, 5, 3))
+    for number in (1, 2):
+        one.ask(request(number, 40, client=1), 0.0, may_wait=False)
+    one.ask(request(3, 40, client=1), 0.0, may_wait=True)
+    with pytest.raises(QuotaExceeded, match="client 1 of the gpu server' has used its 3 of leases"):
+        one.ask(request(4, 1, client=1), 0.0, may_wait=True)
+    for number in (5, 6):
+        one.ask(request(number, 1, client=number), 0.0, may_wait=True)
+    with pytest.raises(Overloaded, match="list of leases"):
+        one.ask(request(7, 1, client=7), 0.0, may_wait=True)
+    one.client_gone(1, 0.0)
+    one.ask(request(8, 1, client=1), 0.0, may_wait=False)
 
 
 def test_a_lease_whose_time_is_over_cannot_be_renewed() -> None:
@@ -189,7 +206,7 @@ class Leasing(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.devices = [device("cuda:0", 100), device("cuda:1", 60), device("cpu", 40)]
-        self.admission = Admission(self.devices, GRACE, 5, 3)
+        self.admission = Admission(self.devices, GRACE, Limits(5, 3, 12, 6))
         self.now = 1000.0
         self.number = 0
         self.ids: set[int] = set()
@@ -207,7 +224,7 @@ class Leasing(RuleBasedStateMachine):
         before = (dict(self.admission.leases), list(self.admission.waiting))
         try:
             self.admission.ask(request(self.number, memory, priority, client, kind, ttl), self.now, may_wait)
-        except (NeverFits, Overloaded):
+        except (NeverFits, Overloaded, QuotaExceeded):
             assert before == (self.admission.leases, self.admission.waiting)
         else:
             if not may_wait:
@@ -255,13 +272,16 @@ class Leasing(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         held = list(self.admission.leases.values())
-        self.admission = Admission(self.devices, GRACE, 5, 3)
+        self.admission = Admission(self.devices, GRACE, Limits(5, 3, 12, 6))
         self.admission.restore(held, max(self.ids, default=0), self.now)
         assert sorted(self.admission.leases) == sorted(lease.id for lease in held)
 
     @invariant()
     def holds(self) -> None:
         assert self.admission.broken() == []
+        held = Counter(each.client for each in self.admission.leases.values())
+        held.update(each.client for each in self.admission.waiting)
+        assert held.total() <= 12 and all(count <= 6 for count in held.values())
         for change in self.admission.changes:
             if isinstance(change, Granted):
                 assert change.lease.id not in self.ids, "an id was used twice"
@@ -279,7 +299,7 @@ TestLeasing.settings = settings(max_examples=80, stateful_step_count=40, deadlin
 def test_the_slice_goes_before_the_wish() -> None:
     """A request of a slice of higher priority takes the memory of one that asked with a higher priority of its own."""
     admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
-                          grace=5.0, queue=4, queue_per_client=4)  # fmt: skip
+                          5.0, Limits(4, 4, 100, 50))  # fmt: skip
     admission.ask(request(1, 100, 100, 1, "cuda", standing=3), 0.0, may_wait=False)
     admission.ask(request(2, 100, 0, 2, "cuda", standing=4), 0.0, may_wait=True)
     assert admission.leases[1].leaving == 5.0
@@ -291,7 +311,7 @@ def test_the_slice_goes_before_the_wish() -> None:
 
 def test_a_slice_leases_no_more_than_it_has_and_holds_nobody_up() -> None:
     admission = Admission([Device(id="cuda:0", kind="cuda", name="", uuid="", memory=0, leasable=100, stand_in=False)],
-                          grace=5.0, queue=4, queue_per_client=4)  # fmt: skip
+                          5.0, Limits(4, 4, 100, 50))  # fmt: skip
     bounds = (Bound("slice training", 60, None), Bound("server trainer", None, 0.5))
     admission.ask(request(1, 50, 50, 1, "cuda", bounds=bounds), 0.0, may_wait=False)
     with pytest.raises(

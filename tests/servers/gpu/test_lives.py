@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc import Node, connect
+from atoll.ipc.errors import BadRequest, QuotaExceeded
 from atoll.ipc.system.kernel import Swap
 from atoll.servers.gpu.interface import Gpu, Lease, NoSuchLease
 
@@ -210,3 +211,22 @@ def test_leases_end_with_the_node(image: Path, tmp_path_factory: pytest.TempPath
         assert ended(gpu, lease.id) == "node ended"
         assert gpu.leases.now() == []
         assert gpu.acquire.now("cpu", 4096).id > lease.id
+
+
+def test_a_client_that_asks_for_all_there_is_holds_up_nobody(folder: Path) -> None:
+    with attached(folder) as (_, gpu):
+        with attached(folder) as (_, greedy):
+            with pytest.raises(BadRequest, match="200 bytes at most"):
+                greedy.acquire.now("cpu", 1, purpose="x" * 500_000)
+            asked = [greedy.acquire.start("cpu", 1, ttl=3600.0, purpose="x" * 200) for _ in range(100)]
+            got, refused = list[Lease](), 0
+            for each in asked:
+                try:
+                    got.append(each.result())
+                except QuotaExceeded:
+                    refused += 1
+            assert (len(got), refused) == (64, 36)
+            lease = gpu.acquire.now("cpu", 4096)
+        assert ended(gpu, got[-1].id) == "holder died"
+        assert gpu.leases.now() == [lease]
+        assert gpu.release.now(lease.id)

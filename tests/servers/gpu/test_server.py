@@ -3,13 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from atoll.ipc.errors import Aborted, BadRequest, Overloaded
-from atoll.ipc.proxy import transport_of
+from atoll.ipc.faults import FaultyTransport
+from atoll.ipc.future import RawReply
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.method import MethodSpec
+from atoll.ipc.proxy import Options, bind, transport_of
+from atoll.ipc.system.state import State, Write
 from atoll.servers.gpu.admission import Bound
-from atoll.servers.gpu.interface import Device, Gpu, NeverFits, NoSuchLease
-from atoll.servers.gpu.server import Server, Settings
+from atoll.servers.gpu.interface import Device, Event, Gpu, Lease, NeverFits, NoSuchLease
+from atoll.servers.gpu.server import Claim, Server, Settings
 
 CONFIG = Settings(share=0.5, grace=5.0, queue=4)
 
@@ -23,6 +30,21 @@ class TwoDevices(Server):
 
     async def share(self, client: int) -> tuple[int, tuple[Bound, ...]]:
         return 5, ()  # there is no kernel here; tests/microkernel/test_bounds.py has one
+
+
+class ManyBytes(TwoDevices):
+    def discover(self) -> tuple[list[Device], str]:
+        return [Device(id="cuda:0", kind="cuda", name="A", uuid="GPU-1", memory=4000, stand_in=False)], ""
+
+
+class Measured(FaultyTransport):
+    """A way to the store that knows the size of the largest message."""
+
+    largest = 0
+
+    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
+        self.largest = max(self.largest, len(payload))
+        return super().start(method, payload, options)
 
 
 class ThisMachine(Server):
@@ -160,13 +182,56 @@ def test_wrong_calls_are_refused_with_a_sentence(start: Callable[[], Any]) -> No
         ({"priority": 101}, r"\$.priority: expected a number from 0 to 100, got 101"),
         ({"ttl": 0.0}, r"\$.ttl: expected a number from 0.001 to"),
         ({"ttl": float("nan")}, r"\$.ttl: expected .* got nan"),
+        ({"ttl": float("inf")}, r"\$.ttl: expected .* got inf"),
+        ({"ttl": 1e300}, r"\$.ttl: expected .* got 1e\+300"),
         ({"wait": -1.0}, r"\$.wait: expected"),
+        ({"wait": float("nan")}, r"\$.wait: expected .* got nan"),
+        ({"wait": float("inf")}, r"\$.wait: expected .* got inf"),
+        ({"wait": 1e300}, r"\$.wait: expected .* got 1e\+300"),
+        ({"memory": 2**63}, r"\$.memory: expected"),
+        ({"purpose": "ä" * 101}, r"\$.purpose: expected 200 bytes at most, got 202"),
     ]
     for changed, told in wrong:
         arguments: dict[str, Any] = {"kind": "cuda", "memory": 1} | changed
         with pytest.raises(BadRequest, match=told):
             gpu.acquire.now(**arguments)
+    held = gpu.acquire.now("cuda", 1, purpose="ä" * 100)
+    for ttl in (float("nan"), float("inf"), 1e300):
+        with pytest.raises(BadRequest, match=r"\$.ttl: expected"):
+            gpu.renew.now(held.id, ttl)
     with pytest.raises(NeverFits, match="leases 100: ask for less"):
         gpu.acquire.now("cuda", 101)
     with pytest.raises(NoSuchLease):
         gpu.release.now(99)
+
+
+def test_any_number_of_leases_ends_and_others_go_on(serve: Any) -> None:
+    store = Measured(transport_of(serve.keyspace("leases", Lease).state))
+    rows: Any = Keyspace(bind(State, store), Lease | Event | Claim)
+    served = serve(ManyBytes, config=CONFIG, rows=rows)
+    for _ in range(15):
+        client: Gpu = served.client()
+        asked = [client.acquire.start("cuda", 1, ttl=1000.0, purpose="x" * 200) for _ in range(64)]
+        assert len({each.result().id for each in asked}) == 64
+    honest: Gpu = served.client()
+    assert len(honest.leases.now()) == 960
+    served.advance(1001)
+    assert honest.acquire.now("cuda", 1).client == transport_of(honest).number
+    assert len(honest.leases.now()) == 1
+    assert {event.how for event in honest.history.now(1000)} == {"expired"}
+    assert store.largest < 128 * 1024, "a channel to the store may hold no more than 1 MiB"
+
+
+def test_leases_with_purposes_of_any_length_from_before_are_ended(serve: Any) -> None:
+    """A version that took them could not write their end."""
+    leases = serve.keyspace("leases", Lease)
+    lease = structs.replace(serve(TwoDevices, config=CONFIG).client().acquire.now("cuda", 1), client=77)
+    for number in range(1, 4):
+        written = structs.replace(lease, id=number, purpose="ä" * 250_000, memory=1)
+        leases.state.commit.now([Write(f"lease/{number:016d}".encode(), msgspec.msgpack.encode(written))])
+    rows: Any = Keyspace(leases.state, Lease | Event | Claim)
+    served = serve(TwoDevices, config=CONFIG, rows=rows)
+    served.host.submit(lambda: served.server.clients_present(frozenset()))
+    gpu: Gpu = served.client()
+    assert gpu.acquire.now("cuda", 100).id > 3
+    assert [(each.how, len(each.lease.purpose)) for each in gpu.history.now()] == [("holder died", 100)] * 3
