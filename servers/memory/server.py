@@ -4,14 +4,17 @@ It keeps no table of its own. What a region is stands in the note on its buffer,
 that: so what the next process finds, after a swap or a crash, is what is so.
 
 Steps that move a region's memory (sealing it, giving it back) hold `_moving`, and look at the region again
-once they have it. Everything else takes its place in the accounting before it awaits anything, and gives it back if that
-fails.
+once they have it. What one client opens, maps and releases of one region is done one after the other (`_alone`):
+each finds what the one before has left. Everything else takes its place in the accounting before it awaits
+anything, and gives it back if that fails.
 """
 
 import hashlib
 import hmac
 import os
 from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import msgspec
 import trio
@@ -62,6 +65,9 @@ class Server(Serves[Memory]):
         self._moving = trio.Lock()
         self._ended: deque[int] = deque()
         """Regions whose memory is to be given back by `run`."""
+        self._lost: deque[tuple[int, int]] = deque()
+        """Regions, and clients that do not hold them and may have been given them; `run` takes them away."""
+        self._turns: dict[tuple[int, int], trio.Lock] = {}
         self._work = trio.Event()
         self._reclaimed = self._refused = 0
 
@@ -106,10 +112,12 @@ class Server(Serves[Memory]):
             self.client_gone(client)
 
     async def run(self) -> None:
-        """Give back what dead clients held: their end is told by a plain call, which cannot wait."""
+        """Give back what dead clients held, and take away what was opened in vain: who tells of it cannot wait."""
         while True:
             await self._work.wait()
             self._work = trio.Event()
+            while self._lost:
+                await self._take_away(*self._lost.popleft())
             while self._ended:
                 await self._give_back(self._ended.popleft())
 
@@ -130,6 +138,22 @@ class Server(Serves[Memory]):
             if handle is not None:
                 await self._buffers.release(handle)
             self._regions.freed(number)
+
+    async def _take_away(self, number: int, client: int) -> None:
+        async with self._alone(number, client), self._moving:
+            region, handle = self._regions.regions.get(number), self._handles.get(number)
+            if region is not None and handle is not None and client not in region.holders:
+                await self._buffers.unshare(handle, client)
+
+    @asynccontextmanager
+    async def _alone(self, number: int, client: int) -> AsyncIterator[None]:
+        turn = self._turns.setdefault((number, client), trio.Lock())
+        try:
+            async with turn:
+                yield
+        finally:
+            if not turn.locked():
+                self._turns.pop((number, client), None)
 
     @Memory.allocate.serve
     async def allocate(self, size: int) -> Region:
@@ -157,7 +181,8 @@ class Server(Serves[Memory]):
     @Memory.map.serve
     async def map(self, region: int) -> Region:
         client = current().client
-        return await self._told(self._regions.find(region, client), client)
+        async with self._alone(region, client):
+            return await self._told(self._regions.find(region, client), client)
 
     @Memory.seal.serve
     async def seal(self, region: int) -> Region:
@@ -192,6 +217,10 @@ class Server(Serves[Memory]):
     @Memory.open.serve
     async def open(self, share: Share) -> Region:
         client = current().client
+        async with self._alone(share.region, client):
+            return await self._open(share, client)
+
+    async def _open(self, share: Share, client: int) -> Region:
         note, shared = self._notes.get(share.region), self._regions.regions.get(share.region)
         if note is None or shared is None:
             raise NotShared(region=share.region)
@@ -221,6 +250,7 @@ class Server(Serves[Memory]):
         if not wrote:
             found.writers.discard(client)
         if not held:
+            self._lost.append((found.number, client))
             self._let_go(found.number, client)
 
     def _let_go(self, number: int, client: int) -> None:
@@ -230,13 +260,14 @@ class Server(Serves[Memory]):
     @Memory.release.serve
     async def release(self, region: int) -> bool:
         client = current().client
-        ended = self._regions.leave(region, client)
-        if ended is not None:
-            with trio.CancelScope(shield=True):
-                await self._give_back(region)
-        elif region in self._handles:
-            await self._buffers.unshare(self._handles[region], client)
-        return ended is not None
+        async with self._alone(region, client):
+            ended = self._regions.leave(region, client)
+            if ended is not None:
+                with trio.CancelScope(shield=True):
+                    await self._give_back(region)
+            elif region in self._handles:
+                await self._buffers.unshare(self._handles[region], client)
+            return ended is not None
 
     @Memory.mine.serve
     def mine(self) -> list[Holding]:
@@ -270,6 +301,8 @@ class Server(Serves[Memory]):
         """A region as a client may have it, once it has it. Raises NotFound for one that ended meanwhile, BadRequest for
         one that takes no further writer."""
         while True:
+            if client not in found.holders:
+                raise _not_yours(found.number)
             mode: BufferMode = (
                 "immutable" if found.sealed else "writable" if client in found.writers else "readonly"
             )

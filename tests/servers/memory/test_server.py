@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 
+from atoll.ipc.buffer import BufferMode
 from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
+from atoll.ipc.proxy import transport_of
 from atoll.servers.memory.interface import HasReaders, Memory, NotShared, Share
 from atoll.servers.memory.regions import PAGE
 from atoll.servers.memory.server import Server, Settings
@@ -151,3 +154,76 @@ def test_numpy_works_on_the_region_itself(served: Any) -> None:
     sealed = numpy.frombuffer(one.seal.now(region.number).buffer.view, dtype=numpy.int64)
     assert sealed.sum() == 512 * 511 // 2
     assert not sealed.flags.writeable
+
+
+class Gated(MemfdBuffers):
+    """Sharing with one client waits, once it is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = 0
+        self.gate = trio.Event()
+
+    async def share(self, handle: int, client: int, mode: BufferMode) -> None:
+        await super().share(handle, client, mode)
+        if client == self.slow:
+            await self.gate.wait()
+
+
+class WithGate(Server):
+    def buffers(self) -> Gated:
+        return Gated()
+
+
+@pytest.fixture
+def gated(serve: Callable[..., Any]) -> tuple[Any, Gated]:
+    served = serve(WithGate, config=CONFIG)
+    return served, served.server._buffers
+
+
+def number(client: Memory) -> int:
+    return transport_of(client).number  # type: ignore[attr-defined, no-any-return]
+
+
+def test_what_is_opened_twice_at_a_time_is_held_though_one_was_given_up(gated: tuple[Any, Gated]) -> None:
+    served, buffers = gated
+    owner, other = served.client(), served.client()
+    region = owner.allocate.now(9 * PAGE).number
+    share = owner.share.now(region)
+    buffers.slow = number(other)
+    first = other.open.start(share)
+    served.settle()
+    second, third = other.open.start(share), other.open.start(share)
+    served.settle()
+    first.cancel()
+    third.cancel()
+    served.settle()
+    served.host.submit(buffers.gate.set)
+    assert second.result().size == 9 * PAGE
+    assert [each.number for each in other.mine.now()] == [region]
+    assert served.server._regions.broken() == []
+    with pytest.raises(QuotaExceeded):
+        other.open.now(owner_share(served))
+
+
+def owner_share(served: Any) -> Share:
+    """Of another region that would be too much for who holds one."""
+    owner = served.client()
+    return owner.share.now(owner.allocate.now(9 * PAGE).number)
+
+
+def test_who_gave_up_opening_a_region_does_not_have_it(gated: tuple[Any, Gated]) -> None:
+    served, buffers = gated
+    owner, other = served.client(), served.client()
+    region = owner.allocate.now(PAGE).number
+    buffers.slow = number(other)
+    opened = other.open.start(owner.share.now(region))
+    served.settle()
+    opened.cancel()
+    served.settle()
+    assert other.mine.now() == []
+    (held,) = buffers._made.values()
+    assert list(held.clients) == [number(owner)]
+    buffers.slow = 0
+    other.open.now(owner.share.now(region))
+    assert set(held.clients) == {number(owner), number(other)}
