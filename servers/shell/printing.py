@@ -59,20 +59,40 @@ def console() -> Console:
     return Console(highlight=False, width=UNBOUNDED if wide else None)
 
 
-def plain(value: object) -> object:
-    """A value that JSON can carry: bytes that are text become text, other bytes `0x` and hexadecimal
+DEEPEST = 100
+"""Levels of a value that are shown. What others wrote may be nested so far that nothing can print it."""
+
+
+def decoded(stored: bytes | memoryview) -> object:
+    """What MessagePack stands for, whoever wrote it; for what is none, or is nested too far to be read, text or hexadecimal
     digits."""
+    try:
+        return msgspec.msgpack.decode(stored)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return text(bytes(stored))
+
+
+def plain(value: object, levels: int = DEEPEST) -> object:
+    """A value that JSON can carry: bytes that are text become text, other bytes `0x` and hexadecimal
+    digits; so does the data of MessagePack's extensions."""
     if isinstance(value, msgspec.Raw):
-        return plain(msgspec.msgpack.decode(value))
+        return plain(decoded(memoryview(value)), levels)
     if isinstance(value, bytes | bytearray | memoryview):
         return text(bytes(value))
+    if isinstance(value, msgspec.msgpack.Ext):
+        return f"(extension {value.code}) {text(bytes(value.data))}"
+    if not isinstance(value, msgspec.Struct | dict | list | tuple | set | frozenset):
+        return value
+    if not levels:
+        return f"(nested more than {DEEPEST} levels deep)"
     if isinstance(value, msgspec.Struct):
-        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: plain(getattr(value, name), levels - 1) for name in value.__struct_fields__}
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return value
+        return {
+            key if isinstance(key, str) else str(plain(key, levels - 1)): plain(item, levels - 1)
+            for key, item in value.items()
+        }
+    return [plain(item, levels - 1) for item in value]
 
 
 def text(value: bytes) -> str:

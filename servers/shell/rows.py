@@ -65,10 +65,7 @@ def value_of(stored: bytes | None) -> object:
         return None
     if is_sealed(stored):
         return f"(sealed, {len(stored)} bytes)"
-    try:
-        return printing.plain(msgspec.msgpack.decode(stored))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return printing.text(stored)
+    return printing.plain(printing.decoded(stored))
 
 
 def value_text(value: object) -> str:

@@ -51,6 +51,8 @@ OF_CHANGE = (
     Column("note", "text"), Column("others", "json"),
 )  # fmt: skip
 CHANGES_AT_ONCE = 1000
+FIRST_SECOND, END_OF_SECONDS = -62_135_596_800, 253_402_300_800
+"""Of the years 1 to 9999: what can be told as a date."""
 
 
 class Batch(NamedTuple):
@@ -232,18 +234,19 @@ def _opened(stored: bytes | None) -> Any:
     """A row's value; None for one that is sealed."""
     try:
         return published.decode(stored or b"")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _told(value: Any, kind: published.Kind) -> Any:
-    """A field as its column has it. What is not of the field's type, as in a row of another version, is none."""
+    """A field as its column has it. What is not of the field's type, as in a row of another version, or no time of the
+    calendar's, is none."""
     match kind, value:
         case _, None:
             return None
         case "json", _:
-            return printing.json(printing.plain(value))
-        case "seconds", int() | float():
+            return printing.json(value)
+        case "seconds", int() | float() if FIRST_SECOND <= value < END_OF_SECONDS:
             return int(value * 1e6) or None
         case "moment", int():
             return value // 1000 or None
