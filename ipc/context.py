@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from . import chance, clock
 from .errors import WouldBlock
-from .method import Service
+from .method import MethodSpec, Service
 from .transport import Options
 
 _KEY: Final = 12
@@ -221,8 +221,12 @@ class Call:
             self._log = Log(method=self.method, trace=f"{self.trace:016x}")
         return self._log
 
-    def inherit(self, options: Options) -> Options:
-        """The options of a call that its handler makes."""
+    def unhurried(self) -> "Call":
+        """This call without its deadline: for what has to be said when that has passed."""
+        return Call(msgspec.structs.replace(self.fields, deadline=None), self._clock)
+
+    def inherit(self, options: Options, method: MethodSpec) -> Options:
+        """The options of a call of that method that its handler makes."""
         until = self.deadline if options.until is None else options.until
         if self.deadline is not None and until is not None:
             until = min(until, self.deadline)
@@ -292,10 +296,10 @@ def in_hand(call: Call | None) -> Iterator[None]:
         _in_task.reset(token)
 
 
-def inherited(options: Options) -> Options:
+def inherited(options: Options, method: MethodSpec) -> Options:
     """The options of a call, with what it takes from the call in hand: the trace id, the lesser deadline."""
     call = current_or_none()
-    return options if call is None else call.inherit(options)
+    return options if call is None else call.inherit(options, method)
 
 
 def new_trace() -> int:

@@ -113,7 +113,7 @@ class Request:
         self.transport = transport
         self.spec = spec
         self.payload = payload
-        self.options = context.inherited(options)
+        self.options = context.inherited(options, spec)
         self.expires = self.options.expiry(transport.host.clock.monotonic())
         self.reply = reply
         self.fail = fail

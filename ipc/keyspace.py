@@ -19,26 +19,29 @@ its first call. A server whose keyspace is not to be held in memory says `self.r
 `start()`; one that reads `local` in `start()` awaits `self.rows.load()` first.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import trio
 from msgspec import Struct
 
 from . import chance
-from .context import Log, current_or_none
+from .context import Call, current_or_none
 from .deferred import Deferred
-from .errors import BadRequest, Conflict, Overloaded, PeerDied, Purged
-from .form import Form
+from .errors import BadRequest, Conflict, Purged
+from .following import Following
+from .form import Draft, Form
 from .future import Future, wait_for
 from .local_view import RESERVED, LocalView, after_prefix, decode_key, encode_key
 from .origin import Origin, Origins
 from .participation import Part, part_of, when
-from .system.state import AsOf, Committed, Compacted, Expect, Item, Only, State, Write
-from .transaction import Transaction, open_transaction, retried
+from .system.state import AsOf, Committed, Expect, Item, Only, State, Write
+from .transaction import PAGE, Transaction, open_transaction, retried
+from .turns import Turns
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,8 +50,6 @@ ATTEMPTS: Final = 32
 """Tries of one `update` against others' writes before its `Conflict` is the caller's."""
 AHEAD: Final = 16
 """Reads of several rows that are under way at a time."""
-_RETRY: Final = 0.05
-"""Seconds until a broken feed is asked for again."""
 
 
 class Row(Struct, Generic[T], frozen=True):
@@ -80,6 +81,11 @@ async def settled(deferred: Deferred[R]) -> R:
     return deferred.result()
 
 
+def _part(call: Call | None) -> Part | None:
+    """The share of the call in hand in a transaction, if it takes part in one."""
+    return None if call is None or call.transaction is None else part_of(call)
+
+
 class Keyspace(Generic[T]):
     """Rows of type T by key. Keys are `str` or `bytes`; they come back as `str`."""
 
@@ -101,13 +107,10 @@ class Keyspace(Generic[T]):
         self._prefix = prefix
         self._origins = Origins(boot)
         self._form: Form[T] = Form(kind) if form is None else form
-        self._view: LocalView[T] = LocalView() if view is None else view
-        self._loaded = False
+        self._following: Following[T] = Following(prefix, self._form, LocalView() if view is None else view)
         self._remote = False
-        # Updates of one key wait for each other: the second starts from what the first left.
-        self._busy: dict[bytes, deque[Callable[[], None]]] = {}
-        self._unseen: list[tuple[int, Callable[[], None]]] = []
-        """Answers that wait for the view to come to a revision."""
+        self._turns = Turns()
+        """Of updates: by the transaction that they take part in, and the key."""
 
     # in memory
 
@@ -119,12 +122,12 @@ class Keyspace(Generic[T]):
     @property
     def followed(self) -> bool:
         """Whether there is a local view."""
-        return self._loaded
+        return self._following.loaded
 
     @property
     def local(self) -> LocalView[T]:
         """The keyspace in memory, complete up to `local.revision`. RuntimeError if it is not followed."""
-        if not self._loaded:
+        if not self._following.loaded:
             reason = (
                 "keep_remote() was called"
                 if self._remote
@@ -133,7 +136,7 @@ class Keyspace(Generic[T]):
             raise RuntimeError(
                 f"the keyspace has no local view: {reason}; read it with `await rows.get(key)`"
             )
-        return self._view
+        return self._following.view
 
     def keep_remote(self) -> None:
         """No local view of this keyspace: it is large, or never read in plain handlers."""
@@ -145,81 +148,20 @@ class Keyspace(Generic[T]):
         if self._remote:
             task_status.started()
             return
-        if not self._loaded:
-            await self.load()
-        task_status.started()
-        while True:
-            try:
-                async for change in self.state.watch(self._view.revision, self._prefix):
-                    for item in change.items:
-                        self.apply(item)
-                    self._view.pass_to(change.revision)
-                    self._answer()
-            except Compacted as fault:
-                # It was away for longer than the keyspace keeps its past.
-                told = str(fault)
-                await self._load_anew()
-            except (PeerDied, Overloaded) as fault:
-                # The feed goes on where it broke off, as soon as there is a store again.
-                told = str(fault)
-            else:
-                told = "the store ended the feed"
-            Log().debug("a local view waits for the store", reason=told)
-            await trio.sleep(_RETRY)
+        await self._following.follow(self.state, task_status=task_status)
 
     async def load(self) -> None:
         """Fills the local view as the store is now; `follow` keeps it. For a `start()` that wants to read
         it."""
-        start, at = self._prefix, None
-        while True:
-            page = await self.state.range(start, after_prefix(self._prefix), 1000, at)
-            for item in page.items:
-                self.apply(item)
-            # Later pages are read as of now, not of the first one's revision, which would need the right to
-            # history: what is newer than `revision` arrives again by the feed and is the same or older than
-            # what is here.
-            if at is None and not self._view.revision:
-                self._view.revision = page.revision
-            if not page.more:
-                self._loaded = True
-                return
-            start = page.items[-1].key + b"\0"
-
-    async def _load_anew(self) -> None:
-        """Brings the view to the state of now, where the feed can no longer tell what was deleted meanwhile."""
-        start, at, there = self._prefix, 0, set[str]()
-        with suppress(
-            PeerDied, Overloaded
-        ):  # the feed will be asked for again, and say again what it cannot tell
-            while True:
-                page = await self.state.range(start, after_prefix(self._prefix), 1000)
-                at = at or page.revision
-                for item in page.items:
-                    self.apply(item)
-                    there.add(decode_key(item.key[len(self._prefix) :]))
-                if not page.more:
-                    break
-                start = page.items[-1].key + b"\0"
-            for key in [key for key in self._view if key not in there]:
-                # What is not there and was written later was deleted later still: the feed after `at` says so.
-                if self._view.revision_of(key) < at:
-                    self._view.delete(key, at)
-            self._view.pass_to(at)
-            self._answer()
+        await self._following.load(self.state)
 
     def forget(self) -> None:
         """Begin the local view anew, with nothing in it: `load` fills it."""
-        self._view, self._loaded = LocalView(), False
+        self._following.forget()
 
     def apply(self, item: Item) -> None:
         """Bring one row into the local view."""
-        if item.key >= RESERVED:
-            return
-        key = decode_key(item.key[len(self._prefix) :])
-        if item.value is None:
-            self._view.delete(key, item.revision)
-        else:
-            self._view.put(key, self._form.read(item.key, item.value), item.revision)
+        self._following.apply(item)
 
     # writing
 
@@ -251,65 +193,53 @@ class Keyspace(Generic[T]):
         """
         done: Deferred[T] = Deferred()
         call = current_or_none()
-        if call is not None and call.transaction is not None:
-            self._update_under(part_of(call), key, change, done)
-            return done
         raw = self._prefix + encode_key(key)
-        origin = self._origins.of(call, raw)
+        part = _part(call)
+        origin = self._origins.of(call, raw) if part is None else Origin()
 
-        def attempt() -> None:
-            self._attempt(raw, change, origin, ATTEMPTS, done)
+        def begin() -> None:
+            if part is None:
+                self._attempt(raw, change, origin, ATTEMPTS, done)
+            else:
+                self._update_under(part, raw, change, done)
 
-        waiting = self._busy.get(raw)
-        if waiting is not None:
-            waiting.append(attempt)
-        else:
-            self._busy[raw] = deque()
-            attempt()
-        done.react(lambda _: self._next(raw), lambda _: self._next(raw))
+        self._turns.take([(part, raw)], begin, done)
         return done
-
-    def _next(self, raw: bytes) -> None:
-        waiting = self._busy[raw]
-        if waiting:
-            waiting.popleft()()
-        else:
-            del self._busy[raw]
 
     def _attempt(
         self, raw: bytes, change: Callable[[T | None], T], origin: Origin, left: int, done: Deferred[T]
     ) -> None:
-        if self._loaded and left == ATTEMPTS:
-            key = decode_key(raw[len(self._prefix) :])
-            self._replace(raw, self._view.get(key), self._view.revision_of(key), change, origin, left, done)
+        if self.followed and left == ATTEMPTS:
+            self._replace(raw, lambda: self._following.find(raw), change, origin, left, done)
             return
 
         def found(item: Item | None) -> None:
-            if item is None or item.value is None:
-                self._replace(raw, None, 0, change, origin, left, done)
-                return
-            packed, revision = item.value, item.revision
+            packed = None if item is None else item.value
 
-            def read() -> None:
-                old = self._form.read(raw, packed)
-                self._replace(raw, old, revision, change, origin, left, done)
+            def old() -> tuple[T | None, int]:
+                if item is None or packed is None:
+                    return None, 0
+                return self._form.read(raw, packed), item.revision
 
-            self._form.before((), (packed,), read, done.fail)
+            before = () if packed is None else (packed,)
+            self._form.before(
+                (), before, lambda: self._replace(raw, old, change, origin, left, done), done.fail
+            )
 
-        when(self.state.get.start(raw), found, done.fail)
+        when(lambda: self.state.get.start(raw), found, done.fail)
 
     def _replace(
         self,
         raw: bytes,
-        old: T | None,
-        revision: int,
+        old: Callable[[], tuple[T | None, int]],
         change: Callable[[T | None], T],
         origin: Origin,
         left: int,
         done: Deferred[T],
     ) -> None:
         try:
-            value = change(old)
+            before, revision = old()
+            value = change(before)
             draft = self._form.draft(value)
         except Exception as error:
             done.fail(error)
@@ -319,8 +249,7 @@ class Keyspace(Generic[T]):
             if outcome.repeated:
                 self._again(origin, outcome, lambda reply: self._given(raw, reply, done), done.fail)
                 return
-            if self._loaded:
-                self._view.wrote(decode_key(raw[len(self._prefix) :]), value, outcome.revision)
+            self._following.wrote(raw, draft, outcome.revision)
             done.complete(value)
 
         def failed(error: Exception) -> None:
@@ -333,21 +262,27 @@ class Keyspace(Generic[T]):
             packed = self._form.written(raw, draft)
             # The stored reply is only looked at when there is an id to find it by.
             reply = origin.mark + packed if origin.id else b""
-            writes = [Write(raw, packed)]
-            asked = self.state.commit.start(writes, [Expect(raw, revision)], origin.id, reply, origin.note)
-            when(asked, committed, failed)
+            writes, own = [Write(raw, packed)], (origin.id, reply, origin.note)
+            when(lambda: self.state.commit.start(writes, [Expect(raw, revision)], *own), committed, failed)
 
         self._form.before((draft,), (), write, done.fail)
 
     def _given(self, raw: bytes, reply: bytes, done: Deferred[T]) -> None:
         """Answer a repeated delivery with the reply of the first."""
-        self._form.before((), (reply,), lambda: done.complete(self._form.read(raw, reply)), done.fail)
+
+        def give() -> None:
+            try:
+                value = self._form.read(raw, reply)
+            except Exception as error:
+                done.fail(error)
+            else:
+                done.complete(value)
+
+        self._form.before((), (reply,), give, done.fail)
 
     def _update_under(
-        self, part: Part, key: str | bytes, change: Callable[[T | None], T], done: Deferred[T]
+        self, part: Part, raw: bytes, change: Callable[[T | None], T], done: Deferred[T]
     ) -> None:
-        raw = self._prefix + encode_key(key)
-
         def found(item: Item | None) -> None:
             packed = None if item is None else item.value
             before = () if packed is None else (packed,)
@@ -363,7 +298,7 @@ class Keyspace(Generic[T]):
 
             def write() -> None:
                 writes = [Write(raw, self._form.written(raw, draft))]
-                joining = part.write(self.state, writes, self._seen([(key, value, True)]))
+                joining = part.write(self.state, writes, self._seen([(raw, draft)]))
                 joining.react(lambda _: done.complete(value), done.fail)
 
             self._form.before((draft,), (), write, done.fail)
@@ -378,7 +313,10 @@ class Keyspace(Generic[T]):
             (self._prefix + encode_key(key), form.draft(value) if present else None)  # type: ignore[arg-type]
             for key, value, present in rows
         ]
-        seen = self._seen(rows)
+        seen = self._seen(drafts)
+        part = _part(call)
+        # Numbered here, in the order in which the handler writes, whichever of its writes waits for its data key.
+        origin = Origin() if part is not None else self._origins.of(call, *(raw for raw, _ in drafts))
 
         def written() -> list[Write]:
             return [Write(raw, None if draft is None else form.written(raw, draft)) for raw, draft in drafts]
@@ -390,41 +328,33 @@ class Keyspace(Generic[T]):
             seen(outcome.revision)
             done.complete(outcome.revision)
 
-        origin = Origin()
-        if call is not None and call.transaction is not None:
-            part = part_of(call)
-
-            def write() -> None:
-                joining = part.write(self.state, written(), seen, new=new)
+        def write() -> None:
+            writes, own = written(), (origin.id, origin.mark, origin.note)
+            if part is not None:
+                joining = part.write(self.state, writes, seen, new=new)
                 joining.react(lambda _: done.complete(0), done.fail)
+            elif new:
+                when(lambda: self.state.append.start(writes, *own), committed, done.fail)
+            else:
+                when(lambda: self.state.commit.start(writes, [], *own), committed, done.fail)
+
+        def begin() -> None:
+            form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)
+
+        if part is None:
+            begin()
         else:
-            # Numbered here, in the order in which the handler writes, whichever of its writes waits for its data key.
-            origin = self._origins.of(call, *(raw for raw, _ in drafts))
-
-            def write() -> None:
-                own = origin.id, origin.mark, origin.note
-                asked = (
-                    self.state.append.start(written(), *own)
-                    if new
-                    else self.state.commit.start(written(), [], *own)
-                )
-                when(asked, committed, done.fail)
-
-        form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)
+            # Behind updates of these rows: what they read would not be what they replace. Without a transaction it is at
+            # their commit that they find it out.
+            self._turns.take([(part, raw) for raw, _ in drafts], begin, done)
         return done
 
-    def _seen(self, rows: list[tuple[str | bytes, T | None, bool]]) -> Callable[[int], None]:
+    def _seen(self, drafts: list[tuple[bytes, Draft | None]]) -> Callable[[int], None]:
         """What brings own writes into the view, once they are committed at a revision."""
 
         def seen(revision: int) -> None:
-            if not self._loaded:
-                return
-            for key, value, present in rows:
-                name = key if isinstance(key, str) else decode_key(key)
-                if present:
-                    self._view.wrote(name, value, revision)  # type: ignore[arg-type]
-                else:
-                    self._view.erased(name, revision)
+            for raw, draft in drafts:
+                self._following.wrote(raw, draft, revision)
 
         return seen
 
@@ -442,19 +372,7 @@ class Keyspace(Generic[T]):
         except BadRequest as error:
             failed(error)
             return
-        if not self._loaded or outcome.revision <= self._view.revision:
-            answer(stored)
-        else:
-            self._unseen.append((outcome.revision, lambda: answer(stored)))
-
-    def _answer(self) -> None:
-        """The view has come further."""
-        if not self._unseen:
-            return
-        seen = [answer for revision, answer in self._unseen if revision <= self._view.revision]
-        self._unseen = [waiting for waiting in self._unseen if waiting[0] > self._view.revision]
-        for answer in seen:
-            answer()
+        self._following.once_at(outcome.revision, lambda: answer(stored))
 
     # asking the store
 
@@ -472,11 +390,11 @@ class Keyspace(Generic[T]):
     async def row(self, key: str | bytes, *, as_of: AsOf = None) -> Row[T] | None:
         """The value with its revision and time, or None."""
         raw = self._prefix + encode_key(key)
-        call = current_or_none()
-        if call is not None and call.transaction is not None and as_of is None:
-            item = await settled(part_of(call).read(self.state, raw))
-        else:
+        part = _part(current_or_none()) if as_of is None else None
+        if part is None:
             item = await self.state.get(raw, as_of)
+        else:
+            item = await settled(part.read(self.state, raw))
         return await self._row_of(item)
 
     async def rows_at(self, keys: Iterable[str | bytes], *, as_of: int | float) -> list[Row[T] | None]:
@@ -501,23 +419,31 @@ class Keyspace(Generic[T]):
         """Rows with start <= key < end, in the order of their keys' bytes; `end` None: to the end of the
         keyspace.
 
-        Long ranges come in pages; only with `as_of` are all pages of one state."""
+        Long ranges come in pages; only with `as_of` are all pages of one state. Under a transaction (of the call in hand)
+        what it sees, its own writes included (at revision 0), and nothing may have appeared in what was seen when it is
+        committed; `reverse` is refused there."""
         first = self._prefix + encode_key(start)
         last = after_prefix(self._prefix) if end is None else self._prefix + encode_key(end)
-        left = limit
-        while left is None or left > 0:
-            page = await self.state.range(
-                first, last, 1000 if left is None else min(left, 1000), as_of, reverse
-            )
-            for row in await self._rows(page.items):
+        part = _part(current_or_none()) if as_of is None else None
+        if part is not None and reverse:
+            raise BadRequest("a range under a transaction", "one in the order of its keys", "one in reverse")
+        left = math.inf if limit is None else limit
+        while left > 0:
+            size = int(min(left, PAGE))
+            if part is None:
+                page = await self.state.range(first, last, size, as_of, reverse)
+            else:
+                page = await part.scan(self.state, first, last, size)
+            # A transaction's own rows come on top of a page's.
+            for row in await self._rows(page.items[: int(min(left, len(page.items)))]):
                 yield row
             if not page.more:
                 return
-            left = None if left is None else left - len(page.items)
+            left -= len(page.items)
             if reverse:
                 last = page.items[-1].key
             else:
-                first = page.items[-1].key + b"\0"
+                first = page.rest or page.items[-1].key + b"\0"
 
     async def history(self, key: str | bytes, limit: int = 100) -> list[Row[T]]:
         """The key's versions, newest first, deletions (value None) among them."""

@@ -22,7 +22,7 @@ from .interface import Interface
 from .local_view import after_prefix, decode_key, encode_key
 from .method import MethodSpec
 from .origin import Origins
-from .participation import Part, part_of
+from .participation import Part, abandon, new_transaction, part_of
 from .system.state import Item, State, Write
 from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
@@ -44,16 +44,40 @@ class Held(Protocol[U]):
     _prefix: bytes
 
 
+class _Untold:
+    """What all faces of one transaction share: each has writes that the store was not told."""
+
+    def __init__(self) -> None:
+        self.faces: list[Transaction[Any]] = []
+        self.telling = trio.Lock()
+        """Tasks of one transaction may be beside each other: what is written twice must arrive in that order, and what is
+        undone not after it was undone."""
+        self.over = False
+
+    async def tell(self) -> None:
+        async with self.telling:
+            for face in self.faces:
+                await face._tell()
+
+    async def undo(self, state: State, id: bytes, savepoint: int) -> None:
+        async with self.telling:
+            for face in self.faces:
+                face._drop()
+            await state.undo(id, savepoint)
+
+    async def end(self) -> None:
+        """Tell all, and take no more."""
+        while any(face._pending for face in self.faces):
+            await self.tell()
+        self.over = True
+
+
 class Transaction(Generic[T]):
     """Of one keyspace; others take part by `share`, or through `on` where this process holds their keyspace
-    too."""
+    too. Tasks of its owner may use it beside each other."""
 
     def __init__(
-        self,
-        state: State,
-        id: bytes,
-        form: Form[T],
-        prefix: bytes,
+        self, state: State, id: bytes, form: Form[T], prefix: bytes, untold: "_Untold | None" = None
     ) -> None:
         self.state = state
         self.id = id
@@ -65,7 +89,8 @@ class Transaction(Generic[T]):
         self._pending: dict[bytes, Draft | None] = {}
         self._new: set[bytes] = set()
         """Of those, the keys that must never have been written."""
-        self._others: list[Transaction[Any]] = []
+        self._untold = untold or _Untold()
+        self._untold.faces.append(self)
 
     async def get(self, key: str | bytes) -> T | None:
         """The value as this transaction sees it, its own writes included."""
@@ -84,7 +109,7 @@ class Transaction(Generic[T]):
     ) -> list[tuple[str, T]]:
         """Keys and values in start <= key < end (empty: to the end), `limit` at most; nothing may appear
         among them until the end. Raises `Purged` where one cannot be read any more."""
-        await self._tell()
+        await self._untold.tell()
         last = self._prefix + encode_key(end) if end else after_prefix(self._prefix)
         here, items = self._prefix + encode_key(start), list[Item]()
         while len(items) < limit:
@@ -96,17 +121,22 @@ class Transaction(Generic[T]):
         await self._form.ready(packed=(item.value for item in items if item.value is not None))
         return [
             (decode_key(item.key[len(self._prefix) :]), self._form.read(item.key, item.value))
-            for item in items
+            for item in items[:limit]  # its own rows come on top of a page's
             if item.value is not None and item.key.startswith(self._prefix)
         ]
 
     def put(self, key: str | bytes, value: T) -> None:
-        self._pending[self._prefix + encode_key(key)] = self._form.draft(value)
+        self._write(self._prefix + encode_key(key), self._form.draft(value))
 
     def delete(self, key: str | bytes) -> None:
         raw = self._prefix + encode_key(key)
-        self._pending[raw] = None
+        self._write(raw, None)
         self._new.discard(raw)
+
+    def _write(self, raw: bytes, draft: Draft | None) -> None:
+        if self._untold.over:
+            raise BadRequest("a write in a transaction", "one before the end of its block", "one after it")
+        self._pending[raw] = draft
 
     def append(self, key: str | bytes, value: T) -> None:
         """Writes a row under a key that was never written, see `Keyspace.append`; `Conflict` at the end where it was."""
@@ -115,19 +145,16 @@ class Transaction(Generic[T]):
 
     def on(self, keyspace: "Held[U]") -> "Transaction[U]":
         """The same transaction, in another keyspace of this process's: what is written there is committed with it."""
-        other = Transaction(keyspace.state, self.id, keyspace._form, keyspace._prefix)
-        self._others.append(other)
-        return other
+        return Transaction(keyspace.state, self.id, keyspace._form, keyspace._prefix, self._untold)
 
     async def savepoint(self) -> int:
         """A mark for `undo`."""
-        await self._tell()
+        await self._untold.tell()
         return await self.state.savepoint(self.id)
 
     async def undo(self, savepoint: int) -> None:
         """Forgets what was written since, by whomever. What was read must still be so at the end."""
-        self._drop()
-        await self.state.undo(self.id, savepoint)
+        await self._untold.undo(self.state, self.id, savepoint)
 
     def share(self, proxy: I) -> I:
         """The proxy with calls that take part: each is a savepoint, which joins when its reply is in and is
@@ -139,36 +166,41 @@ class Transaction(Generic[T]):
 
     async def part(self) -> bytes:
         """The right to take part for as long as one call lasts; `join` or `retract` at the store ends it."""
-        await self._tell()
+        await self._untold.tell()
         return await self.state.share(self.id)
 
     def _drop(self) -> None:
         """Forget what the store was not told."""
         self._pending.clear()
         self._new.clear()
-        for other in self._others:
-            other._drop()
 
     async def _tell(self) -> None:
-        for other in self._others:
-            await other._tell()
-        if self._pending:
-            await self._form.ready(draft for draft in self._pending.values() if draft is not None)
-            writes = [
-                Write(key, None if draft is None else self._form.written(key, draft))
-                for key, draft in self._pending.items()
-            ]
-            changed = [write for write in writes if write.key not in self._new]
-            new = [write for write in writes if write.key in self._new]
-            if changed:
-                await self.state.commit(changed, transaction=self.id)
-            if new:
-                await self.state.append(new, transaction=self.id)
-            self._pending.clear()
-            self._new.clear()
+        """Tell the store what is pending now. What is written meanwhile stays to be told."""
+        pending, never = dict(self._pending), set(self._new)
+        if not pending:
+            return
+        await self._form.ready(draft for draft in pending.values() if draft is not None)
+        writes = {
+            key: Write(key, None if draft is None else self._form.written(key, draft))
+            for key, draft in pending.items()
+        }
+        new = [write for key, write in writes.items() if key in never]
+        changed = [write for key, write in writes.items() if key not in never]
+        if changed:
+            await self.state.commit(changed, transaction=self.id)
+            self._told(changed, pending)
+        if new:
+            await self.state.append(new, transaction=self.id)
+            self._told(new, pending)
+
+    def _told(self, writes: list[Write], pending: dict[bytes, Draft | None]) -> None:
+        for write in writes:
+            if self._pending[write.key] is pending[write.key]:
+                del self._pending[write.key]
+                self._new.discard(write.key)
 
     async def _finish(self, id: bytes) -> None:
-        await self._tell()
+        await self._untold.end()
         self.revision = (await self.state.finish(self.id, id=id)).revision
 
 
@@ -177,13 +209,14 @@ async def _opened(
     state: State, form: Form[T], prefix: bytes, deadline: float, origins: Origins
 ) -> AsyncIterator[Transaction[T]]:
     with origins.transaction(current_or_none()) as id:
-        transaction = Transaction(state, await state.begin(deadline, id), form, prefix)
+        transaction = Transaction(state, new_transaction(), form, prefix)
         try:
+            transaction.id = await state.begin(deadline, id, transaction.id)
             yield transaction
             await transaction._finish(id)
         except BaseException:
             # Also when cancelled: what is not aborted would hold its place until the deadline.
-            state.abort.cast(transaction.id)
+            abandon(state, transaction.id)
             raise
 
 
@@ -192,7 +225,7 @@ async def _within(state: State, form: Form[T], prefix: bytes, part: Part) -> Asy
     transaction = Transaction(state, await state.share(await part.whole()), form, prefix)
     try:
         yield transaction
-        await transaction._tell()
+        await transaction._untold.end()
     except BaseException:
         await _retract(state, transaction.id)
         raise

@@ -161,7 +161,7 @@ def _circumstances(
     method: MethodSpec, payload: bytes, options: Options
 ) -> tuple[int, int, bytes | None, float | None]:
     """Deadline (CLOCK_MONOTONIC ns, 0: none), trace, context block and given seconds of a call made now, here."""
-    options = context.inherited(options)
+    options = context.inherited(options, method)
     until = 0
     if options.deadline is not None or options.until is not None:
         now = clock.monotonic()

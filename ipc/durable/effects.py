@@ -14,8 +14,9 @@ import trio
 
 from atoll.ipc.context import in_hand
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.participation import when
-from atoll.ipc.system.state import Committed, Expect, Item, Range, State, Write
+from atoll.ipc.errors import Aborted
+from atoll.ipc.participation import abandon, new_transaction, when
+from atoll.ipc.system.state import Committed, Compacted, Expect, Item, Page, Range, State, Write
 
 DEADLINE: Final = 300.0
 """Seconds for which a step's transaction may be open, from where it first takes in another server or keyspace."""
@@ -24,25 +25,45 @@ DEADLINE: Final = 300.0
 class _Touched:
     """What a step did in one keyspace and has not told the store."""
 
-    __slots__ = ("appends", "reads", "state", "writes")
+    __slots__ = ("appends", "ranges", "reads", "state", "writes")
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.reads: dict[bytes, int] = {}
+        self.ranges: list[Range] = []
         self.writes: dict[bytes, Write] = {}
         self.appends: list[Write] = []
         """Rows under keys that were never written: who may do no more than add them has no `commit`."""
 
     @property
     def untold(self) -> bool:
-        return bool(self.reads or self.writes or self.appends)
+        return bool(self.reads or self.ranges or self.writes or self.appends)
+
+    @property
+    def expects(self) -> list[Expect | Range]:
+        """What was read must still be so."""
+        return [*[Expect(*read) for read in self.reads.items()], *self.ranges]
+
+    def over(self, items: list[Item], start: bytes, end: bytes) -> list[Item]:
+        """What the store has from `start` up to `end`, under what was written here."""
+        own = {
+            write.key: write.value
+            for write in (*self.appends, *self.writes.values())
+            if start <= write.key and (not end or write.key < end)
+        }
+        if not own:
+            return items
+        kept = [item for item in items if item.key not in own]
+        kept += [Item(key, value, 0, 0) for key, value in own.items() if value is not None]
+        return sorted(kept, key=lambda item: item.key)
 
     async def tell(self, transaction: bytes) -> None:
         """Tell it; what is not answered for is told again. What the step does meanwhile stays to be told."""
-        reads, writes, appends = dict(self.reads), dict(self.writes), len(self.appends)
-        expects: list[Expect | Range] = [Expect(*read) for read in reads.items()]
-        if reads or writes:
+        reads, ranges, expects = dict(self.reads), len(self.ranges), self.expects
+        writes, appends = dict(self.writes), len(self.appends)
+        if expects or writes:
             await self.state.commit(list(writes.values()), expects, transaction=transaction)
+            del self.ranges[:ranges]
         if appends:
             await self.state.append(self.appends[:appends], transaction=transaction)
             del self.appends[:appends]
@@ -57,7 +78,9 @@ class Effects:
         self.state = state
         self._touched: dict[int, _Touched] = {}
         self._seen: list[Callable[[int], None]] = []
-        self._transaction: bytes | None = None
+        self._transaction = b""
+        """At the store; drawn here, so that it can be ended also where nobody heard that it has begun."""
+        self._begun = False
         self._telling = trio.Lock()
         """Calls of one step may be beside each other, and share one transaction."""
 
@@ -73,9 +96,9 @@ class Effects:
         if own is not None:
             return Deferred.resolved(Item(key, own.value, 0, 0))
         done: Deferred[Item | None] = Deferred()
-        if self._transaction is not None:
+        if self._begun:
             with in_hand(None):
-                when(state.read.start(self._transaction, key), done.complete, done.fail)
+                when(lambda: state.read.start(self._transaction, key), done.complete, done.fail)
             return done
 
         def found(item: Item | None) -> None:
@@ -83,8 +106,20 @@ class Effects:
             done.complete(item)
 
         with in_hand(None):
-            when(state.get.start(key), found, done.fail)
+            when(lambda: state.get.start(key), found, done.fail)
         return done
+
+    async def scan(self, state: State, start: bytes, end: bytes, limit: int) -> Page:
+        if self._begun:
+            whole = await self.whole()
+            with in_hand(None):
+                return await state.scan(whole, start, end, limit)
+        with in_hand(None):
+            page = await state.range(start, end, limit)
+        rest = page.items[-1].key + b"\0" if page.more else b""
+        touched = self._of(state)
+        touched.ranges.append(Range(start, rest or end, page.revision))
+        return Page(touched.over(page.items, start, rest or end), page.more, page.revision, rest)
 
     def write(
         self, state: State, writes: list[Write], seen: Callable[[int], None], *, new: bool = False
@@ -99,8 +134,10 @@ class Effects:
     async def whole(self) -> bytes:
         async with self._telling:
             with in_hand(None):
-                if self._transaction is None:
-                    self._transaction = await self.state.begin(DEADLINE)
+                if not self._begun:
+                    self._transaction = self._transaction or new_transaction()
+                    self._transaction = await self.state.begin(DEADLINE, transaction=self._transaction)
+                    self._begun = True
                 for each in list(self._touched.values()):
                     if each.untold:
                         await each.tell(self._transaction)
@@ -115,23 +152,30 @@ class Effects:
     async def commit(self, record: list[Write], expects: list[Expect | Range], note: str) -> Committed:
         """All that was done, and the record of it, or nothing. Raises `Conflict`, `Aborted`, and what a commit
         raises."""
-        if self._transaction is None and not any(
-            each.state is not self.state or each.appends for each in self._touched.values()
-        ):
-            own = self._of(self.state)
-            checks = [*expects, *[Expect(*read) for read in own.reads.items()]]
-            outcome = await self.state.commit([*own.writes.values(), *record], checks, note=note)
-        else:
-            transaction = await self.whole()
-            await self.state.commit(record, expects, transaction=transaction)
-            outcome = await self.state.finish(transaction, note=note)
-            self._transaction = None
+        try:
+            outcome = await self._committed(record, expects, note)
+        except Compacted as fault:
+            # The past since then was given up: nobody can say any more that nothing has gone from a range that was read.
+            raise Aborted("a step", str(fault)) from fault
         for seen in self._seen:
             seen(outcome.revision)
         return outcome
 
+    async def _committed(self, record: list[Write], expects: list[Expect | Range], note: str) -> Committed:
+        if not self._begun and not any(
+            each.state is not self.state or each.appends for each in self._touched.values()
+        ):
+            own = self._of(self.state)
+            return await self.state.commit(
+                [*own.writes.values(), *record], [*expects, *own.expects], note=note
+            )
+        transaction = await self.whole()
+        await self.state.commit(record, expects, transaction=transaction)
+        outcome = await self.state.finish(transaction, note=note)
+        self._transaction, self._begun = b"", False
+        return outcome
+
     def forget(self) -> None:
         """Nothing of it is to be; also when cancelled."""
-        if self._transaction is not None:
-            with in_hand(None):
-                self.state.abort.cast(self._transaction)
+        if self._transaction:
+            abandon(self.state, self._transaction)

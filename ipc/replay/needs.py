@@ -209,6 +209,8 @@ class PlayedStore(PlayedServer):
                 return self._committed(joined=bool(given.transaction))
             case "finish":
                 return self._committed(joined=False)
+            case "begin" if given.transaction:
+                return _encode(given.transaction)
             case "begin" | "share":
                 return _encode(self.stage.script.token(16))
             case "savepoint":

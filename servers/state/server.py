@@ -318,12 +318,12 @@ class Server(Serves[State]):
         )
 
     @State.begin.serve
-    def begin(self, deadline: float, id: bytes = b"") -> bytes:
+    def begin(self, deadline: float, id: bytes = b"", transaction: bytes = b"") -> bytes:
         call = current()
         badge = self._writing("begin", call.badge)
         done = self._committed(badge, id) if id else None
         before = None if done is None else done.revision - 1
-        return self._transactions.begin(badge, call.client, deadline, before)
+        return self._transactions.begin(badge, call.client, deadline, before, transaction)
 
     @State.read.serve
     def read(self, transaction: bytes, key: bytes) -> Item | None:

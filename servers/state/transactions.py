@@ -107,20 +107,33 @@ class Transactions:
     def __contains__(self, id: bytes) -> bool:
         return id in self._open
 
-    def begin(self, badge: int, client: int, seconds: float, revision: int | None = None) -> bytes:
-        """`revision`: what its reads see; None: what is so now. Raises `BadRequest` for a deadline outside (0, 3600] s,
-        `Overloaded` when the keyspace has too many open."""
+    def begin(
+        self, badge: int, client: int, seconds: float, revision: int | None = None, id: bytes = b""
+    ) -> bytes:
+        """`revision`: what its reads see; None: what is so now. `id`: as its owner has drawn it; empty: it is drawn here.
+        Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many open."""
+        if id and self._is_begun(id, badge, client):
+            return id
         if not 0 < seconds <= LONGEST:
             raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
         now = self._now()
-        for id in [id for id, transaction in self._open.items() if transaction.ends <= now]:
-            self._drop(id)
+        for past in [each for each, transaction in self._open.items() if transaction.ends <= now]:
+            self._drop(past)
         if sum(transaction.badge == badge for transaction in self._open.values()) >= OPEN_LIMIT:
             raise Overloaded(f"state (open transactions of keyspace {badge})")
-        id = self._new_id()
+        id = id or self._new_id()
         began = self._history.head() if revision is None else revision
         self._open[id] = Open(badge, client, began, seconds, ends=now + seconds)
         return id
+
+    def _is_begun(self, id: bytes, badge: int, client: int) -> bool:
+        """Whether a transaction of that id is the caller's already. Raises where it is somebody else's, or none's."""
+        if len(id) != ID_SIZE:
+            raise BadRequest("begin: transaction", f"{ID_SIZE} random bytes", f"{len(id)}")
+        known = self._open.get(id)
+        if id in self._whole or (known is not None and (known.badge, known.client) != (badge, client)):
+            raise UnknownTransaction("this id is another client's")
+        return known is not None
 
     def read(self, id: bytes, key: bytes) -> Item | None:
         """An item with revision 0 is the transaction's own write; its value may be None (deleted)."""

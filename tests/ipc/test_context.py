@@ -87,11 +87,16 @@ class OuterServer(Serves[Outer]):
 
 
 def test_what_is_done_for_bulk_is_bulk() -> None:
+    spec = Inner.trace.spec
     bulk = Call(Fields(method="A.b", service="bulk"), SystemClock())
-    assert bulk.inherit(Options()).service == bulk.inherit(Options(service="control")).service == "bulk"
+    assert (
+        bulk.inherit(Options(), spec).service
+        == bulk.inherit(Options(service="control"), spec).service
+        == "bulk"
+    )
     usual = Call(Fields(method="A.b"), SystemClock())
-    assert usual.inherit(Options()).service is None
-    assert usual.inherit(Options(service="bulk")).service == "bulk"
+    assert usual.inherit(Options(), spec).service is None
+    assert usual.inherit(Options(service="bulk"), spec).service == "bulk"
 
 
 def test_nested_calls_inherit_trace_and_the_lesser_deadline() -> None:
