@@ -91,12 +91,12 @@ def resume(state: State, name: str) -> WorkflowRow:
         if ended:
             writes.append(Write(before))
         if ended and row.deduplication:
-            key = unique_key(row.queue, row.deduplication)
+            key = unique_key(row)
             writes.append(Write(key, name.encode()))
             expects.append(Expect(key, 0))
         if _commit(state, writes, expects, f"{row.method} {row.id}, resumed"):
             return again
-        holder = state.get.now(unique_key(row.queue, row.deduplication)) if row.deduplication else None
+        holder = state.get.now(unique_key(row)) if row.deduplication else None
         if holder is not None and holder.value not in (None, name.encode()):
             raise BadRequest(
                 f"workflow {row.id!r}",
@@ -109,6 +109,10 @@ def fork(state: State, name: str, step: int, id: str) -> WorkflowRow:
     """Begin another workflow that has done what this one had before a step, and goes on there, under whichever version
     runs. Its keys are its own: what it does from there on is done anew. All or nothing."""
     row, _ = _known(state, name)
+    if not row.arguments:
+        raise BadRequest(
+            f"fork of workflow {row.id!r}", "one whose arguments are kept", "one too large to keep them"
+        )
     over = [(number, each) for number, each in steps(state, name) if each.state != "trying"]
     if not 1 <= step <= len(over) + 1:
         raise BadRequest(f"fork of workflow {row.id!r}", f"a step of 1 to {len(over) + 1}", str(step))

@@ -68,7 +68,7 @@ def ending(
     ended = msgspec.structs.replace(row, status=status, ended=now, executor=executor, **more)
     writes = [Write(open_key(row.name)), Write(done_key(row.name), encode(ended))]
     if row.deduplication:
-        writes.append(Write(unique_key(row.queue, row.deduplication)))
+        writes.append(Write(unique_key(row)))
     return ended, writes
 
 
@@ -217,6 +217,17 @@ class Execution:
 
     async def _end(self, status: Status, outcome: dict[str, bytes]) -> WorkflowRow | None:
         self.in_step = True
+        try:
+            return await self._ended(status, outcome)
+        except TooLarge as error:
+            fault = encode_error(error)
+        try:
+            return await self._ended("failed", {"fault": fault})
+        except TooLarge:
+            # Its arguments fitted into its beginning, and with a word more do not. An end there must be.
+            return await self._ended("failed", {"fault": fault, "arguments": b""})
+
+    async def _ended(self, status: Status, outcome: dict[str, bytes]) -> WorkflowRow | None:
         ended, writes = ending(self.row, status, self.now(), self.row.executor, **outcome)
         expects: list[Expect | Range] = [Expect(open_key(self.row.name), self.revision)]
         note = f"{self.row.method} {self.row.id}, {status}"
@@ -227,6 +238,4 @@ class Execution:
             if found is None or found.value is None:
                 return None
             return workflow_of(found.value)
-        except TooLarge as error:
-            return await self._end("failed", {"fault": encode_error(error)})
         return ended

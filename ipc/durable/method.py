@@ -40,9 +40,9 @@ class Start(Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
     """In its queue the lowest number goes first, and of equal ones the first that came."""
     delay: float = 0.0
-    """Seconds before which it is not started."""
+    """Seconds before which it is not started: ten years at most."""
     deduplicate: str = ""
-    """While another workflow with this key has not ended in the queue, none is begun."""
+    """While another workflow of the same object (badge) with this key has not ended in the queue, none is begun."""
 
 
 class BoundDurable(BoundCall[P, R], Generic[P, R]):

@@ -23,6 +23,9 @@ _UNIQUE: Final = _ROWS + b"unique/"
 _QUEUES: Final = _ROWS + b"queue/"
 ID_MOST: Final = 128
 """Bytes of a workflow's id, a queue's name and a deduplication key at most."""
+LONGEST: Final = 10 * 366 * 86400.0
+"""Seconds for which a workflow waits at most, to begin or at a timer: ten years. What is more is a mistake in a unit, and
+not everybody's clock can say when it ends."""
 _number = struct.Struct(">I")
 
 Status = Literal["queued", "running", "waiting", "parked", "completed", "failed", "cancelled"]
@@ -137,8 +140,9 @@ def number_in(key: bytes) -> int:
     return int(_number.unpack(key[-_number.size :])[0])
 
 
-def unique_key(queue: str, deduplication: str) -> bytes:
-    return _UNIQUE + queue.encode() + b"\0" + deduplication.encode()
+def unique_key(row: WorkflowRow) -> bytes:
+    """Whose deduplication key is taken: a key is its object's, in a queue."""
+    return _UNIQUE + f"{row.badge:x}/{row.queue}\0{row.deduplication}".encode()
 
 
 def queue_key(queue: str) -> bytes:

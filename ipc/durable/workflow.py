@@ -19,6 +19,7 @@ already.
 import inspect
 import random
 import struct
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from hashlib import blake2b
@@ -44,7 +45,7 @@ from atoll.ipc.transaction import shared
 from atoll.ipc.transport import Options
 
 from .effects import Effects
-from .rows import StepRow, WorkflowRow, encode
+from .rows import LONGEST, StepRow, WorkflowRow, encode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,7 +73,10 @@ class Retry(Struct, frozen=True, kw_only=True):
 
     def after(self, attempt: int) -> float:
         """Seconds between that attempt and the next."""
-        return min(self.longest, self.pause * self.factor ** (attempt - 1))
+        try:
+            return min(self.longest, self.pause * self.factor ** (attempt - 1))
+        except OverflowError:
+            return self.longest if self.pause else 0.0
 
 
 class Run(Protocol):
@@ -124,7 +128,7 @@ class Between(Call):
             "it in the workflow itself, which is run again after a crash",
         )
 
-    def inherit(self, options: Options) -> Options:
+    def inherit(self, options: Options, method: MethodSpec) -> Options:
         raise BadRequest(
             f"{self.method}: a call of a server between steps",
             "to have it made in a step (`await flow.step(self.server.method, ..)`)",
@@ -147,18 +151,22 @@ class Step(TakingPart):
         """1 for the first; more where it has failed before."""
         self.idempotency_key = blake2b(token + _ordinal.pack(number), digest_size=16).hexdigest()
         """The step's idempotency key, the same in each attempt and after each crash: for effects outside of the node."""
-        self._calls = 0
+        self._calls: defaultdict[str, int] = defaultdict(int)
+        """So far, by method."""
 
     def share(self, proxy: I) -> I:
         """The proxy with calls that take part in the step's transaction: what the server writes then is committed with
         the step, or not at all. See `Transaction.share`."""
         return shared(self._effects, proxy)
 
-    def inherit(self, options: Options) -> Options:
-        """Each call of a step has a key of its own, by their order."""
-        number, self._calls = self._calls, self._calls + 1
-        key = blake2b(self.idempotency_key.encode() + _ordinal.pack(number), digest_size=12).digest()
-        return msgspec.structs.replace(super().inherit(options), key=key)
+    def inherit(self, options: Options, method: MethodSpec) -> Options:
+        """Each call of a step has a key of its own, by the order of the calls of its method: how many others are made
+        in between, to read a range page by page, may differ when the step is run again."""
+        number = self._calls[method.label]
+        self._calls[method.label] = number + 1
+        named = f"{self.idempotency_key} {method.label}".encode()
+        key = blake2b(named + _ordinal.pack(number), digest_size=12).digest()
+        return msgspec.structs.replace(super().inherit(options, method), key=key)
 
 
 def this_step() -> Step:
@@ -243,6 +251,8 @@ class Workflow:
         with self._place.taken(name) as number:
             known = run.recorded(number)
             if known is None:
+                if not seconds <= LONGEST:
+                    raise BadRequest("flow.sleep", f"{LONGEST:g} seconds (ten years) at most", repr(seconds))
                 await run.gate()
                 now = run.now()
                 known = StepRow(name=name, state="sleeping", run=run.row.runs, ended=now, until=now + seconds)

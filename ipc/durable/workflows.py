@@ -33,6 +33,7 @@ from .queues import Admission, Queue, Waiting
 from .retention import forget
 from .rows import (
     ENDED,
+    LONGEST,
     OPEN,
     QueueRow,
     WorkflowRow,
@@ -155,7 +156,7 @@ class Workflows:
         writes = [Write(open_key(row.name), encode(row))]
         expects: list[Expect | Range] = [Expect(open_key(row.name), 0), Expect(done_key(row.name), 0)]
         if row.deduplication:
-            key = unique_key(row.queue, row.deduplication)
+            key = unique_key(row)
             writes.append(Write(key, row.name.encode()))
             expects.append(Expect(key, 0))
         try:
@@ -170,7 +171,8 @@ class Workflows:
                     f"no other workflow with the deduplication key {row.deduplication!r}",
                     "one that has not ended",
                 ) from None
-            if (known.method, known.arguments) != (row.method, row.arguments):
+            # One whose arguments were not kept was begun with such ones, as far as anybody knows.
+            if known.method != row.method or known.arguments not in (b"", row.arguments):
                 raise BadRequest(
                     f"{spec.label}, workflow {row.id!r}",
                     "an id that is free, or the method and arguments that it was begun with",
@@ -195,8 +197,10 @@ class Workflows:
             id = f"call-{call.new_id().hex()}"
         if start.queue not in self._queues:
             raise NotFound.among("queue", start.queue, filter(None, self._queues))
-        if not 0 <= start.delay < math.inf:
-            raise BadRequest(f"{spec.label}: delay", "seconds, 0 or more", repr(start.delay))
+        if not 0 <= start.delay <= LONGEST:
+            raise BadRequest(
+                f"{spec.label}: delay", f"seconds, 0 to {LONGEST:g} (ten years)", repr(start.delay)
+            )
         now = self._time.now()
         at_once = not start.queue and not start.delay
         return WorkflowRow(

@@ -2,10 +2,12 @@
 
 import pytest
 
-from atoll.ipc.durable import Start
+from atoll.ipc.durable import Retry, Start
+from atoll.ipc.durable.administration import find, fork
 from atoll.ipc.errors import BadRequest, NotFound, TooLarge, WorkflowCancelled
+from tests.microkernel.nodes import RealNode
 
-from .conftest import Running, effects, row_of, until
+from .conftest import InNode, Running, effects, row_of, until
 from .nodes import hold
 from .packages.stages.interface import TooFar
 
@@ -158,6 +160,46 @@ def test_a_result_that_is_too_large_is_a_failure(running: Running, label: str, i
         with pytest.raises(TooLarge):
             running.stages.heap.result.now(label)
         running.crash()
+
+
+def test_a_workflow_whose_arguments_just_fitted_has_an_end(real_node: RealNode, label: str) -> None:
+    """They fit into its beginning, and beside a word on how it ended they do not. Before, that ended its server, at each
+    start again."""
+    with real_node.attach() as attached:
+        running = InNode(attached, real_node)
+        fits, too_large = 0, 4 << 20
+
+        def id_of(size: int) -> str:
+            return f"{label} {size:08}"
+
+        while too_large - fits > 1:
+            size = (fits + too_large) // 2
+            try:
+                running.stages.limited.begin.now(Start(id=id_of(size)), "x" * size, 0, 0)
+                fits = size
+            except TooLarge:
+                too_large = size
+        for _ in range(2):
+            with pytest.raises(TooLarge):
+                running.stages.limited.result.now(id_of(fits))
+        row = find(running.rows(), id_of(fits))
+        assert row is not None and (row.status, row.arguments) == ("failed", b"")
+        with pytest.raises(BadRequest, match="one whose arguments are kept"):
+            fork(running.rows(), row.name, 1, f"{label} again")
+        # The same, as far as is known.
+        running.stages.limited.begin.now(Start(id=id_of(fits)), "x" * fits, 0, 0)
+
+
+def test_a_timer_has_an_end_that_can_be_told(running: Running, label: str) -> None:
+    with pytest.raises(BadRequest, match=r"flow.sleep: expected .* \(ten years\) at most"):
+        running.stages.nap.now(label, 1e11)
+
+
+def test_pauses_grow_up_to_the_longest() -> None:
+    retry = Retry(pause=0.1, factor=2.0, longest=60.0)
+    assert [retry.after(attempt) for attempt in (1, 2, 3)] == [0.1, 0.2, 0.4]
+    assert {retry.after(attempt) for attempt in (100, 2_000, 100_000)} == {60.0}
+    assert Retry(pause=0.0).after(100_000) == 0.0
 
 
 def test_a_caller_that_gives_up_ends_nothing(running: Running, label: str) -> None:
