@@ -21,6 +21,7 @@ from atoll.ipc.system.state import Expect, Range, State, StoreFull, Write
 
 from .effects import Effects
 from .rows import (
+    RUNS_MOST,
     Status,
     StepRow,
     WorkflowRow,
@@ -109,13 +110,18 @@ class Execution:
     def now(self) -> float:
         return self._time.now()
 
-    async def wait(self, step: StepRow) -> None:
+    async def wait(self, number: int, step: StepRow) -> None:
         self.in_step = False
         if self._stopping:
             await self._stop()
-        left = min(step.until - self.now(), step.until - step.ended)
-        if left > 0:
+        if self._left(step) > 0 and self.row.fruitless(step.run) >= RUNS_MOST // 2:
+            # Who waits ends no server: without this a long timer would be parked that was taken up often.
+            step = await self.record(number, msgspec.structs.replace(step, run=self.row.runs), None)
+        if (left := self._left(step)) > 0:
             await trio.sleep(left)
+
+    def _left(self, step: StepRow) -> float:
+        return min(step.until - self.now(), step.until - step.ended)
 
     async def park(self, reason: str) -> NoReturn:
         self.parked = reason

@@ -72,6 +72,14 @@ class WorkflowRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def name(self) -> str:
         return name_of(self.badge, self.id)
 
+    def fruitless(self, run: int) -> int:
+        """How often it was taken up since the run that wrote its last step. One that was resumed, or forked, counts anew."""
+        return self.runs - run if run <= self.runs else self.runs
+
+
+RUNS_MOST: Final = 100
+"""So often in a row a workflow is taken up with nothing recorded of it; then it is parked, since it may be what ends its
+server."""
 
 StepState = Literal["trying", "sleeping", "done", "failed"]
 
@@ -82,7 +90,7 @@ class StepRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     state: StepState
     run: int
-    """The run of the workflow that wrote this."""
+    """The run of the workflow that wrote this; of one that waits, perhaps a later one that came as far."""
     ended: float
     attempts: int = 1
     until: float = 0.0

@@ -97,7 +97,7 @@ class Run(Protocol):
         """Seconds since the epoch."""
         ...
 
-    async def wait(self, step: StepRow) -> None:
+    async def wait(self, number: int, step: StepRow) -> None:
         """Until what the step is waiting for; the workflow may be stopped meanwhile."""
         ...
 
@@ -259,7 +259,7 @@ class Workflow:
                 known = await run.record(number, known, None)
             else:
                 await self._same(number, known, name, timer=True)
-            await run.wait(known)
+            await run.wait(number, known)
             self._time.now = max(self._time.now, known.until)
 
     async def _same(self, number: int, known: StepRow, name: str, *, timer: bool) -> None:
@@ -283,7 +283,7 @@ class Workflow:
         run, retry = self._run, self._retry
         attempt = 1 if known is None else known.attempts + 1
         if known is not None:
-            await run.wait(known)
+            await run.wait(number, known)
         meetings = 0
         while True:
             await run.gate()
@@ -315,7 +315,7 @@ class Workflow:
             known = await run.record(number, trying, None)
             if known.state != "trying":
                 return known  # it was committed, and only the answer was lost
-            await run.wait(known)
+            await run.wait(number, known)
             attempt, meetings = attempt + 1, 0
 
     def _row(self, name: str, state: Any, attempt: int, **more: Any) -> StepRow:

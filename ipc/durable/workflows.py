@@ -35,6 +35,7 @@ from .rows import (
     ENDED,
     LONGEST,
     OPEN,
+    RUNS_MOST,
     QueueRow,
     WorkflowRow,
     done_key,
@@ -45,13 +46,12 @@ from .rows import (
     open_key,
     queue_key,
     queue_of,
+    step_of,
+    steps_between,
     unique_key,
     workflow_of,
 )
 from .steady import Steady
-
-RUNS_MOST: Final = 100
-"""So often a workflow is taken up; then it is parked, since it may be what ends its server."""
 
 _BEGUN: Final = b"begun"
 _origin = struct.Struct(">5sQQQQ")
@@ -411,8 +411,8 @@ class Workflows:
             )
         elif row.status == "waiting" and row.queue in self._queues and row.queue:
             claimed = msgspec.structs.replace(row, status="queued", reason="", executor=self._executor)
-        elif row.runs >= RUNS_MOST:
-            reason = f"it was taken up {row.runs} times and has not ended: it may be what ends its server"
+        elif row.runs >= RUNS_MOST and (times := row.fruitless(await self._last_run(name))) >= RUNS_MOST:
+            reason = f"it was taken up {times} times and nothing came of it: it may be what ends its server"
             claimed = msgspec.structs.replace(row, status="parked", reason=reason, executor=self._executor)
         else:
             claimed = msgspec.structs.replace(
@@ -429,6 +429,13 @@ class Workflows:
         if row.status == "queued" and admission is not None and admission.queue.rate is not None:
             more.append(Write(queue_key(row.queue), encode(QueueRow(starts=admission.starts()))))
         await self._rewrite(claimed, revision, more)
+
+    async def _last_run(self, name: str) -> int:
+        """The run that wrote its last step; 0 where it has none."""
+        start, end = steps_between(name)
+        asked = partial(self._state.range, start, end, 1, reverse=True)
+        page = await persistently(asked, (AtollError,))
+        return max((step_of(item.value).run for item in page.items if item.value is not None), default=0)
 
     async def _rewrite(self, row: WorkflowRow, revision: int, more: Iterable[Write] = ()) -> None:
         """Replace a row that is at a revision. If it is not, see what it is."""
