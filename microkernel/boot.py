@@ -244,7 +244,8 @@ class Boot:
         ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
         proxy = parts.authority.state_proxy(ours)
         await parts.supervisor.start(server)
-        number = await proxy.make_keyspace(KEYSPACE, reserved=True)
+        kept = Retention(age=float(node.image.keep.history))
+        number = await proxy.make_keyspace(KEYSPACE, kept, reserved=True)
         node.keyspaces[KEYSPACE] = number
         node.keyspaces[LOG] = node.store.log = await proxy.make_keyspace(
             LOG, Retention(age=0.0), reserved=True

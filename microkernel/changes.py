@@ -24,7 +24,7 @@ class Changes(Struct, frozen=True, kw_only=True):
     """One transaction of the kernel. `writes`: key to value, None deletes; one write a key."""
 
     id: bytes
-    """16 bytes; the same for every try, so that it takes effect once."""
+    """16 bytes; the same for every try, so that it takes effect once. Empty: it may take effect again."""
     writes: dict[bytes, bytes | None]
     note: str = ""
     """The system call and its caller, for the provenance."""

@@ -13,7 +13,7 @@ from atoll.ipc import context, schema
 from atoll.ipc.errors import DecodeFaults, PeerMisbehaved
 from atoll.ipc.naming import number_of
 from atoll.ipc.system.kernel import Kernel, Refusal
-from atoll.ipc.system.records import ChannelRow, CrashRow, EventRow, RefusalRow
+from atoll.ipc.system.records import ChannelRow, CrashRow, EventRow, ProcessRow, RefusalRow
 
 from .capabilities import Capability, Ended
 from .capability_rows import session_row
@@ -170,9 +170,10 @@ class Events:
         told = {"traceback": "".join(traceback.format_exception(error))}
         self._logs.line(KERNEL, 0, "error", f"{holder}: {type(error).__name__}", told)
 
-    def crashed(self, server: str, how: str, row: CrashRow) -> None:
-        self._node.store.later(self._node.store.batch("crash").put(row))
-        self.event("crash", server, how)
+    def crashed(self, server: str, how: str, row: CrashRow, ended: ProcessRow | None) -> None:
+        """All that is to be said of a crash, in one commit. `ended`: the end of the process, if it is part of it."""
+        batch = self._node.store.batch("crash").put(row).put(self.row("crash", server, how))
+        self._node.store.later(batch if ended is None else batch.put(ended))
 
     def rows_given_up(self, count: int) -> None:
         """The store refused rows that nobody waited for."""

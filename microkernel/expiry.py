@@ -1,7 +1,9 @@
-"""The node's own record is not kept for ever: log lines and recorded calls are deleted when they are old enough.
+"""The node's own record is not kept for ever: log lines, recorded calls and the kernel's rows are deleted when they are
+old enough.
 
-Both lie in keyspaces of their own that keep nothing of what was deleted, in the order of their times for each process. So
-the old ones are at the beginning of each process's, and a sweep looks at no more than it deletes, and one row more.
+The first two lie in keyspaces of their own that keep nothing of what was deleted, in the order of their times for each
+process; the kernel's tables in the order of boots, and in each of what happened. So the old ones are at the beginning, and a
+sweep looks at no more than it deletes, at what still is, and at one row more.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from atoll.ipc.system.calls import PREFIX, ChunkRow, OpeningRow
 from atoll.ipc.system.records import LOG, AnyRow, LogRow, after, decode
 from atoll.ipc.system.state import Item, Write, absolute, relative
 
+from .keeping import Kept, tables
 from .node import Node
 from .parties import Serving
 
@@ -50,6 +53,31 @@ class Expiry:
             before = node.now() - int(node.image.node.keep_calls * 1e9)
             for name in [name for name in node.keyspaces if name.startswith(PREFIX)]:
                 await self._calls(node.keyspaces[name], before)
+        for kept in tables(node.image.keep, node.boot):
+            await self._rows(kept, node.now() - int(kept.age * 1e9))
+
+    async def _rows(self, kept: Kept, before: int) -> None:
+        """Of one of the kernel's tables, what tells of something that was over before a time."""
+        table, keyspace = kept.table, self._node.store.keyspace
+        start, end = table.key_of(), after(table.key_of())
+        more = True
+        while more:
+            page = await self._node.store.state.range(
+                absolute(keyspace, start), absolute(keyspace, end), PAGE
+            )
+            more, old = page.more, []
+            for item in page.items:
+                start = relative(item.key)[1] + b"\0"
+                row = _row(table, item)
+                over = None if row is None else kept.over(row)
+                if over is not None and over >= before:
+                    start = kept.next(row)
+                    more = bool(start)
+                    break
+                if over is not None:
+                    old.append(item.key)
+            if old:
+                await self._commit(old)
 
     async def _calls(self, keyspace: int, before: int) -> None:
         await self._delete(keyspace, ChunkRow, before)

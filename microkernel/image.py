@@ -37,6 +37,9 @@ class Seconds(float):
     """
 
 
+YEAR = Seconds(365 * 86400)
+
+
 class Address(str):
     """`HOST:PORT` of a socket the kernel listens on for a server."""
 
@@ -240,6 +243,26 @@ class Server(Table, frozen=True, kw_only=True):
     readers: Annotated[Readers, Key("Of the store alone: processes that only read.")] = Readers()
 
 
+class Keep(Table, frozen=True, kw_only=True):
+    """`[keep]`: for how long the kernel's own rows are kept, after what they tell of was over."""
+
+    events: Annotated[Seconds, Key("What happened to the node.", ge=0)] = YEAR
+    refusals: Annotated[Seconds, Key("What was refused in earlier boots.", ge=0)] = YEAR
+    crashes: Annotated[Seconds, Key("Crashes, with the last log lines.", ge=0)] = YEAR
+    swaps: Annotated[Seconds, Key("Swaps, done or refused.", ge=0)] = YEAR
+    processes: Annotated[Seconds, Key("Processes that have ended.", ge=0)] = YEAR
+    channels: Annotated[Seconds, Key("Channels that were closed.", ge=0)] = YEAR
+    attachments: Annotated[Seconds, Key("Programs that have detached.", ge=0)] = YEAR
+    sessions: Annotated[Seconds, Key("Session capabilities of earlier boots.", ge=0)] = YEAR
+    history: Annotated[
+        Seconds,
+        Key(
+            "How long the kernel's rows can be read as of a moment (`--at`): what was replaced or deleted before is gone.",
+            ge=0,
+        ),
+    ] = YEAR
+
+
 class KeyspaceSpec(Table, frozen=True, kw_only=True):
     """`[keyspace.NAME]`: a state unit."""
 
@@ -342,6 +365,7 @@ class Image(Table, frozen=True, kw_only=True):
     image: Annotated[About, Key("What this image is.")]
     server: Annotated[dict[str, Server], Key("The servers, by name.")]
     node: Annotated[Node, Key("What holds for every server that does not say otherwise.")] = Node()
+    keep: Annotated[Keep, Key("For how long the kernel's own rows are kept.")] = Keep()
     keyspace: Annotated[dict[str, KeyspaceSpec], Key("State units, by name.")] = {}
     slice: Annotated[dict[str, SliceSpec], Key("Compute slices, by name.")] = {}
     account: Annotated[dict[str, Account], Key("Accounts, by name.")] = {}

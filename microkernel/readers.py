@@ -245,7 +245,7 @@ class Readers:
                     server, reader.place
                 ).end()  # what it started, if anything: the next is at its place
             del self._all[serving.reader], node.reading[serving.reader]
-        self._supervisor.let_go(server, serving, exit)
+        self._supervisor.ended_reader(server, serving, exit)
         if not serving.expected_end and not node.down.is_set():
             self._wait_longer()
             self._events.event("reader", STORE, f"{serving.reader} {exit}: its callers go on at the writer")

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 
-import msgspec
 import trio
 
 from atoll.ipc.errors import AtollError, DecodeFaults, NodeDown, PeerFault
@@ -231,8 +230,8 @@ class Store:
         most = BATCH_MOST
         while self._later and self._state is not None and self._serves:
             self._taken = self._some_of(most)
-            batch = self.batch("record")
-            changes = msgspec.structs.replace(batch.changes(), writes=dict(self._taken))
+            # Without an id, which the store would keep for ever: a repetition writes the very same rows.
+            changes = Changes(id=b"", writes=dict(self._taken), note="record")
             try:
                 await self._commit(changes)
             except PeerFault:

@@ -10,7 +10,7 @@ import trio
 from atoll.ipc.errors import AtollError
 from atoll.ipc.system.calls import keyspace_of
 from atoll.ipc.system.kernel import StartFailed
-from atoll.ipc.system.records import CrashRow
+from atoll.ipc.system.records import CrashRow, ProcessRow
 
 from . import ending, needs
 from .authority import Authority
@@ -81,15 +81,17 @@ class Supervisor:
         crashed = server.serving is serving and not serving.expected_end and server.state != "starting"
         if server.serving is serving:
             self.lost(server, serving)
-        self.let_go(server, serving, exit)
+        ended = self._ended(server, serving, exit)
+        self.let_go(serving)
         if not crashed or self._node.down.is_set():
-            return
-        if server.state == "frozen":
+            self._record_end(ended)
+        elif server.state == "frozen":
+            self._record_end(ended)
             await self._died_frozen(server, exit)
         else:
             if serving.process is not None:
                 await self._logs.heard_out(serving.process.pid)
-            await self.after_crash(server, serving, str(exit))
+            await self.after_crash(server, serving, str(exit), ended)
 
     async def _end_left(self, server: Server, serving: Serving) -> None:
         """What the last process of a server started ends with it: it would go on in its name, and fill its slice."""
@@ -122,26 +124,34 @@ class Supervisor:
             self._node.store.lost()
         self._authority.server_died(serving)
 
-    def let_go(self, server: Server, serving: Serving, exit: Exit) -> None:
-        """What an ended process held is given up, its row says how it ended, and whoever waits for it goes on."""
+    def ended_reader(self, server: Server, serving: Serving, exit: Exit) -> None:
+        """A reader process of the store has ended."""
+        ended = self._ended(server, serving, exit)
+        self.let_go(serving)
+        self._record_end(ended)
+
+    def let_go(self, serving: Serving) -> None:
+        """What an ended process held is given up, and whoever waits for it goes on."""
         self._authority.leave(serving, serving.session)
         serving.close()
-        self._record_end(serving, exit, server)
         serving.ready.set()
         serving.drained.set()
         serving.handed.set()
         serving.ended.set()
 
-    def _record_end(self, serving: Serving, exit: Exit, server: Server) -> None:
-        node = self._node
-        row = process_row(node, server, serving)
-        how = serving.expected_end or str(exit)
-        node.store.later(node.store.batch("a process ended").put(
-            msgspec.structs.replace(row, ended=node.now(), exit=how)
-        ))  # fmt: skip
+    def _ended(self, server: Server, serving: Serving, exit: Exit) -> ProcessRow:
+        """Its row, which says how it ended."""
+        row = process_row(self._node, server, serving)
+        return msgspec.structs.replace(row, ended=self._node.now(), exit=serving.expected_end or str(exit))
 
-    async def after_crash(self, server: Server, serving: Serving, how: str) -> None:
-        """Restart with a growing wait, or give up where crashes are a loop. `how` it crashed, or why it did not start."""
+    def _record_end(self, ended: ProcessRow) -> None:
+        self._node.store.later(self._node.store.batch("a process ended").put(ended))
+
+    async def after_crash(
+        self, server: Server, serving: Serving, how: str, ended: ProcessRow | None = None
+    ) -> None:
+        """Restart with a growing wait, or give up where crashes are a loop. `how` it crashed, or why it did not start;
+        `ended`: the row of the process, where nobody has recorded its end yet."""
         node, restart = self._node, server.spec.restart
         now = trio.current_time()
         server.crashes.append(now)
@@ -157,7 +167,7 @@ class Supervisor:
             server=server.name, boot=node.boot, process=serving.number, version=server.version.hash,
             time=node.now(), how=told, again=0 if loop else int(wait * 1e9), lines=lines,
         )  # fmt: skip
-        self._events.crashed(server.name, told, row)
+        self._events.crashed(server.name, told, row, ended)
         if loop:
             self.give_up(server, f"crashed {len(server.crashes)} times within {restart.within:g} s: {how}")
             return

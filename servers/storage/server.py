@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import trio
@@ -14,6 +14,7 @@ from msgspec import Meta
 from atoll.ipc.context import Log, current
 from atoll.ipc.errors import BadRequest, PeerFault
 from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.published import Published
 from atoll.ipc.serve import Config, Serves
 
 from .blobfile import CHUNK, Writer, read_footer
@@ -69,6 +70,7 @@ class Server(Serves[Storage]):
     folder: Path
     references: Keyspace[Reference]
     config: Settings
+    publishes: ClassVar = {"reference": Published("references", Reference)}
 
     def __init__(self) -> None:
         self._inherited: dict[bytes, float] = {}

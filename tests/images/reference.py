@@ -29,6 +29,7 @@ TABLES: tuple[type[image.Table], ...] = (
     image.ConfigBinding,
     image.ListenBinding,
     image.FolderBinding,
+    image.Keep,
     image.KeyspaceSpec,
     image.SliceSpec,
     image.Account,
