@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import Any
 
 import trio
@@ -145,8 +146,9 @@ class Node:
     # tasks, and the end -------------------------------------------------------------------------------------
 
     def soon(self, action: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        """Run a task of the kernel's beside the others."""
-        self.nursery.start_soon(action, *arguments)
+        """Run a task of the kernel's beside the others. It outlives the call that it was begun for, and has neither its
+        deadline nor anything else of it."""
+        Context().run(self.nursery.start_soon, action, *arguments)
 
     def fail(self, sentence: str) -> None:
         """The node cannot go on: end it, and say why."""

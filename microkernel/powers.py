@@ -7,6 +7,9 @@ wait until no loop can still serve what was taken, then the row.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
+
+import trio
 
 from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
 from atoll.ipc.system.control import CancelCalls
@@ -14,7 +17,7 @@ from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
 from atoll.ipc.system.records import KEYSPACE, written_by_the_node
 
 from .authority import Authority
-from .capabilities import NEVER, Capability
+from .capabilities import NEVER, Capability, Ended
 from .capability_rows import write_ended, write_made
 from .events import Events
 from .failpoints import reach
@@ -30,12 +33,23 @@ ON_ITS_WAY = ("starting", "draining", "restarting")
 """States of a server that is about to serve."""
 
 
+class _Taken(NamedTuple):
+    """A revocation that has begun."""
+
+    by: str
+    ended: Ended
+    servers: set[str]
+    """Whose tables say it."""
+
+
 class Powers:
     def __init__(self, node: Node, events: Events, authority: Authority, windows: Windows) -> None:
         self._node = node
         self._events = events
         self._authority = authority
         self._windows = windows
+        self._unwritten: dict[int, _Taken] = {}
+        """By capability the revocations whose rows are not there yet: whoever tries again finds and writes them."""
 
     # for people ---------------------------------------------------------------------------------------------
 
@@ -152,6 +166,8 @@ class Powers:
             )  # fmt: skip
         await self._record(made)
         reach("grant: committed")
+        if not node.tree.has(made.id):
+            await self._took_back(made)
         for serving in node.processes_of(to):
             if not lasting:
                 serving.session.add(made.id)
@@ -198,8 +214,17 @@ class Powers:
         try:
             await node.store.commit(write_made(node.store.batch(f"grant {made.id}"), made).changes())
         except BaseException:
-            self._authority.clear(node.tree.revoke(made.id, by=None))
+            if node.tree.has(made.id):
+                self._authority.clear(node.tree.revoke(made.id, by=None))
             raise
+
+    async def _took_back(self, made: Capability) -> None:
+        """It was revoked, or what it was made from, while its row was on the way, which may have come last."""
+        if made.lasting:
+            with trio.CancelScope(shield=True):
+                ended = write_ended(self._node.store.batch(f"revoke {made.id}"), Ended([made]))
+                await self._node.store.commit(ended.changes())
+        raise NotFound(what="capability", name=written(made.parent))
 
     def _mine(self, party: Party, id: int) -> Capability:
         held = self._node.tree.get(id)
@@ -230,25 +255,36 @@ class Powers:
 
     async def revoke(self, party: Party, operator: bool, id: int, cancel: bool) -> int:
         """Take a capability back, and all derived from it. No new call is served under any once this returns."""
-        node = self._node
-        if node.tree.get(id).holder == KERNEL:
+        taken = self._unwritten.get(id)
+        if taken is None or not (operator or taken.by == party.holder):
+            taken = self._take(party, operator, id)
+        # Whoever gives up waiting has taken it back all the same: without its row the next boot would bring it back.
+        with trio.CancelScope(shield=True):
+            await self._windows.passed(
+                serving for server in taken.servers for serving in self._node.processes_of(server)
+            )
+            if cancel:
+                self._cancel(taken.ended.gone)
+            reach("revoke: cleared")
+            batch = write_ended(self._node.store.batch(f"revoke {id}"), taken.ended)
+            if batch:
+                await self._node.store.commit(batch.changes())
+            reach("revoke: committed")
+        if self._unwritten.pop(id, None) is not None:
+            self._events.capabilities((), taken.ended)
+        return len(taken.ended.gone)
+
+    def _take(self, party: Party, operator: bool, id: int) -> _Taken:
+        """Out of the tree and the tables."""
+        if self._node.tree.get(id).holder == KERNEL:
             raise BadRequest(
                 where=f"revoke capability {written(id)}",
                 expected="one that is not the kernel's own",
                 got="one without which the node has no store",
             )
-        ended = node.tree.revoke(id, by=None if operator else party.holder)
-        servers = self._authority.clear(ended)
-        await self._windows.passed(serving for server in servers for serving in node.processes_of(server))
-        if cancel:
-            self._cancel(ended.gone)
-        reach("revoke: cleared")
-        batch = write_ended(node.store.batch(f"revoke {id}"), ended)
-        if batch:
-            await node.store.commit(batch.changes())
-        reach("revoke: committed")
-        self._events.capabilities((), ended)
-        return len(ended.gone)
+        ended = self._node.tree.revoke(id, by=None if operator else party.holder)
+        taken = self._unwritten[id] = _Taken(party.holder, ended, self._authority.clear(ended))
+        return taken
 
     def _cancel(self, gone: Iterable[Capability]) -> None:
         """Have the servers give up calls in hand under what was revoked."""

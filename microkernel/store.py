@@ -12,10 +12,12 @@ from itertools import islice
 
 import trio
 
+from atoll.ipc.context import current_or_none, in_hand
 from atoll.ipc.errors import AtollError, DecodeFaults, NodeDown, PeerFault
 from atoll.ipc.system.calls import ChunkRow
 from atoll.ipc.system.records import LogRow, Row, after, decode
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
+from atoll.ipc.transport import Options
 
 from .changes import Batch, Changes, Found
 from .journal import Journal
@@ -161,11 +163,14 @@ class Store:
     async def _commit(self, changes: Changes) -> int:
         if not changes.writes:
             return 0
-        done = await self.state.commit(
-            [Write(self._absolute(key), value) for key, value in changes.writes.items()],
-            id=changes.id,
-            note=changes.note,
-        )
+        call = current_or_none()
+        state = self.state if call is None else self.state.with_options(Options(trace=call.trace))
+        with in_hand(None):  # what was begun is seen through: the caller's deadline is not the commit's
+            done = await state.commit(
+                [Write(self._absolute(key), value) for key, value in changes.writes.items()],
+                id=changes.id,
+                note=changes.note,
+            )
         return done.revision
 
     def _absolute(self, key: bytes) -> bytes:

@@ -41,14 +41,19 @@ class Server(Serves[Hanging]):
 """
 
 
-def test_a_restart_of_a_server_whose_load_fails_meanwhile_finds_nobody(
-    node: RealNode, tmp_path: Path
-) -> None:
-    package = tmp_path / "hanging"
+def hanging(folder: Path) -> Path:
+    """A package that never comes up."""
+    package = folder / "hanging"
     package.mkdir()
     for name, text in {"__init__": "", "interface": INTERFACE, "server": SERVER}.items():
         (package / f"{name}.py").write_text(text)
+    return package
 
+
+def test_a_restart_of_a_server_whose_load_fails_meanwhile_finds_nobody(
+    node: RealNode, tmp_path: Path
+) -> None:
+    package = hanging(tmp_path)
     with node.attach() as attached:
 
         def pids() -> list[int]:
