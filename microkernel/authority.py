@@ -56,6 +56,15 @@ class Authority:
                 self._node.loop.add_segment(0, found.segments[0].map)
         return found
 
+    def offered(self, capability: Capability) -> bool:
+        """Whether there is what it is for. What was granted for good outlives a package that drops an interface, and a boot
+        on which a loaded server cannot be there."""
+        return capability.interface in self.interfaces.get(capability.server, ())
+
+    def stands(self, capability: Capability) -> bool:
+        """Whether it is its holder's from process to process, and is for what there is."""
+        return capability.lasting and capability.parent != 0 and self.offered(capability)
+
     # channels -----------------------------------------------------------------------------------------------
 
     def connect(self, party: Party, server: str) -> Channel:

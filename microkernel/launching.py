@@ -229,9 +229,10 @@ class Launching:
             connection.send(control.AddSegment(index=index), (segment.descriptor,))
         self._grants.hand_over(serving, served)
         bound = {capability.id for capability in capabilities.values()}
-        for granted in node.tree.held_by(server.name):
-            if granted.lasting and granted.parent and granted.id not in bound and not beside:
-                self._authority.deliver(granted, serving)
+        if not beside:
+            for granted in node.tree.held_by(server.name):
+                if granted.id not in bound and self._authority.stands(granted):
+                    self._authority.deliver(granted, serving)
 
     def _capabilities(self, server: Server, serving: Serving, beside: bool) -> dict[str, Capability]:
         """By need, the capability that this process uses: the lasting one, or beside another process a twin of it."""

@@ -7,6 +7,7 @@ The rule, for every row a boot finds:
 - A server that a person stopped stays stopped, whoever named it.
 - A server that an earlier image named and this one does not is retired: it does not start, its capabilities end. Its
   keyspaces stay, with all that is in them: no boot deletes data.
+- A need that an earlier image named and this one does not is retired: the capability that stood for it ends.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,9 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from atoll.ipc.system.records import AccountRow, KeyspaceRow, Row, ServerRow, SliceRow
+from atoll.ipc.system.records import AccountRow, KeyspaceRow, NeedRow, Row, ServerRow, SliceRow
 
-from .image import Image
+from .image import Image, KeyspaceBinding, ServerBinding
+from .server import keys_of
+from .specs import from_image
 
 Action = Literal["add", "change", "retire", "keep"]
 
@@ -42,6 +45,7 @@ class Known(NamedTuple):
     slices: tuple[SliceRow, ...] = ()
     accounts: tuple[AccountRow, ...] = ()
     keyspaces: tuple[KeyspaceRow, ...] = ()
+    needs: tuple[NeedRow, ...] = ()
 
 
 class BootPlan(NamedTuple):
@@ -56,6 +60,8 @@ class BootPlan(NamedTuple):
     """By server what a person set for it to use, where that stays."""
     over: list[Row]
     """Rows of slices and accounts that say nothing any more."""
+    unneeded: list[NeedRow]
+    """Needs that are none any more: their capabilities end."""
 
 
 def own_slice(server: str) -> str:
@@ -126,7 +132,30 @@ def plan(image: Image, image_hash: str, versions: Mapping[str, str], known: Know
         else:
             over.append(held)
     steps += _keyspaces(image, known.keyspaces)
-    return BootPlan(steps, servers, retired, own, over)
+    unneeded = _unneeded(image, servers, known.needs)
+    steps += [
+        Step("retire", f"need {row.server}.{row.need}", ("no longer in the image; its capability ends",))
+        for row in unneeded
+        if row.server in image.server
+    ]
+    return BootPlan(steps, servers, retired, own, over, unneeded)
+
+
+def _unneeded(image: Image, servers: Iterable[ServerRow], known: Iterable[NeedRow]) -> list[NeedRow]:
+    needs = {row.server: _capabilities(image, row) for row in servers if row.server in image.server}
+    loaded = {row.server for row in servers} - needs.keys()
+    return [row for row in known if row.server not in loaded and row.need not in needs.get(row.server, ())]
+
+
+def _capabilities(image: Image, row: ServerRow) -> set[str]:
+    """The needs of a server of the image that are capabilities."""
+    found = set()
+    for need, bound in from_image(image, row, degrade=False).needs.items():
+        if isinstance(bound, KeyspaceBinding | ServerBinding):
+            found.add(need)
+        if isinstance(bound, KeyspaceBinding) and bound.keyspace in image.keyspace:
+            found |= {keys_of(need)} if image.keyspace[bound.keyspace].private else set()
+    return found
 
 
 def _set(row: SliceRow) -> str:

@@ -131,6 +131,7 @@ class Powers:
         self, party: Party, operator: bool, id: int, badge: int, rights: list[str] | None, expires: float
     ) -> int:
         held = self._node.tree.get(id) if operator else self._mine(party, id)
+        self._offered(held)
         made = self._node.tree.mint(
             id, by=held.holder, to=party.holder, badge=badge, rights=held.rights if rights is None else rights,
             expiry=self._expiry(held, expires), account=party.account,
@@ -143,6 +144,7 @@ class Powers:
         if DELEGATE not in held.rights:
             raise NotAllowed(method="grant", needed=DELEGATE, held=tuple(sorted(held.rights)))
         self._elsewhere(held, to)
+        self._offered(held)
         wanted = held.rights - {DELEGATE} if rights is None else frozenset(rights)
         node.tree.hold(held, wanted, "grant")
         parent = held  # of a lasting one, what lasts: a person's own capability goes when they detach
@@ -231,6 +233,14 @@ class Powers:
         if held.holder != party.holder:
             raise NotFound(what="capability", name=written(id))
         return held
+
+    def _offered(self, held: Capability) -> None:
+        if not self._authority.offered(held):
+            raise NotFound.among(
+                f"interface of {held.server} called",
+                held.interface,
+                self._authority.interfaces.get(held.server, ()),
+            )
 
     @staticmethod
     def _elsewhere(held: Capability, to: str) -> None:

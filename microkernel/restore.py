@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from atoll.ipc.errors import AtollError, NotFound
 from atoll.ipc.runtime.describe import Description
+from atoll.ipc.system.kernel import written
 from atoll.ipc.system.records import (
     AccountRow,
     BootRow,
@@ -92,6 +93,7 @@ class Restore:
             slices=tuple(await load(store, SliceRow)),
             accounts=tuple(await load(store, AccountRow)),
             keyspaces=tuple(await load(store, KeyspaceRow)),
+            needs=tuple(await load(store, NeedRow)),
         )
         versions = {name: version.hash for name, version in self._versions.items()}
         return known, plan.plan(self._checked.image, hash_of_text(self._checked.text), versions, known)
@@ -114,7 +116,7 @@ class Restore:
             elif row.server in self._checked.descriptions or row.server in self._described:
                 self.server(spec)
         await self._keyspaces(batch, known)
-        await self._capabilities(batch, made.retired)
+        await self._capabilities(batch, known, made)
         for row in made.servers:
             batch.put(row)
         for name in made.retired:
@@ -141,6 +143,7 @@ class Restore:
     def _left_out(self, name: str, why: str) -> None:
         """A server that a person loaded cannot be there on this boot; its row stays, for one on which it can."""
         self._node.servers.pop(name, None)
+        self._authority.interfaces.pop(name, None)
         self._say(f"server {name} is left out: {why}")
 
     async def _keyspaces(self, batch: Batch, known: plan.Known) -> None:
@@ -164,7 +167,7 @@ class Restore:
                 KeyspaceRow(keyspace=name, badge=badge, retention=retention.age, versions=retention.versions)
             )
 
-    async def _capabilities(self, batch: Batch, retired: list[str]) -> None:
+    async def _capabilities(self, batch: Batch, known: plan.Known, made: plan.BootPlan) -> None:
         """The tree of the last boot, and then what this image wants of it."""
         node = self._node
         store = node.store
@@ -173,25 +176,29 @@ class Restore:
             node.ledger.charge_all(channel.client.account, CHANNEL, past_limit=True)
         for party in node.parties.values():
             node.ledger.charge_all(party.account, party.cost, past_limit=True)
-        known = {
+        orders = {
             offer.name: node.tree.rights_map(STORE, offer.name)
             for offer in node.servers[STORE].description.interfaces
         }
         tree = node.tree = Tree(node.boot, node.ledger)
         self._authority.services.clear()  # numbers of the first tree: here they are others'
-        for name, rights in known.items():
+        for name, rights in orders.items():
             tree.fix_order(STORE, name, rights)
         rows = [capability_of(row) for row in await load(store, CapabilityRow)]
         for gone in tree.restore(rows):
             batch.delete(CapabilityRow, gone.id)
-        node.bound = {(row.server, row.need): row.capability for row in await load(store, NeedRow)}
+        node.bound = {(row.server, row.need): row.capability for row in known.needs}
         write_made(batch, tree.offer(KERNEL, "Kernel", RIGHTS)[0])
         for server in node.servers.values():
             for offer in server.description.interfaces:
                 write_made(batch, tree.offer(server.name, offer.name, offer.rights)[0])
-        for name in retired:
+        for name in made.retired:
             write_ended(batch, tree.withdraw(name))
             write_ended(batch, tree.forget(name))
+        for row in made.unneeded:
+            del node.bound[row.server, row.need]
+            batch.delete_row(row)
+        self._needs.drop((row.capability for row in made.unneeded if tree.has(row.capability)), batch)
         self._rejoin()
         for server in list(node.servers.values()):
             for need in needs.lost(node, server):
@@ -202,6 +209,11 @@ class Restore:
                 if not server.spec.load:
                     raise
                 self._left_out(server.name, str(error))
+        for held in tree:
+            if held.holder in node.servers and held.parent and not self._authority.offered(held):
+                self._say(
+                    f"  {held.holder} is not given capability {written(held.id)}: no {held.server} offers {held.interface}"
+                )
 
     def _rejoin(self) -> None:
         """Those who run already, `state` and the kernel, get their capabilities of the real tree."""

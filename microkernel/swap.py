@@ -366,9 +366,9 @@ class _Swap:
         node, server = self.node, self.server
         bound = {node.bound.get((server.name, need)) for need in server.needs}
         for held in node.tree.held_by(server.name):
-            if held.lasting and held.parent and held.id in bound:
+            if held.id in bound:
                 self.authority.enter(held, self.authority.connect(new, held.server))
-            elif held.lasting and held.parent:
+            elif self.authority.stands(held):
                 self.authority.deliver(held, new)
 
     async def _roll_back(

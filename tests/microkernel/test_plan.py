@@ -1,6 +1,6 @@
 """The boot plan: each rule of the module, on rows and an image."""
 
-from atoll.ipc.system.records import AccountRow, KeyspaceRow, ServerRow, SliceRow
+from atoll.ipc.system.records import AccountRow, KeyspaceRow, NeedRow, ServerRow, SliceRow
 from atoll.microkernel.image import Image
 from atoll.microkernel.image_read import read
 from atoll.microkernel.plan import Known, plan, text
@@ -101,3 +101,23 @@ def test_the_same_image_again_changes_nothing() -> None:
         keyspaces=(KeyspaceRow(keyspace="rows", badge=4, versions=3),),
     )
     assert text(plan(image(), "h", VERSIONS, known)) == "nothing changes\n"
+
+
+def test_needs_that_the_image_names_no_more_are_retired() -> None:
+    """With those of servers that are gone; but not what stands for a private keyspace's keys, nor what a person bound."""
+    private = TEXT.replace("versions = 3", "private = true").replace(
+        'slice = "fast"\nneeds = {}',
+        'slice = "fast"\nneeds = { rows = { keyspace = "rows", rights = ["read"] }, now = { config = {} } }',
+    )
+    draft = read(private, "x.toml")
+    assert draft.problems == []
+    loaded = ServerRow(server="mine", package="p", version="v", level="process", image="", load=b"x")
+    names = [("counter", name) for name in ("rows", "rows keys", "now", "old")]
+    needs = [NeedRow(server=s, need=n, capability=7) for s, n in (*names, ("mine", "rows"), ("gone", "rows"))]
+    known = Known(servers=(*rows().servers, loaded), needs=tuple(needs))
+    made = plan(draft.image, "h", VERSIONS, known)
+    assert [(row.server, row.need) for row in made.unneeded] == [
+        ("counter", "now"), ("counter", "old"), ("gone", "rows")
+    ]  # fmt: skip
+    said = "retire need counter.old (no longer in the image; its capability ends)"
+    assert said in text(made).splitlines()

@@ -1,0 +1,129 @@
+"""A boot over rows that fit the image, or the packages, no more: what was granted stays out of hands, and the node boots."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.attach import Node as Attached
+from atoll.ipc.errors import NotFound
+from atoll.ipc.system.kernel import CapabilityRow, Load
+
+from .nodes import IMAGE, PACKAGES, RealNode, booted
+
+INTERFACE = """
+from atoll.ipc.interface import Interface, call
+
+
+class First(Interface):
+    @call("read", idempotent=True)
+    def first(self) -> int: ...
+
+
+class Second(Interface):
+    @call("read", idempotent=True)
+    def second(self) -> int: ...
+"""
+SERVER = """
+from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.serve import Serves
+
+from .interface import First, Second
+
+
+class Server(Serves[First, Second]):
+    rows: Keyspace[int] | None
+
+    @First.first.serve
+    def first(self) -> int:
+        return 1
+
+    @Second.second.serve
+    def second(self) -> int:
+        return 2
+"""
+ONE = SERVER.replace(", Second", "").partition("    @Second")[0]
+NEED = 'rows = { keyspace = "counter", rights = ["read"] }'
+
+
+def paired(folder: Path) -> Path:
+    """A package of two interfaces and one need, which may be unbound."""
+    package = folder / "paired"
+    package.mkdir()
+    for name, text in {"__init__": "", "interface": INTERFACE, "server": SERVER}.items():
+        (package / f"{name}.py").write_text(text)
+    return package
+
+
+def image(package: Path, needs: str) -> str:
+    more = f'[server.paired]\npackage = "{package}"\nneeds = {{ {needs} }}'
+    return IMAGE.format(level="process", packages=PACKAGES, counter="", more=more)
+
+
+def capabilities(attached: Attached, holder: str, server: str) -> list[CapabilityRow]:
+    rows = attached.kernel.caps.now(holder)
+    return [row for row in rows if row.holder == holder and row.server == server and row.parent]
+
+
+def grant_second(attached: Attached, server: str) -> int:
+    rows = attached.kernel.caps.now(server)
+    root = next(row for row in rows if row.interface == "Second" and not row.parent)
+    number: int = attached.kernel.grant.now(root.number, "counter", ["read"])
+    return number
+
+
+def boot_again(node: RealNode) -> None:
+    assert node.stop() == 0
+    node.boot()
+
+
+def test_a_need_that_the_image_names_no_more_is_no_power(tmp_path: Path) -> None:
+    package = paired(tmp_path)
+    with booted(tmp_path, text=image(package, NEED)) as node:
+        with node.attach() as attached:
+            assert capabilities(attached, "paired", "state")
+        assert node.stop() == 0
+        node.image.write_text(image(package, ""))
+        node.boot()
+        assert "  retire need paired.rows (no longer in the image; its capability ends)" in node.said
+        with node.attach() as attached:
+            assert not capabilities(attached, "paired", "state")
+        boot_again(node)
+        assert not any("retire" in line for line in node.said)
+
+
+def test_a_grant_on_an_interface_that_a_package_dropped_waits_for_it(tmp_path: Path) -> None:
+    package = paired(tmp_path)
+    with booted(tmp_path, text=image(package, "")) as node:
+        with node.attach() as attached:
+            number = grant_second(attached, "paired")
+        (package / "server.py").write_text(ONE)
+        boot_again(node)
+        assert any("counter is not given capability" in line for line in node.said)
+        with node.attach() as attached:
+            (left,) = capabilities(attached, "counter", "paired")
+            assert left.number == number
+            with pytest.raises(NotFound):
+                grant_second(attached, "paired")
+        (package / "server.py").write_text(SERVER)
+        boot_again(node)
+        assert not any("is not given" in line for line in node.said)
+
+
+def test_a_grant_on_a_loaded_server_that_cannot_be_there_waits_for_it(tmp_path: Path) -> None:
+    package = paired(tmp_path)
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.kernel.load.now(Load(server="tool", package=str(package), level="process"))
+            number = grant_second(attached, "tool")
+        for version in (node.folder / "versions").iterdir():
+            if (version / "paired").exists():
+                shutil.rmtree(version)
+        boot_again(node)
+        assert any("counter is not given capability" in line for line in node.said)
+        with node.attach() as attached:
+            (left,) = capabilities(attached, "counter", "tool")
+            assert left.number == number
+            attached.kernel.revoke.now(number)
+        boot_again(node)
+        assert not any("is not given" in line for line in node.said)
