@@ -16,13 +16,14 @@ What holds at all times is `check()`.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
+from atoll.ipc.errors import BadRequest, NotAllowed, NotFound, QuotaExceeded
 from atoll.ipc.system.kernel import written
 
 from .accounts import Ledger
@@ -104,6 +105,8 @@ class Tree:
         self._slots: dict[str, Slots] = {}
         self._at: dict[tuple[str, int], int] = {}
         """By server and slot."""
+        self._entries: dict[tuple[str, str], int] = {}
+        """By server and account, how many slots of the server's table it has."""
         self._expiries: list[tuple[int, int]] = []
         """A heap of (expiry, id); entries of capabilities that ended before stay until they surface."""
 
@@ -155,12 +158,6 @@ class Tree:
         """The capability a table entry stands for, if it still does."""
         found = self._all.get(self._at.get((server, slot), 0))
         return found if found is not None and found.generation == generation else None
-
-    def covers(self, ancestor: int, id: int) -> bool:
-        """Whether `ancestor` is `id` or above it."""
-        while id and id != ancestor:
-            id = self._all[id].parent
-        return id == ancestor and id != 0
 
     # making -------------------------------------------------------------------------------------------------
 
@@ -257,11 +254,11 @@ class Tree:
                 self._rights[key] = extend(self._rights.get(key, ()), sorted(row.rights))
                 self._enter(msgspec.structs.replace(row, slot=ROOT_SLOT, generation=0))
                 continue
-            parent = self._all.get(row.parent)
-            if parent is None or not _within(row, parent):
+            parent, table = self._all.get(row.parent), self._slots.setdefault(row.server, Slots())
+            if parent is None or not _within(row, parent) or not table.free_slots:
                 gone.append(row)
                 continue
-            slot, generation = self._slots.setdefault(row.server, Slots()).take()
+            slot, generation = table.take()
             self.ledger.charge(row.account, "capabilities", past_limit=True)
             self._enter(msgspec.structs.replace(row, slot=slot, generation=generation))
         return gone
@@ -273,7 +270,7 @@ class Tree:
         holds `id` or anything above it, and to the kernel itself (`by` None). A root goes with its server
         only (`withdraw`)."""
         capability = self.get(id)
-        if by is not None and not any(self.covers(held, id) for held in self._held.get(by, ())):
+        if by is not None and not self._above(by, id):
             raise NotFound(what="capability", name=written(id))
         if capability.parent == 0 and not keep:
             raise BadRequest(
@@ -365,8 +362,9 @@ class Tree:
                 expected="one of this session, as it is",
                 got="lasting",
             )
+        self._share(parent.server, account)
         self.ledger.charge(account, "capabilities")
-        slot, generation = self._slots.setdefault(parent.server, Slots()).take()
+        slot, generation = self._slots[parent.server].take()
         made = Capability(
             id=self._take_id(), parent=parent.id, holder=to, server=parent.server, interface=parent.interface,
             badge=badge, rights=rights, expiry=expiry, lasting=lasting, account=account,
@@ -374,6 +372,14 @@ class Tree:
         )  # fmt: skip
         self._enter(made)
         return made
+
+    def _share(self, server: str, account: str) -> None:
+        """Raises `QuotaExceeded` for an account that has as many entries of a server's table as are free: alone it gets
+        half of the table, and each further one that takes all it can, half of what is left."""
+        used = self._entries.get((server, account), 0)
+        if used >= self._slots.setdefault(server, Slots()).free_slots:
+            self.ledger.refused(account, "capabilities", used)
+            raise QuotaExceeded(account=account, resource=f"capabilities on {server}", limit=used)
 
     def _enter(self, capability: Capability) -> None:
         self._all[capability.id] = capability
@@ -383,8 +389,16 @@ class Tree:
         self._held.setdefault(capability.holder, {})[capability.id] = None
         if capability.slot != ROOT_SLOT:
             self._at[capability.server, capability.slot] = capability.id
+            entry = capability.server, capability.account
+            self._entries[entry] = self._entries.get(entry, 0) + 1
         if capability.expiry != NEVER:
             heapq.heappush(self._expiries, (capability.expiry, capability.id))
+
+    def _above(self, holder: str, id: int) -> bool:
+        """Whether `holder` holds `id` or anything above it: one walk, however much it holds."""
+        while id and self._all[id].holder != holder:
+            id = self._all[id].parent
+        return id != 0
 
     def _below(self, id: int) -> Iterator[Capability]:
         """`id` and all below it, parents before children."""
@@ -410,6 +424,7 @@ class Tree:
             del self._held[capability.holder]
         if capability.slot != ROOT_SLOT:
             del self._at[capability.server, capability.slot]
+            self._entries[capability.server, capability.account] -= 1
             self._slots[capability.server].free(capability.slot)
             self.ledger.release(capability.account, "capabilities")
 
@@ -446,6 +461,9 @@ class Tree:
                 wrong.append(
                     f"account {account!r} is charged for other than {charged.get(account, 0)} capabilities"
                 )
+        entries = Counter((c.server, c.account) for c in self._all.values() if c.slot != ROOT_SLOT)
+        if entries != +Counter(self._entries):
+            wrong.append(f"entries by server and account are {entries}, counted are {self._entries}")
         for server, slots in self._slots.items():
             wrong += [f"table of {server}: {what}" for what in slots.check()]
             taken = sum(c.server == server and c.slot != ROOT_SLOT for c in self._all.values())

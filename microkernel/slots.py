@@ -12,6 +12,10 @@ LAST_GENERATION = 2**32 - 1
 """The table's field is 32 bits wide. Generation 0 is an empty entry's; a slot's first is 1."""
 
 
+MOST = 1 << 16
+"""Slots of one table: where the core, and every process that has it mapped, ends."""
+
+
 class Slots:
     def __init__(self) -> None:
         self._generation: list[int] = []
@@ -21,7 +25,7 @@ class Slots:
         self._taken: set[int] = set()
 
     def take(self) -> tuple[int, int]:
-        """A free slot and the generation it has from now on."""
+        """A free slot, of which there must be one, and the generation it has from now on."""
         if self._free:
             slot = heapq.heappop(self._free)
         else:
@@ -44,9 +48,16 @@ class Slots:
     def taken(self) -> int:
         return len(self._taken)
 
+    @property
+    def free_slots(self) -> int:
+        """How many can still be taken."""
+        return len(self._free) + MOST - len(self._generation)
+
     def check(self) -> list[str]:
         """The invariants, as sentences about those that do not hold."""
         wrong = []
+        if len(self._generation) > MOST:
+            wrong.append(f"there are {len(self._generation)} slots, {MOST} at most")
         free = set(self._free)
         if len(free) != len(self._free):
             wrong.append("a slot is free twice")

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from atoll.ipc import clock
 from atoll.native import ffi, lib
 
+from . import slots
 from .capabilities import NEVER, Capability
 from .memory import Memory
 from .rights import RightsMap, mask
@@ -19,7 +20,7 @@ ENTRIES: Final = 1024
 """Of one segment."""
 ENTRY: Final = 64
 SEGMENTS_MOST: Final = 64
-
+assert ENTRIES * SEGMENTS_MOST == slots.MOST
 
 _ENTRY = struct.Struct("=QIIQQQIIQQ")
 """`struct entry` of native/layout.h."""

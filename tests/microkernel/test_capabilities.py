@@ -1,5 +1,7 @@
 """The capability tree: what each operation allows, and the invariants under any sequence of them."""
 
+from contextlib import suppress
+
 import msgspec
 import pytest
 from hypothesis import settings
@@ -284,6 +286,67 @@ def test_badges_of_names_are_stable() -> None:
     assert 0 < badge_number("feedback") < 1 << 63
 
 
+def test_no_account_fills_a_servers_table() -> None:
+    """Alone it gets half of it; the next gets half of what is left; nobody gets a slot beyond its end."""
+    tree = Tree(1, Ledger({"greedy": Account(capabilities=1 << 20)}))
+    root, _ = tree.offer("store", "Store", ("read",))
+    tree.offer("queue", "Queue", ("read",))
+    got = dict.fromkeys(("greedy", "b"), 0)
+    for account in got:
+        with suppress(QuotaExceeded):
+            while tree.derive(root.id, by="store", rights=(), account=account).slot < slots.MOST:
+                got[account] += 1
+        with pytest.raises(QuotaExceeded, match=f"its {got[account]} of capabilities on store"):
+            tree.derive(root.id, by="store", rights=(), account=account)
+    assert got == {"greedy": slots.MOST // 2, "b": slots.MOST // 4}
+    tree.derive(root.id, by="store", rights=(), account="c")
+    tree.derive(tree.root("queue", "Queue").id, by="queue", rights=(), account="greedy")
+    assert tree.check() == []
+
+
+def test_rows_beyond_a_table_cannot_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Tree(1, Ledger())
+    root, _ = tree.offer("store", "Store", ("read",))
+    for _ in range(4):
+        tree.derive(root.id, by="store", rights=(), lasting=True)
+    rows = list(tree)
+    monkeypatch.setattr(slots, "MOST", 3)
+    again = Tree(2, Ledger())
+    assert again.restore(rows) == rows[-1:]
+    assert again.check() == []
+
+
+def test_taking_back_does_not_look_at_all_that_its_holder_holds() -> None:
+    """Each step up is one look, and there are no more than the capability is deep."""
+    tree = Tree(1, Ledger())
+    root, _ = tree.offer("store", "Store", ("read",))
+    deep = tree.grant(root.id, by="store", to="alice", rights=("read",))
+    for _ in range(100):
+        tree.derive(deep.id, by="alice", rights=())
+    for _ in range(10):
+        deep = tree.derive(deep.id, by="alice", rights=())
+    looks = 0
+
+    class Counted(dict[int, Capability]):
+        def __getitem__(self, id: int) -> Capability:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(id)
+
+    tree._all = Counted(tree._all)
+    assert tree.revoke(deep.id, by="alice").gone == [deep]
+    assert looks < 30
+    with pytest.raises(NotFound):
+        tree.revoke(tree.held_by("alice")[0].id, by="bob")
+
+
+def covers(tree: Tree, ancestor: int, id: int) -> bool:
+    """Whether `ancestor` is `id` or above it."""
+    while id and id != ancestor:
+        id = tree.get(id).parent
+    return id == ancestor != 0
+
+
 HOLDERS = ("store", "queue", "alice", "bob", "@1")
 RIGHTS = st.frozensets(st.sampled_from(("read", "write", DELEGATE)))
 EXPIRIES = st.sampled_from((NEVER, 5, 10, 20))
@@ -355,8 +418,8 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(data=st.data(), by=st.none() | st.sampled_from(HOLDERS), keep=st.booleans())
     def revoke(self, data: st.DataObject, by: str | None, keep: bool) -> None:
         target = self.pick(data)
-        below = [capability for capability in self.tree if self.tree.covers(target.id, capability.id)]
-        may = by is None or any(self.tree.covers(held.id, target.id) for held in self.tree.held_by(by))
+        below = [capability for capability in self.tree if covers(self.tree, target.id, capability.id)]
+        may = by is None or any(covers(self.tree, held.id, target.id) for held in self.tree.held_by(by))
         try:
             ended = self.tree.revoke(target.id, by=by, keep=keep)
         except (NotFound, BadRequest):
