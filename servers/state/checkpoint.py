@@ -34,7 +34,7 @@ from typing import Final
 import lmdb
 
 from .engine import Batch, Broken
-from .write_ahead import FILES, Head, Segment, decode, encode, newest, segments_in
+from .write_ahead import FILES, Head, Segment, decode, encode, new_salt, newest, segments_in
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
@@ -76,6 +76,7 @@ class Log:
         self._segment: Segment
         self._generation = 0
         """Of the segment that this process writes to; 0: of none."""
+        self._mark = b""
         self._next = 0
         """The transaction that its next record is of."""
         self._offset = self._last = 0
@@ -100,7 +101,7 @@ class Log:
         settles = self._writing is not None and self._writing.done()
         if settles:
             segment.settle(self._generation)
-        end = segment.append(self._offset, self._generation, transaction, body)
+        end = segment.append(self._offset, self._mark, transaction, body)
         segment.sync()
         if settles:
             self._settled()
@@ -127,7 +128,7 @@ class Log:
             self._segment.sync()
             self._settled()
         if self._writing is None and self._written and (no_room or self._written > self._after):
-            self._begin(Head(self._generation + 1, base, self._pages(base), False))
+            self._begin(Head(self._generation + 1, base, self._pages(base), False, new_salt()))
             self._writing = _Writing(self._data)
 
     def _begin_anew(self, base: int) -> None:
@@ -148,16 +149,16 @@ class Log:
             segment.begin(head)
             segment.sync()
             generation = head.generation + 1
-        self._begin(Head(generation, base, self._pages(base), True))
+        self._begin(Head(generation, base, self._pages(base), True, new_salt()))
         self._segment.sync()
         self._settled()
 
     def _begin(self, head: Head) -> None:
         self._segment = self._segments[head.generation % len(FILES)]
-        # A head that a power failure cuts off is begun again under its number: no record of before may fit it then.
-        self._segment.erase(head.start)
+        # A head that a power failure cuts off is begun again under its number, but with another salt: no record of before
+        # fits it then.
         self._offset = self._segment.begin(head)
-        self._generation, self._next = head.generation, head.base + 1
+        self._generation, self._mark, self._next = head.generation, head.mark, head.base + 1
         self._written = 0
         self._pins.append(self._environment.begin())
 
@@ -332,7 +333,7 @@ def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
             records = list(segment.records(head))
             bodies += [body for _, body in records]
             last += len(records)
-        if chain[-1][0].goes_on_after(chain[-1][1], last):
+        if chain[-1][0].goes_on(chain[-1][1]):
             raise Broken(
                 f"{chain[-1][0].path} is damaged: the record of transaction {last + 1} is not whole, and there is one "
                 "after it; restore a backup"

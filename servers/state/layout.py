@@ -31,9 +31,10 @@ OVERHEAD: Final = 10
 LAST: Final = (1 << 64) - 1
 READABLE: Final = 1
 """The oldest format whose rows are read as they lie."""
-FORMAT: Final = 3
+FORMAT: Final = 4
 """What this version writes. 2: something was removed, and who knows nothing of horizons must not read it. 3: a log lies
-beside the database, and who knows nothing of it would read what is not yet there, or no longer."""
+beside the database, and who knows nothing of it would read what is not yet there, or no longer. 4: the log's records bear
+a salt, and who knows nothing of it would find none."""
 FORMAT_KEY: Final = b"format"
 OWNER_KEY: Final = b"owner"
 IDENTITY_KEY: Final = b"identity"

@@ -5,12 +5,15 @@ database; its records are the batches of the transactions after it, without a ga
 and the records has all that was acknowledged (`checkpoint.py` sees to the first). A segment, all numbers big end first:
 
     0       generation (8), base (8), whether it is settled (4), size of a page (4), checksum of these and the two pages (4)
+    28      that checksum (4), salt (8), checksum of these (4)
     512     generation (8), checksum (4), once it is settled that was not: the database's file is on disk up to the base
     4096    the first two pages of the file as they were at the base: all that is written there in place
-    then    records: length (4), checksum of all that follows (4), generation (8), transaction (8), the batch
+    then    records: length (4), checksum of all that follows (4), generation (8), salt (8), transaction (8), the batch
 
-A record counts if it bears its segment's generation and the transaction after the one before it. So nothing has to be
-erased when a segment is begun again, and what was cut short by a power failure is the end.
+A record counts if it bears its segment's *mark*, generation and salt, and the transaction after the one before it. So
+nothing has to be erased when a segment is begun again, and what was cut short by a power failure is the end. The salt is
+random and leaves the log to nobody: bytes of a client, in a batch or left behind the end of the records, are no record. A
+segment that a version of format 3 began has none, and is read as that version read it.
 """
 
 import errno
@@ -28,16 +31,18 @@ from .engine import Batch, Broken, Row, Table
 FILES: Final = ("log.0", "log.1", "log.2")
 SIZE: Final = 1 << 20
 """Bytes of a segment that are preallocated. A larger batch makes its segment grow."""
+_SALT: Final = 28
+_SALT_SIZE: Final = 8
 _SETTLED: Final = 512
 _PAGES: Final = 4096
 
 _head = struct.Struct(">QQIII")
 _settled = struct.Struct(">QI")
-_record = struct.Struct(">IIQQ")
-_CHECKED: Final = 8
-"""Where in a record begins what its checksum covers."""
-_mark = struct.Struct(">QQ")
-"""What a record has there first: its generation and its transaction."""
+_salt = struct.Struct(">I8sI")
+_GENERATION: Final = 8
+_lead = struct.Struct(">II")
+"""What a record begins with: its length and its checksum, which covers the rest."""
+_number = struct.Struct(">Q")
 
 
 class _Rows(msgspec.Struct, array_like=True):
@@ -60,11 +65,27 @@ class Head(NamedTuple):
     base: int
     pages: bytes
     settled: bool
+    salt: bytes
+    """Empty: a version of format 3 began it."""
 
     @property
     def start(self) -> int:
         """Where its records begin."""
         return _PAGES + len(self.pages)
+
+    @property
+    def mark(self) -> bytes:
+        """What each of its records bears."""
+        return _number.pack(self.generation) + self.salt
+
+    @property
+    def around(self) -> int:
+        """Bytes of a record besides its batch."""
+        return _lead.size + len(self.mark) + _number.size
+
+
+def new_salt() -> bytes:
+    return os.urandom(_SALT_SIZE)
 
 
 class Segment:
@@ -90,7 +111,7 @@ class Segment:
         return int.from_bytes(os.pread(self.descriptor, 8, 0), "big")
 
     def head(self) -> Head | None:
-        """None: it was never begun, or a power failure cut its beginning short."""
+        """None: it was never begun, a power failure cut its beginning short, or it is damaged."""
         raw = os.pread(self.descriptor, _PAGES, 0)
         if len(raw) < _PAGES:
             return None
@@ -98,8 +119,11 @@ class Segment:
         pages = os.pread(self.descriptor, 2 * page, _PAGES) if 512 <= page <= 1 << 16 else b""
         if not pages or zlib.crc32(pages, zlib.crc32(raw[: _head.size - 4])) != checksum:
             return None
+        salt = _salt_of(raw, checksum)
+        if salt is None:
+            return None
         since = _settled.unpack_from(raw, _SETTLED) == (generation, zlib.crc32(raw[:8]))
-        return Head(generation, base, pages, bool(settled) or since)
+        return Head(generation, base, pages, bool(settled) or since, salt)
 
     def begin(self, head: Head) -> int:
         """Makes it a new segment without records; gives where they begin. Not durable before `sync`."""
@@ -107,7 +131,8 @@ class Segment:
         fixed = _head.pack(head.generation, head.base, head.settled, len(head.pages) // 2, 0)[:-4]
         checksum = zlib.crc32(head.pages, zlib.crc32(fixed))
         os.pwrite(self.descriptor, head.pages, _PAGES)
-        os.pwrite(self.descriptor, fixed + checksum.to_bytes(4, "big"), 0)
+        # In one sector, which is written whole or not at all.
+        os.pwrite(self.descriptor, fixed + checksum.to_bytes(4, "big") + _salted(checksum, head.salt), 0)
         return head.start
 
     def settle(self, generation: int) -> None:
@@ -121,25 +146,20 @@ class Segment:
             os.posix_fallocate(self.descriptor, offset, length)
             self._size = offset + length
 
-    def append(self, offset: int, generation: int, transaction: int, body: bytes) -> int:
+    def append(self, offset: int, mark: bytes, transaction: int, body: bytes) -> int:
         """Writes a record; gives where the next one goes. Not durable before `sync`. Raises OSError where the disk has
         no room."""
-        head = _record.pack(len(body), 0, generation, transaction)
-        checksum = zlib.crc32(body, zlib.crc32(head[_CHECKED:]))
-        head = _record.pack(len(body), checksum, generation, transaction)
+        first = mark + _number.pack(transaction)
+        head = _lead.pack(len(body), zlib.crc32(body, zlib.crc32(first))) + first
         size = len(head) + len(body)
         self.reserve(offset, size)
         if os.pwritev(self.descriptor, [head, body], offset) != size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         return offset + size
 
-    def erase(self, offset: int) -> None:
-        """There is no record at an offset. Not durable before `sync`."""
-        os.pwrite(self.descriptor, bytes(_record.size), offset)
-
     def cut(self, offset: int) -> None:
         """Takes the record at an offset back, and is durable when it returns."""
-        self.erase(offset)
+        os.pwrite(self.descriptor, bytes(_lead.size + _GENERATION), offset)
         self.sync()
 
     def sync(self) -> None:
@@ -153,48 +173,77 @@ class Segment:
         """Each transaction and its batch as it was encoded, in order."""
         offset, transaction = head.start, head.base
         while True:
-            found = self._record_at(offset)
-            if found is None or found[:2] != (head.generation, transaction + 1):
+            found = self._record_at(offset, len(head.mark))
+            if found is None or found[:2] != (head.mark, transaction + 1):
                 return
             _, transaction, body = found
             yield transaction, body
-            offset += _record.size + len(body)
+            offset += head.around + len(body)
 
-    def goes_on_after(self, head: Head, last: int) -> bool:
-        """Whether a record lies behind the end of the records, at `last`: then one in between is damaged, for each was begun
-        when the one before it was on the disk."""
-        mark, start, rest = _mark.pack(head.generation, last + 2), head.start, b""
-        while piece := os.pread(self.descriptor, SIZE, start + len(rest)):
+    def goes_on(self, head: Head) -> bool:
+        """Whether a record lies behind the end of the records: then one in between is damaged, for each was begun when
+        the one before it was on the disk."""
+        end, last, rest = head.start, head.base, b""
+        for transaction, body in self.records(head):
+            end, last = end + head.around + len(body), transaction
+        while piece := os.pread(self.descriptor, SIZE, end + len(rest)):
             rest += piece
-        at = rest.find(mark)
+        sought = head.mark + _number.pack(last + 2)
+        at = rest.find(sought, _lead.size)
         while at >= 0:
-            if at >= _CHECKED and self._record_at(start + at - _CHECKED) is not None:
+            if self._record_at(end + at - _lead.size, len(head.mark)) is not None:
                 return True
-            at = rest.find(mark, at + 1)
+            at = rest.find(sought, at + 1)
         return False
 
     def headless(self, page: int) -> int:
         """The generation of two records that follow each other where the first ones are; 0: there are none such. `page`:
         bytes of a page of the database."""
-        offset = _PAGES + 2 * page
-        first = self._record_at(offset)
-        second = None if first is None else self._record_at(offset + _record.size + len(first[2]))
-        if first is None or second is None or second[:2] != (first[0], first[1] + 1):
-            return 0
-        return first[0]
+        start = _PAGES + 2 * page
+        for size in (_GENERATION + _SALT_SIZE, _GENERATION):
+            first = self._record_at(start, size)
+            if first is None:
+                continue
+            mark, transaction, body = first
+            second = self._record_at(start + _lead.size + size + _number.size + len(body), size)
+            if second is not None and second[:2] == (mark, transaction + 1):
+                return int.from_bytes(mark[:_GENERATION], "big")
+        return 0
 
-    def _record_at(self, offset: int) -> tuple[int, int, bytes] | None:
-        """Generation, transaction and batch of a record that is whole."""
-        raw = os.pread(self.descriptor, _record.size, offset)
-        if len(raw) < _record.size:
+    def _record_at(self, offset: int, mark_size: int) -> tuple[bytes, int, bytes] | None:
+        """Mark, transaction and batch of a record that is whole."""
+        around = _lead.size + mark_size + _number.size
+        raw = os.pread(self.descriptor, around, offset)
+        if len(raw) < around:
             return None
-        length, checksum, generation, number = _record.unpack(raw)
+        length, checksum = _lead.unpack_from(raw)
         if length > self._size:
             return None
-        body = os.pread(self.descriptor, length, offset + _record.size)
-        if len(body) < length or zlib.crc32(body, zlib.crc32(raw[_CHECKED:])) != checksum:
+        body = os.pread(self.descriptor, length, offset + around)
+        if len(body) < length or zlib.crc32(body, zlib.crc32(raw[_lead.size :])) != checksum:
             return None
-        return generation, number, body
+        (transaction,) = _number.unpack_from(raw, around - _number.size)
+        return raw[_lead.size : _lead.size + mark_size], transaction, body
+
+
+def _salted(checksum: int, salt: bytes) -> bytes:
+    """What a head has besides, given its checksum."""
+    if not salt:
+        return bytes(_salt.size)
+    own = _salt.pack(checksum, salt, 0)[:-4]
+    return own + zlib.crc32(own).to_bytes(4, "big")
+
+
+def _salt_of(raw: bytes, checksum: int) -> bytes | None:
+    """The salt of a head with that checksum; empty: it has none, and what is there is nothing, or of an earlier head. None:
+    it is damaged."""
+    own = raw[_SALT : _SALT + _salt.size]
+    of, salt, own_checksum = _salt.unpack(own)
+    if own == bytes(_salt.size):
+        return b""
+    if zlib.crc32(own[:-4]) != own_checksum:
+        return None
+    return bytes(salt) if of == checksum else b""
 
 
 def encode(batch: Batch) -> bytes:

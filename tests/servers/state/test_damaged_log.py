@@ -53,7 +53,7 @@ def record_at(segment: Segment, number: int) -> int:
     assert head is not None
     offset = head.start
     for _, body in list(segment.records(head))[:number]:
-        offset += 24 + len(body)
+        offset += head.around + len(body)
     return offset
 
 
@@ -120,7 +120,7 @@ def somewhere(store: Path, chance: random.Random) -> tuple[Path, int]:
         head = segment.head()
         count = 0 if head is None else len(list(segment.records(head)))
         if count != 1:
-            places += [(segment.path, range(min(end, segment.size))) for end in (24, 4096 + 8192)]
+            places += [(segment.path, range(min(end, segment.size))) for end in (44, 4096 + 8192)]
         places += [
             (segment.path, range(record_at(segment, number - 1), record_at(segment, number)))
             for number in range(1, count)
@@ -159,9 +159,9 @@ def older(folder: Path) -> LmdbEngine:
 def test_an_older_atoll_refuses_a_store_that_has_a_log(tmp_path: Path) -> None:
     engine = LmdbEngine(tmp_path / "store", **SMALL)
     settle_format(engine)
-    for older_latest in (1, 2):
+    for older_latest in (1, 2, 3):
         with pytest.raises(
-            FormatRefused, match=f"the store has format 3, this version reads up to {older_latest}"
+            FormatRefused, match=f"the store has format 4, this version reads up to {older_latest}"
         ):
             settle_format(engine, latest=older_latest)
     assert form_on_disk(tmp_path / "store") == layout.FORMAT
@@ -178,7 +178,7 @@ def test_a_store_of_an_older_format_is_raised_before_anything_is_in_its_log_alon
     assert form_on_disk(tmp_path / "store") == layout.FORMAT
     engine.commit(batch)
     ownership.bound()
-    assert settle_format(engine) == "the store has format 3"
+    assert settle_format(engine) == f"the store has format {layout.FORMAT}"
     engine.close()
 
 

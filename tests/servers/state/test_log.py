@@ -11,7 +11,7 @@ import pytest
 from atoll.servers.state import checkpoint
 from atoll.servers.state.engine import Batch, Broken
 from atoll.servers.state.lmdb_engine import LmdbEngine
-from atoll.servers.state.write_ahead import encode, newest
+from atoll.servers.state.write_ahead import encode, new_salt, newest
 
 SMALL = {"limit": 64 << 20, "reserve": 0, "map_size": 256 << 20}
 OPEN = """
@@ -164,7 +164,8 @@ def test_a_record_that_was_never_shown_does_not_come_back(tmp_path: Path) -> Non
     assert head is not None
     segment = log._segments[generation % len(log._segments)]
     last = int(engine._environment.info()["last_txnid"])
-    segment.append(head.start, generation, last + 1, encode(one(2)))
+    cut_off = head._replace(generation=generation, base=last, salt=new_salt())
+    segment.append(head.start, cut_off.mark, last + 1, encode(one(2)))
     log.checkpoint()
     found = newest(log._segments)
     assert found is not None
