@@ -20,6 +20,7 @@ from atoll.ipc.errors import AtollError, BadRequest, TooLarge
 from atoll.ipc.system.state import NEVER, Ahead, Committed, Compacted, Expect, Range, StoreFull
 
 from . import horizons, layout
+from . import ranges as ranges_of
 from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
 from .history import History
 from .ownership import CLAIM, Disowned, Ownership
@@ -34,6 +35,8 @@ BULK_MOST: Final = 1 << 20
 _WINDOW: Final = 4096
 """Up to so many revisions, a range is checked by what was written since; beyond, by looking through the range
 itself."""
+_EXPECTS_MOST: Final = 1 << 16
+"""Keys of which one transaction may say at which revision they are."""
 
 
 class Transaction(NamedTuple):
@@ -121,8 +124,7 @@ class Group:
                 with self._engine.snapshot() as snapshot:
                     if self._known(snapshot, transaction, done):
                         return
-                    for expect in transaction.expects:
-                        self._check(snapshot, expect)
+                    self._check(snapshot, transaction.expects)
             if transaction.writes or transaction.id:
                 self._write(transaction, done)
             else:
@@ -257,23 +259,42 @@ class Group:
             )
         return size, operations
 
-    def _check(self, snapshot: Snapshot, expect: Expect | Range) -> None:
-        if isinstance(expect, Expect):
-            found = self._found(snapshot, expect.key)
-            if expect.revision == NEVER:
-                if expect.key in self._heads or newest(snapshot, expect.key, layout.LAST) is not None:
-                    raise self._history.conflict(expect.key, NEVER, found)
-            elif found != expect.revision:
-                raise self._history.conflict(expect.key, expect.revision, found)
-            return
-        kept = horizons.highest(snapshot, horizons.span(expect.start, expect.end))
-        if expect.revision < kept.horizon:
-            # A deletion since may have left no trace.
-            raise Compacted(revision=expect.revision, horizon=kept.horizon)
-        if expect.revision > self._last:
-            raise Ahead(revision=expect.revision, head=self._last)
-        for key, revision in self._written_in(snapshot, expect):
-            raise self._history.conflict(key, expect.revision, revision)
+    def _check(self, snapshot: Snapshot, expects: list[Expect | Range]) -> None:
+        """Raises `Conflict` where something is not as a transaction expects it, `TooLarge` where that is too much to ask."""
+        ranges = [expect for expect in expects if isinstance(expect, Range)]
+        keys = [expect for expect in expects if isinstance(expect, Expect)]
+        for count, most, what in (
+            (len(ranges), ranges_of.MOST, "ranges"),
+            (len(keys), _EXPECTS_MOST, "expectations"),
+        ):
+            if count > most:
+                raise TooLarge(f"a transaction of {count} {what}", count, most, what, IN_PARTS)
+        for expect in keys:
+            self._check_key(snapshot, expect)
+        if ranges:
+            self._check_ranges(snapshot, ranges)
+
+    def _check_key(self, snapshot: Snapshot, expect: Expect) -> None:
+        found = self._found(snapshot, expect.key)
+        if expect.revision == NEVER:
+            if expect.key in self._heads or newest(snapshot, expect.key, layout.LAST) is not None:
+                raise self._history.conflict(expect.key, NEVER, found)
+        elif found != expect.revision:
+            raise self._history.conflict(expect.key, expect.revision, found)
+
+    def _check_ranges(self, snapshot: Snapshot, ranges: list[Range]) -> None:
+        for wanted in ranges:
+            kept = horizons.highest(snapshot, horizons.span(wanted.start, wanted.end))
+            if wanted.revision < kept.horizon:
+                # A deletion since may have left no trace.
+                raise Compacted(revision=wanted.revision, horizon=kept.horizon)
+            if wanted.revision > self._last:
+                raise Ahead(revision=wanted.revision, head=self._last)
+        mapped = ranges_of.Ranges(ranges)
+        for key, revision in self._written_since(snapshot, mapped):
+            expected = mapped.revision_of(key)
+            if expected is not None and revision > expected:
+                raise self._history.conflict(key, expected, revision)
 
     def _found(self, snapshot: Snapshot, key: bytes) -> int:
         held = self._heads.get(key)
@@ -282,24 +303,30 @@ class Group:
         row = newest(snapshot, key, layout.LAST)
         return 0 if row is None or row[1] == layout.DELETED else layout.revision_of(row[0])
 
-    def _written_in(self, snapshot: Snapshot, wanted: Range) -> Iterator[tuple[bytes, int]]:
-        """Keys of a range that were written after its revision, in the store or in the group."""
+    def _written_since(self, snapshot: Snapshot, ranges: ranges_of.Ranges) -> Iterator[tuple[bytes, int]]:
+        """Keys that were written, in the store or the group: all those of the ranges since their revisions, and others."""
         for revision, keys in self._written:
             for key in keys:
-                if wanted.start <= key < wanted.end:
-                    yield key, revision
-        if self._last - wanted.revision <= _WINDOW:
-            for revision, raw in snapshot.feed(wanted.revision):
-                for key in layout.entry_of(raw).keys:
-                    if wanted.start <= key < wanted.end:
-                        yield key, revision
-            return
-        cursor = snapshot.cursor(Table.VERSIONS)
-        row, stop = cursor.seek(layout.escape(wanted.start)), layout.escape(wanted.end)
-        while row is not None and row[0] < stop:
-            if layout.revision_of(row[0]) > wanted.revision:
-                yield layout.key_of(row[0]), layout.revision_of(row[0])
-            row = cursor.seek(layout.past(row[0]))
+                yield key, revision
+        recent = self._last
+        for wanted in ranges:
+            if self._last - wanted.revision <= _WINDOW:
+                recent = min(recent, wanted.revision)
+            else:
+                yield from _newest_in(snapshot, wanted)
+        for revision, raw in snapshot.feed(recent) if recent < self._last else ():
+            for key in layout.entry_of(raw).keys:
+                yield key, revision
+
+
+def _newest_in(snapshot: Snapshot, wanted: Range) -> Iterator[tuple[bytes, int]]:
+    """Keys of a range that have been written since its revision."""
+    cursor = snapshot.cursor(Table.VERSIONS)
+    row, stop = cursor.seek(layout.escape(wanted.start)), layout.escape(wanted.end)
+    while row is not None and row[0] < stop:
+        if layout.revision_of(row[0]) > wanted.revision:
+            yield layout.key_of(row[0]), layout.revision_of(row[0])
+        row = cursor.seek(layout.past(row[0]))
 
 
 def committed_before(snapshot: Snapshot, id: bytes) -> Committed | None:

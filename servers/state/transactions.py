@@ -22,6 +22,7 @@ from atoll.ipc import chance, clock
 from atoll.ipc.errors import Aborted, BadRequest, Overloaded, TooLarge
 from atoll.ipc.system.state import NEVER, Expect, Item, Page, Range, UnknownTransaction
 
+from . import ranges
 from .group import IN_PARTS
 from .history import History
 from .layout import keyspace_of
@@ -149,10 +150,7 @@ class Transactions:
         transaction = self._get(id)
         page = self._history.range(start, end, limit, transaction.began)
         seen_to = page.items[-1].key + b"\0" if page.more else end
-        seen = Range(start, seen_to, transaction.began)
-        if seen not in transaction.ranges:
-            transaction.ranges.append(seen)
-            self._grow(transaction, len(start) + len(end))
+        self._note_range(transaction, Range(start, seen_to, transaction.began))
         rest = seen_to if page.more else b""
         own = {key: value for key, value in transaction.log if start <= key < seen_to}
         items = [item for item in page.items if item.key not in own]
@@ -176,8 +174,7 @@ class Transactions:
             if isinstance(expect, Expect):
                 self._note_read(transaction, expect.key, expect.revision)
             else:
-                transaction.ranges.append(expect)
-                self._grow(transaction, len(expect.start) + len(expect.end))
+                self._note_range(transaction, expect)
         for key, value in writes:
             self._grow(transaction, len(key) + len(value or b""))
             transaction.log.append((key, value))
@@ -298,6 +295,14 @@ class Transactions:
             )
         elif before != revision:
             raise self._history.conflict(key, revision, before)
+
+    def _note_range(self, transaction: Open, seen: Range) -> None:
+        if ranges.note(transaction.ranges, seen):
+            if len(transaction.ranges) > ranges.MOST:
+                raise TooLarge(
+                    "an open transaction", len(transaction.ranges), ranges.MOST, "ranges", IN_PARTS
+                )
+            self._grow(transaction, len(seen.start) + len(seen.end))
 
     def _grow(self, transaction: Open, size: int) -> None:
         transaction.size += size + 64
