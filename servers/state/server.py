@@ -380,7 +380,7 @@ class Server(Serves[State]):
         return self._admit(
             Transaction(
                 badge,
-                taken.log,
+                taken.writes,
                 [*expects, *taken.ranges],
                 known,
                 reply,

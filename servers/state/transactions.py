@@ -7,9 +7,9 @@ right to take part; each party writes under its own keyspace's right, and only t
 began it) ends it.
 
 Who is called under a transaction gets the id of a *part* of it: unguessable, too, and good for as long as the
-call is in hand. Whoever made the part ends it, either way: it joins, or all that was written since is undone.
-What the callee sends afterwards, because it has not heard that nobody waits for it any more, is refused; and
-it can undo no more than what was written in its part.
+call is in hand. Whoever made the part ends it, either way: it joins, or all that was written in it is undone, and
+nothing that was written beside it. What the callee sends afterwards, because it has not heard that nobody waits for it
+any more, is refused; and it can undo no more than what was written in its part.
 """
 
 from bisect import bisect_left
@@ -32,6 +32,8 @@ OPEN_LIMIT: Final = 256
 """Open transactions of one keyspace at most."""
 PARTS_LIMIT: Final = 256
 """Parts of one transaction that are in hand at most."""
+_AROUND: Final = 64
+"""Bytes that a write, or what was read, takes besides its key and value."""
 LONGEST: Final = 3600.0
 """Seconds a transaction may stay open at most."""
 
@@ -57,8 +59,8 @@ class Open(msgspec.Struct, array_like=True):
     began: int
     """The revision that its reads see."""
     seconds: float
-    log: list[tuple[bytes, bytes | None]] = []
-    """Writes in order; a savepoint is a length of it."""
+    log: list[tuple[bytes, bytes | None] | None] = []
+    """Writes in order; a savepoint is a length of it. None: it was undone, and others came after it."""
     reads: dict[bytes, int] = {}
     ranges: list[Range] = []
     size: int = 0
@@ -66,15 +68,22 @@ class Open(msgspec.Struct, array_like=True):
     parts: dict[bytes, Part] = {}
     expected: bool = False
     """Somebody has said of the committed state what it must be."""
+    by: list[bytes] = []
+    """The part in which each entry of the log was written, or in which that has joined; empty: the owner."""
+
+    @property
+    def writes(self) -> list[tuple[bytes, bytes | None]]:
+        """What stands, in order."""
+        return [entry for entry in self.log if entry is not None]
 
     @property
     def only_read(self) -> bool:
         """Whether all there is of it is what it saw when it began."""
-        return not self.log and not self.expected
+        return not self.writes and not self.expected
 
     def parties(self) -> tuple[int, ...]:
         """Keyspaces, besides the owner's, that it writes to."""
-        written = dict.fromkeys(keyspace_of(key) for key, _ in self.log)
+        written = dict.fromkeys(keyspace_of(key) for key, _ in self.writes)
         return tuple(keyspace for keyspace in written if keyspace != self.badge)
 
 
@@ -139,9 +148,9 @@ class Transactions:
     def read(self, id: bytes, key: bytes) -> Item | None:
         """An item with revision 0 is the transaction's own write; its value may be None (deleted)."""
         transaction = self._get(id)
-        for written, value in reversed(transaction.log):
-            if written == key:
-                return Item(key, value, 0, 0)
+        for entry in reversed(transaction.log):
+            if entry is not None and entry[0] == key:
+                return Item(key, entry[1], 0, 0)
         item = self._history.get(key, transaction.began)
         self._note_read(transaction, key, 0 if item is None else item.revision)
         return item
@@ -150,9 +159,11 @@ class Transactions:
         transaction = self._get(id)
         page = self._history.range(start, end, limit, transaction.began)
         seen_to = page.items[-1].key + b"\0" if page.more else end
-        self._note_range(transaction, Range(start, seen_to, transaction.began))
+        seen = transaction.ranges.copy()
+        self._grow(transaction, self._note_range(seen, Range(start, seen_to, transaction.began)))
+        transaction.ranges = seen
         rest = seen_to if page.more else b""
-        own = {key: value for key, value in transaction.log if start <= key < seen_to}
+        own = {key: value for key, value in transaction.writes if start <= key < seen_to}
         items = [item for item in page.items if item.key not in own]
         for key, value in own.items():
             if value is not None:
@@ -166,32 +177,50 @@ class Transactions:
         transaction's writes."""
         transaction = self._get(id)
         new = {expect.key for expect in expects if isinstance(expect, Expect) and expect.revision == NEVER}
-        for key, _ in transaction.log if new else ():
+        for key, _ in transaction.writes if new else ():
             if key in new:
                 raise self._history.conflict(key, NEVER, 0)
-        transaction.expected = transaction.expected or bool(expects)
+        # Nothing of it is added before all of it is known to fit.
+        reads: dict[bytes, int] = {}
+        seen = transaction.ranges.copy()
+        size = sum(len(key) + len(value or b"") + _AROUND for key, value in writes)
         for expect in expects:
             if isinstance(expect, Expect):
-                self._note_read(transaction, expect.key, expect.revision)
+                before = reads.get(expect.key, transaction.reads.get(expect.key))
+                reads[expect.key] = self._agreed(expect.key, before, expect.revision)
+                size += 0 if before is not None else len(expect.key) + _AROUND
             else:
-                self._note_range(transaction, expect)
-        for key, value in writes:
-            self._grow(transaction, len(key) + len(value or b""))
-            transaction.log.append((key, value))
+                size += self._note_range(seen, expect)
+        self._grow(transaction, size)
+        transaction.expected = transaction.expected or bool(expects)
+        transaction.reads |= reads
+        transaction.ranges = seen
+        transaction.log += writes
+        transaction.by += [b"" if id in self._open else id] * len(writes)
 
     def savepoint(self, id: bytes) -> int:
         return len(self._get(id).log)
 
     def undo(self, id: bytes, savepoint: int) -> None:
         transaction = self._get(id)
-        least = 0 if id in self._open else transaction.parts[id].start
+        whole = id in self._open
+        least = 0 if whole else transaction.parts[id].start
         if not least <= savepoint <= len(transaction.log):
             raise BadRequest(
                 "undo: savepoint",
                 f"one of this transaction, {least} to {len(transaction.log)}",
                 str(savepoint),
             )
-        self._cut(transaction, savepoint)
+        if whole:
+            inner = list(transaction.parts)
+            del transaction.log[savepoint:], transaction.by[savepoint:]
+        else:
+            inner = self._inside(transaction, id)
+            self._undo_in({id, *inner}, transaction, savepoint)
+        # Parts that began later have nothing left to write to.
+        for part in inner:
+            if part in transaction.parts and transaction.parts[part].start > savepoint:
+                self._end(transaction, part)
 
     def share(self, id: bytes, badge: int, client: int) -> bytes:
         """A part of a transaction, for one call. Raises `Overloaded` when there are too many."""
@@ -206,14 +235,17 @@ class Transactions:
 
     def join(self, part: bytes, badge: int, client: int) -> None:
         """The call has been answered: what was written in its part stays, and nothing more is."""
-        transaction, _ = self._made(part, badge, client)
+        transaction, made = self._made(part, badge, client)
+        joined = {part, *self._inside(transaction, part)}
+        for at in range(made.start, len(transaction.by)):
+            if transaction.by[at] in joined:
+                transaction.by[at] = made.within
         self._end(transaction, part)
 
     def retract(self, part: bytes, badge: int, client: int) -> None:
-        """The call has come to nothing: what was written since its part began is undone, and nothing more is
-        written there."""
+        """The call has come to nothing: what was written in its part is undone, and nothing more is written there."""
         transaction, made = self._made(part, badge, client)
-        self._cut(transaction, made.start)
+        self._undo_in({part, *self._inside(transaction, part)}, transaction, made.start)
         self._end(transaction, part)
 
     def _made(self, part: bytes, badge: int, client: int) -> tuple[Open, Part]:
@@ -223,11 +255,16 @@ class Transactions:
             raise UnknownTransaction("this is no part of a transaction, or one that another client made")
         return transaction, made
 
-    def _cut(self, transaction: Open, length: int) -> None:
-        """Undoes all but so many writes. Parts that began later have nothing left to write to."""
-        del transaction.log[length:]
-        for part in [part for part, made in transaction.parts.items() if made.start > length]:
-            self._end(transaction, part)
+    def _inside(self, transaction: Open, part: bytes) -> list[bytes]:
+        """The parts that were made in a part, and those in them."""
+        made = [other for other, each in transaction.parts.items() if each.within == part]
+        return made + [inner for each in made for inner in self._inside(transaction, each)]
+
+    def _undo_in(self, parts: set[bytes], transaction: Open, start: int) -> None:
+        """Undoes what was written in some parts from a savepoint on. Others' savepoints stay where they are."""
+        for at in range(start, len(transaction.log)):
+            if transaction.by[at] in parts:
+                transaction.log[at] = None
 
     def _end(self, transaction: Open, part: bytes) -> None:
         """A part, and those made in it, take no more. One that was ended with another is no error."""
@@ -262,6 +299,10 @@ class Transactions:
         now = self._now()
         for id, transaction in _decoder.decode(state).items():
             transaction.ends = now + transaction.seconds
+            # Of a version that did not note who wrote what: there calls were made one at a time.
+            for at in range(len(transaction.by), len(transaction.log)):
+                begun = [part for part, made in transaction.parts.items() if made.start <= at]
+                transaction.by.append(max(begun, key=lambda part: transaction.parts[part].start, default=b""))
             self._open[id] = transaction
             for part in transaction.parts:
                 self._whole[part] = id
@@ -286,29 +327,32 @@ class Transactions:
 
     def _note_read(self, transaction: Open, key: bytes, revision: int) -> None:
         before = transaction.reads.get(key)
+        agreed = self._agreed(key, before, revision)
         if before is None:
-            transaction.reads[key] = revision
-            self._grow(transaction, len(key))
-        elif {before, revision} == {0, NEVER}:
-            transaction.reads[key] = (
-                NEVER  # who found no row knows less than who says that there never was one
-            )
-        elif before != revision:
-            raise self._history.conflict(key, revision, before)
+            self._grow(transaction, len(key) + _AROUND)
+        transaction.reads[key] = agreed
 
-    def _note_range(self, transaction: Open, seen: Range) -> None:
-        if ranges.note(transaction.ranges, seen):
-            if len(transaction.ranges) > ranges.MOST:
-                raise TooLarge(
-                    "an open transaction", len(transaction.ranges), ranges.MOST, "ranges", IN_PARTS
-                )
-            self._grow(transaction, len(seen.start) + len(seen.end))
+    def _agreed(self, key: bytes, before: int | None, revision: int) -> int:
+        """What is noted of a key that was seen twice. Raises `Conflict`."""
+        if before is None or before == revision:
+            return revision
+        if {before, revision} == {0, NEVER}:
+            return NEVER  # who found no row knows less than who says that there never was one
+        raise self._history.conflict(key, revision, before)
+
+    def _note_range(self, seen: list[Range], more: Range) -> int:
+        """Bytes by which what was seen has grown. Raises `TooLarge`."""
+        if not ranges.note(seen, more):
+            return 0
+        if len(seen) > ranges.MOST:
+            raise TooLarge("an open transaction", len(seen), ranges.MOST, "ranges", IN_PARTS)
+        return len(more.start) + len(more.end) + _AROUND
 
     def _grow(self, transaction: Open, size: int) -> None:
-        transaction.size += size + 64
-        if transaction.size > self._history.engine.maximum_batch:
-            limit = self._history.engine.maximum_batch
-            raise TooLarge("an open transaction", transaction.size, limit, do=IN_PARTS)
+        limit = self._history.engine.maximum_batch
+        if transaction.size + size > limit:
+            raise TooLarge("an open transaction", transaction.size + size, limit, do=IN_PARTS)
+        transaction.size += size
 
 
 def _key(item: Item) -> bytes:
