@@ -124,7 +124,7 @@ def lay(folder: Path, image: dict[str, bytes]) -> Path:
     for name, data in image.items():
         (store / name).write_bytes(data)
     # As it was preallocated.
-    os.truncate(store / "data.mdb", STEP)
+    os.truncate(store / "data.mdb", -(-len(image["data.mdb"]) // STEP) * STEP)
     return store
 
 
