@@ -11,7 +11,9 @@ import importlib.util
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -93,7 +95,7 @@ def _hash(package: Path, files: list[File]) -> str:
 
 
 class Versions:
-    """The `versions` folder of a node. One process writes there: the kernel."""
+    """The `versions` folder of a node. One process writes there, the kernel; several of its threads at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,19 +106,27 @@ class Versions:
         The copy is what is hashed, so an edit during the copy gives a version of its own, never a false
         name."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fresh = self.folder / f".new-{os.getpid()}"
-        _remove(fresh)
-        copy = fresh / package.resolve().name
-        _copy(package.resolve(), copy, contents(package.resolve()), durable=True)
-        version = self._version(copy.name, hash_of(copy))
-        if version.folder.exists():
-            self.verify(version)
-            _remove(fresh)
-            return version
-        _seal(fresh, durable=True)
-        os.rename(fresh, version.folder)
+        with self._fresh() as fresh:
+            copy = fresh / package.resolve().name
+            _copy(package.resolve(), copy, contents(package.resolve()), durable=True)
+            version = self._version(copy.name, hash_of(copy))
+            there = version.folder.exists()
+            if not there:
+                _seal(fresh, durable=True)
+                there = not _moved(fresh, version.folder)
         _sync(self.folder)
+        if there:
+            self.verify(version)
         return version
+
+    @contextmanager
+    def _fresh(self) -> Iterator[Path]:
+        """A folder of its own for what is not whole yet: several are loaded at once. What is left of it is removed."""
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+        try:
+            yield fresh
+        finally:
+            _remove(fresh)
 
     def keep(self, version: Version, described: Description) -> None:
         """Puts the bytecode of a description beside the package that it describes, unless there is some, or this is of
@@ -124,13 +134,10 @@ class Versions:
         place = version.folder / bytecode.FILE
         if described.hash != version.hash or place.exists():
             return
-        fresh = self.folder / f".new-{os.getpid()}"
-        _remove(fresh)
-        fresh.mkdir(mode=0o755)
-        (fresh / place.name).write_bytes(described.bytecode)
-        (fresh / place.name).chmod(0o444)
-        os.rename(fresh / place.name, place)
-        _remove(fresh)
+        with self._fresh() as fresh:
+            (fresh / place.name).write_bytes(described.bytecode)
+            (fresh / place.name).chmod(0o444)
+            os.rename(fresh / place.name, place)
 
     def get(self, package: str, hash: str) -> Version:
         """A version by its hash, of which an unambiguous beginning is enough. Raises `NotFound`,
@@ -210,6 +217,17 @@ def _seal(folder: Path, *, durable: bool) -> None:
         os.chmod(path, 0o755)
         if durable:
             _sync(Path(path))
+
+
+def _moved(fresh: Path, into: Path) -> bool:
+    """False: another load of the same contents came first."""
+    try:
+        os.rename(fresh, into)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _sync(folder: Path) -> None:

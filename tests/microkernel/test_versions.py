@@ -2,7 +2,10 @@
 
 import importlib
 import os
+import shutil
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.runtime import bytecode
 from atoll.ipc.runtime.describe import Description
+from atoll.microkernel import versions
 from atoll.microkernel.versions import Versions, hash_of
 
 
@@ -42,6 +46,31 @@ def test_the_same_content_is_one_version(package: Path, tmp_path: Path) -> None:
     (package / ".swp").touch()
     assert versions.add(package) == first
     assert sorted(path.name for path in versions.folder.iterdir()) == [first.hash]
+
+
+@pytest.mark.parametrize("names", [("counter", "teller"), ("counter", "counter")])
+def test_several_are_copied_at_once(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    """Each is whole before any of them has its name."""
+    both = threading.Barrier(2)
+
+    def together(copy: Path) -> str:
+        if copy.parent.name.startswith(".new-"):
+            both.wait(60)
+        return hash_of(copy)
+
+    shutil.copytree(package, package.with_name("teller"))
+    store = Versions(tmp_path / "versions")
+    monkeypatch.setattr(versions, "hash_of", together)
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(store.add, [package.with_name(name) for name in names]))
+    monkeypatch.undo()
+    assert [version.package for version in made] == list(names)
+    for version in made:
+        store.verify(version)
+        assert [path.name for path in version.folder.iterdir()] == [version.package]
+    assert len(list(store.folder.iterdir())) == len(set(names))
 
 
 @pytest.mark.parametrize("change", ["content", "name", "mode", "added", "moved"])
