@@ -168,12 +168,15 @@ class Powers:
             )  # fmt: skip
         await self._record(made)
         reach("grant: committed")
-        if not node.tree.has(made.id):
-            await self._took_back(made)
-        for serving in node.processes_of(to):
-            if not lasting:
-                serving.session.add(made.id)
-            self._authority.deliver(made, serving)
+        # Decided, so it is seen through. A swap has two processes, and which of them will be the server it alone knows.
+        with trio.CancelScope(shield=True):
+            async with node.changing(server):
+                if not node.tree.has(made.id):
+                    await self._took_back(made)
+                for serving in node.processes_of(to):
+                    if not lasting:
+                        serving.session.add(made.id)
+                    self._authority.deliver(made, serving)
         return made.id
 
     async def transfer(self, party: Party, id: int, channel: int) -> int:
@@ -223,9 +226,8 @@ class Powers:
     async def _took_back(self, made: Capability) -> None:
         """It was revoked, or what it was made from, while its row was on the way, which may have come last."""
         if made.lasting:
-            with trio.CancelScope(shield=True):
-                ended = write_ended(self._node.store.batch(f"revoke {made.id}"), Ended([made]))
-                await self._node.store.commit(ended.changes())
+            ended = write_ended(self._node.store.batch(f"revoke {made.id}"), Ended([made]))
+            await self._node.store.commit(ended.changes())
         raise NotFound(what="capability", name=written(made.parent))
 
     def _mine(self, party: Party, id: int) -> Capability:
