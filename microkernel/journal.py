@@ -16,7 +16,8 @@ One process has the file open, the kernel, under the lock on the node's folder.
 import errno
 import os
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -99,6 +100,8 @@ class Journal:
         self.records = 0
         """Records in the file; `compact` when they are many more than what stands."""
         self._descriptor = descriptor
+        self._moved = False
+        """It has taken the place of another file, and a power cut could still put that one back."""
 
     # writing ------------------------------------------------------------------------------------------------
 
@@ -120,16 +123,25 @@ class Journal:
     def compact(self) -> None:
         """Rewrites the file as the fewest records that say the same, atomically."""
         records = _summary(self)
-        descriptor, end = _write_new(self.path, records)
-        os.close(self._descriptor)
-        self._descriptor, self.end = descriptor, end
-        self.records = len(records)
+        with _opened(self.path.parent) as folder:
+            descriptor, end = _write_new(self.path, records)
+            os.close(self._descriptor)  # it has no name any more: what is written there is nowhere
+            self._descriptor, self.end, self._moved = descriptor, end, True
+            self.records = len(records)
+            self._stay(folder)
+
+    def _stay(self, folder: int) -> None:
+        os.fsync(folder)
+        self._moved = False
 
     def close(self) -> None:
         os.close(self._descriptor)
 
     def _append(self, record: Record) -> None:
         data = frame(record)
+        if self._moved:
+            with _opened(self.path.parent) as folder:
+                self._stay(folder)
         try:
             _write_all(self._descriptor, data, self.end)
             os.fdatasync(self._descriptor)
@@ -164,8 +176,14 @@ def create(path: Path, node: str, made: int, epoch: int = 0) -> Journal:
         raise FileExistsError(errno.EEXIST, "a node has its journal here", str(path))
     identity = Identity(node, made)
     records: list[Record] = [identity, Booted(epoch, made)] if epoch else [identity]
-    descriptor, end = _write_new(path, records)
-    journal = Journal(path, descriptor, identity, end)
+    with _opened(path.parent) as folder:
+        descriptor, end = _write_new(path, records)
+        journal = Journal(path, descriptor, identity, end)
+        try:
+            journal._stay(folder)
+        except OSError:
+            journal.close()
+            raise
     for record in records:
         journal._take(record)
     return journal
@@ -250,8 +268,8 @@ def _summary(journal: Journal) -> list[Record]:
 
 
 def _write_new(path: Path, records: list[Record]) -> tuple[int, int]:
-    """A whole journal under its name or, after a crash, the one that was there; returns its descriptor, and where its
-    records end. On a full disk the one that was there stays."""
+    """A whole journal under its name or, after a crash or where that fails, the one that was there; returns its descriptor,
+    and where its records end. Durable once the folder is synced."""
     fresh = path.with_name(path.name + ".new")
     descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -260,17 +278,21 @@ def _write_new(path: Path, records: list[Record]) -> tuple[int, int]:
         _write_all(descriptor, data, 0)
         os.fsync(descriptor)
         os.rename(fresh, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except BaseException:
         os.close(descriptor)
         with suppress(OSError):
             fresh.unlink()
         raise
     return descriptor, len(data)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, at: int) -> None:

@@ -1,6 +1,8 @@
 """The boot journal: what was acknowledged is there, whatever byte a crash stopped at."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import msgspec
@@ -158,6 +160,43 @@ def test_a_compaction_that_did_not_finish_changes_nothing(tmp_path: Path) -> Non
     read.compact()
     assert os.listdir(tmp_path) == ["journal"]
     read.close()
+
+
+@pytest.mark.parametrize("fault", [errno.EMFILE, errno.EIO])
+def test_what_is_written_after_a_compaction_that_failed_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    """The folder cannot be opened, or cannot be synced when the file is in its place already."""
+    open_any, sync_any = os.open, os.fsync
+
+    def failing_open(path: Path, flags: int, *more: int) -> int:
+        if flags & os.O_DIRECTORY and fault == errno.EMFILE:
+            raise OSError(fault, os.strerror(fault))
+        return open_any(path, flags, *more)
+
+    def failing_sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(fault, os.strerror(fault))
+        sync_any(descriptor)
+
+    path = tmp_path / "journal"
+    journal = fill(path)
+    monkeypatch.setattr(os, "open", failing_open)
+    monkeypatch.setattr(os, "fsync", failing_sync)
+    with pytest.raises(OSError, match=os.strerror(fault)):
+        journal.compact()
+    before = says(journal)
+    if fault == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(fault)):
+            journal.boot(30)  # a power cut could still take the file away that this would be in
+        assert says(journal) == before
+    monkeypatch.undo()
+    journal.wait(batch(100).changes())
+    journal.boot(30)
+    read = open_(path)
+    assert says(read) == says(journal) != before
+    read.close()
+    journal.close()
 
 
 @settings(max_examples=40, deadline=None)
