@@ -11,6 +11,7 @@ from .errors import Overloaded, PeerDied
 from .form import Draft, Form
 from .local_view import RESERVED, LocalView, after_prefix, decode_key
 from .system.state import Compacted, Item, State
+from .whole_changes import whole
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class Following(Generic[T]):
         task_status.started()
         while True:
             try:
-                async for change in state.watch(self.view.revision, self._prefix):
+                async for change in whole(state.watch(self.view.revision, self._prefix)):
                     for item in change.items:
                         self.apply(item)
                     self.view.pass_to(change.revision)

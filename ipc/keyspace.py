@@ -42,6 +42,7 @@ from .participation import Part, part_of, when
 from .system.state import AsOf, Committed, Expect, Item, Only, State, Write
 from .transaction import PAGE, Transaction, open_transaction, retried
 from .turns import Turns
+from .whole_changes import whole
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -457,7 +458,7 @@ class Keyspace(Generic[T]):
         """Every transaction after a revision that wrote here, in order, without a gap; then those to come.
         Without the right `history` a row that was written again since comes as it is now. `only`: rows with a value, or
         deletions."""
-        async for change in self.state.watch(after, self._prefix, only):
+        async for change in whole(self.state.watch(after, self._prefix, only)):
             rows = await self._rows([item for item in change.items if item.key < RESERVED])
             if rows:
                 told = change.provenance

@@ -114,6 +114,10 @@ class Change(Struct, array_like=True, frozen=True):
     behind: int = 0
     """To a watcher that has fallen behind, by more than 1,024 revisions: by how many, when this was read. Nothing is left
     out. Who would rather have what is now than all that was stops, reads it, and watches from there."""
+    more: bool = False
+    """The transaction wrote more than goes into a message: the next one goes on with it."""
+    position: int = 0
+    """What to watch after, to go on from here: the revision, and before its last part the one before it."""
 
 
 class Retention(Struct, array_like=True, frozen=True):

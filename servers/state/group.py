@@ -30,11 +30,17 @@ GROUP_LIMIT: Final = 1024
 """Transactions in one group at most."""
 IN_PARTS: Final = "commit it in parts, each of which leaves the state whole"
 """What to do with a transaction that is too large."""
+APART: Final = "cut it into several rows, or put it into storage and its hash here"
+"""What to do with a row that is."""
 BULK_MOST: Final = 1 << 20
 """Bytes written by transactions of class `bulk` in one group at most, or one such transaction."""
 _WINDOW: Final = 4096
 """Up to so many revisions, a range is checked by what was written since; beyond, by looking through the range
 itself."""
+ROW_MOST: Final = (1 << 20) - (16 << 10)
+"""Bytes of a key and its value at most: with what a page or a change says besides they must go into a message."""
+NOTE_MOST: Final = 8 << 10
+"""Bytes of a note at most: it is in each change that is told."""
 _EXPECTS_MOST: Final = 1 << 16
 """Keys of which one transaction may say at which revision they are."""
 
@@ -235,6 +241,9 @@ class Group:
 
     def _measure(self, transaction: Transaction, writes: list[tuple[bytes, bytes | None]]) -> tuple[int, int]:
         """Bytes that it takes, roughly, and operations. Raises `TooLarge`."""
+        if len(note := transaction.note.encode()) > NOTE_MOST:
+            raise TooLarge("a note", len(note), NOTE_MOST, do="shorten it")
+        refuse_large(writes)
         size = len(transaction.reply) + len(transaction.note) + 256
         operations = len(writes) + 2 if transaction.id else len(writes) + 1
         for key, value in writes:
@@ -327,6 +336,14 @@ def _newest_in(snapshot: Snapshot, wanted: Range) -> Iterator[tuple[bytes, int]]
         if layout.revision_of(row[0]) > wanted.revision:
             yield layout.key_of(row[0]), layout.revision_of(row[0])
         row = cursor.seek(layout.past(row[0]))
+
+
+def refuse_large(writes: list[tuple[bytes, bytes | None]]) -> None:
+    """Raises `TooLarge` for a row that no answer would have room for."""
+    for key, value in writes:
+        size = len(key) - layout.KEYSPACE_SIZE + len(value or b"")
+        if size > ROW_MOST:
+            raise TooLarge(f"the row {key[layout.KEYSPACE_SIZE :][:20]!r}", size, ROW_MOST, do=APART)
 
 
 def committed_before(snapshot: Snapshot, id: bytes) -> Committed | None:

@@ -5,20 +5,24 @@ how far back is `horizons.py`. All keys are absolute. Every method opens one sho
 returns is of one state, and no reader pins pages for long.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from atoll.ipc.errors import Conflict
+from atoll.ipc.errors import Conflict, TooLarge
 from atoll.ipc.system.state import Ahead, AsOf, Change, Compacted, Item, Only, Page, Provenance
 
 from . import horizons, layout
 from .engine import Engine, Snapshot, Table
-from .versions import backward, forward, item, newest, time_of
+from .versions import Items, backward, forward, newest, time_of
 
 PAGE_BYTES: Final = 512 << 10
-"""Bytes of keys and values in one `Page` at most; a single larger item still goes alone."""
+"""Bytes of keys and values in one `Page` or `Change` at most; a single larger item still goes alone."""
+AROUND: Final = 24
+"""Bytes of an item besides its key and its value."""
 
 
+HISTORY_BYTES: Final = 16 << 20
+"""Bytes of keys and values in one answer of `history` at most."""
 LOOK: Final = 2048
 """Revisions that one look for changes reads at most, so that a server's other work is never far behind."""
 
@@ -54,7 +58,7 @@ class History:
             row = newest(snapshot, key, at)
             if row is None:
                 return None
-            found = item(snapshot, key, *row)
+            found = Items(snapshot).of(key, *row)
             return None if found.value is None else found
 
     def range(
@@ -71,28 +75,36 @@ class History:
             at = moment(snapshot, as_of, least, start, end)
             rows = backward(snapshot, start, end, at) if reverse else forward(snapshot, start, end, at)
             items: list[Item] = []
-            size = 0
+            size, told = 0, Items(snapshot)
             for row, stored in rows:
-                found = item(snapshot, layout.key_of(row), row, stored)
+                found = told.of(layout.key_of(row), row, stored)
                 if found.value is None:
                     continue
-                size += len(found.key) + len(found.value) + 24
+                size += len(found.key) + len(found.value) + AROUND
                 if items and (len(items) >= limit or size > PAGE_BYTES):
                     return Page(items, True, at)
                 items.append(found)
             return Page(items, False, at)
 
     def history(self, key: bytes, limit: int, least: int = 0) -> list[Item]:
-        """Versions of a key that are kept, newest first; deletions have the value None."""
+        """Versions of a key that are kept, newest first; deletions have the value None. Raises `TooLarge`."""
         with self.engine.snapshot() as snapshot:
             moment(snapshot, None, least, key, key)
             cursor = snapshot.cursor(Table.VERSIONS)
             first = layout.versioned(key, layout.LAST)
             past = layout.past(first)
             items: list[Item] = []
+            size, told = 0, Items(snapshot)
             row = cursor.seek(first)
             while row is not None and row[0] < past and len(items) < limit:
-                items.append(item(snapshot, key, *row))
+                found = told.of(key, *row)
+                size += len(key) + len(found.value or b"")
+                if size > HISTORY_BYTES:
+                    name = key[layout.KEYSPACE_SIZE :][:20]
+                    raise TooLarge(
+                        f"the history of {name!r}...", size, HISTORY_BYTES, do="ask for fewer versions"
+                    )
+                items.append(found)
                 row = cursor.next()
             return items
 
@@ -125,7 +137,7 @@ class History:
     ) -> tuple[list[Change], int, bool]:
         """Up to `limit` transactions after a revision that wrote a key with the prefix, and not much more than `PAGE_BYTES`;
         the revision that was looked at last; and whether there is more to look at: one call looks at `LOOK` revisions
-        at most.
+        at most. What is more than `PAGE_BYTES` by itself is told by its first items and `more`: `parts` has them all.
 
         Without `past` each key that was written comes as it is now, and who wrote what has been replaced
         since stays untold.
@@ -142,7 +154,7 @@ class History:
             if after > last:
                 raise Ahead(revision=after, head=last)
             for revision, raw in snapshot.feed(after):
-                change = self._change(snapshot, revision, raw, prefix, current, only)
+                change, _ = self._part(snapshot, revision, raw, prefix, current, only)
                 seen = revision
                 if change is not None:
                     found.append(change)
@@ -151,17 +163,23 @@ class History:
                     break
             return found, seen, seen < last
 
-    def change(self, revision: int, prefix: bytes, *, past: bool = True, only: Only = "all") -> Change | None:
-        """What one revision wrote under a prefix; None if nothing. `past` and `only`, and what it raises, as in
-        `changes`."""
-        with self.engine.snapshot() as snapshot:
-            _complete_after(snapshot, revision - 1, prefix)
-            raw = snapshot.event(revision)
-            if raw is None:
-                return None
-            return self._change(snapshot, revision, raw, prefix, None if past else {}, only)
+    def parts(
+        self, revision: int, prefix: bytes, *, past: bool = True, only: Only = "all"
+    ) -> Iterator[Change]:
+        """What one revision wrote under a prefix, in parts of `PAGE_BYTES`, each read when it is asked for; nothing, if that
+        is nothing. `past` and `only`, and what it raises, as in `changes`."""
+        at: int | None = 0
+        while at is not None:
+            with self.engine.snapshot() as snapshot:
+                _complete_after(snapshot, revision - 1, prefix)
+                raw = snapshot.event(revision)
+                if raw is None:
+                    return
+                change, at = self._part(snapshot, revision, raw, prefix, None if past else {}, only, at)
+            if change is not None:
+                yield change
 
-    def _change(
+    def _part(
         self,
         snapshot: Snapshot,
         revision: int,
@@ -169,49 +187,37 @@ class History:
         prefix: bytes,
         current: dict[bytes, Item] | None,
         only: Only,
-    ) -> Change | None:
-        """`current` is for who may not see the past: keys as they are in the snapshot, as far as they were
-        asked for."""
+        at: int = 0,
+    ) -> tuple[Change | None, int | None]:
+        """What a revision wrote under a prefix from key number `at` on, as far as it goes into a page; and the number of the
+        key that comes next, None if that is all. `current` is for who may not see the past: keys as they are in the
+        snapshot, as far as they were asked for."""
         entry = layout.entry_of(raw)
         keys = [key for key in entry.keys if key.startswith(prefix)]
-        if not keys:
-            return None
-        time = layout.time_of(raw)
-        if current is not None:
-            return self._change_now(snapshot, revision, time, entry, keys, current, only)
-        items = []
-        for key in keys:
-            row = layout.versioned(key, revision)
-            stored = snapshot.get(Table.VERSIONS, row)
-            if stored is not None and _told(stored == layout.DELETED, only):
-                items.append(Item(key, layout.value_of(snapshot, row, stored), revision, time))
-        if not items and only != "all":
-            return None
-        return Change(revision, time, items, self._provenance(entry, time))
-
-    def _change_now(
-        self,
-        snapshot: Snapshot,
-        revision: int,
-        time: int,
-        entry: layout.Entry,
-        keys: list[bytes],
-        current: dict[bytes, Item],
-        only: Only,
-    ) -> Change | None:
-        """A change to who may not see the past. No key is left out but by `only`, so that a view that follows has all
-        that was written up to the change's revision, or what replaced it. A large value that stands for
-        many small ones of the past is in memory once."""
-        for key in keys:
-            row = None if key in current else newest(snapshot, key, layout.LAST)
-            if row is not None:
-                current[key] = item(snapshot, key, *row)
-        items = [current[key] for key in keys if key in current and _told(current[key].value is None, only)]
-        if not items and only != "all":
-            return None
-        stands = any(each.revision == revision for each in items)
-        told = self._provenance(entry, time) if stands else Provenance(0, "", "", 0, time, "")
-        return Change(revision, time, items, told)
+        time, told = layout.time_of(raw), Items(snapshot)
+        items: list[Item] = []
+        size, rest = 0, None
+        for number, key in enumerate(keys[at:], at):
+            if current is None:
+                found = _version_at(snapshot, told, key, revision)
+            else:
+                found = current.get(key) or _version_now(snapshot, told, key)
+            if found is None or not _told(found.value is None, only):
+                continue
+            size += len(key) + len(found.value or b"") + AROUND
+            if items and size > PAGE_BYTES:
+                rest = number
+                break
+            items.append(found)
+            if current is not None:
+                # A large value that stands for many small ones of the past is in memory once.
+                current[key] = found
+        if not keys or (not items and only != "all"):
+            return None, None
+        stands = current is None or any(each.revision == revision for each in items)
+        who = self._provenance(entry, time) if stands else Provenance(0, "", "", 0, time, "")
+        position = revision if rest is None else revision - 1
+        return Change(revision, time, items, who, more=rest is not None, position=position), rest
 
     def _provenance(self, entry: layout.Entry, time: int) -> Provenance:
         return Provenance(
@@ -223,6 +229,20 @@ class History:
             entry.note,
             tuple(self._names(other) for other in entry.others),
         )
+
+
+def _version_at(snapshot: Snapshot, told: Items, key: bytes, revision: int) -> Item | None:
+    """What a revision wrote of a key, if that is still there."""
+    row = layout.versioned(key, revision)
+    stored = snapshot.get(Table.VERSIONS, row)
+    return None if stored is None else told.of(key, row, stored)
+
+
+def _version_now(snapshot: Snapshot, told: Items, key: bytes) -> Item | None:
+    """A key that is written as it is now. None is left out, so that a view that follows has all that was written up to a
+    change's revision, or what replaced it."""
+    row = newest(snapshot, key, layout.LAST)
+    return None if row is None else told.of(key, *row)
 
 
 def _told(deleted: bool, only: Only) -> bool:

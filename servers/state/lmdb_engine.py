@@ -166,9 +166,11 @@ class LmdbEngine:
             self._make_room(batch.size, reserved)
             with self._environment.begin(write=True) as transaction:
                 self._apply(transaction, batch)
-                # Durable from here on, and seen by nobody before LMDB has it.
-                self._log.append(transaction.id(), batch)
-                logged = True
+                # LMDB counts no transaction that changes nothing, and so must not the log.
+                if batch.operations > len(batch.conditions):
+                    # Durable from here on, and seen by nobody before LMDB has it.
+                    self._log.append(transaction.id(), batch)
+                    logged = True
         except (lmdb.Error, OSError, Broken, RuntimeError) as error:
             refusal = self._refusal(error)
             if isinstance(refusal, Broken):

@@ -20,6 +20,8 @@ LIMIT: Final = 256
 """Pins of one keyspace at most."""
 NAME_LIMIT: Final = 100
 """Characters."""
+WHY_LIMIT: Final = 1000
+"""Characters. Each look at what is pinned reads them all."""
 _START: Final = layout.prefix(OWN) + b"pin/"
 _END: Final = layout.prefix(OWN) + b"pin0"
 

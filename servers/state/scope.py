@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.state import AsOf, Change, Expect, Item, Page, Range
 
@@ -84,4 +86,4 @@ def bare_change(badge: int, change: Change) -> Change:
     if badge == OWN:
         return change
     items = [bare_item(badge, item) for item in change.items]
-    return Change(change.revision, change.time, items, change.provenance, change.behind)
+    return replace(change, items=items)

@@ -174,12 +174,16 @@ class Server(Serves[State]):
         scope.revision("changes: after", after)
         if upto > (head := self._history.head()):
             raise Ahead(revision=upto, head=head)
+        within = scope.within(badge, prefix)
         more = after < upto
         while more:
-            found, after, more = self._history.changes(after, scope.within(badge, prefix), CHANGES_AT_ONCE)
+            found, after, more = self._history.changes(after, within, CHANGES_AT_ONCE)
             for change in found:
-                if change.revision <= upto:
-                    yield scope.bare_change(badge, change)
+                if change.revision > upto:
+                    break
+                for part in self._history.parts(change.revision, within) if change.more else (change,):
+                    yield scope.bare_change(badge, part)
+                    await trio.lowlevel.checkpoint()
             more = more and after < upto
             await trio.lowlevel.checkpoint()
 
@@ -412,6 +416,8 @@ class Server(Serves[State]):
         scope.revision("pin", revision)
         if not name or len(name) > pins.NAME_LIMIT or not name.isprintable():
             raise BadRequest("pin: name", f"1 to {pins.NAME_LIMIT} printable characters", repr(name))
+        if len(why) > pins.WHY_LIMIT:
+            raise BadRequest("pin: why", f"at most {pins.WHY_LIMIT} characters", str(len(why)))
         # Nobody compacts between here and the end: what is kept now is kept when the pin is durable.
         self._flush()
         with self._engine.snapshot() as snapshot:

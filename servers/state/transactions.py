@@ -13,6 +13,7 @@ any more, is refused; and it can undo no more than what was written in its part.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -23,13 +24,16 @@ from atoll.ipc.errors import Aborted, BadRequest, Overloaded, TooLarge
 from atoll.ipc.system.state import NEVER, Expect, Item, Page, Range, UnknownTransaction
 
 from . import ranges
-from .group import IN_PARTS
+from .group import IN_PARTS, refuse_large
 from .history import History
 from .layout import keyspace_of
+from .pins import OWN
 
 ID_SIZE: Final = 16
 OPEN_LIMIT: Final = 256
 """Open transactions of one keyspace at most."""
+OPEN_BYTES: Final = 64 << 20
+"""Bytes in open transactions of one keyspace at most."""
 PARTS_LIMIT: Final = 256
 """Parts of one transaction that are in hand at most."""
 _AROUND: Final = 64
@@ -70,11 +74,18 @@ class Open(msgspec.Struct, array_like=True):
     """Somebody has said of the committed state what it must be."""
     by: list[bytes] = []
     """The part in which each entry of the log was written, or in which that has joined; empty: the owner."""
+    past: int | None = None
+    """Of one whose id was committed before: what its owner's reads see. Others' are not led back there."""
 
     @property
     def writes(self) -> list[tuple[bytes, bytes | None]]:
         """What stands, in order."""
         return [entry for entry in self.log if entry is not None]
+
+    def sees(self, key: bytes) -> int:
+        """As of which revision a key is read."""
+        own = self.badge in (OWN, keyspace_of(key))
+        return self.began if self.past is None or not own else self.past
 
     @property
     def only_read(self) -> bool:
@@ -105,6 +116,8 @@ class Transactions:
         self._open: dict[bytes, Open] = {}
         self._whole: dict[bytes, bytes] = {}
         """By part, the transaction that it belongs to."""
+        self._sizes: Counter[int] = Counter()
+        """By keyspace, what its open transactions take."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -112,28 +125,32 @@ class Transactions:
     def least(self) -> int | None:
         """The oldest revision that one of them reads; None where none is open."""
         now = self._now()
-        return min((each.began for each in self._open.values() if each.ends > now), default=None)
+        seen = (
+            each.began if each.past is None else each.past for each in self._open.values() if each.ends > now
+        )
+        return min(seen, default=None)
 
     def __contains__(self, id: bytes) -> bool:
         return id in self._open
 
     def begin(
-        self, badge: int, client: int, seconds: float, revision: int | None = None, id: bytes = b""
+        self, badge: int, client: int, seconds: float, past: int | None = None, id: bytes = b""
     ) -> bytes:
-        """`revision`: what its reads see; None: what is so now. `id`: as its owner has drawn it; empty: it is drawn here.
-        Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many open."""
+        """`past`: what its owner's reads see, if it was committed before. `id`: as its owner has drawn it; empty: it is
+        drawn here. Raises `BadRequest` for a deadline outside (0, 3600] s, `Overloaded` when the keyspace has too many
+        open."""
         if id and self._is_begun(id, badge, client):
             return id
         if not 0 < seconds <= LONGEST:
             raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
         now = self._now()
-        for past in [each for each, transaction in self._open.items() if transaction.ends <= now]:
-            self._drop(past)
+        for over in [each for each, transaction in self._open.items() if transaction.ends <= now]:
+            self._drop(over)
         if sum(transaction.badge == badge for transaction in self._open.values()) >= OPEN_LIMIT:
             raise Overloaded(f"state (open transactions of keyspace {badge})")
         id = id or self._new_id()
-        began = self._history.head() if revision is None else revision
-        self._open[id] = Open(badge, client, began, seconds, ends=now + seconds)
+        began = self._history.head()
+        self._open[id] = Open(badge, client, began, seconds, ends=now + seconds, past=past)
         return id
 
     def _is_begun(self, id: bytes, badge: int, client: int) -> bool:
@@ -151,16 +168,17 @@ class Transactions:
         for entry in reversed(transaction.log):
             if entry is not None and entry[0] == key:
                 return Item(key, entry[1], 0, 0)
-        item = self._history.get(key, transaction.began)
+        item = self._history.get(key, transaction.sees(key))
         self._note_read(transaction, key, 0 if item is None else item.revision)
         return item
 
     def scan(self, id: bytes, start: bytes, end: bytes, limit: int) -> Page:
         transaction = self._get(id)
-        page = self._history.range(start, end, limit, transaction.began)
+        sees = transaction.sees(start)
+        page = self._history.range(start, end, limit, sees)
         seen_to = page.items[-1].key + b"\0" if page.more else end
         seen = transaction.ranges.copy()
-        self._grow(transaction, self._note_range(seen, Range(start, seen_to, transaction.began)))
+        self._grow(transaction, self._note_range(seen, Range(start, seen_to, sees)))
         transaction.ranges = seen
         rest = seen_to if page.more else b""
         own = {key: value for key, value in transaction.writes if start <= key < seen_to}
@@ -181,6 +199,7 @@ class Transactions:
             if key in new:
                 raise self._history.conflict(key, NEVER, 0)
         # Nothing of it is added before all of it is known to fit.
+        refuse_large(writes)
         reads: dict[bytes, int] = {}
         seen = transaction.ranges.copy()
         size = sum(len(key) + len(value or b"") + _AROUND for key, value in writes)
@@ -275,6 +294,9 @@ class Transactions:
 
     def _drop(self, id: bytes) -> Open:
         transaction = self._open.pop(id)
+        self._sizes[transaction.badge] -= transaction.size
+        if not self._sizes[transaction.badge]:
+            del self._sizes[transaction.badge]
         for part in transaction.parts:
             del self._whole[part]
         return transaction
@@ -304,6 +326,7 @@ class Transactions:
                 begun = [part for part, made in transaction.parts.items() if made.start <= at]
                 transaction.by.append(max(begun, key=lambda part: transaction.parts[part].start, default=b""))
             self._open[id] = transaction
+            self._sizes[transaction.badge] += transaction.size
             for part in transaction.parts:
                 self._whole[part] = id
 
@@ -349,10 +372,14 @@ class Transactions:
         return len(more.start) + len(more.end) + _AROUND
 
     def _grow(self, transaction: Open, size: int) -> None:
+        """Raises `TooLarge`, or `Overloaded` where its keyspace has too much in others."""
         limit = self._history.engine.maximum_batch
         if transaction.size + size > limit:
             raise TooLarge("an open transaction", transaction.size + size, limit, do=IN_PARTS)
+        if self._sizes[transaction.badge] + size > OPEN_BYTES:
+            raise Overloaded(f"state (bytes in open transactions of keyspace {transaction.badge})")
         transaction.size += size
+        self._sizes[transaction.badge] += size
 
 
 def _key(item: Item) -> bytes:

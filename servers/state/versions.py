@@ -52,10 +52,19 @@ def backward(snapshot: Snapshot, start: bytes, end: bytes | None, at: int) -> It
         row = cursor.seek_before(base)
 
 
-def item(snapshot: Snapshot, key: bytes, row: bytes, stored: bytes) -> Item:
-    """A version as it is told."""
-    revision = layout.revision_of(row)
-    return Item(key, layout.value_of(snapshot, row, stored), revision, time_of(snapshot, revision))
+class Items:
+    """Versions in a snapshot as they are told. The time of a revision is looked up once: its event may be large."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._times: dict[int, int] = {}
+
+    def of(self, key: bytes, row: bytes, stored: bytes) -> Item:
+        revision = layout.revision_of(row)
+        time = self._times.get(revision)
+        if time is None:
+            time = self._times[revision] = time_of(self._snapshot, revision)
+        return Item(key, layout.value_of(self._snapshot, row, stored), revision, time)
 
 
 def time_of(snapshot: Snapshot, revision: int) -> int:

@@ -7,7 +7,7 @@ change, and holds no more memory than that.
 """
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 import trio
@@ -106,7 +106,10 @@ class Watchers:
                     head = self._history.head() if changes else 0
                     for change in changes:
                         behind = head - change.revision
-                        yield replace(change, behind=behind) if behind > BEHIND else change
+                        for part in self._whole(change, prefix, past, only):
+                            yield replace(part, behind=behind) if behind > BEHIND else part
+                            if part.more:
+                                await trio.lowlevel.checkpoint()
                     await trio.lowlevel.checkpoint()
                 while not watcher.behind:
                     if not watcher.due:
@@ -116,8 +119,14 @@ class Watchers:
                     revision = watcher.due.popleft()
                     if revision > position:
                         position = revision
-                        change_now = self._history.change(revision, prefix, past=past, only=only)
-                        if change_now is not None:
-                            yield change_now
+                        for part in self._history.parts(revision, prefix, past=past, only=only):
+                            yield part
+                            if part.more:
+                                await trio.lowlevel.checkpoint()
         finally:
             self.remove(watcher)
+
+    def _whole(self, change: Change, prefix: bytes, past: bool, only: Only) -> Iterable[Change]:
+        if not change.more:
+            return (change,)
+        return self._history.parts(change.revision, prefix, past=past, only=only)

@@ -58,7 +58,10 @@ def test_nobody_is_forgotten(asked: list[tuple[bool, int, bool]]) -> None:
 def test_those_who_wait_are_served_when_a_group_did_not_fit() -> None:
     model = MemoryEngine(limit=3 << 20)
     kit = Kit(lambda: model)
-    imports = [kit.admit([(key(f"bulk {number}"), bytes(BULK_MOST))], bulk=True) for number in range(6)]
+    half = bytes(BULK_MOST // 2)
+    imports = [
+        kit.admit([(key(f"bulk {number} {each}"), half) for each in range(2)], bulk=True) for number in range(6)
+    ]
     while len(kit.group):
         kit.group.flush()
     kinds = [type(each[0]) for each in imports]

@@ -101,7 +101,7 @@ def test_what_is_older_than_the_age_is_removed_and_said_to_be(kept: Kept) -> Non
         lambda: rows.who.start(second).result(),
         lambda: rows.commit.start([Write(b"c", b"")], [Range(b"", b"", second)]).result(),
         lambda: kept.server._history.changes(second, layout.prefix(1), 10),
-        lambda: kept.server._history.change(third, layout.prefix(1)),
+        lambda: next(kept.server._history.parts(third, layout.prefix(1))),
     ):
         with pytest.raises(Compacted) as gone:
             past()

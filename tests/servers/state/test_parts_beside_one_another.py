@@ -243,14 +243,16 @@ async def test_a_commit_that_is_refused_has_added_nothing(folder: Path) -> None:
         store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
         transaction = await store.begin(60.0)
         await store.commit([Write(b"before", b"")], transaction=transaction)
-        half = bytes(9 << 20)
+        half = [bytes(900_000)] * 10
         with pytest.raises(TooLarge):
             await store.commit(
-                [Write(b"first", half), Write(b"second", half)],
+                [Write(b"%d" % number, value) for number, value in enumerate(half * 2)],
                 [Range(b"", b"", await store.head())],
                 transaction=transaction,
             )
-        await store.commit([Write(b"after", half)], transaction=transaction)
+        await store.commit(
+            [Write(b"after%d" % number, value) for number, value in enumerate(half)], transaction=transaction
+        )
         await store.finish(transaction)
-        assert await store.get(b"first") is None and await store.get(b"second") is None
-        assert await store.get(b"before") is not None and await store.get(b"after") is not None
+        assert await store.get(b"0") is None
+        assert await store.get(b"before") is not None and await store.get(b"after9") is not None

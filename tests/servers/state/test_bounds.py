@@ -1,0 +1,212 @@
+"""What is taken can be read again and told, and nobody has the store hold more than it should: bounds on bytes, not on
+counts alone."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from atoll.ipc.errors import BadRequest, Overloaded, TooLarge
+from atoll.ipc.limits import MAX_PAYLOAD
+from atoll.ipc.serve import bind
+from atoll.ipc.system.state import Change, Expect, Item, Provenance, State, Write
+from atoll.ipc.whole_changes import whole
+from atoll.servers.state import history, layout, transactions
+from atoll.servers.state.group import NOTE_MOST, ROW_MOST
+from atoll.servers.state.history import PAGE_BYTES
+from atoll.servers.state.opening import Settings
+from atoll.servers.state.server import Server
+
+from .direct import Node
+from .test_server import ALL, folder, serving
+
+__all__ = ["folder"]
+
+MESSAGE = 1 << 20
+"""What a channel of the usual shape carries."""
+
+
+async def test_the_largest_row_goes_into_each_answer(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("k" * 100), ALL)
+        key = b"k" * 400
+        with pytest.raises(TooLarge, match="cut it into several rows"):
+            await store.commit([Write(key, bytes(ROW_MOST - 399))])
+        with pytest.raises(TooLarge, match="a note has"):
+            await store.commit([Write(key, b"")], note="n" * (NOTE_MOST + 1))
+        transaction = await store.begin(60.0)
+        with pytest.raises(TooLarge, match="cut it into several rows"):
+            await store.commit([Write(key, bytes(ROW_MOST - 399))], transaction=transaction)
+        await store.commit([Write(key, bytes(ROW_MOST - 400))], note="n" * NOTE_MOST)
+        feed = aiter(store.watch(0))
+        for told in (await store.range(b""), await store.history(key), await anext(feed)):
+            assert len(msgspec.msgpack.encode(told)) < MESSAGE
+        await feed.aclose()
+
+
+@pytest.mark.parametrize("rights", [{"read", "write"}, {"read", "write", "history"}])
+async def test_a_large_transaction_is_told_in_parts(folder: Path, rights: set[str]) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), rights)
+        before = (await store.commit([Write(b"before", b"")])).revision
+        rows = {b"k%d" % number: bytes(PAGE_BYTES // 2 - 100) for number in range(5)}
+        large = (await store.commit([Write(key, value) for key, value in rows.items()])).revision
+        await store.commit([Write(b"after", b"")])
+
+        async def told(after: int, count: int) -> list[Change]:
+            feed = aiter(store.watch(after))
+            found = [await anext(feed) for _ in range(count)]
+            await feed.aclose()
+            return found
+
+        parts = await told(before, 4)
+        assert [part.revision for part in parts] == [large] * 3 + [large + 1]
+        assert [part.more for part in parts] == [True, True, False, False]
+        assert [part.position for part in parts] == [before, before, large, large + 1]
+        assert {item.key: item.value for part in parts[:3] for item in part.items} == rows
+        assert await told(parts[2].position, 1) == parts[3:]
+        # As it is told to one who has caught up.
+        feed = aiter(store.watch(large + 1))
+        again = (await store.commit([Write(key, value) for key, value in rows.items()])).revision
+        assert [(part.revision, len(part.items)) for part in [await anext(feed) for _ in range(3)]] == [
+            (again, 2),
+            (again, 2),
+            (again, 1),
+        ]
+        await feed.aclose()
+        if "history" in rights:
+            listed = [change async for change in store.changes(before, large)]
+            assert listed == parts[:3]
+
+
+async def test_parts_are_put_together_also_if_the_feed_broke_off() -> None:
+    who = Provenance(1, "one", "1:1", 0, 5, "")
+    one, two = Item(b"a", b"1", 7, 5), Item(b"b", b"2", 7, 5)
+    parts = [Change(7, 5, [one], who, more=True, position=6), Change(7, 5, [two], who, position=7)]
+
+    async def feed() -> "object":
+        for part in (parts[0], *parts, Change(8, 6, [], who, position=8)):
+            yield part  # type: ignore[misc]
+
+    told = [change async for change in whole(feed())]  # type: ignore[arg-type]
+    assert [(change.revision, change.items) for change in told] == [(7, [one, two]), (8, [])]
+    assert not told[0].more
+
+
+async def test_values_that_stand_for_the_past_are_no_more_than_a_page(folder: Path) -> None:
+    """Who may not see the past is told what is there now: of many small rows that may be much."""
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), {"read", "write"})
+        small = (await store.commit([Write(b"k%d" % number, b"") for number in range(20)])).revision
+        for number in range(20):
+            await store.commit([Write(b"k%d" % number, bytes(PAGE_BYTES // 2 - 100))])
+        feed = aiter(store.watch(small - 1))
+        parts = [await anext(feed) for _ in range(10)]
+        await feed.aclose()
+        assert [(part.revision, len(part.items)) for part in parts] == [(small, 2)] * 10
+
+
+async def test_the_history_of_a_key_is_bounded_in_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert history.HISTORY_BYTES == MAX_PAYLOAD
+    monkeypatch.setattr(history, "HISTORY_BYTES", 10_050)
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        for _ in range(12):
+            await store.commit([Write(b"k", bytes(999))])
+        with pytest.raises(TooLarge, match="ask for fewer versions"):
+            await store.history(b"k")
+        assert len(await store.history(b"k", 10)) == 10
+
+
+async def test_open_transactions_of_a_keyspace_are_bounded_in_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "OPEN_BYTES", 1_000_000)
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        other = node.proxy(State, await kernel.make_keyspace("two"), ALL)
+        begun = [await store.begin(60.0) for _ in range(3)]
+        large = [Write(b"k", bytes(400_000))]
+        await store.commit(large, transaction=begun[0])
+        await store.commit(large, transaction=begun[1])
+        state = node.endpoint.server.hand_over()
+        with pytest.raises(Overloaded, match="bytes in open transactions"):
+            await store.commit(large, transaction=begun[2])
+        await other.commit(large, transaction=await other.begin(60.0))
+        await store.abort(begun[0])
+        await store.commit(large, transaction=begun[2])
+    # What was handed over counts, too.
+    endpoint = bind(Server, {"config": Settings(folder=str(folder), map_size=1 << 30)})
+    endpoint.server.take_over(state)
+    await endpoint.server.start()
+    store = Node(endpoint).proxy(State, 1, ALL)
+    with pytest.raises(Overloaded):
+        await store.commit(large, transaction=begun[2])
+    await store.finish(begun[0])
+    await store.commit(large, transaction=begun[2])
+    await endpoint.server.stop()
+
+
+async def test_what_is_said_of_a_pin_is_bounded(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), {*ALL, "pin"})
+        await store.commit([Write(b"k", b"")])
+        with pytest.raises(BadRequest, match="pin: why"):
+            await store.pin("p", why="w" * 1001)
+        await store.pin("p", why="w" * 1000)
+
+
+# speed, counted ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_commit_that_only_expects_costs_nobody_a_checkpoint(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        await store.commit([Write(b"k", b"v")])
+        before = (await store.statistics())["checkpoints"]
+        for _ in range(20):
+            await store.commit([], [Expect(b"none", 0)])
+            await store.commit([Write(b"k", b"v")])
+        assert (await store.statistics())["checkpoints"] == before
+
+
+async def test_the_time_of_a_transaction_is_looked_up_once_for_its_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        await store.commit([Write(b"%03d" % number, b"v") for number in range(500)])
+        looked: list[bytes] = []
+        real = layout.time_of
+
+        def time_of(raw: bytes) -> int:
+            looked.append(raw)
+            return real(raw)
+
+        monkeypatch.setattr(layout, "time_of", time_of)
+        page = await store.range(b"")
+        assert len(page.items) == 500 and len({item.time for item in page.items}) == 1
+        assert len(looked) == 1
+
+
+# the past, through another ----------------------------------------------------------------------------------------
+
+
+async def test_a_transaction_that_was_committed_leads_only_its_owner_back(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        theirs = node.proxy(State, await kernel.make_keyspace("theirs"), ALL, client=9)
+        owner = node.proxy(State, await kernel.make_keyspace("owner"), {"read", "write"}, client=5)
+        await theirs.commit([Write(b"note", b"a secret")])
+        await owner.commit([Write(b"k", b"first")], id=b"then")
+        await owner.commit([Write(b"k", b"second")])
+        await theirs.commit([Write(b"note", None)])
+        transaction = await owner.begin(10.0, b"then")
+        part = await owner.share(transaction)
+        assert await theirs.read(part, b"note") is None
+        assert (await theirs.scan(part, b"")).items == []
+        # Its owner sees what it saw then: here before it wrote `k`.
+        assert await owner.read(transaction, b"k") is None
+        done = await owner.finish(transaction, id=b"then")
+        assert done.repeated
