@@ -60,7 +60,8 @@ def test_those_who_wait_are_served_when_a_group_did_not_fit() -> None:
     kit = Kit(lambda: model)
     half = bytes(BULK_MOST // 2)
     imports = [
-        kit.admit([(key(f"bulk {number} {each}"), half) for each in range(2)], bulk=True) for number in range(6)
+        kit.admit([(key(f"bulk {number} {each}"), half) for each in range(2)], bulk=True)
+        for number in range(6)
     ]
     while len(kit.group):
         kit.group.flush()
