@@ -128,8 +128,10 @@ class Expiry:
 
 
 def _row(table: type[AnyRow], item: Item) -> AnyRow | None:
-    """None: it is no row; a server may have written anything there."""
+    """None: it is no row, or lies where it does not belong; a server may have written anything there. By the key of what is
+    a row a sweep finds on."""
     try:
-        return decode(table, item.value or b"")
-    except DecodeFaults:
+        row = decode(table, item.value or b"")
+        return row if row.key() == relative(item.key)[1] else None
+    except (*DecodeFaults, OverflowError):
         return None
