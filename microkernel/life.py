@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from atoll.ipc.errors import AtollError, BadRequest
+from atoll.ipc.errors import AtollError, BadRequest, DeadlineExceeded
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.records import KeyspaceRow, ServerRow
 
@@ -31,6 +31,8 @@ from .supervisor import Supervisor
 from .windows import Windows
 
 FREEZE_WITHIN = 5.0
+CAUGHT_OFTEN = 10
+"""Times in a row: no honest loop stands still within its window so often, since it is there for microseconds."""
 UNDO_WITHIN = 5.0
 """Seconds for which a failed load waits until the store has forgotten it."""
 
@@ -216,8 +218,7 @@ class Life:
                 raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
             serving.notice.gate(True)
             try:
-                with trio.fail_after(FREEZE_WITHIN):
-                    await self._halt(server, serving)
+                await self._halt(server, serving)
                 if server.serving is not serving:
                     raise calls.WrongState(server=server.name, state=server.state, wanted="serving")
                 server.state, server.reason = "frozen", reason or "frozen by a person"
@@ -231,14 +232,31 @@ class Life:
 
     async def _halt(self, server: Server, serving: Serving) -> None:
         """Have it stand still, but not in the window between the check of a capability and the handler's first step:
-        what was checked there would begin on thaw, whatever had been revoked meanwhile."""
-        group = self._node.group(server)
-        while True:
-            await self._windows.passed([serving])
-            await group.freeze()
-            if serving.gone or not serving.status.window() & 1:
-                return
-            await group.thaw()
+        what was checked there would begin on thaw, whatever had been revoked meanwhile. One that always is there ends."""
+        group, caught = self._node.group(server), 0
+        with trio.move_on_after(FREEZE_WITHIN):
+            while True:
+                await self._windows.passed([serving])
+                await group.freeze()
+                if serving.gone or not serving.status.window() & 1:
+                    return
+                caught += 1
+                await group.thaw()
+        if caught < CAUGHT_OFTEN:
+            raise DeadlineExceeded("freeze", FREEZE_WITHIN)
+        self._events.ended(
+            server.name, f"{caught} times it stood still where nothing that it does takes time"
+        )
+        with trio.CancelScope(shield=True):
+            await self._end_instead(server, serving)
+
+    async def _end_instead(self, server: Server, serving: Serving) -> None:
+        """In place of freezing it: as one that died frozen it stays down."""
+        server.state = "frozen"
+        if serving.process is not None:
+            serving.process.kill()
+        await self._node.group(server).thaw()
+        await serving.ended.wait()
 
     async def thaw(self, server: Server) -> None:
         """Let a frozen server go on: the row first, since this gives back what was taken."""

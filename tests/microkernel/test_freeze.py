@@ -8,12 +8,51 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import DeadlineExceeded, PeerDied, Revoked
+from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import WrongState
 from atoll.ipc.system.records import EventRow, decode
 
 from .nodes import RealNode, booted, interface
 
 Counter = interface("counter", "Counter")
+RESTLESS = """
+import gc
+import threading
+import time
+
+from atoll.ipc.runtime.loop import ServeLoop
+from atoll.ipc.serve import Serves
+
+from .interface import Restless
+
+
+class Server(Serves[Restless]):
+    @Restless.pretend.serve
+    def pretend(self) -> None:
+        words = next(each for each in gc.get_objects() if isinstance(each, ServeLoop))._status_words
+
+        def always_inside() -> None:
+            number = 1
+            while True:
+                number += 2
+                words[0] = words[1] = number
+                time.sleep(0)
+
+        threading.Thread(target=always_inside, daemon=True).start()
+"""
+INTERFACE = """
+from atoll.ipc.interface import Interface, call
+
+
+class Restless(Interface):
+    @call("write")
+    def pretend(self) -> None: ...
+"""
+
+
+class Restless(Interface):
+    @call("write")
+    def pretend(self) -> None: ...
 
 
 def test_calls_wait_while_frozen_and_go_on_after(node: RealNode) -> None:
@@ -100,3 +139,21 @@ def test_a_server_that_dies_frozen_stays_down_until_a_person_wants_it(node: Real
             counter.get.now("x")
         assert attached.kernel.restart.now("counter").state == "serving"
         assert counter.get.now("x") == 3
+
+
+def test_a_server_that_will_not_be_frozen_ends(tmp_path: Path) -> None:
+    """It says all the time that it is between the check of a message and its handler."""
+    package = tmp_path / "restless"
+    package.mkdir()
+    for name, text in {"__init__": "", "interface": INTERFACE, "server": RESTLESS}.items():
+        (package / f"{name}.py").write_text(text)
+    more = f'[server.restless]\npackage = "{package}"\nneeds = {{}}'
+    with booted(tmp_path, more=more) as node, node.attach() as attached:
+        attached.open("restless", Restless).pretend.start().result()
+        with pytest.raises(WrongState):
+            attached.kernel.freeze.now("restless")
+        row = next(row for row in attached.kernel.ps.now() if row.server == "restless")
+        assert row.state == "failed"
+        assert "while it was frozen" in row.reason
+        assert attached.kernel.restart.now("restless").state == "serving"
+        assert attached.kernel.freeze.now("restless").state == "frozen"
