@@ -31,6 +31,11 @@ CHUNK = 16 << 20
 F_SETSIG, F_SETLEASE = 10, 1024
 
 
+def short_of_descriptors(error: OSError) -> bool:
+    """Whether there may be enough of them later."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 class Buffer:
     """Owns descriptor and, where it may have to be overwritten, a mapping."""
 
@@ -143,6 +148,10 @@ class Buffer:
             look = self.open("readonly")
         except BlockingIOError:
             return True
+        except OSError as error:
+            if not short_of_descriptors(error):
+                raise
+            return True  # it is asked again
         try:
             # If anyone opens it in this moment Linux tells us: by a signal that is ignored, not by SIGIO, which kills.
             fcntl.fcntl(look, F_SETSIG, signal.SIGURG)

@@ -46,7 +46,12 @@ class Channel:
         except BaseException:
             client.notice.give_back(self.line)
             raise
-        self._server_bell, self._client_bell = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._server_bell, self._client_bell = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except BaseException:
+            self.memory.close()
+            client.notice.give_back(self.line)
+            raise
         for bell in (self._server_bell, self._client_bell):
             bell.setblocking(False)
         self.state = OPEN

@@ -25,7 +25,7 @@ from atoll.ipc.system.control import DeliverBuffer, WithdrawBuffer
 from atoll.ipc.system.kernel import BufferMade, BufferRow
 
 from . import accounts
-from .buffers import Buffer
+from .buffers import Buffer, short_of_descriptors
 from .channels import Channel
 from .node import Node
 from .parties import KERNEL, Party, Serving
@@ -407,6 +407,10 @@ class Grants:
             descriptor = buffer.open(mode)
         except BlockingIOError:
             raise Overloaded("a buffer that one of its holders has leased from Linux") from None
+        except OSError as error:
+            if not short_of_descriptors(error):
+                raise
+            raise Overloaded("the kernel's file descriptors") from None
         try:
             party.send(told, (descriptor,))
         finally:

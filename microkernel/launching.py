@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import trio
 
@@ -118,16 +119,19 @@ class Launching:
         cost = PROCESS if recording is None else {**PROCESS, **buffer(recording.size)}
         node.ledger.charge_all(server.spec.account, cost)
         try:
-            tape = None if recording is None else Tape(server.name, recording.size)
-            serving = Serving(node.number(), server.name, server.spec.account, reader=reader, tape=tape)
+            with ExitStack() as made:
+                ours, theirs, outputs = _ends(made)
+                tape = None if recording is None else Tape(server.name, recording.size)
+                if tape is not None:
+                    made.callback(tape.close)
+                serving = Serving(node.number(), server.name, server.spec.account, reader=reader, tape=tape)
+                made.pop_all()
         except BaseException:
             node.ledger.release_all(server.spec.account, cost)
             raise
         serving.cost = cost
         serving.started = node.now()
         serving.version, serving.plan = version.hash, plan
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outputs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
         mark = f"{node.boot}-{serving.number}"
         undo = intents.EndProcess(server=server.name, process=serving.number, mark=mark)
         intent = intents.intend(node.boot, serving.number, undo, node.now())
@@ -252,6 +256,20 @@ class Launching:
             else:
                 found[need] = lasting
         return found
+
+
+def _ends(made: ExitStack) -> tuple[socket.socket, socket.socket, list[tuple[int, int]]]:
+    """Both ends of a control socket and of what a process writes, which the stack closes if it comes to nothing."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made.callback(ours.close)
+    made.callback(theirs.close)
+    outputs = []
+    for _ in range(2):
+        output = os.pipe2(os.O_CLOEXEC)
+        outputs.append(output)
+        for end in output:
+            made.callback(os.close, end)
+    return ours, theirs, outputs
 
 
 async def until_ready(server: Server, serving: Serving, within: float = READY_WITHIN) -> control.Ready:

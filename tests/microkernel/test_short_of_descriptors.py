@@ -1,0 +1,68 @@
+"""Where the kernel has no file descriptor left: what cannot be made leaves nothing open, and what cannot be seen is looked
+at again."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from atoll.ipc.system.control import Shape
+from atoll.microkernel import launching
+from atoll.microkernel.buffers import Buffer
+from atoll.microkernel.channels import Channels
+from atoll.microkernel.mechanisms import HostChance
+from atoll.microkernel.parties import Party
+
+
+def opened() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def failing_after(calls: int, action: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, but for the call after so many."""
+    left = iter(range(calls))
+
+    def act(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return action(*arguments)
+
+    return act
+
+
+def test_a_channel_without_a_doorbell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    channels, party = Channels(HostChance()), Party(1, "client", "")
+    before, free = opened(), len(party.notice._free)
+    monkeypatch.setattr(socket, "socketpair", failing_after(0, socket.socketpair))
+    with pytest.raises(OSError, match="Too many open files"):
+        channels.make(party, "server", Shape())
+    assert (opened(), len(party.notice._free)) == (before, free)
+    assert channels.check() == []
+    party.close()
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_a_process_whose_output_cannot_be_read_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    before = opened()
+    monkeypatch.setattr(os, "pipe2", failing_after(calls, os.pipe2))
+    with pytest.raises(OSError, match="Too many open files"), ExitStack() as made:
+        launching._ends(made)
+    assert opened() == before
+
+
+def test_a_buffer_that_cannot_be_looked_at_counts_as_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(1, "@1", "all")
+    buffer = Buffer(1, party, 4096, "writable")
+    buffer.make()
+    with monkeypatch.context() as short:
+        short.setattr(os, "open", failing_after(0, os.open))
+        assert buffer.mapped()
+    assert not buffer.mapped()
+    buffer.close()
+    party.close()
