@@ -248,11 +248,11 @@ class Node:
         the kernel is dead, or has stood still for `DETACH_WITHIN`."""
         if self._control.socket.fileno() < 0:
             return
-        for channel in self._channels.values():
-            self._host.remove(channel.number)
-            channel.close()
-            os.close(channel.doorbell)
-        self._channels.clear()
+        with self._lock:
+            for channel in self._channels.values():
+                self._host.remove(channel.number)
+                channel.retire()
+            self._channels.clear()
         self._deliveries.let_go()
         self._host.close()
         self._control.hang_up(self._kernel_process, DETACH_WITHIN)

@@ -195,6 +195,13 @@ void atoll_channel_close(atoll_channel *channel) {
     free(channel);
 }
 
+void atoll_channel_end(atoll_channel *channel) {
+    store_relaxed(&channel->ended, 1);
+    /* As after a notice: who is about to sleep sees the word above. The peer is rung, too, and looks in vain.
+     */
+    wake_surely(channel->own, channel->doorbell);
+}
+
 void atoll_channel_positions(atoll_channel *channel, uint64_t *consumed, uint64_t *produced) {
     for (uint32_t lane = 0; lane < channel->lanes; lane++) {
         consumed[lane] = channel->in[lane].position;
@@ -222,6 +229,8 @@ static int notice_read(const struct channel_notice SHARED *notice, struct channe
 /* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
 int channel_noticed(const struct atoll_channel *channel) {
     const struct channel_notice SHARED *notice = channel->notice;
+    if (load_relaxed(&channel->ended))
+        return R_CLOSED;
     if (!notice)
         return 0;
     /* Both pair with the fence in atoll_notice_channel: whoever has seen the notice finds, when it looks once

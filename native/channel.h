@@ -56,6 +56,7 @@ struct atoll_channel {
     int just_woke; /* the last send had to wake the peer: it needs longer than usual */
     int bell_due;  /* records were written whose wake-up is put off to the end of the batch */
     int deaf;      /* DEAF_*, not 0: the doorbell's other end was shut, and will not ring again */
+    int ended;     /* its process lets go of this end: whoever sends or waits is to leave */
     int starved;   /* a record found no room, and nobody has been told of any since */
     uint64_t starved_at[LANES_MOST]; /* where the peer's indices stood then */
     int freed;                       /* records were taken, and the peer has not been looked at since */
@@ -126,7 +127,7 @@ void channel_freed(struct atoll_channel *channel);
 /* Is there a record on any lane? */
 int channel_pending(const struct atoll_channel *channel);
 
-/* Has the kernel said anything new of this channel? R_EPOCH, R_CLOSED or 0. */
+/* Has the kernel said anything new of this channel, or its process let go of it? R_EPOCH, R_CLOSED or 0. */
 int channel_noticed(const struct atoll_channel *channel);
 
 /* Is there what the loop has not handed out yet: something the kernel said of this channel, or that its bell

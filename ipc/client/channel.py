@@ -106,7 +106,7 @@ class ClientChannel:
         """Threads that wait for their turn to receive."""
         self.unarmed = False
         """An event loop may sleep without a ring to come: whoever receives now kicks it when it leaves."""
-        self.outbox = Outbox(self.c, opened.epoch, self.pending, self._lose)
+        self.outbox = Outbox(self.c, opened.epoch, self.pending)
         forking.watch(self)
 
     def forked(self) -> None:
@@ -418,14 +418,15 @@ class ClientChannel:
     # trouble ----------------------------------------------------------------------------------------------------------
 
     def trouble(self, result: int, spec: MethodSpec, size: int = 0, *, receiving: bool = False) -> None:
-        """Deal with a negative result; returns if it is worth trying again, else raises."""
+        """Deal with a negative result; returns if it is worth trying again, else raises. `receiving`: it waited, and what
+        it waited for says itself how it ended."""
         if result == Result.EPOCH or result == Result.CLOSED:
             if receiving:
                 while self._drain() == DRAIN_MOST:
                     pass
                 self._renew()
-            else:
-                self.look()
+                return
+            self.look()
             if self.failed is not None and result == Result.CLOSED:
                 raise copy(self.failed)  # a fresh one: a traceback grows with each raise
             return
@@ -452,7 +453,7 @@ class ClientChannel:
             self.bereave()
 
     def _look_at_kernel(self) -> None:
-        if not self.host.alive():
+        if self.failed is None and not self.host.alive():
             self.down()
             raise NodeDown()
 
@@ -460,7 +461,7 @@ class ClientChannel:
         result = lib.atoll_channel_renew(self.c, self._taken)
         if result == Result.CLOSED:
             self.bereave()
-            self._stopped = True
+            self._stopped = not self._retired
         elif result == 1:
             self._renewed()
         elif result == Result.AGAIN:
@@ -483,14 +484,9 @@ class ClientChannel:
         finally:
             self.leave()
 
-    def _lose(self, pending: Pending) -> None:
-        self._end(pending, PeerDied(pending.site.spec.label, True))
-
     def _end(self, pending: Pending, error: errors.AtollError) -> None:
         self.pending.pop(pending.number, None)
-        if pending.stream is not None:
-            pending.stream.ended(error)
-        pending.fail(error)
+        pending.over(error)
 
     def misbehaved(self, check: str = "") -> None:
         """Close the channel over what the peer wrote, and have the event recorded."""
@@ -550,22 +546,37 @@ class ClientChannel:
             waited=self.waited / NANOSECONDS,
         )
 
+    def adopt(self, pending: Pending) -> None:
+        """Have in hand a request that was written before it was one; it ends with a channel that has ended meanwhile."""
+        self.pending[pending.number] = pending
+        if self.failed is not None:
+            self._end(pending, PeerDied(pending.site.spec.label, True))
+
     def retire(self) -> None:
-        """The kernel has closed it. Threads may be inside still: memory and doorbell go with the last that knows it."""
+        """The kernel has closed it, or this process lets go of it. Threads may be inside still; they leave, and memory and
+        doorbell go with the last that knows it."""
+        self._retired = True
         self.bereave()
-        self._stopped, self._retired = False, True
+        self._stopped = False
+        lib.atoll_channel_end(self.c)
 
     def __del__(self) -> None:
         if getattr(self, "_retired", False):
-            self.close()
+            self._free()
             os.close(self.doorbell)
 
     def close(self) -> None:
-        """Give the memory back. No thread may be inside, and no view of a reply may be left."""
+        """Give the memory back, once the thread that receives has left. None may send, and no view of a reply may be left;
+        the doorbell is the caller's."""
         if self.c is not None:
             self.bereave()
             self._stopped = False
-            self.views.clear()
-            self._buffer.release()
-            lib.atoll_channel_close(self.c)
-            self.c = None
+            lib.atoll_channel_end(self.c)
+            with self.receiving:
+                self._free()
+
+    def _free(self) -> None:
+        self.views.clear()
+        self._buffer.release()
+        lib.atoll_channel_close(self.c)
+        self.c = None

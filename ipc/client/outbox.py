@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from atoll.ipc.errors import TooLarge
+from atoll.ipc.errors import PeerDied, TooLarge
 from atoll.native import Kind, Result, ffi, lib
 
 from .pending import Pending
@@ -42,18 +42,14 @@ class Record:
 
 
 class Outbox:
-    """`c` is the channel and `epoch` the one it was opened in, `table` holds the requests in hand by number, `lose` ends one
-    whose outcome is unknown."""
+    """`c` is the channel and `epoch` the one it was opened in, `table` holds the requests in hand by number."""
 
-    def __init__(
-        self, c: Any, epoch: int, table: dict[int, Pending], lose: Callable[[Pending], None]
-    ) -> None:
+    def __init__(self, c: Any, epoch: int, table: dict[int, Pending]) -> None:
         self.owed: deque[Record] = deque()
         self.dead: dict[int, list[int]] = {}
         """Of each epoch that ended, by mark: what its server had taken, by lane."""
         self._c = c
         self._table = table
-        self._lose = lose
         self._largest = int(lib.atoll_channel_limit(c))
         self._mark = epoch & MARK
         self._paid: list[Callable[[], None]] = []
@@ -240,7 +236,8 @@ class Outbox:
 
     def _close(self, lost: list[Pending]) -> None:
         for pending in lost:
-            self._lose(pending)
+            self._table.pop(pending.number, None)
+            pending.over(PeerDied(pending.site.spec.label, True))
         self.pay()
 
     def _judge(self, written: list[Pending], taken: list[int]) -> list[Pending]:

@@ -50,6 +50,10 @@ def _open(channel: int) -> bool:
     return False
 
 
+def _unheard(channel: int, check: str) -> None:
+    """No kernel to tell."""
+
+
 class Outside:
     """The `Host` of such a process's channels. `kernel` is a pidfd of the node's kernel; it stays the caller's."""
 
@@ -84,8 +88,10 @@ class Outside:
             self._epoll.unregister(channel.doorbell)
 
     def close(self) -> None:
-        """Stop watching; the channels are closed by whoever made them. No task may wait any more."""
+        """Stop watching; the channels are closed by whoever made them. No task may wait any more. A thread may: it has
+        nobody left to tell, or to ask."""
         self._closed = True
+        self._report, self.closed = _unheard, _open
         with self._loops:
             readers = [loop for loop in self._readers if not loop.is_closed()]
         if trio.lowlevel.in_trio_run():
@@ -112,7 +118,7 @@ class Outside:
             if watched or self._epoll.closed:
                 return
             self._epoll.close()
-        os.close(self._kick)
+            os.close(self._kick)
 
     # what channels ask of their host (see Host) -----------------------------------------------------------------------
 
@@ -134,9 +140,10 @@ class Outside:
 
     def _poke(self) -> None:
         """Make the descriptor that the event loop waits on readable."""
-        if not self._closed:
-            with contextlib.suppress(BlockingIOError):  # the counter is full, so it is readable
-                os.eventfd_write(self._kick, 1)
+        with self._loops:
+            if not self._epoll.closed:
+                with contextlib.suppress(BlockingIOError):  # the counter is full, so it is readable
+                    os.eventfd_write(self._kick, 1)
 
     def misbehaved(self, channel: int, check: str) -> None:
         self._report(channel, check)

@@ -141,6 +141,12 @@ class Pending(RawFuture):
         self.seconds: float | None = None
         self.stream: Opened | None = None
 
+    def over(self, error: AtollError) -> None:
+        """It ends without a reply, and so does the stream that it opened."""
+        if self.stream is not None:
+            self.stream.ended(error)
+        self.fail(error)
+
     def disown(self, error: AtollError) -> None:
         """In a fork: it is the parent's, and over here. Nobody is called, and no lock taken."""
         self._error, self._done = error, True

@@ -92,7 +92,7 @@ class ChannelTransport:
             pending = Pending(channel, site, payload, 0, 0, None)
             pending.number = lib.atoll_call_request(channel.c)
             pending.end = lib.atoll_call_end(channel.c)
-            channel.pending[pending.number] = pending
+            channel.adopt(pending)
             if result == Result.OTHER:
                 channel.route_current()
             else:

@@ -31,6 +31,10 @@ WITHDRAWALS = 2
 """Word of the notice that counts them."""
 
 
+def _silence() -> None:
+    """No control socket to read."""
+
+
 class Deliveries:
     """Ports and buffers by token."""
 
@@ -96,7 +100,8 @@ class Deliveries:
             del self._reads[at]
 
     def let_go(self) -> None:
-        """Unmap everything that nobody here uses: this process detaches."""
+        """Unmap everything that nobody here uses: this process detaches, and hears nothing any more."""
+        self._pump, self._look = _silence, None
         self._at_hand.clear()
         self._named_by.clear()
         self._buffers.clear()

@@ -253,7 +253,6 @@ class Process:
             assert self._notice is not None
             channel = ClientChannel(opened, memory, doorbell, self._notice, self)
             os.close(memory)
-            self._doorbells[opened.channel] = doorbell
             self.clients[opened.channel] = channel
             if self.loop is not None:
                 self.loop.add_client(channel)
@@ -410,7 +409,7 @@ class Process:
                     loop.remove(number)
                 client = self.clients.pop(number, None)
                 if client is not None:
-                    client.close()
+                    client.retire()
                 self.deliveries.closed(number)
                 doorbell = self._doorbells.pop(number, None)
                 if doorbell is not None:

@@ -52,6 +52,9 @@ uint64_t atoll_channel_size(uint32_t lanes, uint32_t ring_bits, uint32_t bulk_bi
 atoll_channel *atoll_channel_open(int memory, int doorbell, int server, uint32_t lanes, uint32_t ring_bits,
                                   uint32_t bulk_bits, uint32_t epoch, uint64_t base, const void *notice);
 void atoll_channel_close(atoll_channel *channel);
+/* A client's end is let go: its threads that send or wait get R_CLOSED, those asleep at once. Its memory
+ * stays. */
+void atoll_channel_end(atoll_channel *channel);
 atoll_channel *atoll_channel_resume(int memory, int doorbell, uint32_t lanes, uint32_t ring_bits,
                                     uint32_t bulk_bits, uint32_t epoch, const uint64_t *consumed,
                                     const uint64_t *produced);

@@ -1,9 +1,11 @@
 """What a server may write to its clients, and what it leaves unread: it costs them their channel at most. (Raw cffi.)"""
 
+import contextlib
+import ctypes
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ import trio
 from atoll.ipc.bound import bind
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.transport import ChannelTransport
-from atoll.ipc.errors import DeadlineExceeded, PeerMisbehaved
+from atoll.ipc.errors import DeadlineExceeded, PeerDied, PeerMisbehaved
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.runtime.launch import Process
 from atoll.ipc.serve import Serves
@@ -25,6 +27,7 @@ from tests.kit.memory import Memory
 from tests.kit.serving import Serving, serving
 from tests.native.suite import Server, Target
 
+FUTEX, FUTEX_REQUEUE, LINE = 202, 3, 64
 HOSTILE = 900
 """The channel to it."""
 encode = msgspec.msgpack.encode
@@ -101,14 +104,23 @@ class Reader(Interface):
     @call("use")
     def read(self) -> int: ...
     @call("use")
+    def ask(self) -> int: ...
+    @call("use")
+    def parked(self) -> bool:
+        """Whether a thread sleeps over what it asked."""
+
+    @call("use")
     def well(self) -> bool: ...
 
 
 class ReaderServer(Serves[Reader]):
     """Reads from the server behind `HOSTILE`."""
 
+    def _process(self) -> Process:
+        return next(found for found in gc.get_objects() if isinstance(found, Process))
+
     def _target(self) -> Target:
-        process = next(found for found in gc.get_objects() if isinstance(found, Process))
+        process = self._process()
         port = control.Port(channel=HOSTILE, slot=0, generation=1, interface="Target", rights=("read",))
         return bind(Target, ChannelTransport(process.clients[HOSTILE], port))
 
@@ -118,12 +130,22 @@ class ReaderServer(Serves[Reader]):
             await trio.sleep_forever()
         raise AssertionError
 
+    @Reader.ask.serve
+    async def ask(self) -> int:
+        target = self._target()
+        return await trio.to_thread.run_sync(lambda: target.double.now(1))
+
+    @Reader.parked.serve
+    def parked(self) -> bool:
+        return bool(self._process().clients[HOSTILE]._counters.parks)
+
     @Reader.well.serve
     def well(self) -> bool:
         return True
 
 
-def hostile(served: Serving) -> Memory:
+@contextlib.contextmanager
+def hostile(served: Serving) -> Iterator[Memory]:
     """The server under test is given a channel whose server the test plays."""
     memory = Memory(HOSTILE, control.Shape(), 0)
     lib.atoll_notice_channel(served.server_notice.c, 0, 1, 1, memory.base, ffi.NULL)
@@ -138,19 +160,46 @@ def hostile(served: Serving) -> Memory:
     )
     served._send(opened, memory.descriptor, memory.client_bell.fileno())
     served.observe()
-    return memory
+    try:
+        yield memory
+    finally:
+        memory.close()
 
 
 def test_a_server_outlives_what_a_server_that_it_calls_writes() -> None:
-    with serving(ReaderServer) as served:
-        memory = hostile(served)
+    with serving(ReaderServer) as served, hostile(served) as memory:
         reading = served.proxies[0].read.start()
         served.observe()
         write(memory, FULL, (Kind.REPLY, encode(1)))
         assert served.until_misbehaved().channel == HOSTILE
         assert served.proxies[0].well.now()
         reading.cancel()
-        memory.close()
+
+
+def _requeue(memory: Memory) -> bool:
+    """Have whoever sleeps on the client's word sleep on another one. Whether somebody did."""
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory.mapped))
+    word, other = ctypes.c_void_p(base + LINE), ctypes.c_void_p(base + LINE + 36)
+    libc = ctypes.CDLL(None, use_errno=True)
+    return bool(libc.syscall(FUTEX, word, FUTEX_REQUEUE, 0, ctypes.c_void_p(1), other, 0) > 0)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_channel_is_closed_while_a_thread_of_the_server_waits(moved: bool) -> None:
+    """It waits where the kernel's ring finds it, or where the hostile server has moved it."""
+    with serving(ReaderServer) as served, hostile(served) as memory:
+        asking = served.proxies[0].ask.start()
+        while not served.proxies[0].parked.now():
+            pass
+        while moved and not _requeue(memory):
+            pass
+        lib.atoll_notice_channel(served.server_notice.c, 0, 1, 3, memory.base, ffi.NULL)
+        memory.wake_client()
+        served._send(control.CloseChannel(channel=HOSTILE, reason="closed by the test"))
+        with pytest.raises(PeerDied, match="Target.double .* outcome unknown"):
+            asking.result()
+        served.observe()
+        assert served.proxies[0].well.now()
 
 
 # what it leaves unread ------------------------------------------------------------------------------------------------

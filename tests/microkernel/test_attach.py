@@ -99,6 +99,75 @@ def test_a_node_that_is_collected_without_close_is_tidied_up_after(node: RealNod
         assert attached.open("counter", Counter).get.now("collected") == 2
 
 
+DETACHING = """
+import sys, threading
+from pathlib import Path
+from atoll.ipc.attach import Node
+from tests.microkernel.nodes import interface
+Counter = interface("counter", "Counter")
+node = Node(Path(sys.argv[1]), "detaching")
+counter, other = node.open("counter", Counter), node.open("counter", Counter)
+
+found = []
+
+def ended(what):
+    try:
+        what()
+    except BaseException as error:
+        found.append((type(error).__name__, getattr(error, "outcome_unknown", None)))
+
+threads = [
+    threading.Thread(target=ended, args=(each,))
+    for each in (
+        lambda: counter.slow.now(600.0),
+        lambda: other.slow.now(600.0),
+        lambda: list(node.kernel.logs.now(1 << 40, "", True)),
+    )
+]
+begun = counter.begun.now()
+for thread in threads:
+    thread.start()
+with Node(Path(sys.argv[1]), "beside") as beside:
+    while beside.open("counter", Counter).begun.now() < begun + 2:
+        pass
+while not all(channel._counters.parks for channel in node._channels.values()):
+    pass
+node.close()
+for thread in threads:
+    thread.join()
+print(*sorted(found))
+"""
+
+
+def test_who_detaches_while_its_threads_wait_has_them_end(node: RealNode) -> None:
+    script = [sys.executable, "-c", DETACHING, str(node.folder)]
+    for _ in range(5):
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        calls, stream = ("PeerDied", True), ("PeerDied", False)  # which goes on where it stood, and found nobody
+        assert done.stdout.strip() == f"{stream} {calls} {calls}"
+
+
+def test_memory_and_doorbells_go_with_who_detaches(node: RealNode) -> None:
+    def held() -> tuple[int, int]:
+        mapped = Path("/proc/self/maps").read_text().count("memfd:")
+        return len(os.listdir("/proc/self/fd")), mapped
+
+    with node.attach() as attached:
+        attached.open("counter", Counter).add.now("kept")
+    del attached
+    before = held()
+    gc.disable()
+    try:
+        for _ in range(20):
+            with node.attach() as attached:
+                attached.open("counter", Counter).add.now("kept")
+            del attached
+        assert held() == before
+    finally:
+        gc.enable()
+
+
 def test_who_says_no_hello_is_turned_away_with_a_sentence(node: RealNode) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
         end.connect(str(node.folder / SOCKET))
