@@ -140,10 +140,10 @@ class Outside:
 
     def _poke(self) -> None:
         """Make the descriptor that the event loop waits on readable."""
-        with self._loops:
+        # Nothing is made under the lock: an object that is collected for it may cancel a call, and come here.
+        with contextlib.suppress(BlockingIOError), self._loops:  # the counter is full, so it is readable
             if not self._epoll.closed:
-                with contextlib.suppress(BlockingIOError):  # the counter is full, so it is readable
-                    os.eventfd_write(self._kick, 1)
+                os.eventfd_write(self._kick, 1)
 
     def misbehaved(self, channel: int, check: str) -> None:
         self._report(channel, check)

@@ -196,7 +196,7 @@ def test_a_channel_is_closed_while_a_thread_of_the_server_waits(moved: bool) -> 
         lib.atoll_notice_channel(served.server_notice.c, 0, 1, 3, memory.base, ffi.NULL)
         memory.wake_client()
         served._send(control.CloseChannel(channel=HOSTILE, reason="closed by the test"))
-        with pytest.raises(PeerDied, match="Target.double .* outcome unknown"):
+        with pytest.raises(PeerDied, match=r"Target\.double .* outcome unknown"):
             asking.result()
         served.observe()
         assert served.proxies[0].well.now()

@@ -144,7 +144,7 @@ def test_who_detaches_while_its_threads_wait_has_them_end(node: RealNode) -> Non
     for _ in range(5):
         done = subprocess.run(script, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        calls, stream = ("PeerDied", True), ("PeerDied", False)  # which goes on where it stood, and found nobody
+        calls, stream = ("PeerDied", True), ("PeerDied", False)  # it went on where it stood, and found nobody
         assert done.stdout.strip() == f"{stream} {calls} {calls}"
 
 
