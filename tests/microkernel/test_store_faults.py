@@ -98,7 +98,7 @@ def test_a_full_disk_stops_neither_reads_nor_the_kernel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("format_", "told"),
-    [(99, "the store has format 99, this version reads up to 3"), (0, "no way leads from 0 to 1")],
+    [(99, "the store has format 99, this version reads up to 4"), (0, "no way leads from 0 to 1")],
 )
 def test_a_store_of_another_format_is_refused_at_boot_with_a_sentence(
     tmp_path: Path, format_: int, told: str
