@@ -15,6 +15,7 @@ from msgspec import Raw, Struct
 
 from atoll.ipc.errors import (
     AtollError,
+    DecodeFaults,
     InternalFault,
     NotAllowed,
     Overloaded,
@@ -139,7 +140,7 @@ class Reads:
     def saw(self, tells: Tells, reply: Payload) -> None:
         try:
             revision = tells(reply)
-        except msgspec.DecodeError:
+        except DecodeFaults:
             return  # whoever decodes the whole reply says so
         self.seen = max(self.seen, revision)
 

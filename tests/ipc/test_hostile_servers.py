@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from atoll.ipc.bound import bind
+from atoll.ipc.client import reading
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.transport import ChannelTransport
 from atoll.ipc.errors import DeadlineExceeded, PeerDied, PeerMisbehaved
@@ -95,6 +96,15 @@ def test_a_record_of_no_items_is_not_kept() -> None:
         assert served.accused == [(memory.number, "items without credit")]
         with pytest.raises(PeerMisbehaved):
             next(numbers)
+
+
+@pytest.mark.parametrize("tells", [reading._of_item, reading._of_revised])
+def test_a_reply_that_nests_without_end_tells_no_revision(tells: reading.Tells) -> None:
+    """Whoever receives looks at it, and goes on; its caller is told what it is."""
+    reads = reading.Reads()
+    for head in (b"\x92\x01", b"\x93\xa1k"):
+        reads.saw(tells, head + b"\x91" * 100_000 + b"\xc0\x01")
+    assert reads.seen == 0
 
 
 # to a client that is a server -----------------------------------------------------------------------------------------
