@@ -330,7 +330,8 @@ class Aborted(PeerFault):
 
 class Conflict(PeerFault):
     """A precondition of a commit does not hold: somebody else wrote. Revisions; 0 means absent, less: never written.
-    `keyspace`: its name, which tells one party's keys from another's where a transaction is shared."""
+    `keyspace`: its name, which tells one party's keys from another's where a transaction is shared; of another party's `key`
+    is empty."""
 
     number = 26
     key: bytes
@@ -342,7 +343,8 @@ class Conflict(PeerFault):
     def message(self) -> str:
         where = f" of keyspace {self.keyspace!r}" if self.keyspace else ""
         expected = "not to have been written" if self.expected < 0 else f"at revision {self.expected}"
-        return f"key {self.key!r}{where} was expected {expected} and is at {self.found}: read it again and repeat"
+        key = f"key {self.key!r}" if self.key or not self.keyspace else "a key"
+        return f"{key}{where} was expected {expected} and is at {self.found}: read it again and repeat"
 
 
 class DrainTimedOut(PeerFault):

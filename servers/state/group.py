@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import AtollError, BadRequest, TooLarge
+from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
 from atoll.ipc.system.state import NEVER, Ahead, Committed, Compacted, Expect, Range, StoreFull
 
 from . import horizons, layout
@@ -24,6 +24,7 @@ from . import ranges as ranges_of
 from .engine import Batch, BatchTooLarge, ConditionFailed, Full, Snapshot, Table
 from .history import History
 from .ownership import CLAIM, Disowned, Ownership
+from .pins import OWN
 from .versions import newest, time_of
 
 GROUP_LIMIT: Final = 1024
@@ -130,7 +131,7 @@ class Group:
                 with self._engine.snapshot() as snapshot:
                     if self._known(snapshot, transaction, done):
                         return
-                    self._check(snapshot, transaction.expects)
+                    self._check(snapshot, transaction)
             if transaction.writes or transaction.id:
                 self._write(transaction, done)
             else:
@@ -243,13 +244,14 @@ class Group:
         """Bytes that it takes, roughly, and operations. Raises `TooLarge`."""
         if len(note := transaction.note.encode()) > NOTE_MOST:
             raise TooLarge("a note", len(note), NOTE_MOST, do="shorten it")
-        refuse_large(writes)
         size = len(transaction.reply) + len(transaction.note) + 256
         operations = len(writes) + 2 if transaction.id else len(writes) + 1
         for key, value in writes:
             length = len(key)
             size += 4 * length + 160
             if value is not None:
+                if len(value) > ROW_MOST - length + layout.KEYSPACE_SIZE:
+                    refuse_large(writes)
                 size += len(value)
                 operations += len(value) > layout.INLINE
             if 2 * length + layout.OVERHEAD > self._engine.maximum_key:
@@ -268,8 +270,9 @@ class Group:
             )
         return size, operations
 
-    def _check(self, snapshot: Snapshot, expects: list[Expect | Range]) -> None:
+    def _check(self, snapshot: Snapshot, transaction: Transaction) -> None:
         """Raises `Conflict` where something is not as a transaction expects it, `TooLarge` where that is too much to ask."""
+        expects, badge = transaction.expects, transaction.badge
         ranges = [expect for expect in expects if isinstance(expect, Range)]
         keys = [expect for expect in expects if isinstance(expect, Expect)]
         for count, most, what in (
@@ -279,19 +282,19 @@ class Group:
             if count > most:
                 raise TooLarge(f"a transaction of {count} {what}", count, most, what, IN_PARTS)
         for expect in keys:
-            self._check_key(snapshot, expect)
+            self._check_key(snapshot, expect, badge)
         if ranges:
-            self._check_ranges(snapshot, ranges)
+            self._check_ranges(snapshot, ranges, badge)
 
-    def _check_key(self, snapshot: Snapshot, expect: Expect) -> None:
+    def _check_key(self, snapshot: Snapshot, expect: Expect, badge: int) -> None:
         found = self._found(snapshot, expect.key)
         if expect.revision == NEVER:
             if expect.key in self._heads or newest(snapshot, expect.key, layout.LAST) is not None:
-                raise self._history.conflict(expect.key, NEVER, found)
+                raise self._conflict(expect.key, NEVER, found, badge)
         elif found != expect.revision:
-            raise self._history.conflict(expect.key, expect.revision, found)
+            raise self._conflict(expect.key, expect.revision, found, badge)
 
-    def _check_ranges(self, snapshot: Snapshot, ranges: list[Range]) -> None:
+    def _check_ranges(self, snapshot: Snapshot, ranges: list[Range], badge: int) -> None:
         for wanted in ranges:
             kept = horizons.highest(snapshot, horizons.span(wanted.start, wanted.end))
             if wanted.revision < kept.horizon:
@@ -303,7 +306,12 @@ class Group:
         for key, revision in self._written_since(snapshot, mapped):
             expected = mapped.revision_of(key)
             if expected is not None and revision > expected:
-                raise self._history.conflict(key, expected, revision)
+                raise self._conflict(key, expected, revision, badge)
+
+    def _conflict(self, key: bytes, expected: int, found: int, badge: int) -> Conflict:
+        """As it is told to the owner of a transaction: which keys another party read is not the owner's to know."""
+        own = badge in (OWN, layout.keyspace_of(key))
+        return self._history.conflict(key if own else key[: layout.KEYSPACE_SIZE], expected, found)
 
     def _found(self, snapshot: Snapshot, key: bytes) -> int:
         held = self._heads.get(key)

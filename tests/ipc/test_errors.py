@@ -136,6 +136,11 @@ EXAMPLES: list[tuple[AtollError, type[AtollError], str]] = [
         "key b'k' of keyspace 'rows' was expected at revision 3 and is at 5: read it again and repeat",
     ),
     (
+        errors.Conflict(b"", 3, 5, "rows"),
+        PeerFault,
+        "a key of keyspace 'rows' was expected at revision 3 and is at 5: read it again and repeat",
+    ),
+    (
         errors.Conflict(b"k", -1, 5, "rows"),
         PeerFault,
         "key b'k' of keyspace 'rows' was expected not to have been written and is at 5: read it again and repeat",

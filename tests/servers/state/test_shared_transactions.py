@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from atoll.ipc.context import in_hand
-from atoll.ipc.errors import Aborted, BadRequest, NotFound
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, NotFound
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.serve import Serves, bind
@@ -47,6 +47,25 @@ async def test_what_a_call_sends_after_it_came_to_nothing_is_refused(tmp_path: P
         assert (await callee.range(b"")).items == []
         who = await owner.who(done.revision)
         assert who is not None and who.others == ()
+
+
+async def test_which_key_of_a_callee_had_changed_is_not_the_owners_to_know(tmp_path: Path) -> None:
+    async with serving(tmp_path / "store") as (node, kernel):
+        owner = node.proxy(State, await kernel.make_keyspace("one"), ALL, client=1)
+        callee = node.proxy(State, await kernel.make_keyspace("two"), ALL, client=2)
+        for scans in (False, True):
+            transaction = await owner.begin(10.0)
+            part = await owner.share(transaction)
+            if scans:
+                await callee.scan(part, b"")
+            else:
+                await callee.read(part, b"whom it is about")
+            await owner.join(part)
+            await owner.commit([Write(b"a", b"1")], transaction=transaction)
+            await callee.commit([Write(b"whom it is about", b"")])
+            with pytest.raises(Conflict) as conflict:
+                await owner.finish(transaction)
+            assert (conflict.value.key, conflict.value.keyspace) == (b"", "two")
 
 
 async def test_a_joined_part_takes_no_more(tmp_path: Path) -> None:
