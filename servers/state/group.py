@@ -280,7 +280,7 @@ class Group:
             (len(keys), _EXPECTS_MOST, "expectations"),
         ):
             if count > most:
-                raise TooLarge(f"a transaction of {count} {what}", count, most, what, IN_PARTS)
+                raise TooLarge("a transaction", count, most, what, IN_PARTS)
         for expect in keys:
             self._check_key(snapshot, expect, badge)
         if ranges:
