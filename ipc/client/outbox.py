@@ -121,7 +121,6 @@ class Outbox:
 
     def cancel(self, pending: Pending) -> None:
         """A request is over before its reply, and out of the table. Its server hears of it, if it may have the request."""
-        paid: list[Callable[[], None]] = []
         with self._lock:
             pending.payload = b""
             self._given_up += 1
@@ -129,10 +128,11 @@ class Outbox:
                 2 * self._given_up >= len(self.owed) and not self._walked
             ):  # not each time: many may be given up at once
                 self._drop()
-            if not pending.end and not self.owed:
-                paid, self._paid = self._paid, []
         if pending.end:
             self.control(pending, Kind.CANCEL)
+        with self._lock:
+            # Whoever waits for that leads the others of its loop: nobody looks for it if nothing is owed.
+            paid, self._paid = ([], self._paid) if self.owed else (self._paid, [])
         for notify in paid:
             notify()
 
