@@ -122,6 +122,8 @@ ELSEWHERE = {
         "adversary/test_culprits.py::test_a_server_that_says_nonsense_to_the_kernel_is_ended_and_named",
     Check("microkernel/connections.py", "{} packets are unread", "kernel"):
         "microkernel/test_connections.py::test_who_never_reads_is_given_up",
+    Check("microkernel/connections.py", "{} descriptors are unread", "kernel"):
+        "microkernel/test_hostile_bytes.py::test_a_peer_that_stops_reading_ends_its_own_connection_alone",
     Check("microkernel/connections.py", "{} packets are unread: {}", "kernel"):
         "microkernel/test_connections.py::test_who_never_reads_is_given_up",
     **{

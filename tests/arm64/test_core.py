@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz.build import ARM64, CORPUS, NATIVE, TARGETS, build, fuzz
 from tests.native.test_fast_path import answered, compiled
 
-RUNS = {"serve": 300, "receive": 400, "table": 300, "bulk": 300, "race": 5}
+RUNS = {"serve": 300, "receive": 400, "table": 300, "bulk": 300, "nesting": 300, "race": 5}
 
 
 @pytest.fixture(scope="module")

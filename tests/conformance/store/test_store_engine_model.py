@@ -128,8 +128,10 @@ class EngineMachine(RuleBasedStateMachine):
             self.release()
         batches, position = [], self.position
         for each in asked:
-            batches.append(batch_of(each, position))
-            position += len(batches[-1].events)
+            made = batch_of(each, position)
+            if made.operations:  # of one that holds nothing nothing is logged, and nobody dies over it
+                batches.append(made)
+                position += len(made.events)
         reading, told = os.pipe()
         with self.stores[0].away():
             doomed = partial(commit_and_die, Path(self.folder.name) / "store", batches, left, point, told)
