@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -236,23 +237,31 @@ class Life:
         group, caught = self._node.group(server), 0
         with trio.move_on_after(FREEZE_WITHIN):
             while True:
-                await self._windows.passed([serving])
+                await self._windows.passed([serving], partial(self._take_its_time, server))
+                if server.state == "frozen":
+                    break
                 await group.freeze()
                 if serving.gone or not serving.status.window() & 1:
                     return
                 caught += 1
                 await group.thaw()
-        if caught < CAUGHT_OFTEN:
-            raise DeadlineExceeded("freeze", FREEZE_WITHIN)
-        self._events.ended(
-            server.name, f"{caught} times it stood still where nothing that it does takes time"
-        )
+        if server.state != "frozen":
+            if caught < CAUGHT_OFTEN:
+                raise DeadlineExceeded("freeze", FREEZE_WITHIN)
+            self._events.ended(
+                server.name, f"{caught} times it stood still where nothing that it does takes time"
+            )
+            self._take_its_time(server)
         with trio.CancelScope(shield=True):
             await self._end_instead(server, serving)
 
+    @staticmethod
+    def _take_its_time(server: Server) -> None:
+        """Whatever ends it from here on gives it none back."""
+        server.state = "frozen"
+
     async def _end_instead(self, server: Server, serving: Serving) -> None:
         """In place of freezing it: as one that died frozen it stays down."""
-        server.state = "frozen"
         if serving.process is not None:
             serving.process.kill()
         await self._node.group(server).thaw()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -18,13 +18,14 @@ class Windows:
     def __init__(self, events: Events) -> None:
         self._events = events
 
-    async def passed(self, processes: Iterable[Serving]) -> None:
-        """Wait until each loop has passed the window between check and dispatch that it may be in."""
+    async def passed(self, processes: Iterable[Serving], doomed: Callable[[], None] = lambda: None) -> None:
+        """Wait until each loop has passed the window between check and dispatch that it may be in. One that does not is
+        ended; `doomed` is told right before."""
         async with trio.open_nursery() as nursery:
             for serving in processes:
-                nursery.start_soon(self._passed, serving)
+                nursery.start_soon(self._passed, serving, doomed)
 
-    async def _passed(self, serving: Serving) -> None:
+    async def _passed(self, serving: Serving, doomed: Callable[[], None]) -> None:
         if serving.gone:
             return
         seen = serving.status.window()
@@ -37,4 +38,5 @@ class Windows:
         if not serving.gone and serving.process is not None:
             why = f"its loop did not move for {WINDOW_WITHIN * 1000:g} ms during a revocation"
             self._events.ended(serving.holder, why)
+            doomed()
             serving.process.kill()
