@@ -28,9 +28,16 @@ class Places:
     process only: without them work is done again, to no effect."""
 
     def __init__(self) -> None:
-        self.within = 0
-        """How many keys of the next event were done already."""
+        self._within = (0, 0)
+        """A revision, and how many keys of its event the sweep in hand has done. The event may be gone by the next step."""
         self._alive: dict[int, int] = {}
+
+    def within(self, revision: int) -> int:
+        """How many keys of an event were done already."""
+        return self._within[1] if self._within[0] == revision else 0
+
+    def stand(self, revision: int, index: int) -> None:
+        self._within = (revision, index)
 
     def alive(self, revision: int) -> int:
         """Up to which key of an event all versions are known to be gone."""
@@ -86,16 +93,16 @@ class Sweep:
         Returns how far it came; not further than work and batch allow, so that it is to be called again from there."""
         for revision, entry in self._events(after, target):
             keys = entry.keys
-            for index in range(self._places.within, len(keys)):
+            for index in range(self._places.within(revision), len(keys)):
                 if layout.keyspace_of(keys[index]) == self._keyspace and not self._older(
                     keys[index], revision, most
                 ):
-                    self._places.within = index
+                    self._places.stand(revision, index)
                     return after
                 if self._spent and index + 1 < len(keys):
-                    self._places.within = index + 1
+                    self._places.stand(revision, index + 1)
                     return after
-            self._places.within = 0
+            self._places.stand(revision, 0)
             after = revision
             if self._spent:
                 return after

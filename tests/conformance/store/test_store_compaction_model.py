@@ -374,10 +374,12 @@ class CompactionMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "kept"):
-            self.see()
-            self.leave_nothing(self.kept, self.head)
-            self.kept.server._engine.close()
-            self.folder.cleanup()
+            try:
+                self.see()
+                self.leave_nothing(self.kept, self.head)
+            finally:
+                self.kept.server._engine.close()
+                self.folder.cleanup()
 
 
 def _plain(items: list[Item]) -> Rows:

@@ -212,6 +212,22 @@ def test_a_deleted_key_leaves_nothing(kept: Kept) -> None:
     assert len(revisions) == 3
 
 
+def test_an_event_that_goes_half_way_through_it_leaves_no_key_of_the_next_one_out(kept: Kept) -> None:
+    rows = kept.keyspace_state("rows", Retention(versions=2))
+    put(kept, rows, a=None, b="1")
+    put(kept, rows, c=None, b="2")
+    put(kept, rows, b="3")
+    kept.hands.now += 1000
+    put(kept, rows, z="")
+    kept.compact()  # of the first event the deletion is left
+    assert (history(rows, "a"), history(rows, "b")) == ([None], ["3", "2"])
+    kept.state().make_keyspace.start("rows", Retention(age=AGE)).result()
+    kept.server._passes.compactor.work = 1  # a key a step
+    kept.compact()
+    assert history(rows, "c") == []
+    assert contents(rows) == {"b": "3", "z": ""}
+
+
 def test_a_pin_holds_a_moment_and_lets_it_go(kept: Kept) -> None:
     rows, other = (
         kept.keyspace_state("rows", Retention(age=AGE)),
