@@ -8,6 +8,7 @@ import pytest
 
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import Purged, Sealed
+from atoll.ipc.system.keys import Keys
 from atoll.servers.shell import exits, tpm
 from tests.shell.conftest import PROGRAM, Shell, shell
 
@@ -100,15 +101,16 @@ def test_a_secret_in_the_tpm(person: Shell) -> None:
         assert "in the machine's TPM" in person.said("keys", "unlock", "--tpm", str(chip))
         with connect(str(home(person))) as node:
             written(diary(node))
-            with tpm.opened(chip, node.name) as held:
+            place = node.open("keys", Keys, ["observe"]).keyring.now().place
+            with tpm.opened(chip, place) as held:
                 (before,) = held.secrets()
-            with tpm.opened(chip, node.name) as held:  # as if a change of the secret had been cut short
+            with tpm.opened(chip, place) as held:  # as if a change of the secret had been cut short
                 held.add()
             person.said("keys", "unlock", "--tpm", str(chip))
-            with tpm.opened(chip, node.name) as held:
+            with tpm.opened(chip, place) as held:
                 assert held.secrets() == [before]
             person.said("purge", "ann", "--tpm", str(chip))
-            with tpm.opened(chip, node.name) as held:
+            with tpm.opened(chip, place) as held:
                 (after,) = held.secrets()
             assert after != before
             kill(person, "keys")
