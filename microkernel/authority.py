@@ -31,6 +31,8 @@ SMALL = Shape(lanes=3, ring_bits=14, bulk_bits=18)
 USUAL = Shape()
 RIGHTS = ("observe", "operate", "serve")
 """Of the kernel's interface."""
+CHECK_MOST = 240
+"""Characters of an accusation that others are told: it is the accuser's word, and what tells of it is a packet itself."""
 
 
 class Authority:
@@ -148,6 +150,7 @@ class Authority:
         if accuser not in (client, server):
             self._events.refuse(accuser, "kernel", "accusing the peer of a channel that is not its own")
             return
+        check = check[:CHECK_MOST]
         peer = server if client == accuser else client
         self._events.event("misbehaved", peer, f"channel {channel} between {client} and {server}: {check}")
         self._events.refuse(peer, "protocol", f"{accuser} says that it broke the protocol: {check}")

@@ -84,6 +84,27 @@ def test_a_packet_that_is_none_ends_its_sender_alone(node: RealNode, packet: str
     lives(node)
 
 
+def test_an_accusation_that_fills_a_packet_ends_its_channel_alone(node: RealNode) -> None:
+    """What the kernel then tells the accused is a packet, too."""
+    with node.attach() as liar:
+        counter = liar.open("counter", interface("counter", "Counter"))
+        accused = next(
+            row.channel
+            for row in liar.kernel.channels.now("counter")
+            if row.client == f"@{liar.welcome.attachment}"
+        )
+        room = control.PACKET_LIMIT - len(control.encode(control.Misbehaved(channel=accused, check="")))
+        liar._control.socket.setblocking(True)
+        said = control.Misbehaved(channel=accused, check="x" * (room - 4))
+        liar._control.socket.send(control.encode(said))
+        with contextlib.suppress(AtollError):
+            while True:
+                counter.get.now("x")
+    with node.attach() as other:
+        assert other.open("counter", interface("counter", "Counter")).get.now("x") == 0
+    lives(node)
+
+
 @pytest.mark.parametrize("hello", HELLOS)
 def test_a_hello_that_is_none_is_turned_away(node: RealNode, hello: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
