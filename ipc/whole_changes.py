@@ -11,6 +11,10 @@ async def whole(parts: AsyncIterable[Change]) -> AsyncIterator[Change]:
     """Each transaction once, with all that is told of it."""
     begun: list[Change] = []
     async for part in parts:
+        if begun and begun[0].revision != part.revision:
+            # The feed broke off in it, and nothing of it is told any more: what has come is of it, not of the next one.
+            yield _joined(begun)
+            begun.clear()
         begun.append(part)
         if not part.more:
             yield part if len(begun) == 1 else _joined(begun)
@@ -24,4 +28,5 @@ def _joined(parts: list[Change]) -> Change:
         for item in part.items:
             items[item.key] = item
     told = next((part.provenance for part in parts if part.provenance.keyspace), parts[-1].provenance)
-    return replace(parts[-1], items=list(items.values()), provenance=told)
+    last = parts[-1]
+    return replace(last, items=list(items.values()), provenance=told, more=False, position=last.revision)

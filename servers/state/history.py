@@ -8,6 +8,8 @@ returns is of one state, and no reader pins pages for long.
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from atoll.ipc.errors import Conflict, TooLarge
 from atoll.ipc.system.state import Ahead, AsOf, Change, Compacted, Item, Only, Page, Provenance
 
@@ -169,6 +171,7 @@ class History:
         """What one revision wrote under a prefix, in parts of `PAGE_BYTES`, each read when it is asked for; nothing, if that
         is nothing. `past` and `only`, and what it raises, as in `changes`."""
         at: int | None = 0
+        begun: Change | None = None
         while at is not None:
             with self.engine.snapshot() as snapshot:
                 _complete_after(snapshot, revision - 1, prefix)
@@ -176,8 +179,12 @@ class History:
                 if raw is None:
                     return
                 change, at = self._part(snapshot, revision, raw, prefix, None if past else {}, only, at)
+            if change is None and begun is not None:
+                # The rest is as it is now, and as such not told: an end there must be, or more of it is waited for.
+                change = replace(begun, items=[], more=False, position=revision)
             if change is not None:
                 yield change
+            begun = change
 
     def _part(
         self,

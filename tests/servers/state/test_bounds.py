@@ -18,6 +18,7 @@ from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server
 
 from .direct import Node
+from .history_kit import Kit, key
 from .test_server import ALL, folder, serving
 
 __all__ = ["folder"]
@@ -91,6 +92,37 @@ async def test_parts_are_put_together_also_if_the_feed_broke_off() -> None:
     told = [change async for change in whole(feed())]  # type: ignore[arg-type]
     assert [(change.revision, change.items) for change in told] == [(7, [one, two]), (8, [])]
     assert not told[0].more
+
+
+async def test_parts_of_which_the_rest_never_comes_are_not_put_to_the_next_transaction() -> None:
+    """The feed broke off in it, and when it goes on all of it was deleted: who watches what is put hears no more of it."""
+    one, other = (Provenance(1, name, "1:1", 0, 5, "") for name in ("one", "other"))
+    item = Item(b"a", b"1", 7, 5)
+    following = Change(9, 6, [Item(b"b", b"2", 9, 6)], other, position=9)
+
+    async def feed() -> "object":
+        for part in (Change(7, 5, [item], one, more=True, position=6), following):
+            yield part  # type: ignore[misc]
+
+    told = [change async for change in whole(feed())]  # type: ignore[arg-type]
+    assert told == [Change(7, 5, [item], one, position=7), following]
+
+
+def test_parts_have_an_end_also_where_the_rest_was_deleted_meanwhile(kit: Kit) -> None:
+    """Who watches what is put, without the right to the past, is told rows as they are when each part is read."""
+    rows = {f"k{number}": bytes(PAGE_BYTES // 2 - 100).decode() for number in range(3)}
+    large = kit.commit({**rows})
+    parts = kit.history.parts(kit.base + large, key(""), past=False, only="puts")
+    first = next(parts)
+    assert first.more and len(first.items) == 2
+    kit.commit({"k2": None})
+    (end,) = parts
+    assert (end.revision, end.items, end.more, end.position) == (
+        kit.base + large,
+        [],
+        False,
+        kit.base + large,
+    )
 
 
 async def test_values_that_stand_for_the_past_are_no_more_than_a_page(folder: Path) -> None:
