@@ -16,6 +16,7 @@ from . import needs
 from .authority import Authority
 from .capability_rows import write_ended, write_made
 from .changes import Batch
+from .configurations import configurations, write_change
 from .events import Events
 from .failpoints import reach
 from .grants import Grants
@@ -73,6 +74,7 @@ class Life:
         self._packages.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")
         batch.put(server.spec.row(), self._packages.version_row(version, what.package, description))
+        write_change(batch, (), configurations(server.spec, description))
         async with server.changing:  # from before others can name it: they wait until it is loaded, or is not
             self._free(what.server)
             node.servers[server.name] = server
@@ -128,6 +130,7 @@ class Life:
         for end in server.sockets.values():
             end.close()
         batch.delete(ServerRow, server.name)
+        write_change(batch, configurations(server.spec, server.description), ())
         with trio.move_on_after(UNDO_WITHIN) as waited:
             await node.store.commit(batch.changes())
         if waited.cancelled_caught:

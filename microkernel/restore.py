@@ -13,6 +13,7 @@ from atoll.ipc.system.records import (
     AccountRow,
     BootRow,
     CapabilityRow,
+    ConfigurationRow,
     ImageRow,
     KeyspaceRow,
     NeedRow,
@@ -29,6 +30,7 @@ from .authority import RIGHTS, Authority
 from .capabilities import Tree
 from .capability_rows import capability_of, write_ended, write_made
 from .changes import Batch, load
+from .configurations import configurations, write_change
 from .descriptions import describe_all
 from .image_check import STORE, STORE_INTERFACE
 from .launching import kernel_capability
@@ -121,9 +123,20 @@ class Restore:
             batch.put(row)
         for name in made.retired:
             batch.delete(ServerRow, name)
+        await self._configurations(batch, made.retired)
         for over in made.over:
             batch.delete_row(over)
         self._put_boot(batch)
+
+    async def _configurations(self, batch: Batch, retired: list[str]) -> None:
+        """What servers are configured with now. That of one which is left out of this boot stays, as its row does."""
+        node = self._node
+        now = [
+            row for server in node.servers.values() for row in configurations(server.spec, server.description)
+        ]
+        concerned = {*node.servers, *retired}
+        before = [row for row in await load(node.store, ConfigurationRow) if row.server in concerned]
+        write_change(batch, before, now)
 
     async def _describe_loaded(self, rows: list[ServerRow]) -> None:
         node = self._node

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
+from atoll.ipc.errors import BadRequest
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.calls import SAMPLE, SIZE, keyspace_of
 from atoll.ipc.system.control import CALLS, Recording
@@ -121,7 +121,14 @@ def _bound(bound: calls.Binding) -> Binding:
         case calls.ServerBinding():
             return image.ServerBinding(server=bound.server, rights=tuple(bound.rights))
         case calls.ConfigBinding():
-            table: Mapping[str, object] = msgspec.msgpack.decode(bound.value, type=dict[str, object])
-            return image.ConfigBinding(config=dict(table))
+            return image.ConfigBinding(config=_table(bound.value))
         case calls.SocketBinding():
             return image.ListenBinding(listen=image.Address(bound.listen))
+
+
+def _table(given: msgspec.Raw) -> dict[str, Any]:
+    """A configuration. Raises `BadRequest` for what is none."""
+    try:
+        return msgspec.msgpack.decode(given, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise BadRequest(where="load: config", expected="a table in MessagePack", got=str(error)) from None

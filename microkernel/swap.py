@@ -28,6 +28,7 @@ from . import ending, needs
 from .authority import Authority
 from .capability_rows import write_made
 from .changes import Batch
+from .configurations import configurations, write_change
 from .events import Events
 from .failpoints import reach
 from .grants import Grants
@@ -119,6 +120,10 @@ class _Swap:
         """Calls that force left unanswered."""
         self.bound = {need: id for (name, need), id in node.bound.items() if name == server.name}
         """The capabilities of its needs, as the old process has them."""
+        self.configured = configurations(server.spec, server.description)
+        """What the old version is configured with."""
+        self.to_configure = self.configured
+        """What the new one is."""
         self.replaced: list[int] = []
         """Those of them that the new version's needs do not stand for."""
 
@@ -139,6 +144,7 @@ class _Swap:
             plan = self.packages.check_level(server, level, version)
             needs.complete(server)
             needs.as_private(server, node.image.keyspace)
+            self.to_configure = configurations(server.spec, description)
             self._offer(description)
             self.replaced = self.needs.bind(server, batch)
             new = await self._start(version, plan)
@@ -270,6 +276,7 @@ class _Swap:
         """What is to run from now on, as a row; for the store itself, in the journal."""
         node, server = self.node, self.server
         batch.put(server.spec.row(), self._row(version, level, done=True, sentence=""))
+        write_change(batch, self.configured, self.to_configure)
         if self.what.package:
             batch.put(self.packages.version_row(version, self.what.package, server.description))
         if server.name == STORE:
@@ -394,6 +401,7 @@ class _Swap:
         batch = node.store.batch("swap refused")
         self._unbind(batch)
         batch.put(server.spec.row(), self._row(version, level, done=False, sentence=why))
+        write_change(batch, self.to_configure, self.configured)
         self.events.event("swap refused", server.name, why)
         if not committed:
             node.store.later(batch)

@@ -7,7 +7,7 @@ default.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -139,6 +139,18 @@ class ServerRow(Row, frozen=True, kw_only=True):
     start: str = "zygote"
     load: bytes = b""
     """Of a server that a person loaded: the `Load` it was loaded with, in MessagePack."""
+
+
+class ConfigurationRow(Row, frozen=True, kw_only=True):
+    """What a server's need is configured with, by image or load, since the row was written: one that says the same is not
+    written again."""
+
+    table = b"f"
+    key_fields = ("server", "need")
+    server: str
+    need: str
+    given: dict[str, Any]
+    """What is not in it is as the version's type says."""
 
 
 class ProcessRow(Row, frozen=True, kw_only=True):
@@ -376,6 +388,7 @@ TABLES: tuple[type[Row], ...] = (
     ImageRow,
     VersionRow,
     ServerRow,
+    ConfigurationRow,
     ProcessRow,
     CapabilityRow,
     SessionRow,

@@ -124,7 +124,12 @@ class History:
                     raise Compacted(revision=revision, horizon=kept.horizon)
                 return None
             entry = layout.entry_of(raw)
-            if keyspace is not None and keyspace not in (entry.badge, *entry.others):
+            # The kernel writes the rows of several keyspaces in the name of none.
+            if (
+                keyspace is not None
+                and keyspace not in (entry.badge, *entry.others)
+                and not any(layout.keyspace_of(key) == keyspace for key in entry.keys)
+            ):
                 return None
             return self._provenance(entry, layout.time_of(raw))
 

@@ -10,6 +10,7 @@ from atoll.ipc.attach import connect
 from atoll.ipc.errors import NotAllowed
 from atoll.ipc.published import Field, TableShape
 from atoll.ipc.system.kernel import Load, PublishedTable, Swap
+from atoll.ipc.system.records import ConfigurationRow
 from atoll.ipc.system.state import Item
 from atoll.servers import gpu
 from atoll.servers.gpu.interface import Gpu
@@ -109,6 +110,26 @@ def tally(node: Shell) -> Shell:
     return node
 
 
+def test_what_a_server_was_configured_with_is_a_table_with_a_past(published: Shell) -> None:
+    assert gpu.__file__ is not None
+    before = published.json("sql", "select max(_revision)::int as revision from kernel.server")[0]["revision"]
+    package = str(Path(gpu.__file__).parent)
+    published.said("load", "board", package, "--level", "process", "--need", 'config=config:{"grace": 7}')
+    query = "select need, given->>'grace' as grace from kernel.configuration where server = 'board'"
+    assert published.json("sql", query) == [{"need": "config", "grace": "7"}]
+    assert published.json("sql", query, "--at", str(before)) == []
+    (changed,) = published.json("diff", "--from", str(before), "--table", "configuration")
+    assert (changed["key"], changed["before"]) == ("board config", None)
+    assert changed["after"]["given"] == {"grace": 7}
+    (version,) = published.json("blame", "kernel", "0x" + ConfigurationRow.key_of("board", "config").hex())
+    assert (version["note"], version["revision"]) == ("load board", changed["revision"])
+    (written,) = published.json(
+        "sql",
+        "select note, operation from store.change where kind = 'configuration' and key = 'board config'",
+    )
+    assert written == {"note": "load board", "operation": "put"}
+
+
 def test_the_rows_of_keyspaces_and_of_the_kernel_are_tables(tally: Shell) -> None:
     (row,) = tally.json(
         "sql", "select key, value::int as count, _revision from tally.rows where key = 'rain'"
@@ -187,7 +208,7 @@ def questions() -> list[str]:
 
 
 def test_what_the_manual_asks_is_answered(published: Shell) -> None:
-    assert len(questions()) == 8
+    assert len(questions()) == 10
     for query in questions():
         published.json("sql", query, "--as", "before=1")
 
