@@ -1,4 +1,4 @@
-"""What servers are configured with, as rows: written with what changes it, a boot, a load or a swap, and not when it stays."""
+"""What servers are configured with, as rows: written by the boot, load or swap that changes it, and by no other."""
 
 from collections.abc import Collection, Iterable
 
