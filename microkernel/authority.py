@@ -69,15 +69,15 @@ class Authority:
 
     # channels -----------------------------------------------------------------------------------------------
 
-    def connect(self, party: Party, server: str) -> Channel:
+    def connect(self, party: Party, server: str, *, past_limit: bool = False) -> Channel:
         """The channel from a party to a server, made at the first time and charged to the party's account.
 
-        Raises `QuotaExceeded`."""
+        Raises `QuotaExceeded`, but for `past_limit`."""
         node = self._node
         channel = node.channels.between(party, server)
         if channel is not None:
             return channel
-        node.ledger.charge_all(party.account, CHANNEL)
+        node.ledger.charge_all(party.account, CHANNEL, past_limit=past_limit)
         try:
             pending = 0 if party is node.kernel else node.ledger.limit(party.account, "pending")
             shape = SMALL if server == KERNEL else USUAL
@@ -181,6 +181,12 @@ class Authority:
         """Put a capability into a process's hands; its number is the token, which messages of `channel` may name."""
         port = self.admit(capability, party)
         party.send(Deliver(token=capability.id, port=port, channel=channel))
+
+    def deliver_again(self, capability: Capability, party: Party) -> None:
+        """Put what a server was granted for good into the hands of its next process: nobody asks for more by that, so no
+        limit that others use up meanwhile, or that is lower now, keeps the server down."""
+        self.connect(party, capability.server, past_limit=True)
+        self.deliver(capability, party)
 
     def port(self, capability: Capability, channel: Channel) -> Port:
         """How the client of a channel addresses a capability on it."""

@@ -236,7 +236,7 @@ class Launching:
         if not beside:
             for granted in node.tree.held_by(server.name):
                 if granted.id not in bound and self._authority.stands(granted):
-                    self._authority.deliver(granted, serving)
+                    self._authority.deliver_again(granted, serving)
 
     def _capabilities(self, server: Server, serving: Serving, beside: bool) -> dict[str, Capability]:
         """By need, the capability that this process uses: the lasting one, or beside another process a twin of it."""

@@ -6,12 +6,13 @@ wait until no loop can still serve what was taken, then the row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
 
-from atoll.ipc.errors import BadRequest, NotAllowed, NotFound
+from atoll.ipc.errors import AtollError, BadRequest, NotAllowed, NotFound
 from atoll.ipc.system.control import CancelCalls
 from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
 from atoll.ipc.system.records import KEYSPACE, written_by_the_node
@@ -104,7 +105,8 @@ class Powers:
     def _give(self, party: Party, made: Capability) -> Granted:
         """Hand a new session capability to a party that asked for it."""
         party.session.add(made.id)
-        self._authority.deliver(made, party)
+        with self._or_none(made):
+            self._authority.deliver(made, party)
         self._events.capabilities((made,), None)
         return Granted(number=made.id, token=made.id)
 
@@ -170,13 +172,18 @@ class Powers:
         reach("grant: committed")
         # Decided, so it is seen through. A swap has two processes, and which of them will be the server it alone knows.
         with trio.CancelScope(shield=True):
-            async with node.changing(server):
-                if not node.tree.has(made.id):
-                    await self._took_back(made)
-                for serving in node.processes_of(to):
-                    if not lasting:
-                        serving.session.add(made.id)
-                    self._authority.deliver(made, serving)
+            try:
+                async with node.changing(server):
+                    if not node.tree.has(made.id):  # taken back while its row was on the way
+                        raise NotFound(what="capability", name=written(id))
+                    with self._or_none(made):
+                        for serving in node.processes_of(to):
+                            if not lasting:
+                                serving.session.add(made.id)
+                            self._authority.deliver(made, serving)
+            except (AtollError, OSError):
+                await self._take_out(made)
+                raise
         return made.id
 
     async def transfer(self, party: Party, id: int, channel: int) -> int:
@@ -186,7 +193,8 @@ class Powers:
         self._elsewhere(held, peer.holder)
         made = node.tree.grant(id, by=party.holder, to=peer.holder, account=party.account)
         peer.session.add(made.id)
-        self._authority.deliver(made, peer, channel)
+        with self._or_none(made):
+            self._authority.deliver(made, peer, channel)
         self._events.capabilities((made,), None)
         if peer.connection is not None:
             await peer.connection.flushed()
@@ -216,19 +224,26 @@ class Powers:
         if not made.lasting:
             self._events.capabilities((made,), None)
             return
-        try:
+        with self._or_none(made):
             await node.store.commit(write_made(node.store.batch(f"grant {made.id}"), made).changes())
+
+    @contextmanager
+    def _or_none(self, made: Capability) -> Iterator[None]:
+        """What cannot be recorded, or put into its holder's hands, is none."""
+        try:
+            yield
         except BaseException:
-            if node.tree.has(made.id):
-                self._authority.clear(node.tree.revoke(made.id, by=None))
+            if self._node.tree.has(made.id):
+                self._authority.clear(self._node.tree.revoke(made.id, by=None))
             raise
 
-    async def _took_back(self, made: Capability) -> None:
-        """It was revoked, or what it was made from, while its row was on the way, which may have come last."""
-        if made.lasting:
-            ended = write_ended(self._node.store.batch(f"revoke {made.id}"), Ended([made]))
-            await self._node.store.commit(ended.changes())
-        raise NotFound(what="capability", name=written(made.parent))
+    async def _take_out(self, made: Capability) -> None:
+        """Of the record: it came to nothing after that said that it is."""
+        ended = Ended([made])
+        self._events.capabilities((), ended)
+        batch = write_ended(self._node.store.batch(f"revoke {made.id}"), ended)
+        if batch:
+            await self._node.store.commit(batch.changes())
 
     def _mine(self, party: Party, id: int) -> Capability:
         held = self._node.tree.get(id)

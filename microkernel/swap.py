@@ -376,7 +376,7 @@ class _Swap:
             if held.id in bound:
                 self.authority.enter(held, self.authority.connect(new, held.server))
             elif self.authority.stands(held):
-                self.authority.deliver(held, new)
+                self.authority.deliver_again(held, new)
 
     async def _roll_back(
         self, new: Serving | None, version: Version, level: str, committed: bool, why: str

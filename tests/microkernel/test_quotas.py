@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -163,3 +164,83 @@ def test_a_server_that_cannot_be_paid_for_is_not_started(tmp_path: Path) -> None
         booted(tmp_path, counter=poor, more="[account.poor]\ndescriptors = 8"),
     ):
         pass
+
+
+SMALL = f"""
+[account.small]
+channels = {{channels}}
+
+[server.babbler]
+package = "{PACKAGES}/babbler"
+account = "small"
+needs = {{{{}}}}
+"""
+
+
+def held(attached: Attached, server: str) -> list[str]:
+    """Of whom a server has capabilities, beside the kernel."""
+    rows = attached.kernel.caps.now(server)
+    return [row.server for row in rows if row.holder == server and row.server not in (server, "kernel")]
+
+
+def grant(attached: Attached, server: str, to: str) -> None:
+    root = next(row.number for row in attached.kernel.caps.now(server) if row.parent == 0)
+    attached.kernel.grant.now(root, to)
+
+
+def kill(attached: Attached, server: str) -> None:
+    """And wait until another process has come up, or none will."""
+    pid = next(row.pid for row in attached.kernel.ps.now() if row.server == server)
+    os.kill(pid, signal.SIGKILL)
+    while next(
+        (row.pid == pid or row.state != "serving") and row.state != "failed"
+        for row in attached.kernel.ps.now()
+        if row.server == server
+    ):
+        pass
+
+
+def test_a_grant_that_its_holder_cannot_pay_for_is_none(tmp_path: Path) -> None:
+    with booted(tmp_path, more=SMALL.format(channels=2)) as node:
+        with node.attach() as attached:
+            grant(attached, "counter", "babbler")
+            with pytest.raises(QuotaExceeded):
+                grant(attached, "teller", "babbler")
+            assert held(attached, "babbler") == ["counter"]
+        assert node.stop() == 0
+        node.boot()
+        with node.attach() as attached:
+            assert held(attached, "babbler") == ["counter"]
+
+
+def test_no_limit_keeps_a_server_down_that_was_granted_more_before(tmp_path: Path) -> None:
+    with booted(tmp_path, more=SMALL.format(channels=3)) as node:
+        with node.attach() as attached:
+            grant(attached, "counter", "babbler")
+            grant(attached, "teller", "babbler")
+        assert node.stop() == 0
+        node.image.write_text(node.image.read_text().replace("channels = 3", "channels = 2"))
+        node.boot()
+        with node.attach() as attached:
+            assert held(attached, "babbler") == ["counter", "teller"]
+            kill(attached, "babbler")
+            row = next(row for row in attached.kernel.ps.now() if row.server == "babbler")
+            assert (row.state, row.restarts) == ("serving", 1)
+
+
+def test_who_asks_for_what_it_cannot_be_given_pays_nothing(narrow: RealNode) -> None:
+    with ExitStack() as stack:
+        attached = stack.enter_context(narrow.attach())
+        number = attached.kernel.open.now("counter", "Counter").number
+        others = [stack.enter_context(narrow.attach()) for _ in range(2)]
+        others[0].open("counter", Counter)
+        others[0].open("teller", Teller)
+
+        def of_the_account() -> int:
+            return sum(row.holder.startswith("@") for row in attached.kernel.caps.now())
+
+        before = of_the_account()
+        with pytest.raises(QuotaExceeded):
+            others[1].kernel.open.now("counter", "Counter")
+        assert of_the_account() == before
+        attached.kernel.revoke.now(number)
