@@ -236,6 +236,8 @@ class Outside:
                     break
                 change = trio.Event()
                 order.followers.append(change)
+                if not self._arm():  # the leader slept before this was asked, perhaps through another channel
+                    self._poke()
                 try:
                     await change.wait()
                 finally:

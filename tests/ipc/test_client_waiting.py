@@ -14,7 +14,7 @@ from atoll.ipc import Deferred, Interface, Serves, call, proxy, stream, upload
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.errors import DeadlineExceeded, Overloaded
 from atoll.ipc.system.control import Shape
-from tests.kit.serving import Serving, serving
+from tests.kit.serving import Serving, halted, serving
 
 TINY = Shape(ring_bits=12, bulk_bits=12)
 ROUNDS = 300
@@ -274,6 +274,33 @@ def test_a_loop_that_waits_for_a_slow_call_sleeps(
     monkeypatch.setattr(Outside, "_gather", counted)
     found = trio.run(in_trio) if way == "trio" else asyncio.run(in_asyncio())
     assert found < 10
+
+
+@pytest.mark.parametrize("way", ["trio", "asyncio"])
+def test_a_reply_on_one_channel_comes_while_a_task_waits_on_another(served: Serving, way: str) -> None:
+    desk, other = served.proxies[0], served.proxy(Desk)
+
+    async def in_trio() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.double_never, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            async with trio.open_nursery() as asking:
+                with halted(served):
+                    asking.start_soon(other.double, 2)
+                    await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    async def in_asyncio() -> None:
+        never = asyncio.create_task(desk.double_never(1))
+        while await other.begun() != 1:
+            pass
+        with halted(served):
+            asking = asyncio.create_task(other.double(2))
+            await asyncio.sleep(0)
+        assert await asking == 4
+        never.cancel()
+
+    trio.run(in_trio) if way == "trio" else asyncio.run(in_asyncio())
 
 
 def test_a_deadline_ends_the_call_and_cancels_its_handler(served: Serving) -> None:

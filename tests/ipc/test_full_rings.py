@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from atoll.ipc.errors import DeadlineExceeded, Overloaded
 from atoll.ipc.streams import WINDOW, cost
 from atoll.ipc.system.control import Shape
 from atoll.native import Kind
-from tests.kit.serving import Serving, serving
+from tests.kit.serving import Serving, halted, serving
 
 STREAMS = 100
 ITEM = 3000
@@ -138,16 +137,6 @@ def fill(works: Works) -> None:
         with contextlib.suppress(Overloaded):
             while True:
                 works.note.cast("x" * size)
-
-
-@contextlib.contextmanager
-def halted(served: Serving) -> Iterator[None]:
-    """The server stands meanwhile."""
-    os.kill(served.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(served.pid, signal.SIGCONT)
 
 
 def test_a_thread_that_gives_up_while_the_ring_is_full_is_heard(served: Serving) -> None:

@@ -406,4 +406,14 @@ def serving(
         served.close()
 
 
-__all__ = ["Memory", "Serving", "serving"]
+@contextlib.contextmanager
+def halted(served: Serving) -> Iterator[None]:
+    """The server stands meanwhile."""
+    os.kill(served.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(served.pid, signal.SIGCONT)
+
+
+__all__ = ["Memory", "Serving", "halted", "serving"]
