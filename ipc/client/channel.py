@@ -190,13 +190,11 @@ class ClientChannel:
                 if not waits and not self.outbox.may_owe(pending):
                     raise Overloaded(f"the channel to {self.peer}")
                 result = self.outbox.put_or_owe(pending, site)
+            if result in (Result.EPOCH, Result.CLOSED) and self._routing():
+                # Whoever receives, up the stack, renews the channel and sends it then.
+                result = self.outbox.owe(pending, site)
             if result >= 0:
                 lib.atoll_ring_bell(self.c)
-                return
-            if result in (Result.EPOCH, Result.CLOSED) and self._routing():
-                self.outbox.owe(
-                    pending, site
-                )  # whoever receives, up the stack, renews the channel and sends it then
                 return
             if result != Result.FULL:
                 self.trouble(result, pending.site.spec, len(pending.payload))

@@ -26,7 +26,7 @@ OWED_MOST = 16 << 20
 OVERHEAD = 1024
 MARK = 63
 """Of what the C core says of a sent record: the bits that hold the epoch's number; the others are the position."""
-FULL = int(Result.FULL)
+FULL, TOO_LARGE = int(Result.FULL), int(Result.TOO_LARGE)
 
 
 class Record:
@@ -53,6 +53,8 @@ class Outbox:
         self._largest = int(lib.atoll_channel_limit(c))
         self._mark = epoch & MARK
         self._paid: list[Callable[[], None]] = []
+        self._reckoned = 0
+        """Bytes of requests that are owed, or were since that was last reckoned."""
         self._given_up = 0
         """Requests that were cancelled since what is owed was last gone through for them."""
         self._walked = False
@@ -95,21 +97,23 @@ class Outbox:
         """The same; without room it is owed. Wakes nobody either."""
         with self._lock:
             result = FULL if self.owed else self.put(pending, site)
-            if result == FULL:
-                self.owed.append(Record(pending, site))
-                return 0
-        return result
+            return self.owe(pending, site) if result == FULL else result
 
-    def owe(self, pending: Pending, site: Any) -> None:
-        """Keep a request until its channel was renewed."""
+    def owe(self, pending: Pending, site: Any) -> int:
+        """Keep a request until there is room, or its channel was renewed. `TOO_LARGE` for one that would never leave."""
+        if len(pending.payload) > self._largest:
+            return TOO_LARGE
         with self._lock:
             self.owed.append(Record(pending, site))
+            self._reckoned += _weight(pending)
+        return 0
 
     def may_owe(self, pending: Pending) -> bool:
         """Whether one more request may be owed that no task waits for."""
         with self._lock:
-            owed = sum(len(each.pending.payload) + OVERHEAD for each in self.owed if each.kind is None)
-        return not owed or owed + len(pending.payload) + OVERHEAD <= OWED_MOST
+            if self._reckoned + _weight(pending) > OWED_MOST:
+                self._reckoned = sum(_weight(each.pending) for each in self.owed if each.kind is None)
+            return not self._reckoned or self._reckoned + _weight(pending) <= OWED_MOST
 
     def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> None:
         """Send or owe a record that belongs to a request in hand, of a size that `fits`."""
@@ -124,17 +128,12 @@ class Outbox:
         with self._lock:
             pending.payload = b""
             self._given_up += 1
-            if (
-                2 * self._given_up >= len(self.owed) and not self._walked
-            ):  # not each time: many may be given up at once
+            # Not each time: many may be given up at once.
+            if 2 * self._given_up >= len(self.owed) and not self._walked:
                 self._drop()
         if pending.end:
             self.control(pending, Kind.CANCEL)
-        with self._lock:
-            # Whoever waits for that leads the others of its loop: nobody looks for it if nothing is owed.
-            paid, self._paid = ([], self._paid) if self.owed else (self._paid, [])
-        for notify in paid:
-            notify()
+        self._tell()
 
     def _drop(self) -> None:
         """Forget what belongs to requests that are over."""
@@ -182,22 +181,24 @@ class Outbox:
                 if result >= 0:
                     self.owed.popleft()
             self._walked = False
-            if result < 0:
-                lib.atoll_ring_bell(self._c)
-                return result
-            paid, self._paid = self._paid, []
         lib.atoll_ring_bell(self._c)
-        for notify in paid:
-            notify()
-        return 0
+        self._tell()
+        return min(result, 0)
 
     def when_paid(self, notify: Callable[[], None]) -> None:
-        """Call it once nothing is owed, on the thread that pays; at once if that is so."""
+        """Call it once nothing is owed, on the thread that sees to that; at once if it is so."""
         with self._lock:
             if self.owed:
                 self._paid.append(notify)
                 return
         notify()
+
+    def _tell(self) -> None:
+        """Tell who waits for that, if nothing is owed: by whichever way it came to be so."""
+        with self._lock:
+            paid, self._paid = ([], self._paid) if self.owed or self._walked else (self._paid, [])
+        for notify in paid:
+            notify()
 
     def fits(self, pending: Pending, payload: bytes) -> None:
         """Raises `TooLarge` for an item that no channel like this carries."""
@@ -214,9 +215,7 @@ class Outbox:
         """The channel has ended."""
         with self._lock:
             self.owed.clear()
-            paid, self._paid = self._paid, []
-        for notify in paid:
-            notify()
+        self._tell()
 
     # a server's death -------------------------------------------------------------------------------------------------
 
@@ -239,6 +238,7 @@ class Outbox:
             self._table.pop(pending.number, None)
             pending.over(PeerDied(pending.site.spec.label, True))
         self.pay()
+        self._tell()
 
     def _judge(self, written: list[Pending], taken: list[int]) -> list[Pending]:
         """Owe again what may be sent again of these; what may not."""
@@ -250,13 +250,18 @@ class Outbox:
         for pending in sorted(written, key=ahead):
             spec, stream = pending.site.spec, pending.stream
             if ahead(pending) > 0 and not (stream and stream.began):
-                self.owed.append(Record(pending, pending.site.c))
+                self.owe(pending, pending.site.c)
             elif stream is None and (spec.idempotent or spec.once):
-                self.owed.append(Record(pending, pending.site.again))
+                self.owe(pending, pending.site.again)
             else:
                 lost.append(pending)
             pending.end = 0
         return lost
+
+
+def _weight(pending: Pending) -> int:
+    """What a request is reckoned to be, in bytes."""
+    return len(pending.payload) + OVERHEAD
 
 
 def _distance(position: int, index: int) -> int:

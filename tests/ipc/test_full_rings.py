@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import signal
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,8 +14,8 @@ import trio
 import trio.testing
 
 from atoll.ipc import Interface, Serves, call, stream, upload
-from atoll.ipc.client.outbox import OWED_MOST
-from atoll.ipc.errors import DeadlineExceeded, Overloaded
+from atoll.ipc.client.outbox import OWED_MOST, Record
+from atoll.ipc.errors import DeadlineExceeded, Overloaded, TooLarge
 from atoll.ipc.streams import WINDOW, cost
 from atoll.ipc.system.control import Shape
 from atoll.native import Kind
@@ -262,3 +264,67 @@ async def test_so_many_started_calls_are_owed_and_no_more(served: Serving) -> No
     for future in futures:
         await future
     assert await waiting == 0
+
+
+async def test_what_no_channel_carries_is_refused_while_others_are_owed(served: Serving) -> None:
+    works = served.proxies[0]
+    async with trio.open_nursery() as nursery:
+        with halted(served):
+            fill(works)
+            nursery.start_soon(works.note, "owed")
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(TooLarge):
+                await works.note("x" * (1 << 15))
+    assert await works.begun() == 0
+
+
+class Walked(deque[Record]):
+    walks = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        self.walks += 1
+        return super().__iter__()
+
+
+async def test_what_is_owed_is_not_gone_through_for_each_call_that_is_started(served: Serving) -> None:
+    works = served.proxies[0]
+    outbox = served.client(served.channels[0]).outbox
+    with halted(served):
+        fill(works)
+        outbox.owed = owed = Walked()
+        futures = [works.begun.start() for _ in range(1000)]
+        assert len(owed) == 1000 and not owed.walks
+    assert [await future for future in futures] == [0] * 1000
+
+
+# who waits until nothing is owed ----------------------------------------------------------------------------------------
+
+
+async def test_giving_up_all_that_is_owed_is_told(served: Serving) -> None:
+    works = served.proxies[0]
+    outbox, told = served.client(served.channels[0]).outbox, list[str]()
+    with halted(served):
+        fill(works)
+        futures = [works.begun.start() for _ in range(3)]
+        outbox.when_paid(lambda: told.append("paid"))
+        for future in futures:
+            assert outbox.owed and not told
+            future.cancel()
+        assert told == ["paid"]
+
+
+async def test_a_death_after_which_nothing_is_owed_is_told(served: Serving) -> None:
+    works, other = served.proxies
+    channel, told = served.client(served.channels[0]), list[str]()
+    future = works.never.start("a")
+    while await other.begun() != 1:
+        pass
+    os.kill(served.pid, signal.SIGSTOP)
+    fill(works)
+    future.cancel()
+    channel.outbox.when_paid(lambda: told.append("paid"))
+    served.crash()
+    assert not told  # its cancellation is owed
+    served.restart()
+    channel.look()
+    assert told == ["paid"]
