@@ -94,6 +94,9 @@ class Watchers:
         position = after
         try:
             while True:
+                # Up to what is due first nothing was written here: the feed may be given up as far.
+                if watcher.due:
+                    position = max(position, watcher.due[0] - 1)
                 # Cleared before the feed is read: what is announced from here on is either read now or stands
                 # in `due`.
                 watcher.due.clear()

@@ -2,10 +2,17 @@
 
 from typing import Any, cast
 
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
+from atoll.ipc.system.state import Retention, Write
+from atoll.servers.state import layout
+from atoll.servers.state.memory_engine import MemoryEngine
 from atoll.servers.state.watchers import BEHIND, Watchers
+
+from .kept import Kept
 
 WORDS = st.binary(max_size=3).map(lambda word: bytes(byte % 3 for byte in word))
 
@@ -61,3 +68,30 @@ def test_one_that_takes_nothing_is_behind_and_holds_no_more() -> None:
     assert not slow.behind
     made.announce([(BEHIND, [b"key"])])
     assert slow.behind and len(slow.due) == BEHIND
+
+
+async def test_one_that_had_nothing_to_hear_for_long_falls_behind_and_misses_nothing() -> None:
+    """The past was given up beyond what it heard last, in which nothing was written that it watches."""
+    engine = MemoryEngine()
+    kept = Kept(lambda: engine)
+    state = kept.keyspace_state("one", Retention(age=0.0))
+    begun = state.commit.start([Write(b"p", b"")]).result().revision
+    heard: list[int] = []
+
+    async def listen() -> None:
+        async for change in kept.server._watchers.watch(begun, layout.prefix(1) + b"p", past=True):
+            heard.append(change.revision)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            state.commit.start([Write(b"other", b"")]).result()
+        kept.hands.now += 1000
+        state.commit.start([Write(b"other", b"")]).result()
+        kept.compact()
+        assert state.horizon.start().result().revision > begun
+        written = [state.commit.start([Write(b"p", b"")]).result().revision for _ in range(BEHIND + 1)]
+        await wait_all_tasks_blocked()
+        assert heard == written
+        nursery.cancel_scope.cancel()
