@@ -27,24 +27,27 @@ def keys(rows: Rows) -> list[bytes]:
     return found
 
 
-def there(snapshot: Snapshot, rows: Rows, names: Names) -> Committed | None:
-    """What appended these very rows before, as a call that is delivered again finds it; None where their keys are new.
+def there(snapshot: Snapshot, rows: Rows, names: Names) -> dict[bytes, int]:
+    """By key the revisions of these very rows, as a call that is delivered again finds them; empty where their keys are new.
 
     Raises `NotAllowed` where another row is there; `Conflict` for a caller who could write over it."""
-    revisions = []
+    revisions: dict[bytes, int] = {}
     for key, value in rows:
         row = newest(snapshot, key, layout.LAST)
         if row is None:
             continue
-        revision = layout.revision_of(row[0])
+        revisions[key] = layout.revision_of(row[0])
         if layout.value_of(snapshot, *row) != value:
-            raise _refusal(key, revision, names)
-        revisions.append(revision)
-    if not revisions:
-        return None
-    if len(revisions) < len(rows):
-        raise _refusal(rows[0][0], revisions[0], names)
-    return Committed(max(revisions), time_of(snapshot, max(revisions)), None, True)
+            raise _refusal(key, revisions[key], names)
+    if revisions and len(revisions) < len(rows):
+        raise _refusal(*next(iter(revisions.items())), names)
+    return revisions
+
+
+def appended(snapshot: Snapshot, revisions: dict[bytes, int]) -> Committed:
+    """What appended rows that are there."""
+    last = max(revisions.values())
+    return Committed(last, time_of(snapshot, last), None, True)
 
 
 def _refusal(key: bytes, revision: int, names: Names) -> NotAllowed | Conflict:

@@ -275,7 +275,10 @@ class Server(Serves[State]):
             if any(self._group.holds(key) for key, _ in rows):
                 self._flush_all()
             with self._engine.snapshot() as snapshot:
-                done = appending.there(snapshot, rows, self._keyspaces.name)
+                if there := appending.there(snapshot, rows, self._keyspaces.name):
+                    done = appending.appended(snapshot, there)
+            if there and transaction:
+                self._transactions.meet(transaction, there)
         if done is not None:
             return Deferred.resolved(done)
         return self._commit("append", badge, rows, new, id, reply, note, transaction)
@@ -300,7 +303,7 @@ class Server(Serves[State]):
     ) -> Deferred[Committed]:
         call = current()
         if transaction:
-            self._transactions.write(transaction, badge, rows, checks)
+            self._transactions.write(transaction, rows, checks)
             return Deferred.resolved(Committed(0, 0))
         if len(id) > ID_LIMIT:
             raise BadRequest(f"{method}: id", f"at most {ID_LIMIT} bytes", f"{len(id)}")

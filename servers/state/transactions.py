@@ -14,7 +14,7 @@ any more, is refused; and it can undo no more than what was written in its part.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -189,15 +189,15 @@ class Transactions:
         return Page(items, page.more, page.revision, rest)
 
     def write(
-        self, id: bytes, badge: int, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]
+        self, id: bytes, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]
     ) -> None:
         """Adds a party's writes and expectations; expectations speak of the committed state, not of the
         transaction's writes."""
         transaction = self._get(id)
-        new = {expect.key for expect in expects if isinstance(expect, Expect) and expect.revision == NEVER}
-        for key, _ in transaction.writes if new else ():
-            if key in new:
-                raise self._history.conflict(key, NEVER, 0)
+        self._not_written(
+            transaction,
+            {each.key for each in expects if isinstance(each, Expect) and each.revision == NEVER},
+        )
         # Nothing of it is added before all of it is known to fit.
         refuse_large(writes)
         reads: dict[bytes, int] = {}
@@ -216,6 +216,17 @@ class Transactions:
         transaction.ranges = seen
         transaction.log += writes
         transaction.by += [b"" if id in self._open else id] * len(writes)
+
+    def meet(self, id: bytes, rows: dict[bytes, int]) -> None:
+        """Rows that it was to append are there already, at these revisions: so they must be at the end."""
+        self._not_written(self._get(id), rows)
+        self.write(id, [], [Expect(key, revision) for key, revision in rows.items()])
+
+    def _not_written(self, transaction: Open, keys: Collection[bytes]) -> None:
+        """Raises `Conflict` where a transaction has itself written a key that is to be new."""
+        for key, _ in transaction.writes if keys else ():
+            if key in keys:
+                raise self._history.conflict(key, NEVER, 0)
 
     def savepoint(self, id: bytes) -> int:
         return len(self._get(id).log)

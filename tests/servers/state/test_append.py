@@ -132,6 +132,34 @@ async def test_in_anothers_transaction(folder: Path) -> None:
             await rows.finish(transaction)
 
 
+async def test_a_row_that_a_transaction_met_is_there_at_its_end(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        rows = node.proxy(State, await kernel.make_keyspace("rows"), ALL | APPEND)
+        await rows.append([Write(b"said", b"1"), Write(b"too", b"1")])
+        for gone in (False, True):
+            transaction = await rows.begin(10.0)
+            await rows.append([Write(b"said", b"1"), Write(b"too", b"1")], transaction=transaction)
+            await rows.commit([Write(b"of it", b"%d" % gone)], transaction=transaction)
+            if not gone:
+                await rows.finish(transaction)
+                continue
+            await rows.commit([Write(b"too")])
+            with pytest.raises(Conflict):
+                await rows.finish(transaction)
+        item = await rows.get(b"of it")
+        assert item is not None and item.value == b"0"
+
+
+async def test_a_row_that_the_transaction_itself_has_deleted_is_not_there(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        rows = node.proxy(State, await kernel.make_keyspace("rows"), ALL | APPEND)
+        await rows.append([Write(b"said", b"1")])
+        transaction = await rows.begin(10.0)
+        await rows.commit([Write(b"said")], transaction=transaction)
+        with pytest.raises(Conflict):
+            await rows.append([Write(b"said", b"1")], transaction=transaction)
+
+
 async def test_what_was_undone_may_be_added(folder: Path) -> None:
     async with serving(folder) as (node, kernel):
         rows = node.proxy(State, await kernel.make_keyspace("rows"), ALL | APPEND)

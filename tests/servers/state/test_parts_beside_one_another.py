@@ -170,7 +170,7 @@ def test_what_stands_is_what_was_not_undone(steps: list[tuple[str, int]]) -> Non
         match what:
             case "write":
                 model.written[part][number] = b"%d" % number
-                open_now.write(ids[part], 1, [(b"%d" % number, b"")], [])
+                open_now.write(ids[part], [(b"%d" % number, b"")], [])
             case "share":
                 ids[model.share(part)] = open_now.share(ids[part], 1, 1)
             case "join" if part != OWNER:
@@ -197,9 +197,9 @@ def test_undo_in_a_part_leaves_what_was_written_beside_it() -> None:
     mark = open_now.savepoint(one)
     within = open_now.share(one, 1, 1)
     for part, key in ((one, b"1"), (two, b"2"), (within, b"3"), (whole, b"4")):
-        open_now.write(part, 1, [(key, b"")], [])
+        open_now.write(part, [(key, b"")], [])
     open_now.undo(one, mark)
-    open_now.write(one, 1, [(b"5", b"")], [])
+    open_now.write(one, [(b"5", b"")], [])
     assert [key for key, _ in open_now.take(whole, 1, 1).writes] == [b"2", b"4", b"5"]
 
 
@@ -228,8 +228,8 @@ def test_what_an_older_version_hands_over_is_taken_over() -> None:
     open_now = Transactions(History(MemoryEngine(), str))
     open_now.take_over(msgspec.msgpack.encode({b"t" * 16: before}))
     open_now.retract(b"i" * 16, 1, 1)
-    open_now.write(b"p" * 16, 1, [(b"c", b"")], [])
-    open_now.write(b"t" * 16, 1, [(b"d", b"")], [])
+    open_now.write(b"p" * 16, [(b"c", b"")], [])
+    open_now.write(b"t" * 16, [(b"d", b"")], [])
     assert [key for key, _ in open_now._open[b"t" * 16].writes] == [b"a", b"b", b"c", b"d"]
     open_now.retract(b"p" * 16, 1, 1)
     assert [key for key, _ in open_now.take(b"t" * 16, 1, 1).writes] == [b"a", b"d"]
