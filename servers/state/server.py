@@ -448,7 +448,7 @@ class Server(Serves[State]):
 
     def _write_pin(self, badge: int, name: str, value: bytes | None, note: str) -> None:
         call = current()
-        written = self._admit(
+        self._durably(
             Transaction(
                 badge,
                 [(pins.key_of(badge, name), value)],
@@ -461,8 +461,6 @@ class Server(Serves[State]):
                 time=int(call.now() * 1e9),
             )
         )
-        self._flush()
-        written.result()
 
     @State.make_keyspace.serve
     def make_keyspace(self, name: str, retention: Retention = Retention(), reserved: bool = False) -> int:  # noqa: B008
@@ -479,7 +477,7 @@ class Server(Serves[State]):
             return known
         else:
             number, write = known, self._keyspaces.row_with(known, retention)
-        made = self._admit(
+        self._durably(
             Transaction(
                 OWN,
                 [(write.key, write.value)],
@@ -491,8 +489,6 @@ class Server(Serves[State]):
                 time=int(call.now() * 1e9),
             )
         )
-        self._flush()
-        made.result()
         self._keyspaces.refresh()
         return number
 
@@ -512,6 +508,12 @@ class Server(Serves[State]):
         if not self._looped or self._group.full:
             self._flush()
         return done
+
+    def _durably(self, transaction: Transaction) -> None:
+        """Returns when it is durable: behind all that waits, of which one group may not have room for both."""
+        done = self._admit(transaction)
+        self._flush_all()
+        done.result()
 
     def _flush(self) -> None:
         """Makes the group durable and answers it. A store that cannot be trusted or is no longer ours ends

@@ -4,11 +4,13 @@ anybody forgotten."""
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.system.state import Committed, Expect, StoreFull
-from atoll.servers.state.group import BULK_MOST
+from atoll.servers.state.group import BULK_MOST, Transaction
 from atoll.servers.state.memory_engine import MemoryEngine
 
 from .history_kit import Kit, key
+from .kept import Kept
 
 LARGE = bytes(BULK_MOST // 3)
 
@@ -67,3 +69,16 @@ def test_those_who_wait_are_served_when_a_group_did_not_fit() -> None:
         kit.group.flush()
     kinds = [type(each[0]) for each in imports]
     assert kinds[0] is Committed and kinds[-1] is StoreFull
+
+
+def test_a_pin_is_durable_behind_bulk_of_which_each_fills_a_group() -> None:
+    engine = MemoryEngine(maximum_operations=20)
+    kept = Kept(lambda: engine)
+    state, group = kept.keyspace_state("one"), kept.server._group
+    kept.server._looped = True  # groups are committed when its loop has nothing else to do
+    for number in range(4):
+        rows: list[tuple[bytes, bytes | None]] = [(key(f"{number} {each}"), b"") for each in range(16)]
+        group.admit(Transaction(1, rows, [], bulk=True), Deferred())
+    state.pin.start("here").result()
+    assert [pin.name for pin in state.pins.start().result()] == ["here"]
+    assert not len(group)
