@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
@@ -162,7 +163,8 @@ class Supervisor:
             1 + node.chance.jitter() / 4
         )
         lines = self._logs.last(server.name)
-        told = how + (f"; last line: {lines[-1]}" if lines else "")
+        words = _last_words(lines)
+        told = how + (f"; last words: {words}" if words else "")
         row = CrashRow(
             server=server.name, boot=node.boot, process=serving.number, version=server.version.hash,
             time=node.now(), how=told, again=0 if loop else int(wait * 1e9), lines=lines,
@@ -214,3 +216,8 @@ class Supervisor:
             await self._node.group(server).thaw()
             serving.notice.gate(False)
         await ending.end(serving, reason, self._node.clock, deadline, KILL_AFTER)
+
+
+def _last_words(lines: Sequence[str]) -> str:
+    """The last line that says something, without what a traceback of an exception group draws beside it."""
+    return next((words for line in reversed(lines) if (words := line.strip(" |+-"))), "")

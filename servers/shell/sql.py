@@ -26,6 +26,12 @@ NOW: Final = "memory"
 """DuckDB's catalog of what a query names without one."""
 MEMORY: Final = "2GiB"
 """What a query and the tables that it names may take; nothing is put on the disk."""
+_LISTINGS: Final = ('"tables"', "__show_tables_expanded")
+"""What DuckDB makes of `show tables` and `show all tables`."""
+_SHOW_TABLES: Final = f"""
+select nullif(database, '{NOW}') as moment, schema, name, array_to_string(column_names, ', ') as columns
+from (show all tables) order by moment nulls first, schema, name"""
+"""What is told to `show tables`: DuckDB itself would list those of the schema `main` alone."""
 _TYPES: Final[dict[Kind, str]] = {
     "text": "VARCHAR", "json": "JSON", "integer": "UBIGINT", "number": "HUGEINT", "real": "DOUBLE", "truth": "BOOLEAN",
     "moment": "TIMESTAMP",
@@ -57,7 +63,10 @@ def sql(
     of a moment, or of several at once."""
     others = dict(named_moment(text) for text in moments or [])
     database = opened()
-    wanted = list(tables_of(database, query))
+    tree = tree_of(database, query)
+    listed = any(
+        node.get("table_name") in _LISTINGS for node in nodes(tree) if node.get("type") == "SHOW_REF"
+    )
     with connect(node=node or None) as attached, told_by_the_database():
         catalogs = {NOW: Moment(attached, moment(at), moment(since))}
         for name, when in others.items():
@@ -65,11 +74,13 @@ def sql(
                 raise BadRequest(where="--as", expected="a name that no schema has", got=repr(name))
             database.execute(f"attach ':memory:' as {quoted(name)}")
             catalogs[name] = Moment(attached, when, moment(since))
-        for catalog, schema, name in wanted:
+        for catalog, schema, name in tables_of(tree):
             bring(database, catalogs, catalog, schema, name)
+        if listed:
+            declare_all(database, catalogs)
     with told_by_the_database():
         database.execute("set lock_configuration = true")
-        tell(database.execute(query), as_json)
+        tell(database.execute(_SHOW_TABLES if plain_listing(query) else query), as_json)
 
 
 def named_moment(text: str) -> tuple[str, int | float | None]:
@@ -123,12 +134,21 @@ def first_line(text: str) -> str:
 # what a query names -------------------------------------------------------------------------------------------
 
 
-def tables_of(database: "DuckDBPyConnection", query: str) -> Iterator[tuple[str, str, str]]:
-    """Catalog, schema and name of each table in a query as it names them. Raises `BadRequest` for what is no SELECT."""
+def tree_of(database: "DuckDBPyConnection", query: str) -> dict[str, Any]:
+    """A query as DuckDB understands it. Raises `BadRequest` for what is no SELECT."""
     found = database.execute("select json_serialize_sql(?)", [query]).fetchone()
-    tree = json.loads(found[0] if found else "{}")
+    tree: dict[str, Any] = json.loads(found[0] if found else "{}")
     if tree.get("error"):
         raise BadRequest(where="QUERY", expected="a SELECT", got=first_line(tree["error_message"]))
+    return tree
+
+
+def plain_listing(query: str) -> bool:
+    return " ".join(query.rstrip("; \n").lower().split()) in ("show tables", "show all tables")
+
+
+def tables_of(tree: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Catalog, schema and name of each table in a query as it names them."""
     seen: set[tuple[str, str, str]] = set()
     for node in nodes(tree):
         if node.get("type") == "BASE_TABLE":
@@ -155,9 +175,24 @@ def bring(
     of = None if past is None else past.names().get((schema or "main", name))
     if past is None or of is None:
         return
-    target = ".".join(map(quoted, (catalog or NOW, schema or "main")))
-    database.execute(f"create schema if not exists {target}")
-    fill(database, f"{target}.{quoted(name)}", past.table(of))
+    table = past.table(of)
+    fill(database, declare(database, catalog or NOW, schema or "main", name, table), table)
+
+
+def declare_all(database: "DuckDBPyConnection", catalogs: dict[str, Moment]) -> None:
+    """Have every table there is in the database, without its rows: for a query that lists them."""
+    for catalog, past in catalogs.items():
+        for (schema, name), of in past.names().items():
+            declare(database, catalog, schema, name, past.table(of))
+
+
+def declare(database: "DuckDBPyConnection", catalog: str, schema: str, name: str, table: Table) -> str:
+    """Make a table of these columns; gives how it is named in full."""
+    database.execute(f"create schema if not exists {quoted(catalog)}.{quoted(schema)}")
+    target = ".".join(map(quoted, (catalog, schema, name)))
+    columns = ", ".join(f"{quoted(column.name)} {_TYPES[column.kind]}" for column in table.columns)
+    database.execute(f"create table if not exists {target} ({columns})")
+    return target
 
 
 def quoted(name: str) -> str:
@@ -165,8 +200,6 @@ def quoted(name: str) -> str:
 
 
 def fill(database: "DuckDBPyConnection", target: str, table: Table) -> None:
-    columns = ", ".join(f"{quoted(column.name)} {_TYPES[column.kind]}" for column in table.columns)
-    database.execute(f"create table {target} ({columns})")
     for batch in table.batches():
         database.register("batch", arrow(table.columns, batch))
         database.execute(f"insert into {target} select * from batch")

@@ -51,6 +51,18 @@ def test_a_crash_is_kept_with_the_last_things_that_were_said(node: RealNode) -> 
         assert crash.lines.count("x") >= LAST_KEPT - 1  # its log line comes another way, and may come last
 
 
+def test_a_crash_is_told_by_the_last_words_and_not_by_what_is_drawn_beside_them(node: RealNode) -> None:
+    """The traceback of what ended in nurseries ends with a line of dashes."""
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        with suppress(PeerDied):
+            counter.give_up.now("this cannot be")
+        assert counter.get.now("x") == 0, "it serves again"
+        page = attached.keyspace("kernel").range.now(CrashRow.table, after(CrashRow.table))
+        (crash,) = [decode(CrashRow, item.value or b"") for item in page.items]
+        assert crash.how == "exited with status 1; last words: SystemExit: this cannot be"
+
+
 async def test_output_that_was_said_to_be_there_and_is_not_is_waited_for_again(tmp_path: Path) -> None:
     """The word may be about what bore the number before: here another reader is told as well, and takes what there is."""
     node: Any = SimpleNamespace(

@@ -130,6 +130,26 @@ def test_what_a_server_was_configured_with_is_a_table_with_a_past(published: She
     assert written == {"note": "load board", "operation": "put"}
 
 
+def test_all_tables_are_listed_with_their_columns(published: Shell) -> None:
+    listed = published.json("sql", "show tables;")
+    columns = {(row["schema"], row["name"]): row["columns"].split(", ") for row in listed}
+    assert {
+        ("store", "change"),
+        ("kernel", "call"),
+        ("kernel", "crash"),
+        ("siren", "alarm"),
+        ("tally", "rows"),
+    } <= set(columns)
+    assert columns["siren", "alarm"][:3] == ["_key", "text", "rang"]
+    assert {row["moment"] for row in listed} == {None}
+    then = published.json("sql", "show all tables", "--as", "before=0s")
+    assert {row["moment"] for row in then} == {None, "before"}
+    counted = published.json("sql", "select count(*)::int as tables from (show all tables)")
+    assert counted == [{"tables": len(listed)}]
+    described = published.json("sql", "describe siren.alarm")
+    assert [row["column_name"] for row in described] == columns["siren", "alarm"]
+
+
 def test_the_rows_of_keyspaces_and_of_the_kernel_are_tables(tally: Shell) -> None:
     (row,) = tally.json(
         "sql", "select key, value::int as count, _revision from tally.rows where key = 'rain'"

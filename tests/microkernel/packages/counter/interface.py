@@ -31,6 +31,10 @@ class Counter(Interface):
         """The process ends in the middle of the call."""
 
     @call("write")
+    def give_up(self, words: str) -> None:
+        """The process ends with these words, by way of all that is open."""
+
+    @call("write")
     def spin(self, seconds: float) -> None:
         """A plain handler that does not return for so long."""
 

@@ -1,6 +1,7 @@
 """Counts in rows of its own."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -44,6 +45,10 @@ class Server(Serves[Counter]):
     @Counter.die.serve
     def die(self) -> None:
         os._exit(3)
+
+    @Counter.give_up.serve
+    def give_up(self, words: str) -> None:
+        sys.exit(words)
 
     @Counter.spin.serve
     def spin(self, seconds: float) -> None:
