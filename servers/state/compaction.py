@@ -47,11 +47,12 @@ class Removed(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _Job(NamedTuple):
-    """A keyspace's feed is to be swept up to a revision, by one of its rules."""
+    """A keyspace's feed is to be swept up to a revision, by one of its rules, for as long as its retention is this one."""
 
     keyspace: int
     rule: Literal["aged", "counted", "forgotten"]
     target: int
+    retention: Retention
 
 
 _START: Final = layout.prefix(OWN) + b"compaction/"
@@ -101,11 +102,11 @@ class Compactor:
 
         progress = self._standing(snapshot, keyspace, retention)
         if retention.age is not None and (target := before(retention.age)) > progress.aged:
-            self._jobs.append(_Job(keyspace, "aged", target))
+            self._jobs.append(_Job(keyspace, "aged", target, retention))
         if retention.versions is not None and (target := before(0.0)) > progress.counted:
-            self._jobs.append(_Job(keyspace, "counted", target))
+            self._jobs.append(_Job(keyspace, "counted", target, retention))
         if keyspace != OWN and (target := before(self._remember)) > progress.forgotten:
-            self._jobs.append(_Job(keyspace, "forgotten", target))
+            self._jobs.append(_Job(keyspace, "forgotten", target, retention))
 
     def _standing(self, snapshot: Snapshot, keyspace: int, retention: Retention) -> Progress:
         """How far a keyspace was swept, by the rules that hold now and but for what is pinned now."""
@@ -124,10 +125,12 @@ class Compactor:
         return self._progress[keyspace]
 
     def step(self) -> bool:
-        """One small batch at most. Whether the pass has more to do.
+        """One small batch at most. Whether the pass has more to do. Of a keyspace whose retention is another by now it
+        removes nothing more: the next pass goes by that.
 
         Raises `Disowned` or `Broken`: the process must end. Where there is no room even for this, the pass ends.
         """
+        self._jobs = [job for job in self._jobs if self._keyspaces.retention(job.keyspace) == job.retention]
         if not self._jobs:
             return False
         job = self._jobs[0]

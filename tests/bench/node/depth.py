@@ -27,11 +27,11 @@ IMAGE = HEAD.format(keyspace=KEYSPACE) + "\n[keyspace.large]\n"
 
 def _fill(store: State, keys: int) -> int:
     """Every key's versions; gives the revision in the middle."""
-    revisions = [_version(store, keys, b"%d" % version * 60) for version in range(VERSIONS)]
+    revisions = [write_every(store, keys, b"%d" % version * 60) for version in range(VERSIONS)]
     return revisions[VERSIONS // 2]
 
 
-def _version(store: State, keys: int, value: bytes) -> int:
+def write_every(store: State, keys: int, value: bytes) -> int:
     """Writes every key once; gives the last revision."""
     under_way: deque[Future[Committed]] = deque()
     for first in range(0, keys, AT_ONCE):

@@ -538,3 +538,23 @@ def test_space_is_used_again(kind: str, tmp_path: Path) -> None:
     assert not report.breaches
     # What waits for a checkpoint is not used again yet, and when one ends the disk decides.
     assert max(sizes[8:]) <= max(sizes[4:8]) * 1.1, sizes
+
+
+@pytest.mark.parametrize("then", [Retention(), Retention(versions=40)], ids=["for ever", "longer"])
+def test_a_pass_removes_nothing_more_once_the_past_is_to_be_kept(kept: Kept, then: Retention) -> None:
+    kept.server._passes.compactor.work = 8
+    rows = kept.keyspace_state("rows", Retention(versions=1))
+    for number in range(40):
+        put(kept, rows, a=str(number))
+    kept.hands.now += GRACE + 1
+    assert kept.begin() and kept.step()
+    left = history(rows, "a")
+    assert 1 < len(left) < 40
+    kept.state().make_keyspace.start("rows", then).result()
+    while kept.step():
+        pass
+    kept.compact()
+    assert history(rows, "a") == left
+    kept.state().make_keyspace.start("rows", Retention(versions=1)).result()
+    kept.compact()
+    assert len(history(rows, "a")) < len(left)

@@ -1,4 +1,5 @@
-"""DBOS Transact on SQLite: a workflow whose steps do nothing, so that what is measured is the record that they ran."""
+"""DBOS Transact, on SQLite and on PostgreSQL: a workflow whose steps do nothing, so that what is measured is the record
+that they ran."""
 
 import sys
 import tempfile
@@ -11,15 +12,30 @@ from .. import children
 from ..extras import need
 from ..frame import Block
 from ..placement import Placement
+from ..store import postgres
 
 
 @contextmanager
-def steps(placement: Placement) -> Iterator[Block]:
-    need("dbos")
+def on_sqlite(placement: Placement) -> Iterator[Block]:
     with (
         tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
-        children.served("peers.dbos_sqlite", Path(folder) / "dbos.sqlite", core=placement.server) as child,
+        _steps(f"sqlite:///{folder}/dbos.sqlite", placement) as block,
     ):
+        yield block
+
+
+@contextmanager
+def on_postgres(cluster: postgres.Cluster, placement: Placement) -> Iterator[Block]:
+    """In a database of its own, which it makes."""
+    need("psycopg")
+    with cluster.lease(), _steps(f"postgresql://bench@/dbos?host={cluster.folder}", placement) as block:
+        yield block
+
+
+@contextmanager
+def _steps(url: str, placement: Placement) -> Iterator[Block]:
+    need("dbos")
+    with children.served("peers.dbos_transact", url, core=placement.server) as child:
 
         def block(n: int) -> float:
             assert child.stdin is not None and child.stdout is not None
@@ -35,11 +51,10 @@ def steps(placement: Placement) -> Iterator[Block]:
 
 def main(arguments: list[str]) -> None:
     dbos = need("dbos")
-    url = f"sqlite:///{arguments[0]}"
     dbos.DBOS(
         config={
             "name": "bench",
-            "system_database_url": url,
+            "system_database_url": arguments[0],
             "log_level": "ERROR",
             "console_log_level": "ERROR",
         }
