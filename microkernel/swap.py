@@ -132,7 +132,8 @@ class _Swap:
         version = await self._version()
         level = self.what.level or server.spec.level
         description = await self._describe(version)
-        before = server.spec, server.description
+        offers = self.authority.interfaces
+        before = server.spec, server.description, offers[server.name]
         server.spec = msgspec.structs.replace(
             server.spec, version=version.hash, package=version.package, level=level
         )
@@ -157,7 +158,7 @@ class _Swap:
             with trio.CancelScope(shield=True):
                 died = await self._first_turn(new)
         except BaseException as error:
-            server.spec, server.description = before
+            server.spec, server.description, offers[server.name] = before
             with trio.CancelScope(shield=True):
                 await self._roll_back(new, version, level, committed, _why(error))
             raise

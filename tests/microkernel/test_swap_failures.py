@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut
-from atoll.ipc.system.kernel import ProcessRow, StartFailed, Swap, Swapped
+from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut, NotFound
+from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
 
 from .callers import REPEATABLE, called, called_steadily
-from .nodes import RealNode, booted, interface
+from .nodes import PACKAGES, RealNode, booted, interface
+from .test_boots_again import ONE, grant_second, image, paired
+from .test_boots_again import SERVER as PAIRED
 from .test_swap import version
 
 Counter = interface("counter", "Counter")
@@ -243,3 +245,35 @@ def kill_while_swapped(node: RealNode) -> None:
             thread.join()
             assert len(outcomes) == turn + 1
             callers.go_on()
+
+
+def test_an_interface_of_a_version_that_was_refused_is_none(tmp_path: Path) -> None:
+    """Neither for those who grant, nor for the next version, which need not have it."""
+    package = paired(tmp_path)
+    (package / "server.py").write_text(ONE)
+    with booted(tmp_path, text=image(package, "")) as node, node.attach() as attached:
+        failing = "    async def start(self) -> None:\n        raise ValueError('no')\n\n    @First"
+        (package / "server.py").write_text(PAIRED.replace("    @First", failing, 1))
+        with pytest.raises(StartFailed):
+            attached.kernel.swap.now(Swap(server="paired", package=str(package)))
+        with pytest.raises(NotFound, match="interface of paired"):
+            grant_second(attached, "paired")
+        (package / "server.py").write_text(ONE + "# repaired\n")
+        attached.kernel.swap.now(Swap(server="paired", package=str(package)))
+        (package / "server.py").write_text(PAIRED)
+        attached.kernel.swap.now(Swap(server="paired", package=str(package)))
+        assert grant_second(attached, "paired")
+
+
+def test_a_swap_that_is_taken_back_after_its_row_is_none_at_the_next_boot_either(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.kernel.load.now(Load(server="second", package=str(PACKAGES / "counter"), level="process"))
+        before = row_of(node, "second")
+        with pytest.raises(StartFailed), node.attach() as attached:
+            package = version(tmp_path, HAND_OVER, RUN.format("os._exit(9)"))
+            attached.kernel.swap.now(Swap(server="second", package=package))
+        node.kill()
+        node.boot()
+        row = row_of(node, "second")
+        assert (row.state, row.version) == ("serving", before.version)
