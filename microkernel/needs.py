@@ -208,11 +208,12 @@ class Needs:
         return replaced
 
     def drop(self, capabilities: Iterable[int], batch: Batch) -> None:
-        """End capabilities that stand for no need any more."""
+        """End capabilities that stand for no need any more. What was taken back before is passed over."""
         for id in capabilities:
-            ended = self._node.tree.revoke(id, by=None)
-            self._authority.clear(ended)
-            write_ended(batch, ended)
+            if self._node.tree.has(id):
+                ended = self._node.tree.revoke(id, by=None)
+                self._authority.clear(ended)
+                write_ended(batch, ended)
 
     def told(
         self, server: Server, party: Serving, capabilities: dict[str, Capability]

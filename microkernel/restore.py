@@ -211,7 +211,7 @@ class Restore:
         for row in made.unneeded:
             del node.bound[row.server, row.need]
             batch.delete_row(row)
-        self._needs.drop((row.capability for row in made.unneeded if tree.has(row.capability)), batch)
+        self._needs.drop((row.capability for row in made.unneeded), batch)
         self._rejoin()
         for server in list(node.servers.values()):
             for need in needs.lost(node, server):

@@ -98,8 +98,8 @@ def test_a_grant_during_a_swap_that_is_refused_is_the_old_process_s(tmp_path: Pa
         assert found == [7, 7]
 
 
-def heirs(kernel: State) -> set[int]:
+def heirs(kernel: State, server: str = "heir") -> set[int]:
     """Processes of the server, as the record has them."""
     page = kernel.range.now(ProcessRow.table, after(ProcessRow.table))
     found = [decode(ProcessRow, row.value or b"") for row in page.items]
-    return {row.pid for row in found if row.server == "heir"}
+    return {row.pid for row in found if row.server == server}

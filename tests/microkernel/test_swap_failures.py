@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut, NotFound
+from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
 
 from .callers import REPEATABLE, called, called_steadily
 from .nodes import PACKAGES, RealNode, booted, interface
-from .test_boots_again import ONE, grant_second, image, paired
+from .test_boots_again import INTERFACE, ONE, grant_second, image, paired
 from .test_boots_again import SERVER as PAIRED
+from .test_grants_in_swaps import heirs
 from .test_swap import version
 
 Counter = interface("counter", "Counter")
@@ -268,12 +270,74 @@ def test_an_interface_of_a_version_that_was_refused_is_none(tmp_path: Path) -> N
 def test_a_swap_that_is_taken_back_after_its_row_is_none_at_the_next_boot_either(tmp_path: Path) -> None:
     with booted(tmp_path) as node:
         with node.attach() as attached:
-            attached.kernel.load.now(Load(server="second", package=str(PACKAGES / "counter"), level="process"))
+            attached.kernel.load.now(
+                Load(server="second", package=str(PACKAGES / "counter"), level="process")
+            )
         before = row_of(node, "second")
-        with pytest.raises(StartFailed), node.attach() as attached:
-            package = version(tmp_path, HAND_OVER, RUN.format("os._exit(9)"))
+        package = version(tmp_path, HAND_OVER, RUN.format("os._exit(9)"))
+        with node.attach() as attached, pytest.raises(StartFailed):
             attached.kernel.swap.now(Swap(server="second", package=package))
         node.kill()
         node.boot()
         row = row_of(node, "second")
         assert (row.state, row.version) == ("serving", before.version)
+
+
+class User(Interface):
+    @call("read")
+    def use(self) -> int: ...
+
+
+USER = """
+import trio
+
+from atoll.ipc.serve import Serves
+
+from .interface import First, User
+
+
+class Server(Serves[User]):
+    peer: First
+
+    async def start(self) -> None:
+        pass
+
+    @User.use.serve
+    async def use(self) -> int:
+        return await self.peer.first()
+"""
+USES = """
+
+class User(Interface):
+    @call("read")
+    def use(self) -> int: ...
+"""
+
+
+def test_a_need_that_was_taken_back_in_a_swap_keeps_the_old_version_as_it_was(tmp_path: Path) -> None:
+    user = tmp_path / "user"
+    user.mkdir()
+    for name, text in {"__init__": "", "interface": INTERFACE + USES, "server": USER}.items():
+        (user / f"{name}.py").write_text(text)
+    need = '\n[server.user.needs]\npeer = { server = "paired", rights = ["read"] }\n'
+    text = image(paired(tmp_path), "") + f'\n[server.user]\npackage = "{user}"\n' + need
+    with booted(tmp_path, text=text) as node, node.attach() as attached:
+        sleeping = USER.replace("        pass", "        await trio.sleep_forever()")
+        (user / "server.py").write_text(sleeping.replace("First", "Second").replace("first()", "second()"))
+        before = row_of(node, "user").pid
+        swapping = attached.kernel.swap.start(Swap(server="user", package=str(user)))
+
+        while not (new := heirs(attached.keyspace("kernel", ["read"]), "user") - {before}):
+            assert not swapping.done()
+        needed = next(
+            row for row in attached.kernel.caps.now("user") if row.interface == "Second" and row.lasting
+        )
+        attached.kernel.revoke.now(needed.number)
+        for pid in new:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(StartFailed):
+            swapping.result()
+        os.kill(row_of(node, "user").pid, signal.SIGKILL)
+        while (row := row_of(node, "user")).state != "failed" and not row.restarts:
+            pass
+        assert attached.open("user", User).use.now() == 1
