@@ -44,6 +44,14 @@ class Conversation:
         serving.silent.set()
 
     def _heard(self, serving: Serving, message: control.ToKernel, descriptors: list[int]) -> None:
+        try:
+            self._take(serving, message, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _take(self, serving: Serving, message: control.ToKernel, descriptors: list[int]) -> None:
+        """What becomes somebody's is taken out of `descriptors`."""
         match message:
             case control.Ready():
                 serving.offered = message
@@ -70,8 +78,4 @@ class Conversation:
             case control.Log(level=level, text=text, fields=fields):
                 self._logs.line(serving.holder, serving.pid, level, text, fields)
             case _:
-                for descriptor in descriptors:
-                    os.close(descriptor)
                 raise PeerMisbehaved("the control socket", f"an unexpected {type(message).__name__}")
-        for descriptor in descriptors:
-            os.close(descriptor)

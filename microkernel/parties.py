@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import trio
 
 from atoll.ipc.errors import PeerMisbehaved
@@ -110,8 +112,15 @@ class Serving(Party):
         """The name that the channels it serves go by."""
         return self.reader or self.holder
 
+    def forget_hand_over(self) -> None:
+        """Let go of a state that nobody took: it came after its swap was given up, or for none."""
+        if self.handed_over is not None:
+            os.close(self.handed_over[1])
+            self.handed_over = None
+
     def close(self) -> None:
         super().close()
+        self.forget_hand_over()
         self.status.close()
         if self.tape is not None:
             self.tape.close()

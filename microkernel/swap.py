@@ -252,6 +252,7 @@ class _Swap:
         reach("swap: drained")
         self.ended = old.pending
         old.handed = trio.Event()
+        old.forget_hand_over()  # an answer to an earlier swap lies before that of this one's drain
         if self.server.name == STORE:
             node.store.lost()  # what is committed from now on waits for the new one
         old.send(control.HandOver())

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from atoll.ipc import attach
 from atoll.ipc.bound import transport_of
 from atoll.ipc.errors import AtollError, BadRequest, PeerDied, PeerMisbehaved
 from atoll.ipc.system import control, records
-from atoll.ipc.system.kernel import Kernel
+from atoll.ipc.system.kernel import Kernel, Swap
 from atoll.ipc.system.records import KeyPart, Row
 from atoll.ipc.transport import DEFAULTS
 from atoll.microkernel.connections import TURN, Connection
@@ -159,6 +160,34 @@ def test_a_server_whose_log_line_is_of_no_level_is_ended_and_leaves_no_memory_be
             row for row in attached.kernel.logs.now(0, "babbler", False) if "broke the protocol" in row.text
         ]:
             pass
+    lives(node)
+
+
+def given(node: RealNode, memory: str) -> int:
+    """How many descriptors of memory that a server handed over the kernel has."""
+    assert node.kernel is not None
+    links = []
+    for link in Path(f"/proc/{node.kernel.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(link))
+    return sum(memory in link for link in links)
+
+
+def test_a_state_that_no_swap_asked_for_is_let_go(node: RealNode) -> None:
+    """A hand-over that came after the swap was given up looks so. The next swap is not answered by it."""
+    late = control.encode(control.HandedOver(size=0, positions=1))
+    with node.attach() as attached:
+        babbler = attached.open("babbler", interface("babbler", "Babbler"))
+        babbler.hand.now(late, "late")
+        while not given(node, "late"):
+            pass
+        attached.kernel.swap.now(Swap(server="babbler"))
+        assert not given(node, "late")
+        babbler.hand.now(late, "late")
+        while not given(node, "late"):
+            pass
+        attached.kernel.restart.now("babbler")
+        assert not given(node, "late")
     lives(node)
 
 
