@@ -54,6 +54,7 @@ class Store:
         self._taken: dict[bytes, bytes | None] = {}
         """Those of them that are being committed."""
         self._refused = 0
+        self._flushing = trio.Lock()
         self._some = trio.Event()
         self._numbers = 0
 
@@ -72,16 +73,20 @@ class Store:
     async def opened(self, state: State, keyspace: int) -> None:
         """`state` serves, for the first time or again: what waited in the journal becomes rows."""
         self._state, self.keyspace = state, keyspace
-        await self.settle()
+        await self._settle()
 
     def reopen(self, state: State) -> None:
         """The store through another capability."""
         self._state = state
 
     async def settle(self) -> None:
-        """`state` serves: commits what waits in the journal. Before `opened` nothing can: that will do it."""
-        if self._state is None:
-            return
+        """`state` serves again: commits what waits in the journal. What the store refuses waits on: nobody is here to be
+        told. Before `opened` nothing can: that will do it."""
+        if self._state is not None:
+            with suppress(AtollError):
+                await self._settle()
+
+    async def _settle(self) -> None:
         self._serves = True
         self._changed()
         for changes in list(self.journal.waiting.values()):
@@ -232,6 +237,10 @@ class Store:
 
     async def flush(self) -> None:
         """Commits what is there now. What the store refuses is given up and counted: it is a record, not a decision."""
+        async with self._flushing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         most = BATCH_MOST
         while self._later and self._state is not None and self._serves:
             self._taken = self._some_of(most)

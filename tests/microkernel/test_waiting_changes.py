@@ -173,3 +173,35 @@ async def test_rows_that_the_store_refuses_are_counted(table: tuple[Table, Store
     store.later(Batch(b"2", note="test").put(event("kept")))
     await store.flush()
     assert told == [1]
+
+
+async def test_a_store_that_has_no_room_for_what_waits_ends_nobody(table: tuple[Table, Store]) -> None:
+    """It settles in a task of the kernel's own: what is raised there ends the node."""
+    state, store = table
+    state.answer.set()
+    store.journal.wait(Batch(b"1", note="test").put(event("it was")).changes())
+    state.fault = StoreFull("the store", 2, 1)
+    await store.settle()
+    assert len(store.journal.waiting) == 1
+    state.fault = None
+    await store.settle()
+    assert not store.journal.waiting
+    assert list(state.rows.values()) == [event("it was").value()]
+
+
+async def test_rows_of_two_who_hand_them_over_at_once_are_all_kept(table: tuple[Table, Store]) -> None:
+    """A shutdown does so while it is done in the background."""
+    state, store = table
+    others = EventRow(boot=1, sequence=2, time=1, kind="test", who="me", sentence="second")
+    store.later(Batch(b"1", note="test").put(event("first")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.flush)
+        await state.asked.wait()
+        store.later(Batch(b"2", note="test").put(others))
+        nursery.start_soon(store.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        state.fault = PeerDied("State.commit")
+        state.answer.set()
+    state.fault = None
+    await store.flush()
+    assert sorted(state.rows.values()) == sorted([event("first").value(), others.value()])  # type: ignore[type-var]
