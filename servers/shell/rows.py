@@ -1,6 +1,7 @@
 """Commands on what the store knows: get, range, history, watch; now and as of any moment."""
 
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -12,7 +13,7 @@ from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.private.envelope import is_sealed
 from atoll.ipc.system.records import after
-from atoll.ipc.system.state import Change, Item, State
+from atoll.ipc.system.state import Change, Item, Only, State
 
 from . import printing
 from .options import At, Json, Key, Keyspace, Node
@@ -140,6 +141,9 @@ def history(
 def watch(
     keyspace: Keyspace,
     prefix: Annotated[str, typer.Option("--prefix", help="Only keys that begin with this.")] = "",
+    only: Annotated[
+        Only, typer.Option("--only", help="Keys that were put, or that were deleted, and no others.")
+    ] = "all",
     count: Annotated[
         int, typer.Option("--count", help="End after so many changes.", show_default="Ctrl-C")
     ] = 0,
@@ -151,8 +155,17 @@ def watch(
     first, when = key_of(prefix), moment(at)
     with opened(keyspace, node) as state:
         printing.end_with_reader()
-        for number, change in enumerate(state.watch.now(revision(state, when), first), 1):
+        behind = number = 0
+        for change in state.watch.now(revision(state, when), first, only):
+            if change.behind and not behind and not as_json:
+                print(
+                    f"atoll: {change.behind} revisions behind; nothing is left out",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            behind = change.behind
             tell(change, as_json)
+            number += not change.more
             if number == count:
                 break
 
@@ -167,7 +180,8 @@ def revision(state: State, when: int | float | None) -> int:
 def tell(change: Change, as_json: bool) -> None:
     items = [shown(item) for item in change.items]
     if as_json:
-        print(printing.json({"revision": change.revision, "time": change.time, "items": items}), flush=True)
+        told = {"revision": change.revision, "time": change.time, "items": items, "behind": change.behind}
+        print(printing.json(told), flush=True)
         return
     for item in items:
         value = "(deleted)" if item.value is None else value_text(item.value)

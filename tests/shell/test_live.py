@@ -7,9 +7,13 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 
+import msgspec
 import pytest
 
+from atoll.ipc.attach import connect
+from atoll.ipc.system.state import Write
 from atoll.servers.shell import exits
+from atoll.servers.state.watchers import BEHIND
 from tests.shell.conftest import HOUSE, PROGRAM, Shell, shell
 
 
@@ -139,6 +143,43 @@ def test_any_moment_is_read_again(tally: Shell) -> None:
     watched = tally.said("watch", "tally.rows", "--at", before, "--count", "2").splitlines()
     assert [line.split()[0] for line in watched] == [str(older["revision"]), str(newer["revision"])]
     assert watched[1].endswith(" rain = 42")
+
+
+def test_a_watch_of_puts_or_of_deletions_alone(tally: Shell) -> None:
+    with connect(str(tally.folder / "node")) as node:
+        state = node.keyspace("tally.rows")
+        first = state.commit.now([Write(b"only/a", b"\1"), Write(b"only/b", b"\2")]).revision
+        second = state.commit.now([Write(b"only/a", None)]).revision
+        third = state.commit.now([Write(b"only/b", None)]).revision
+    of = ("watch", "tally.rows", "--prefix", "only/", "--at", str(first - 1))
+    puts = tally.said(*of, "--only", "puts", "--count", "1").splitlines()
+    assert [line.split()[0] for line in puts] == [str(first)] * 2
+    deletes = tally.said(*of, "--only", "deletes", "--count", "2").splitlines()
+    assert [(line.split()[0], line.split()[2]) for line in deletes] == [
+        (str(second), "only/a"), (str(third), "only/b"),
+    ]  # fmt: skip
+    assert all(line.endswith(" = (deleted)") for line in deletes)
+    tally.refused(exits.USAGE, *of, "--only", "sometimes")
+
+
+def test_a_watch_that_is_behind_says_so_once_and_leaves_nothing_out(tally: Shell) -> None:
+    count = 2 * BEHIND
+    with connect(str(tally.folder / "node")) as node:
+        state = node.keyspace("tally.rows")
+        before = state.head.now()
+        begun = [state.commit.start([Write(b"late", msgspec.msgpack.encode(n))]) for n in range(count)]
+        for each in begun:
+            each.result()
+        state.commit.now([Write(b"late", None)])
+    of = ("watch", "tally.rows", "--prefix", "late", "--at", str(before), "--count", str(count))
+    done = tally.run(*of)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == [str(n) for n in range(count)]
+    (told,) = done.stderr.splitlines()
+    behind = int(re.fullmatch(r"atoll: (\d+) revisions behind; nothing is left out", told)[1])  # type: ignore[index]
+    with connect(str(tally.folder / "node")) as node:  # others write, too
+        assert BEHIND < behind <= node.keyspace("tally.rows").head.now() - before
+    changes = [json.loads(line) for line in tally.run(*of, "--json").stdout.splitlines()]
+    assert len(changes) == count and changes[0]["behind"] > BEHIND and changes[-1]["behind"] == 0
 
 
 def test_how_far_back_and_what_is_pinned(tally: Shell) -> None:
