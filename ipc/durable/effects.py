@@ -57,16 +57,30 @@ class _Touched:
         kept += [Item(key, value, 0, 0) for key, value in own.items() if value is not None]
         return sorted(kept, key=lambda item: item.key)
 
+    def write(self, write: Write) -> None:
+        """A row that was appended here, and that nobody was told of, is a new one with this value; or none, if it goes."""
+        appended = [row for row in self.appends if row.key == write.key]
+        for row in appended:
+            self.appends.remove(row)
+        if appended and write.value is not None:
+            self.appends.append(write)
+        else:
+            self.writes[write.key] = write
+
     async def tell(self, transaction: bytes) -> None:
         """Tell it; what is not answered for is told again. What the step does meanwhile stays to be told."""
         reads, ranges, expects = dict(self.reads), len(self.ranges), self.expects
-        writes, appends = dict(self.writes), len(self.appends)
+        writes = dict(self.writes)
         if expects or writes:
             await self.state.commit(list(writes.values()), expects, transaction=transaction)
             del self.ranges[:ranges]
-        if appends:
-            await self.state.append(self.appends[:appends], transaction=transaction)
-            del self.appends[:appends]
+        if self.appends:
+            appends, self.appends = self.appends, []
+            try:
+                await self.state.append(appends, transaction=transaction)
+            except BaseException:
+                self.appends = appends + self.appends
+                raise
         self.reads = {key: revision for key, revision in self.reads.items() if key not in reads}
         self.writes = {key: write for key, write in self.writes.items() if writes.get(key) is not write}
 
@@ -124,10 +138,12 @@ class Effects:
     def write(
         self, state: State, writes: list[Write], seen: Callable[[int], None], *, new: bool = False
     ) -> Deferred[None]:
+        touched = self._of(state)
         if new:
-            self._of(state).appends += writes
+            touched.appends += writes
         else:
-            self._of(state).writes |= {write.key: write for write in writes}
+            for write in writes:
+                touched.write(write)
         self._seen.append(seen)
         return Deferred.resolved(None)
 

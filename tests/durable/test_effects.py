@@ -14,7 +14,7 @@ from atoll.ipc.durable.effects import Effects
 from atoll.ipc.durable.execution import persistently
 from atoll.ipc.durable.rows import step_key
 from atoll.ipc.errors import AtollError, Overloaded, PeerDied, PeerMisbehaved
-from atoll.ipc.system.state import State, Write
+from atoll.ipc.system.state import Item, State, Write
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server as StateServer
 
@@ -42,6 +42,23 @@ def test_writes_that_the_store_turned_away_are_told_again(store: Failing) -> Non
     for key in (b"record", b"effect"):
         item = store.state.get.now(key)
         assert item is not None and item.value == b"1"
+
+
+@pytest.mark.parametrize("value", [b"2", None])
+def test_a_row_that_was_appended_is_written_again_by_the_same_step(
+    store: Failing, value: bytes | None
+) -> None:
+    async def step() -> None:
+        effects = Effects(store.state)
+        effects.write(store.state, [Write(b"effect", b"1")], lambda _: None, new=True)
+        effects.write(store.state, [Write(b"effect", value)], lambda _: None)
+        assert effects.read(store.state, b"effect").result() == Item(b"effect", value, 0, 0)
+        store.fail("append", Overloaded("State.append"))
+        await persistently(partial(effects.commit, [Write(b"record", b"1")], [], "step"))
+
+    trio.run(step)
+    item = store.state.get.now(b"effect")
+    assert (None if item is None else item.value) == value
 
 
 def test_calls_beside_each_other_share_one_transaction(store: Failing) -> None:
