@@ -2,8 +2,9 @@
 old enough.
 
 The first two lie in keyspaces of their own that keep nothing of what was deleted, in the order of their times for each
-process; the kernel's tables in the order of boots, and in each of what happened. So the old ones are at the beginning, and a
-sweep looks at no more than it deletes, at what still is, and at one row more.
+process; the kernel's tables in the order of boots, and in each in that of what began. So the old ones are at the beginning,
+and a sweep looks at what it deletes, at what began as early and was over later, or still is, and at one row more. Refusals,
+which lie in no such order, are looked at one and all.
 """
 
 from __future__ import annotations
@@ -69,12 +70,14 @@ class Expiry:
             for item in page.items:
                 start = relative(item.key)[1] + b"\0"
                 row = _row(table, item)
-                over = None if row is None else kept.over(row)
-                if over is not None and over >= before:
+                if row is None:
+                    continue
+                if kept.began(row) >= before:
                     start = kept.next(row)
                     more = bool(start)
                     break
-                if over is not None:
+                over = kept.over(row)
+                if over is not None and over < before:
                     old.append(item.key)
             if old:
                 await self._commit(old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from atoll.ipc.system.records import (
@@ -28,10 +29,12 @@ class Kept(NamedTuple):
     table: type[Row]
     age: float
     """Seconds."""
+    began: Callable[[Any], int]
+    """When what a row tells of began, in ns: what follows in the table began no earlier. 0 where that is not its order."""
     over: Callable[[Any], int | None]
-    """When what a row tells of was over, in ns; None: it still is."""
+    """When it was over; None: it still is."""
     next: Callable[[Any], bytes] = lambda row: b""
-    """Where in the table to go on behind a row that is young enough, since what follows is younger; empty: nowhere."""
+    """Where in the table to go on behind a row of what began late enough to stay; empty: nowhere."""
 
 
 def tables(keep: Keep, boot: int) -> tuple[Kept, ...]:
@@ -40,13 +43,17 @@ def tables(keep: Keep, boot: int) -> tuple[Kept, ...]:
     def earlier(row: Any, time: int) -> int | None:
         return None if row.boot == boot else time
 
+    def next_server(row: CrashRow) -> bytes:
+        return after(CrashRow.key_of(row.server))
+
+    time, began, started, opened = map(attrgetter, ("time", "began", "started", "opened"))
     return (
-        Kept(EventRow, keep.events, lambda row: row.time),
-        Kept(RefusalRow, keep.refusals, lambda row: earlier(row, row.last)),
-        Kept(CrashRow, keep.crashes, lambda row: row.time, lambda row: after(CrashRow.key_of(row.server))),
-        Kept(SwapRow, keep.swaps, lambda row: row.ended),
-        Kept(ProcessRow, keep.processes, lambda row: row.ended or earlier(row, row.started)),
-        Kept(ChannelRow, keep.channels, lambda row: row.closed or earlier(row, row.opened)),
-        Kept(AttachmentRow, keep.attachments, lambda row: row.ended or earlier(row, row.time)),
-        Kept(SessionRow, keep.sessions, lambda row: earlier(row, row.time)),
+        Kept(EventRow, keep.events, time, time),
+        Kept(RefusalRow, keep.refusals, lambda row: 0, lambda row: earlier(row, row.last)),
+        Kept(CrashRow, keep.crashes, time, time, next_server),
+        Kept(SwapRow, keep.swaps, began, attrgetter("ended")),
+        Kept(ProcessRow, keep.processes, started, lambda row: row.ended or earlier(row, row.started)),
+        Kept(ChannelRow, keep.channels, opened, lambda row: row.closed or earlier(row, row.opened)),
+        Kept(AttachmentRow, keep.attachments, time, lambda row: row.ended or earlier(row, row.time)),
+        Kept(SessionRow, keep.sessions, time, lambda row: earlier(row, row.time)),
     )

@@ -8,9 +8,11 @@ import msgspec
 import trio
 
 from atoll.ipc.system.calls import ChunkRow, OpeningRow
-from atoll.ipc.system.records import Row
+from atoll.ipc.system.records import ProcessRow, RefusalRow, Row
 from atoll.ipc.system.state import Item, Write, absolute
 from atoll.microkernel.expiry import PAGE, Expiry
+from atoll.microkernel.image import Keep
+from atoll.microkernel.keeping import tables
 
 KEYSPACE, BEFORE = 7, 100
 MOST = 50
@@ -82,3 +84,41 @@ async def test_a_process_that_no_key_can_name_is_none() -> None:
     keyspace.put(opening, OpeningRow.table + b"beyond")
     await sweep(keyspace)
     assert len(keyspace.rows) == 1
+
+
+# the kernel's tables ---------------------------------------------------------------------------------------------------
+
+
+def process(number: int, started: int, ended: int, boot: int = 1) -> ProcessRow:
+    return ProcessRow(
+        boot=boot, process=number, server="counter", version="v", pid=number, started=started, start_ticks=0,
+        uid=0, cgroup="", ended=ended, exit="exited with status 0" if ended else "",
+    )  # fmt: skip
+
+
+def refusal(what: str, last: int, boot: int = 1) -> RefusalRow:
+    return RefusalRow(boot=boot, who="counter", what=what, by="quota", first=1, last=last, count=1)
+
+
+async def kept(*rows: Row) -> list[Row]:
+    """What a sweep leaves of the rows of one table, during boot 2."""
+    keyspace, table = Keyspace(), type(rows[0])
+    for row in rows:
+        keyspace.put(row)
+    node: Any = SimpleNamespace(store=SimpleNamespace(state=keyspace, keyspace=KEYSPACE), boot=2)
+    (line,) = (line for line in tables(Keep(), 2) if line.table is table)
+    await Expiry(node)._rows(line, BEFORE)
+    return [msgspec.msgpack.decode(value, type=table) for _, value in sorted(keyspace.rows.items())]
+
+
+async def test_what_was_over_long_ago_goes_also_behind_what_lived_longer() -> None:
+    old = [process(number, 2, BEFORE - 1) for number in range(2, PAGE + 5)]
+    young, runs = process(1, 1, BEFORE), process(1, 3, 0, boot=2)
+    late = [process(number, BEFORE, BEFORE + 1, boot=2) for number in range(2, MOST * PAGE)]
+    assert await kept(young, *old, runs, *late) == [young, runs, *late]
+
+
+async def test_refusals_lie_in_no_order_of_time() -> None:
+    rows = [refusal("a", BEFORE), refusal("b", BEFORE - 1), refusal("c", BEFORE), refusal("d", BEFORE - 1)]
+    of_now = refusal("a", 1, boot=2)
+    assert await kept(*rows, of_now) == [rows[0], rows[2], of_now]
