@@ -7,7 +7,7 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import NotFound
-from atoll.ipc.system.kernel import CapabilityRow, Load
+from atoll.ipc.system.kernel import CapabilityRow, Load, ServerBinding
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted
 
@@ -43,16 +43,33 @@ class Server(Serves[First, Second]):
         return 2
 """
 ONE = SERVER.replace(", Second", "").partition("    @Second")[0]
+USER = """
+from atoll.ipc.serve import Serves
+
+from .interface import First, Second
+
+
+class Server(Serves[First]):
+    peer: Second
+
+    @First.first.serve
+    def first(self) -> int:
+        return 1
+"""
 NEED = 'rows = { keyspace = "counter", rights = ["read"] }'
+
+
+def made(folder: Path, name: str, server: str) -> Path:
+    package = folder / name
+    package.mkdir()
+    for module, text in {"__init__": "", "interface": INTERFACE, "server": server}.items():
+        (package / f"{module}.py").write_text(text)
+    return package
 
 
 def paired(folder: Path) -> Path:
     """A package of two interfaces and one need, which may be unbound."""
-    package = folder / "paired"
-    package.mkdir()
-    for name, text in {"__init__": "", "interface": INTERFACE, "server": SERVER}.items():
-        (package / f"{name}.py").write_text(text)
-    return package
+    return made(folder, "paired", SERVER)
 
 
 def image(package: Path, needs: str) -> str:
@@ -65,9 +82,9 @@ def capabilities(attached: Attached, holder: str, server: str) -> list[Capabilit
     return [row for row in rows if row.holder == holder and row.server == server and row.parent]
 
 
-def grant_second(attached: Attached, server: str) -> int:
+def grant(attached: Attached, server: str, interface: str = "Second") -> int:
     rows = attached.kernel.caps.now(server)
-    root = next(row for row in rows if row.interface == "Second" and not row.parent)
+    root = next(row for row in rows if row.interface == interface and not row.parent)
     number: int = attached.kernel.grant.now(root.number, "counter", ["read"])
     return number
 
@@ -96,7 +113,7 @@ def test_a_grant_on_an_interface_that_a_package_dropped_waits_for_it(tmp_path: P
     package = paired(tmp_path)
     with booted(tmp_path, text=image(package, "")) as node:
         with node.attach() as attached:
-            number = grant_second(attached, "paired")
+            number = grant(attached, "paired")
         (package / "server.py").write_text(ONE)
         boot_again(node)
         assert any("counter is not given capability" in line for line in node.said)
@@ -104,7 +121,7 @@ def test_a_grant_on_an_interface_that_a_package_dropped_waits_for_it(tmp_path: P
             (left,) = capabilities(attached, "counter", "paired")
             assert left.number == number
             with pytest.raises(NotFound):
-                grant_second(attached, "paired")
+                grant(attached, "paired")
         (package / "server.py").write_text(SERVER)
         boot_again(node)
         assert not any("is not given" in line for line in node.said)
@@ -115,7 +132,7 @@ def test_a_grant_on_a_loaded_server_that_cannot_be_there_waits_for_it(tmp_path: 
     with booted(tmp_path) as node:
         with node.attach() as attached:
             attached.kernel.load.now(Load(server="tool", package=str(package), level="process"))
-            number = grant_second(attached, "tool")
+            number = grant(attached, "tool")
         for version in (node.folder / "versions").iterdir():
             if (version / "paired").exists():
                 shutil.rmtree(version)
@@ -125,5 +142,21 @@ def test_a_grant_on_a_loaded_server_that_cannot_be_there_waits_for_it(tmp_path: 
             (left,) = capabilities(attached, "counter", "tool")
             assert left.number == number
             attached.kernel.revoke.now(number)
+        boot_again(node)
+        assert not any("is not given" in line for line in node.said)
+
+
+def test_a_grant_on_a_loaded_server_whose_need_is_offered_no_more_waits_for_it(tmp_path: Path) -> None:
+    package, user = paired(tmp_path), made(tmp_path, "user", USER)
+    with booted(tmp_path, text=image(package, "")) as node:
+        with node.attach() as attached:
+            needs = {"peer": ServerBinding(server="paired")}
+            attached.kernel.load.now(Load(server="user", package=str(user), level="process", needs=needs))
+            grant(attached, "user", "First")
+        (package / "server.py").write_text(ONE)
+        boot_again(node)
+        assert any("server user is left out" in line for line in node.said)
+        assert any("counter is not given capability" in line for line in node.said)
+        (package / "server.py").write_text(SERVER)
         boot_again(node)
         assert not any("is not given" in line for line in node.said)

@@ -16,7 +16,7 @@ from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
 
 from .callers import REPEATABLE, called, called_steadily
 from .nodes import PACKAGES, RealNode, booted, interface
-from .test_boots_again import INTERFACE, ONE, grant_second, image, paired
+from .test_boots_again import INTERFACE, ONE, grant, image, paired
 from .test_boots_again import SERVER as PAIRED
 from .test_grants_in_swaps import heirs
 from .test_swap import version
@@ -259,12 +259,12 @@ def test_an_interface_of_a_version_that_was_refused_is_none(tmp_path: Path) -> N
         with pytest.raises(StartFailed):
             attached.kernel.swap.now(Swap(server="paired", package=str(package)))
         with pytest.raises(NotFound, match="interface of paired"):
-            grant_second(attached, "paired")
+            grant(attached, "paired")
         (package / "server.py").write_text(ONE + "# repaired\n")
         attached.kernel.swap.now(Swap(server="paired", package=str(package)))
         (package / "server.py").write_text(PAIRED)
         attached.kernel.swap.now(Swap(server="paired", package=str(package)))
-        assert grant_second(attached, "paired")
+        assert grant(attached, "paired")
 
 
 def test_a_swap_that_is_taken_back_after_its_row_is_none_at_the_next_boot_either(tmp_path: Path) -> None:
