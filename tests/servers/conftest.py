@@ -122,12 +122,21 @@ class Servers:
         return self._keys.client(badge=badge)
 
     def __call__(self, server: type[Serves[Any]], **given: object) -> Served[Any]:
-        """Start a server; its keyspaces are those of its module's name, the same at each start."""
+        """Start a server; its keyspaces are those of its module's name, the same at each start. No time passes for it."""
+        return self._start(server, given, VirtualClock())
+
+    def timed(self, server: type[Serves[Any]], **given: object) -> Served[Any]:
+        """Start one for which time passes by itself."""
+        return self._start(server, given, None)
+
+    def _start(
+        self, server: type[Serves[Any]], given: dict[str, object], clock: VirtualClock | None
+    ) -> Served[Any]:
         for need in needs(server):
             if need.kind == "keyspace" and need.name not in given:
                 make = self.private if need.private else self.keyspace
                 given[need.name] = make(f"{server.__module__}.{need.name}", need.type)
-        served: Served[Any] = Served(server, given, VirtualClock())
+        served: Served[Any] = Served(server, given, clock)
         self._started.append(served)
         return served
 

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from atoll.ipc.errors import PeerDied
 from atoll.ipc.faults import Drop, FaultyTransport
-from atoll.ipc.future import Payload, RawFuture, RawReply
 from atoll.ipc.keyspace import Keyspace
-from atoll.ipc.method import MethodSpec
-from atoll.ipc.proxy import Options, bind, transport_of
+from atoll.ipc.proxy import bind, transport_of
 from atoll.ipc.system.state import State
 from atoll.servers.feedback.interface import Batch, Feedback, Invalid, NoSuchBatch, Rater
 from atoll.servers.feedback.records import Preference, Record
@@ -24,46 +21,9 @@ from atoll.servers.storage.interface import Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
 
+from ..fatal import Countdown, Fatal
 from ..unheard import Unheard
 from .said import rating, set_of
-
-
-class Countdown:
-    """Shared by the transports of a server: at step `at` it dies, before (or `after`) what it asked for was done."""
-
-    def __init__(self, at: int, *, after: bool) -> None:
-        self.left = at
-        self.after = after
-        self.kill: Callable[[], None] = lambda: None
-
-    def over(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
-class Fatal(FaultyTransport):
-    """A server's way to another one, on which it dies."""
-
-    def __init__(self, inner: Any, countdown: Countdown) -> None:
-        super().__init__(inner)
-        self._countdown = countdown
-
-    async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
-        if not self._countdown.over():
-            return await self.inner.call(method, payload, options)
-        if self._countdown.after:
-            await self.inner.call(method, payload, options)
-        self._countdown.kill()
-        await trio.sleep_forever()
-        raise AssertionError
-
-    def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
-        if not self._countdown.over():
-            return self.inner.start(method, payload, options)
-        if self._countdown.after:
-            self.inner.start(method, payload, options).result()
-        self._countdown.kill()
-        return RawFuture()
 
 
 class Node:

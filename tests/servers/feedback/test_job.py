@@ -180,6 +180,7 @@ pending = 1024
 
 [keyspace.references]
 [keyspace.feedback]
+[keyspace.imports]
 [keyspace.keys]
 
 [keyspace.words]
@@ -201,6 +202,11 @@ rows = { keyspace = "keys", rights = ["read", "write"] }
 rows = { keyspace = "feedback", rights = ["read", "write", "history"] }
 words = { keyspace = "words", rights = ["read", "write", "history"] }
 storage = { server = "storage", rights = ["read", "write"] }
+
+[server.importer.needs]
+rows = { keyspace = "imports", rights = ["read", "write"] }
+storage = { server = "storage", rights = ["read", "write"] }
+feedback = { server = "feedback", rights = ["submit"] }
 """
 
 

@@ -1,0 +1,1 @@
+"""The importer: files of batches into feedback, durably."""
