@@ -29,11 +29,11 @@ class Effects:
 
     def __init__(self) -> None:
         self._written: list[tuple[bytes, Place, bytes | None]] = []
-        """In order, with the transaction in which; empty: in none, or in one that has been committed."""
+        """In order, with the transaction or part in which; empty: in none, or in one that has been committed."""
         self._marks: dict[tuple[bytes, int], int] = {}
         """By transaction and savepoint, or part (and -1), how much had been written."""
-        self._whole: dict[bytes, bytes] = {}
-        """By part, the transaction."""
+        self._within: dict[bytes, bytes] = {}
+        """By part, what it is a part of."""
 
     @property
     def rows(self) -> dict[Place, bytes | None]:
@@ -44,33 +44,43 @@ class Effects:
         name, given = label.removeprefix("State."), arguments_of(label, payload)
         if reply is None:
             if name == "finish":
-                self._forget(self._of(given.transaction), 0)
+                self._forget(given.transaction, 0)
             return
         match name:
             case "commit" | "append":
-                of = self._of(given.transaction)
-                self._written += [(of, (need, write.key), write.value) for write in given.writes]
+                self._written += [
+                    (given.transaction, (need, write.key), write.value) for write in given.writes
+                ]
             case "savepoint":
                 self._marks[given.transaction, _number.decode(reply)] = len(self._written)
             case "share":
                 part = _id.decode(reply)
-                self._whole[part] = self._of(given.transaction)
+                self._within[part] = given.transaction
                 self._marks[part, -1] = len(self._written)
             case "undo":
-                self._forget(
-                    self._of(given.transaction), self._marks.get((given.transaction, given.savepoint), 0)
-                )
+                self._forget(given.transaction, self._marks.get((given.transaction, given.savepoint), 0))
+            case "join":
+                self._become(given.part, self._within.get(given.part, given.part))
             case "retract":
-                self._forget(self._of(given.part), self._marks.get((given.part, -1), 0))
+                self._forget(given.part, self._marks.get((given.part, -1), 0))
             case "abort":
-                self._forget(self._of(given.transaction), 0)
+                self._forget(given.transaction, 0)
             case "finish":
-                ended = self._of(given.transaction)
-                self._written = [(b"" if of == ended else of, *rest) for of, *rest in self._written]  # type: ignore[misc]
+                self._become(given.transaction, b"")
 
-    def _of(self, id: bytes) -> bytes:
-        return self._whole.get(id, id)
+    def _is_in(self, id: bytes, whole: bytes) -> bool:
+        """Whether that is a transaction or a part, or a part of it."""
+        while id != whole and id in self._within:
+            id = self._within[id]
+        return id == whole
 
-    def _forget(self, transaction: bytes, since: int) -> None:
+    def _become(self, ended: bytes, of: bytes) -> None:
+        """What was written in a transaction or a part is of another one from now on."""
+        self._written = [
+            (of if self._is_in(each[0], ended) else each[0], *each[1:]) for each in self._written
+        ]
+
+    def _forget(self, ended: bytes, since: int) -> None:
+        """What was written in a transaction or a part, and in no other that was beside it, is undone."""
         kept, later = self._written[:since], self._written[since:]
-        self._written = kept + [each for each in later if each[0] != transaction]
+        self._written = kept + [each for each in later if not self._is_in(each[0], ended)]

@@ -201,8 +201,9 @@ class PlayedStore(PlayedServer):
                 looked = _encode(BY_LABEL["State.get"].arguments(given.key))
                 return self._over("State.get", looked, self._past("State.get", looked))
             case "scan":
-                ranged = _encode(BY_LABEL["State.range"].arguments(given.start, given.end, given.limit))
-                return self._over("State.range", ranged, self._past("State.range", ranged))
+                return self._scanned(
+                    _encode(BY_LABEL["State.range"].arguments(given.start, given.end, given.limit))
+                )
             case "head":
                 return _encode(self.stage.revision)
             case "commit" | "append":
@@ -219,6 +220,13 @@ class PlayedStore(PlayedServer):
             case "undo" | "join" | "retract" | "abort":
                 return _encode(None)
         raise self._refused(label)
+
+    def _scanned(self, ranged: bytes) -> bytes:
+        """A range as a transaction sees it, with where to go on."""
+        past = self._past("State.range", ranged)
+        seen, told = _page.decode(past), _page.decode(self._over("State.range", ranged, past))
+        rest = seen.items[-1].key + b"\0" if seen.more else b""
+        return _encode(msgspec.structs.replace(told, rest=rest))
 
     def _committed(self, *, joined: bool) -> bytes:
         if joined:
