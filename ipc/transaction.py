@@ -44,31 +44,73 @@ class Held(Protocol[U]):
     _prefix: bytes
 
 
+class _Writes:
+    """What was written in one keyspace, by whichever face, and the store was not told."""
+
+    def __init__(self, state: State) -> None:
+        self.pending: dict[bytes, tuple[Form[Any], Draft | None]] = {}
+        self.new: set[bytes] = set()
+        """Of those, the keys that must never have been written."""
+        self._state = state
+
+    def drop(self) -> None:
+        self.pending.clear()
+        self.new.clear()
+
+    async def tell(self, id: bytes) -> None:
+        """Tell the store what is pending now. What is written meanwhile stays to be told."""
+        pending, never, writes = dict(self.pending), set(self.new), list[Write]()
+        for form in dict.fromkeys(form for form, _ in pending.values()):
+            drafts = {key: draft for key, (its, draft) in pending.items() if its is form}
+            await form.ready(draft for draft in drafts.values() if draft is not None)
+            writes += [
+                Write(key, None if draft is None else form.written(key, draft))
+                for key, draft in drafts.items()
+            ]
+        new = [write for write in writes if write.key in never]
+        changed = [write for write in writes if write.key not in never]
+        if changed:
+            await self._state.commit(changed, transaction=id)
+            self._told(changed, pending)
+        if new:
+            await self._state.append(new, transaction=id)
+            self._told(new, pending)
+
+    def _told(self, writes: list[Write], pending: dict[bytes, tuple[Form[Any], Draft | None]]) -> None:
+        for write in writes:
+            if self.pending[write.key] is pending[write.key]:
+                del self.pending[write.key]
+                self.new.discard(write.key)
+
+
 class _Untold:
-    """What all faces of one transaction share: each has writes that the store was not told."""
+    """What all faces of one transaction share: what the store was not told, by the capability that it goes by."""
 
     def __init__(self) -> None:
-        self.faces: list[Transaction[Any]] = []
         self.telling = trio.Lock()
         """Tasks of one transaction may be beside each other: what is written twice must arrive in that order, and what is
         undone not after it was undone."""
         self.over = False
+        self._writes: dict[State, _Writes] = {}
 
-    async def tell(self) -> None:
+    def by(self, state: State) -> _Writes:
+        return self._writes.setdefault(state, _Writes(state))
+
+    async def tell(self, id: bytes) -> None:
         async with self.telling:
-            for face in self.faces:
-                await face._tell()
+            for writes in list(self._writes.values()):
+                await writes.tell(id)
 
     async def undo(self, state: State, id: bytes, savepoint: int) -> None:
         async with self.telling:
-            for face in self.faces:
-                face._drop()
+            for writes in self._writes.values():
+                writes.drop()
             await state.undo(id, savepoint)
 
-    async def end(self) -> None:
+    async def end(self, id: bytes) -> None:
         """Tell all, and take no more."""
-        while any(face._pending for face in self.faces):
-            await self.tell()
+        while any(writes.pending for writes in self._writes.values()):
+            await self.tell(id)
         self.over = True
 
 
@@ -86,17 +128,14 @@ class Transaction(Generic[T]):
         """Of the commit, once it is durable."""
         self._form = form
         self._prefix = prefix
-        self._pending: dict[bytes, Draft | None] = {}
-        self._new: set[bytes] = set()
-        """Of those, the keys that must never have been written."""
         self._untold = untold or _Untold()
-        self._untold.faces.append(self)
+        self._writes = self._untold.by(state)
 
     async def get(self, key: str | bytes) -> T | None:
         """The value as this transaction sees it, its own writes included."""
         raw = self._prefix + encode_key(key)
-        if raw in self._pending:
-            draft = self._pending[raw]
+        if raw in self._writes.pending:
+            _, draft = self._writes.pending[raw]
             return None if draft is None else self._form.meant(draft)
         item = await self.state.read(self.id, raw)
         if item is None or item.value is None:
@@ -109,7 +148,7 @@ class Transaction(Generic[T]):
     ) -> list[tuple[str, T]]:
         """Keys and values in start <= key < end (empty: to the end), `limit` at most; nothing may appear
         among them until the end. Raises `Purged` where one cannot be read any more."""
-        await self._untold.tell()
+        await self._untold.tell(self.id)
         last = self._prefix + encode_key(end) if end else after_prefix(self._prefix)
         here, items = self._prefix + encode_key(start), list[Item]()
         while len(items) < limit:
@@ -131,17 +170,17 @@ class Transaction(Generic[T]):
     def delete(self, key: str | bytes) -> None:
         raw = self._prefix + encode_key(key)
         self._write(raw, None)
-        self._new.discard(raw)
+        self._writes.new.discard(raw)
 
     def _write(self, raw: bytes, draft: Draft | None) -> None:
         if self._untold.over:
             raise BadRequest("a write in a transaction", "one before the end of its block", "one after it")
-        self._pending[raw] = draft
+        self._writes.pending[raw] = self._form, draft
 
     def append(self, key: str | bytes, value: T) -> None:
         """Writes a row under a key that was never written, see `Keyspace.append`; `Conflict` at the end where it was."""
         self.put(key, value)
-        self._new.add(self._prefix + encode_key(key))
+        self._writes.new.add(self._prefix + encode_key(key))
 
     def on(self, keyspace: "Held[U]") -> "Transaction[U]":
         """The same transaction, in another keyspace of this process's: what is written there is committed with it."""
@@ -149,7 +188,7 @@ class Transaction(Generic[T]):
 
     async def savepoint(self) -> int:
         """A mark for `undo`."""
-        await self._untold.tell()
+        await self._untold.tell(self.id)
         return await self.state.savepoint(self.id)
 
     async def undo(self, savepoint: int) -> None:
@@ -166,41 +205,11 @@ class Transaction(Generic[T]):
 
     async def part(self) -> bytes:
         """The right to take part for as long as one call lasts; `join` or `retract` at the store ends it."""
-        await self._untold.tell()
+        await self._untold.tell(self.id)
         return await self.state.share(self.id)
 
-    def _drop(self) -> None:
-        """Forget what the store was not told."""
-        self._pending.clear()
-        self._new.clear()
-
-    async def _tell(self) -> None:
-        """Tell the store what is pending now. What is written meanwhile stays to be told."""
-        pending, never = dict(self._pending), set(self._new)
-        if not pending:
-            return
-        await self._form.ready(draft for draft in pending.values() if draft is not None)
-        writes = {
-            key: Write(key, None if draft is None else self._form.written(key, draft))
-            for key, draft in pending.items()
-        }
-        new = [write for key, write in writes.items() if key in never]
-        changed = [write for key, write in writes.items() if key not in never]
-        if changed:
-            await self.state.commit(changed, transaction=self.id)
-            self._told(changed, pending)
-        if new:
-            await self.state.append(new, transaction=self.id)
-            self._told(new, pending)
-
-    def _told(self, writes: list[Write], pending: dict[bytes, Draft | None]) -> None:
-        for write in writes:
-            if self._pending[write.key] is pending[write.key]:
-                del self._pending[write.key]
-                self._new.discard(write.key)
-
     async def _finish(self, id: bytes) -> None:
-        await self._untold.end()
+        await self._untold.end(self.id)
         self.revision = (await self.state.finish(self.id, id=id)).revision
 
 
@@ -225,7 +234,7 @@ async def _within(state: State, form: Form[T], prefix: bytes, part: Part) -> Asy
     transaction = Transaction(state, await state.share(await part.whole()), form, prefix)
     try:
         yield transaction
-        await transaction._untold.end()
+        await transaction._untold.end(transaction.id)
     except BaseException:
         await _retract(state, transaction.id)
         raise

@@ -83,6 +83,22 @@ async def test_all_keyspaces_of_a_transaction_are_told_of_together(tmp_path: Pat
         assert [row async for row in theirs.range()] == []
 
 
+async def test_a_keyspace_that_is_taken_in_twice_is_one(tmp_path: Path) -> None:
+    """Each face sees what was written through the other, and what was written last is what is committed."""
+    async with rows(tmp_path) as (node, keyspace, kernel):
+        state = node.proxy(State, await kernel.make_keyspace("theirs"), ALL | {"append"})
+        theirs, same = Keyspace[int](state, int), Keyspace[int](state, int)
+        async with keyspace.transaction() as tx:
+            first, second = tx.on(theirs), tx.on(same)
+            second.put("a", 1)
+            assert await first.get("a") == 1
+            first.put("a", 2)
+            second.append("b", 1)
+            first.delete("b")
+            assert await second.get("b") is None
+        assert {row.key: row.value async for row in theirs.range()} == {"a": 2}
+
+
 async def test_a_write_after_the_block_is_refused(tmp_path: Path) -> None:
     async with rows(tmp_path) as (_, keyspace, _):
         async with keyspace.transaction() as tx:
