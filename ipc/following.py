@@ -112,7 +112,7 @@ class Following(Generic[T]):
         name = self._name(key)
         value = self.view.get(name)
         if value is not None:
-            value = self._form.meant(self._form.draft(value))
+            value = self._form.decode(self._form.encode(value))
         return value, self.view.revision_of(name)
 
     def wrote(self, key: bytes, draft: Draft | None, revision: int) -> None:

@@ -26,7 +26,14 @@ class Form(Generic[T]):
         self.decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(kind).decode
 
     def draft(self, value: T) -> Draft:
-        return Draft(self.encode(value))
+        """Raises what msgspec raises for a value that is not of the keyspace's type: once it were written, nobody could read
+        it, and whoever follows the keyspace would end over it, again and again."""
+        return Draft(self._packed(value))
+
+    def _packed(self, value: T) -> bytes:
+        packed = self.encode(value)
+        self.decode(packed)
+        return packed
 
     def meant(self, draft: Draft) -> T:
         """The value of a draft."""

@@ -42,7 +42,7 @@ class SealedForm(Form[P]):
             raise TypeError(
                 f"{type(value).__name__}.subject: {SUBJECT_MOST} bytes at most, or nobody could purge it"
             )
-        return Draft(self.encode(value), subject)
+        return Draft(self._packed(value), subject)
 
     def written(self, key: bytes, draft: Draft) -> bytes:
         label = self.ring.label(draft.subject)

@@ -4,10 +4,12 @@ server."""
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from msgspec import ValidationError
 
 from atoll.ipc.context import Call, Fields, SystemClock, in_hand
 from atoll.ipc.deferred import Deferred
@@ -75,6 +77,23 @@ async def test_own_writes_are_in_the_local_view_at_once_and_others_by_the_feed(t
         assert await keyspace.get("a") is None
         assert await keyspace.as_of(revision).get("a") == 1
         assert [row.value for row in await keyspace.history("a")] == [None, 1]
+
+
+async def test_a_value_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    """A value of another type ended whoever followed the keyspace, and its successors."""
+    wrong: Any = True
+    async with rows(tmp_path) as (_, keyspace, _):
+        for write in (keyspace.put, keyspace.append):
+            with pytest.raises(ValidationError):
+                await settled(write("a", wrong))
+        with pytest.raises(ValidationError):
+            await settled(keyspace.update("a", lambda before: wrong))
+        async with keyspace.transaction() as tx:
+            with pytest.raises(ValidationError):
+                tx.put("a", wrong)
+        assert await keyspace.get("a") is None
+        await settled(keyspace.put("a", 1))
+        assert keyspace.local["a"] == 1
 
 
 async def test_rows_of_one_moment_come_in_the_order_in_which_they_are_asked_for(tmp_path: Path) -> None:
