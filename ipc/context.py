@@ -244,11 +244,13 @@ class Inline:
     anything; for each message it sets `call` to None. What `read` returns must not refer to the message.
     """
 
-    __slots__ = ("call", "clock", "read", "thread")
+    __slots__ = ("between", "call", "clock", "read", "thread")
 
     def __init__(self) -> None:
         self.read: Callable[[], Fields] | None = None
         self.call: Call | None = None
+        self.between = False
+        """The loop runs code of the server's that belongs to no call in hand."""
         self.thread = 0
         self.clock: Clock = SystemClock()
 
@@ -312,3 +314,5 @@ def forbid_blocking(method: str) -> None:
     call = current_or_none()
     if call is not None and call.thread == get_ident():
         raise WouldBlock(method, call.method)
+    if INLINE.between and INLINE.thread == get_ident():
+        raise WouldBlock(method, "what a server does between its calls")

@@ -188,7 +188,7 @@ class ServeLoop:
             self._tasks.cancel(inhand)
         gone = getattr(self.endpoint.server, "client_gone", None)
         if gone is not None and self._knows_clients:
-            gone(number)
+            self._for_no_call(partial(gone, number))
 
     def tell_clients(self) -> None:
         """Tell the server who is there, before its first call: it may know of others. From now on it is told who goes."""
@@ -378,8 +378,17 @@ class ServeLoop:
                 self.tape(index)
         return b"", 0
 
+    def _for_no_call(self, action: Callable[[], Any]) -> Any:
+        """Run what belongs to calls of before, or to none: the message that came last is not in hand there."""
+        read = INLINE.read
+        INLINE.read, INLINE.between = None, True
+        try:
+            return action()
+        finally:
+            INLINE.read, INLINE.between = read, False
+
     def _replies_of(self, client: ClientChannel) -> None:
-        client.look()
+        self._for_no_call(client.look)
         if isinstance(client.failed, PeerMisbehaved):
             # What it wrote stays in its ring: looked at again, it would take up every turn until the kernel closes it.
             lib.atoll_loop_remove(self.c, client.number)
@@ -423,7 +432,7 @@ class ServeLoop:
     def _run_idle(self) -> None:
         if self._idle is None:
             return
-        wait = self._idle()
+        wait = self._for_no_call(self._idle)
         self._idle_due = math.inf if wait is None else clock.monotonic() + wait
         if wait is not None:
             lib.atoll_loop_until(self.c, trio_inside.moment_in(wait))
