@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import trio
 
+from atoll.ipc.folders import sync_folder
+
 from .place import Place
 from .remains import END_WITHIN, end_survivors, survivors
 from .room import needing_room
@@ -89,11 +91,7 @@ def make_folder(folder: Path, mode: int = 0o755) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(mode=mode, parents=True, exist_ok=True)
     for each in missing:
-        descriptor = os.open(each.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(each.parent)
 
 
 async def end_left(place: Place) -> list[str]:

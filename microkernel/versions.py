@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atoll.ipc.errors import BadRequest, NotFound, TooLarge
+from atoll.ipc.folders import sync_folder
 from atoll.ipc.runtime import bytecode
 from atoll.ipc.runtime.describe import Description
 
@@ -114,7 +115,7 @@ class Versions:
             if not there:
                 _seal(fresh, durable=True)
                 there = not _moved(fresh, version.folder)
-        _sync(self.folder)
+        sync_folder(self.folder)
         if there:
             self.verify(version)
         return version
@@ -216,7 +217,7 @@ def _seal(folder: Path, *, durable: bool) -> None:
     for path, _, _ in os.walk(folder, topdown=False):
         os.chmod(path, 0o755)
         if durable:
-            _sync(Path(path))
+            sync_folder(Path(path))
 
 
 def _moved(fresh: Path, into: Path) -> bool:
@@ -228,14 +229,6 @@ def _moved(fresh: Path, into: Path) -> bool:
             raise
         return False
     return True
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(folder: Path) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import AtollError
+from atoll.ipc.folders import sync_folder
 from atoll.ipc.system.state import AsOf
 
 from . import datasets
@@ -49,17 +50,8 @@ def write(path: Path, rows: Iterable[Row]) -> Written:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _keep_name(path.parent)
+    sync_folder(path.parent)
     return written
-
-
-def _keep_name(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _count(rows: Iterable[Row], put: Callable[[bytes], object]) -> Written:

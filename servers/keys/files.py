@@ -9,6 +9,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from atoll.ipc.folders import sync_folder
+
 MODE = 0o600
 BESIDE = ".new"
 
@@ -39,14 +41,6 @@ def replace(path: Path, content: bytes) -> None:
     finally:
         if old is not None:
             os.close(old)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _opened(path: Path) -> int | None:

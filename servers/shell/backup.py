@@ -23,6 +23,7 @@ import typer
 
 from atoll.ipc.attach import NoSuchNode, base_folder, connect, folder_of
 from atoll.ipc.errors import BadRequest, NodeDown
+from atoll.ipc.folders import sync_folder
 from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.state import State
 
@@ -343,7 +344,7 @@ def restore(
             if keyring is not None:
                 _copy_keyring(keyring, fresh / "data" / KEYS)
             fresh.rename(home)
-            _sync(home.parent)
+            sync_folder(home.parent)
     image = home / "image.toml" if made.image else "IMAGE"
     called = f" --name {name}" if name else ""
     told = (
@@ -387,7 +388,7 @@ def _build(folder: Path, lock: int, home: Path, name: str, when: int | float | N
     part(Copied, lock, *STORAGE, "take", str(folder / "blobs"), str(home / "data"), stdin="\n")
     words = ["make-node", str(folder), str(home), "--name", name, "--epoch", str(made.boot)]
     part(type(None), lock, "atoll.microkernel", *words, stdin=made.image)
-    _sync(home)
+    sync_folder(home)
     return made
 
 
@@ -401,15 +402,7 @@ def _copy_keyring(source: Path, target: Path) -> None:
                 copy.write(file.read_bytes())
                 copy.flush()
                 os.fsync(copy.fileno())
-        _sync(made)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(made)
 
 
 def verify(folder: Path, as_json: bool) -> int:

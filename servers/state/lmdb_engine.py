@@ -23,10 +23,11 @@ from typing import Final, cast
 
 import lmdb
 
+from atoll.ipc.folders import sync_folder
+
 from .checkpoint import DATA_FILE, Log, is_open_here, needs_recovery, opening, reading
 from .engine import Batch, BatchTooLarge, Broken, ConditionFailed, Full, Row, Table, check_size
 from .layout import pack
-from .write_ahead import sync_folder
 
 STEP: Final = 32 << 20
 """Bytes by which the file grows."""

@@ -26,6 +26,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from atoll.ipc.folders import sync_folder
+
 from .engine import Batch, Broken, Row, Table
 
 FILES: Final = ("log.0", "log.1", "log.2")
@@ -281,15 +283,6 @@ def segments_in(folder: Path) -> list[Segment]:
             segment.close()
         raise
     return segments
-
-
-def sync_folder(folder: Path) -> None:
-    """Has the names of what lies in a folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def newest(segments: list[Segment]) -> tuple[Segment, Head] | None:

@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from atoll.ipc.folders import sync_folder
+
 from .blobfile import Footer, Writer, chunks, prove, read_footer
-from .durable import install, install_new, make_folder, sync_folder
+from .durable import install, install_new, make_folder
 from .interface import BlobRef, Corrupt, DiskFull, NoSuchBlob
 from .pack import Place, read_record, read_table, write_pack
 from .workplace import Workplace

@@ -9,14 +9,7 @@ acknowledged before the folder's fsync has returned.
 import os
 from pathlib import Path
 
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from atoll.ipc.folders import sync_folder
 
 
 def make_folder(folder: Path) -> None:

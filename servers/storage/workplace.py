@@ -60,6 +60,6 @@ def _locked(path: Path) -> tuple[Path, int] | None:
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return path, descriptor
     except (BlockingIOError, FileNotFoundError):
-        pass
+        pass  # a process that lives has the lock, or one that starts beside this has removed the folder: it is not ours
     os.close(descriptor)
     return None

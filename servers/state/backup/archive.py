@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from atoll.ipc.folders import sync_folder
+
 from .faults import Damaged, Refused
 from .segment import Segment
 
@@ -145,16 +147,7 @@ def put(folder: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(folder / MANIFEST)
-    sync(folder)
-
-
-def sync(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)
 
 
 def clean(folder: Path, manifest: Manifest | None) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from atoll.ipc import clock
 from atoll.ipc.attach import Node, connect
+from atoll.ipc.folders import sync_folder
 from atoll.ipc.system.state import Outline, State
 
 from .. import export
@@ -223,7 +224,7 @@ def _segment(folder: Path, source: Source, entries: list[Entry], begun: Outline)
         raise
     name = f"{after}-{upto}"
     part.rename(part.with_name(name))
-    archive.sync(part.parent)
+    sync_folder(part.parent)
     return Entry(
         file=name,
         after=after,
