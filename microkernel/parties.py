@@ -67,7 +67,11 @@ class Serving(Party):
         super().__init__(number, holder, account)
         self.reader = reader
         """For a reader process of the store, the name that its channels go by."""
-        self.status = Status(holder)
+        try:
+            self.status = Status(holder)
+        except BaseException:
+            self.notice.close()
+            raise
         self.process: Process | None = None
         self.tape = tape
         """Where its calls are recorded."""

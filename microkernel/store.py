@@ -53,6 +53,10 @@ class Store:
         self._later: dict[bytes, bytes | None] = {}
         self._taken: dict[bytes, bytes | None] = {}
         """Those of them that are being committed."""
+        self._owed: set[bytes] = set()
+        """Keys of those that are a decision: what the store refuses of them is not given up."""
+        self._put_off: dict[bytes, bytes | None] = {}
+        """What it refused of them, until the next flush."""
         self._refused = 0
         self._flushing = trio.Lock()
         self._some = trio.Event()
@@ -154,7 +158,7 @@ class Store:
         somebody was told is so; unless they come to nothing."""
         older = {
             key: waiting.pop(key)
-            for waiting in (self._taken, self._later)
+            for waiting in (self._taken, self._later, self._put_off)
             for key in changes.writes
             if key in waiting
         }
@@ -164,6 +168,7 @@ class Store:
             self._later = older | self._later
             self._some.set()
             raise
+        self._owed.difference_update(changes.writes)
 
     async def _commit(self, changes: Changes) -> int:
         if not changes.writes:
@@ -227,6 +232,12 @@ class Store:
         self._later.update(batch.changes().writes)
         self._some.set()
 
+    def owe(self, batch: Batch) -> None:
+        """A decision that the store had no room for: committed as what `later` is told, but not given up. Whoever decides
+        anew on a row takes its place. If the node ends before, nothing of it is known."""
+        self._owed.update(batch.changes().writes)
+        self.later(batch)
+
     async def write_later(self) -> None:
         """Commits what `later` collected. Runs as long as the kernel."""
         while True:
@@ -242,6 +253,7 @@ class Store:
 
     async def _flush(self) -> None:
         most = BATCH_MOST
+        self._later, self._put_off = self._put_off | self._later, {}
         while self._later and self._state is not None and self._serves:
             self._taken = self._some_of(most)
             # Without an id, which the store would keep for ever: a repetition writes the very same rows.
@@ -255,10 +267,13 @@ class Store:
                 if len(self._taken) > 1:  # one row that cannot be takes no other along
                     most = len(self._taken) // 2
                     self._later = self._taken | self._later
+                elif self._taken.keys() <= self._owed:
+                    self._put_off |= self._taken
                 else:
                     self._refused += len(self._taken)
             else:
                 most = BATCH_MOST
+                self._owed -= self._taken.keys()
                 if self._refused:
                     self.gave_up(self._refused)
                     self._refused = 0

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from atoll.ipc import schema
-from atoll.ipc.errors import BadRequest, DrainTimedOut, Incompatible, PeerMisbehaved
+from atoll.ipc.errors import AtollError, BadRequest, DrainTimedOut, Incompatible, PeerMisbehaved
 from atoll.ipc.runtime.describe import Description
 from atoll.ipc.system import control, handover
 from atoll.ipc.system import kernel as calls
@@ -410,7 +410,10 @@ class _Swap:
         elif server.name == STORE:
             self._take_back(batch)
         else:
-            await node.store.commit(batch.changes())
+            try:
+                await node.store.commit(batch.changes())
+            except AtollError:
+                node.store.owe(batch)  # without it the next boot starts what was refused
 
     def _take_back(self, batch: Batch) -> None:
         """What was to run, in the journal, is not to run. The store cannot be waited for: the old one may crash any time,

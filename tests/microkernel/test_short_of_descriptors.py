@@ -3,6 +3,7 @@ at again."""
 
 import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from atoll.microkernel import launching
 from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.channels import Channels
 from atoll.microkernel.mechanisms import HostChance
-from atoll.microkernel.parties import Party
+from atoll.microkernel.parties import Party, Serving
 
 
 def opened() -> int:
@@ -32,6 +33,20 @@ def failing_after(calls: int, action: Callable[..., Any]) -> Callable[..., Any]:
         return action(*arguments)
 
     return act
+
+
+def test_a_process_whose_status_cannot_be_made_leaves_nothing_open() -> None:
+    before, (soft, hard) = opened(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0), os.dup(0)]  # a notice is a descriptor of the memory's and one of its mapping's
+    for descriptor in free:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Serving(1, "server", "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert opened() == before
 
 
 def test_a_channel_without_a_doorbell_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ and no client is told of it."""
 
 import os
 import random
+import shutil
 import signal
 import threading
 from contextlib import suppress
@@ -13,6 +14,8 @@ import pytest
 from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut, NotFound
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
+from atoll.ipc.system.records import KEYSPACE, ServerRow, decode
+from atoll.servers import state as store_package
 
 from .callers import REPEATABLE, called, called_steadily
 from .nodes import PACKAGES, RealNode, booted, interface
@@ -341,3 +344,36 @@ def test_a_need_that_was_taken_back_in_a_swap_keeps_the_old_version_as_it_was(tm
         while (row := row_of(node, "user")).state != "failed" and not row.restarts:
             pass
         assert attached.open("user", User).use.now() == 1
+
+
+COMMIT = '        badge = self._writing("commit", current().badge)\n'
+REFUSES_ONCE = """        if note == "swap refused" and not hasattr(self, "refused"):
+            from atoll.ipc.system.state import StoreFull
+            self.refused = True
+            raise StoreFull("the store", 2, 1)
+"""
+
+
+def test_a_version_that_is_taken_back_while_the_store_is_full_does_not_run_after_the_next_boot(
+    tmp_path: Path,
+) -> None:
+    """The row that names it was committed, and the one that takes it back is refused at first."""
+    assert store_package.__file__ is not None
+    full = tmp_path / "full" / "state"
+    shutil.copytree(Path(store_package.__file__).parent, full, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (full / "server.py").read_text()
+    assert COMMIT in text
+    (full / "server.py").write_text(text.replace(COMMIT, REFUSES_ONCE + COMMIT, 1))
+    with booted(tmp_path) as node:
+        before = row_of(node).version
+        with node.attach() as attached:
+            attached.kernel.swap.now(Swap(server="state", package=str(full)))
+            rows = attached.keyspace(KEYSPACE, ["read", "history"])
+            hangs = version(tmp_path, *FAILURES["hang after ready"])
+            with pytest.raises(StartFailed):
+                swap(node, package=hangs)
+            key = ServerRow.key_of("counter")
+            names = [decode(ServerRow, item.value or b"").version for item in rows.history.now(key)]
+            assert set(names) > {before}, "the refused version was no row"
+            while decode(ServerRow, rows.get.now(key).value or b"").version != before:  # type: ignore[union-attr]
+                pass

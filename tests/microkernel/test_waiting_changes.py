@@ -205,3 +205,36 @@ async def test_rows_of_two_who_hand_them_over_at_once_are_all_kept(table: tuple[
     state.fault = None
     await store.flush()
     assert sorted(state.rows.values()) == sorted([event("first").value(), others.value()])  # type: ignore[type-var]
+
+
+async def test_what_is_owed_is_kept_until_the_store_takes_it(table: tuple[Table, Store]) -> None:
+    """Beside a row of the record that is given up, and until then in nobody's way."""
+    state, store = table
+    state.answer.set()
+    others = EventRow(boot=1, sequence=2, time=1, kind="test", who="me", sentence="lost")
+    state.fault = StoreFull("the store", 2, 1)
+    store.owe(Batch(b"1", note="test").put(event("decided")))
+    store.later(Batch(b"2", note="test").put(others))
+    await store.flush()
+    await store.flush()
+    assert not state.rows
+    state.fault = None
+    await store.flush()
+    assert list(state.rows.values()) == [event("decided").value()]
+    state.rows.clear()
+    await store.flush()
+    assert not state.rows
+
+
+async def test_what_is_owed_does_not_overwrite_what_was_decided_since(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    state.fault = StoreFull("the store", 2, 1)
+    store.owe(Batch(b"1", note="test").put(event("old")))
+    await store.flush()
+    with pytest.raises(StoreFull):
+        await store.commit(Batch(b"2", note="test").put(event("refused")).changes())
+    state.fault = None
+    await store.commit(Batch(b"3", note="test").put(event("new")).changes())
+    await store.flush()
+    assert list(state.rows.values()) == [event("new").value()]
