@@ -270,10 +270,11 @@ class Server(Serves[State]):
         badge = self._writing("append", current().badge)
         rows = self._rows(badge, writes)
         new: list[Expect | Range] = [Expect(key, NEVER) for key in appending.keys(rows)]
+        if any(self._group.holds(key) for key, _ in rows):
+            self._flush_all()
         done = self._committed(badge, id) if id else None
-        if done is None:
-            if any(self._group.holds(key) for key, _ in rows):
-                self._flush_all()
+        # Of a transaction that was committed before nothing is written: what it has appended then is no hindrance.
+        if done is None and not (transaction and self._transactions.is_repeated(transaction)):
             with self._engine.snapshot() as snapshot:
                 if there := appending.there(snapshot, rows, self._keyspaces.name):
                     done = appending.appended(snapshot, there)

@@ -217,6 +217,10 @@ class Transactions:
         transaction.log += writes
         transaction.by += [b"" if id in self._open else id] * len(writes)
 
+    def is_repeated(self, id: bytes) -> bool:
+        """Whether it was committed before, by its id."""
+        return self._get(id).past is not None
+
     def meet(self, id: bytes, rows: dict[bytes, int]) -> None:
         """Rows that it was to append are there already, at these revisions: so they must be at the end."""
         self._not_written(self._get(id), rows)

@@ -96,6 +96,15 @@ async def test_members_of_a_group_see_each_other(folder: Path) -> None:
                 await late
 
 
+async def test_what_is_delivered_again_while_the_first_is_in_hand_has_its_outcome(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        audit = node.proxy(State, await kernel.make_keyspace("audit"), APPEND)
+        async with node.batch():
+            first = audit.append.start([Write(b"a", b"1")], b"an id")
+            again = audit.append.start([Write(b"a", b"2")], b"an id")
+        assert (await again).revision == (await first).revision
+
+
 async def test_bulk_that_waits_is_held_to_it(folder: Path) -> None:
     async with serving(folder) as (node, kernel):
         owner = node.proxy(State, await kernel.make_keyspace("audit"), ALL)
@@ -229,6 +238,25 @@ async def test_the_sdk_adds_a_row_once_a_call() -> None:
         assert await settled(audit.append("a", 2)) == 2
     with in_hand(hand(2)), pytest.raises(NotAllowed):
         await settled(audit.append("a", 2))
+
+
+async def test_a_call_that_is_delivered_again_has_its_transaction_whatever_it_would_add_now() -> None:
+    store = MemoryStore()
+    rows = store.keyspace(int, "rows")
+    badge = await store.state().make_keyspace("audit")
+    audit = Keyspace[str](store.state(badge, frozenset(APPEND)), str)
+    revisions = []
+    for value in (1, 2):
+        with in_hand(hand(1)):
+            async with rows.transaction() as tx:
+                tx.append("a", value)
+                tx.on(audit).append("1", f"a is {value}")
+        revisions.append(tx.revision)
+    assert revisions[0] == revisions[1]
+    assert (await rows.get("a"), await store.keyspace(str, "audit").get("1")) == (1, "a is 1")
+    with in_hand(hand(2)), pytest.raises(Conflict):
+        async with rows.transaction() as tx:
+            tx.append("a", 2)
 
 
 async def test_a_transaction_adds_to_another_keyspace_of_its_owner() -> None:
