@@ -185,8 +185,8 @@ class Life:
             await self._stop(server, deadline, "restarted by a person")
         server.crashes.clear()
         server.restarts += 1
-        await self._bind_anew(server)
         try:
+            await self._bind_anew(server)
             await self._supervisor.start(server)
         except AtollError as error:
             self._supervisor.give_up(server, str(error))

@@ -11,7 +11,7 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import Unwelcome
-from atoll.ipc.errors import QuotaExceeded
+from atoll.ipc.errors import PeerDied, QuotaExceeded
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
@@ -244,3 +244,43 @@ def test_who_asks_for_what_it_cannot_be_given_pays_nothing(narrow: RealNode) -> 
             others[1].kernel.open.now("counter", "Counter")
         assert of_the_account() == before
         attached.kernel.revoke.now(number)
+
+
+PURSE = f"""
+[account.small]
+capabilities = 4
+
+[keyspace.ledger]
+
+[server.ledger]
+package = "{PACKAGES}/ledger"
+needs = {{ rows = {{ keyspace = "ledger", rights = ["read", "write"] }} }}
+
+[server.purse]
+package = "{PACKAGES}/purse"
+account = "small"
+
+[server.purse.needs]
+rows = {{ keyspace = "counter", rights = ["read", "write"] }}
+ledger = {{ server = "ledger", rights = ["write"] }}
+"""
+
+
+def test_callers_of_a_server_whose_needs_cannot_be_paid_for_are_told(tmp_path: Path) -> None:
+    with booted(tmp_path, more=PURSE) as node, node.attach() as attached:
+        purse = attached.open("purse", interface("purse", "Purse"))
+        grant(attached, "counter", "purse")
+        needs = [row.number for row in attached.kernel.caps.now("purse") if row.server in ("state", "ledger")]
+        for number in needs:
+            attached.kernel.revoke.now(number)
+            grant(attached, "counter", "purse")
+        with pytest.raises(QuotaExceeded):
+            attached.kernel.restart.now("purse")
+        row = next(row for row in attached.kernel.ps.now() if row.server == "purse")
+        assert row.state == "failed"
+        assert "capabilities" in row.reason
+        with pytest.raises(PeerDied):
+            purse.with_(deadline=5.0).move.now("x", 1)
+        for row in [row for row in attached.kernel.caps.now("purse") if row.server == "counter"][:2]:
+            attached.kernel.revoke.now(row.number)
+        assert attached.kernel.restart.now("purse").state == "serving"
