@@ -16,7 +16,7 @@ from atoll.ipc.errors import DeadlineExceeded, NotFound
 from atoll.ipc.system.kernel import Load
 from atoll.microkernel.node import Node
 
-from .nodes import PACKAGES, RealNode, booted, interface
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 from .test_failed_loads import hanging
 
 Counter = interface("counter", "Counter")
@@ -96,6 +96,30 @@ def test_who_tries_to_revoke_again_waits_for_the_row(node: RealNode) -> None:
     node.boot()
     with node.attach() as attached:
         assert not held(attached)
+
+
+def test_what_was_revoked_while_the_store_was_down_does_not_come_back(tmp_path: Path) -> None:
+    """Also if whoever asked has given up before the store is there again."""
+    more = f'[server.chores]\npackage = "{PACKAGES}/stubborn"\nneeds = {{}}'
+    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more=more)
+    late = "[server.state]\nrestart = { first = 2, most = 2 }\n"
+    with booted(tmp_path, text=text.replace("[server.state]\n", late)) as node:
+        with node.attach() as attached:
+            granted = attached.kernel.grant.now(root(attached), "chores", ["read"])
+            os.kill(
+                next(row.pid for row in attached.kernel.ps.now() if row.server == "state"), signal.SIGKILL
+            )
+            while state_of(attached, "state") != "restarting":
+                pass
+            with pytest.raises(DeadlineExceeded):
+                attached.kernel.with_(deadline=SHORT).revoke.now(granted)
+            while state_of(attached, "state") != "serving":
+                pass
+            attached.kernel.freeze.now("counter")  # a row that comes after those that waited
+        node.kill()
+        node.boot()
+        with node.attach() as attached:
+            assert not held(attached)
 
 
 def test_a_server_that_was_stopped_stays_stopped(node: RealNode) -> None:

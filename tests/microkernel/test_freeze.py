@@ -3,14 +3,19 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import DeadlineExceeded, PeerDied, Revoked
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import WrongState
 from atoll.ipc.system.records import EventRow, decode
+from atoll.microkernel.life import CAUGHT_OFTEN, FREEZE_WITHIN, Life
 
 from .nodes import RealNode, booted, interface
 
@@ -157,3 +162,56 @@ def test_a_server_that_will_not_be_frozen_ends(tmp_path: Path) -> None:
         assert "while it was frozen" in row.reason
         assert attached.kernel.restart.now("restless").state == "serving"
         assert attached.kernel.freeze.now("restless").state == "frozen"
+
+
+class Slow:
+    """A server's process, its control group, and the kernel's looks at its window: each takes `look` seconds, and
+    each freeze finds it in there."""
+
+    gone = False
+
+    def __init__(self, look: float) -> None:
+        self._look = look
+        self.server: Any = SimpleNamespace(name="slow", state="serving")
+        self.ended, self.said = trio.Event(), list[str]()
+        self.status = self.process = self
+
+    async def passed(self, processes: object, doomed: object) -> None:
+        await trio.sleep(self._look)
+
+    def window(self) -> int:
+        return 1
+
+    async def freeze(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    thaw = freeze
+
+    def kill(self) -> None:
+        self.said.append(f"killed while {self.server.state}")
+        self.ended.set()
+
+    async def halt(self) -> None:
+        life = Life.__new__(Life)
+        life._node = SimpleNamespace(group=lambda server: self)  # type: ignore[assignment]
+        life._events = SimpleNamespace(ended=lambda who, why: self.said.append(why))  # type: ignore[assignment]
+        life._windows = self  # type: ignore[assignment]
+        await life._halt(self.server, self)  # type: ignore[arg-type]
+
+
+async def test_a_server_that_each_freeze_finds_in_its_window_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    slow = Slow(FREEZE_WITHIN / (CAUGHT_OFTEN + 1.5))
+    await slow.halt()
+    assert slow.said == [
+        f"{CAUGHT_OFTEN + 1} times it stood still where nothing that it does takes time",
+        "killed while frozen",
+    ]
+
+
+async def test_a_server_that_few_freezes_find_there_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+    slow = Slow(FREEZE_WITHIN / (CAUGHT_OFTEN - 0.5))
+    with pytest.raises(DeadlineExceeded):
+        await slow.halt()
+    assert (slow.said, slow.server.state) == ([], "serving")

@@ -6,7 +6,8 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from atoll.ipc.system.kernel import Kernel, Swap
 from atoll.ipc.system.records import KeyPart, Row
 from atoll.ipc.transport import DEFAULTS
 from atoll.microkernel.connections import TURN, Connection
+from atoll.microkernel.conversation import Conversation
 
 from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -149,6 +151,18 @@ def test_a_server_that_counts_beyond_all_bounds_is_ended_at_most(
     lives(node)
 
 
+def test_a_sum_of_what_a_server_counts_has_an_end(node: RealNode) -> None:
+    """A row has 64 bits for it."""
+    packets = [refused(2**48 - 1)] * 1024
+    with node.attach() as attached:
+        babbler = attached.open("babbler", interface("babbler", "Babbler"))
+        for _ in range(33):
+            babbler.say.now(packets)
+        assert max(row.count for row in attached.kernel.refused.now()) < 2**63
+        babbler.write.now(1, 1)
+    lives(node)
+
+
 def test_a_server_whose_log_line_is_of_no_level_is_ended_and_leaves_no_memory_behind(node: RealNode) -> None:
     line = msgspec.msgpack.encode({"type": "Log", "level": "x" * 100_000, "text": ""})
     with node.attach() as attached:
@@ -216,12 +230,14 @@ def test_an_accusation_in_too_many_words_takes_no_row_of_others_along(node: Real
             if row.client == f"@{liar.welcome.attachment}"
         ]
         liar._control.socket.setblocking(True)
-        liar._control.socket.send(control.encode(control.Misbehaved(channel=mine[0], check="x" * 600)))
+        liar._control.socket.send(
+            control.encode(control.Misbehaved(channel=mine[0], check="\U0001f41a" * 600))
+        )
         with node.attach() as other:
             number = other.welcome.attachment
     while number not in {row.attachment for row in rows(node, records.AttachmentRow)}:
         pass
-    while not [row for row in rows(node, records.EventRow) if "xxx" in row.sentence]:
+    while not [row for row in rows(node, records.EventRow) if "\U0001f41a" in row.sentence]:
         pass
     assert not [row for row in rows(node, records.EventRow) if row.kind == "rows given up"]
     lives(node)
@@ -258,6 +274,25 @@ async def test_a_peer_that_stops_reading_ends_its_own_connection_alone() -> None
             connection.close()
             await trio.testing.wait_all_tasks_blocked()
             assert not nursery.child_tasks, "the pump has ended by itself"
+
+
+async def test_a_process_that_stopped_listening_is_ended() -> None:
+    """Its connection was closed where it was to be told something; where it is heard, it is ended."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    killed: list[str] = []
+    nobody: Any = None
+    serving: Any = SimpleNamespace(
+        connection=Connection(ours),
+        process=SimpleNamespace(kill=lambda: killed.append("it")),
+        silent=trio.Event(),
+    )
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Conversation(nobody, nobody, nobody).hear, serving)
+            await trio.testing.wait_all_tasks_blocked()
+            serving.connection.close()
+    assert killed == ["it"]
+    assert serving.silent.is_set()
 
 
 async def test_a_peer_that_does_not_stop_talking_leaves_others_their_turn() -> None:

@@ -281,6 +281,7 @@ def test_callers_of_a_server_whose_needs_cannot_be_paid_for_are_told(tmp_path: P
         assert "capabilities" in row.reason
         with pytest.raises(PeerDied):
             purse.with_(deadline=5.0).move.now("x", 1)
-        for row in [row for row in attached.kernel.caps.now("purse") if row.server == "counter"][:2]:
-            attached.kernel.revoke.now(row.number)
+        granted = [row.number for row in attached.kernel.caps.now("purse") if row.server == "counter"]
+        for number in granted[:2]:
+            attached.kernel.revoke.now(number)
         assert attached.kernel.restart.now("purse").state == "serving"

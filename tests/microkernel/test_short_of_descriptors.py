@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from atoll.ipc.errors import Overloaded
 from atoll.ipc.system.control import Shape
 from atoll.microkernel import launching
 from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.channels import Channels
+from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import Party, Serving
 
@@ -79,5 +81,17 @@ def test_a_buffer_that_cannot_be_looked_at_counts_as_mapped(monkeypatch: pytest.
         short.setattr(os, "open", failing_after(0, os.open))
         assert buffer.mapped()
     assert not buffer.mapped()
+    buffer.close()
+    party.close()
+
+
+def test_a_buffer_that_cannot_be_handed_over_is_for_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    party = Party(1, "@1", "all")
+    buffer = Buffer(1, party, 4096, "writable")
+    buffer.make()
+    with monkeypatch.context() as short:
+        short.setattr(os, "open", failing_after(0, os.open))
+        with pytest.raises(Overloaded, match="file descriptors"):
+            Grants.__new__(Grants)._send(buffer, party, 1, "writable")
     buffer.close()
     party.close()

@@ -95,11 +95,13 @@ class Table:
         self.rows: dict[bytes, bytes | None] = {}
         self.asked, self.answer = trio.Event(), trio.Event()
         self.fault: AtollError | None = None
+        self.only = b""
+        """Of which value alone it is the fault; empty: of any."""
 
     async def commit(self, writes: Sequence[Write], *, id: bytes, note: str) -> "Table":
         self.asked.set()
         await self.answer.wait()
-        if self.fault is not None:
+        if self.fault is not None and (not self.only or self.only in [write.value for write in writes]):
             raise self.fault
         self.rows |= {write.key: write.value for write in writes}
         return self
@@ -238,3 +240,16 @@ async def test_what_is_owed_does_not_overwrite_what_was_decided_since(table: tup
     await store.commit(Batch(b"3", note="test").put(event("new")).changes())
     await store.flush()
     assert list(state.rows.values()) == [event("new").value()]
+
+
+async def test_a_row_that_the_store_refuses_takes_no_other_along(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    told: list[int] = []
+    store.gave_up = told.append
+    rows = [EventRow(boot=1, sequence=n, time=1, kind="test", who="me", sentence=f"{n}") for n in range(20)]
+    state.fault, state.only = StoreFull("the store", 2, 1), rows[7].value()
+    store.later(Batch(b"1", note="test").put(*rows))
+    await store.flush()
+    assert set(state.rows.values()) == {row.value() for row in rows if row is not rows[7]}
+    assert told == [1]
