@@ -1,7 +1,7 @@
 """System calls on capabilities: open, derive, mint, grant, transfer, revoke.
 
-Giving: tree, row, effect, reply; a row that cannot be committed takes the capability back. Taking: tree and tables, then
-wait until no loop can still serve what was taken, then the row.
+Giving: tree, row, effect, reply; what cannot be recorded, or put into its holder's hands, is taken back. Taking: tree and
+tables, then wait until no loop can still serve what was taken, then the row.
 """
 
 from __future__ import annotations

@@ -240,10 +240,8 @@ class Readers:
             ended = node.tree.let_go(twin.id for twin in (*reader.twins.values(), *reader.left))
             self._authority.clear(ended)
             self._events.capabilities((), ended)
-            if server.spec.readers.slice:
-                await node.group(
-                    server, reader.place
-                ).end()  # what it started, if anything: the next is at its place
+            if server.spec.readers.slice:  # the next one is at its place
+                await self._supervisor.end_all_in(node.group(server, reader.place), reader.name)
             del self._all[serving.reader], node.reading[serving.reader]
         self._supervisor.ended_reader(server, serving, exit)
         if not serving.expected_end and not node.down.is_set():

@@ -19,6 +19,7 @@ from .events import Events
 from .image_check import STORE
 from .launching import Launching, until_ready
 from .logs import Logs
+from .mechanisms import Group
 from .node import Node
 from .parties import Serving
 from .process_rows import process_row
@@ -96,12 +97,15 @@ class Supervisor:
 
     async def _end_left(self, server: Server, serving: Serving) -> None:
         """What the last process of a server started ends with it: it would go on in its name, and fill its slice."""
-        if any(other is not serving for other in self._node.processes_of(server.name)):
-            return
+        if not any(other is not serving for other in self._node.processes_of(server.name)):
+            await self.end_all_in(self._node.group(server), server.name)
+
+    async def end_all_in(self, group: Group, of: str) -> None:
+        """What a process left behind in its control group, whose it was alone."""
         with trio.CancelScope(shield=True), trio.move_on_after(LEFT_END_WITHIN) as scope:
-            await self._node.group(server).end()
+            await group.end()
         if scope.cancelled_caught:
-            self._events.event("left behind", server.name, "processes that it started do not end")
+            self._events.event("left behind", of, "processes that it started do not end")
 
     async def _keep_calls(self, server: Server, serving: Serving) -> None:
         """Put away what the process recorded of its calls and could not: the one that ended it is there."""

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.client.reading import Reads
@@ -19,8 +21,9 @@ from atoll.ipc.errors import NotAllowed, Revoked
 from atoll.ipc.proxy import DEFAULTS, bind, transport_of
 from atoll.ipc.system.kernel import ProcessRow, Swap
 from atoll.ipc.system.state import State, Write
-from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand
+from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand, Reader, Readers
 from atoll.microkernel.slices import choose
+from atoll.microkernel.supervisor import Supervisor
 
 from .nodes import PACKAGES, RealNode, booted, groups_of, interface, wait_for_end
 
@@ -543,3 +546,36 @@ def test_demand_starts_one_at_a_time_and_lets_go_slowly() -> None:
 def test_one_burst_starts_nothing() -> None:
     demand = Demand(1, 1000)
     assert [demand.look(reads) for reads in (9000, 0) * 20] == [0] * 40
+
+
+async def test_what_a_reader_left_behind_and_does_not_end_holds_up_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whoever ends a reader, to swap the store say, waits for that."""
+    said: list[str] = []
+    events: Any = SimpleNamespace(
+        event=lambda kind, who, sentence: said.append(f"{kind}: {who}"), capabilities=lambda *_: None
+    )
+    node: Any = SimpleNamespace(
+        group=lambda server, place: SimpleNamespace(end=trio.sleep_forever),
+        tree=SimpleNamespace(let_go=list),
+        channels=SimpleNamespace(of_server=lambda name: []),
+        reading={"state.reader-1": None},
+    )
+    authority: Any = SimpleNamespace(clear=lambda ended: None)
+    supervisor = Supervisor(node, events, events, authority, authority)
+    supervisor.ended_reader = lambda server, serving, exit: serving.ended.set()  # type: ignore[method-assign]
+    readers = Readers(node, events, authority, authority, supervisor, authority)
+    serving: Any = SimpleNamespace(
+        reader="state.reader-1",
+        process=SimpleNamespace(wait=trio.lowlevel.checkpoint),
+        silent=trio.Event(),
+        ended=trio.Event(),
+        expected_end="the store is swapped",
+    )
+    readers._all["state.reader-1"] = Reader(serving, "state.reader-1")
+    server: Any = SimpleNamespace(spec=SimpleNamespace(readers=SimpleNamespace(slice="readers")))
+    with trio.fail_after(600):
+        await readers.attend(server, serving)
+    assert serving.ended.is_set()
+    assert said == ["left behind: state.reader-1"]
