@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from atoll.ipc.errors import BadRequest
+from atoll.ipc.errors import BadRequest, DecodeFaults
 from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.calls import SAMPLE, SIZE, keyspace_of
 from atoll.ipc.system.control import CALLS, Recording
@@ -130,5 +130,5 @@ def _table(given: msgspec.Raw) -> dict[str, Any]:
     """A configuration. Raises `BadRequest` for what is none."""
     try:
         return msgspec.msgpack.decode(given, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except DecodeFaults as error:
         raise BadRequest(where="load: config", expected="a table in MessagePack", got=str(error)) from None

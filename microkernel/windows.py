@@ -36,7 +36,7 @@ class Windows:
                 await trio.sleep(LOOK_AGAIN)
             return
         if not serving.gone and serving.process is not None:
-            why = f"its loop did not move for {WINDOW_WITHIN * 1000:g} ms during a revocation"
+            why = f"its loop did not move for {WINDOW_WITHIN * 1000:g} ms between a check and its handler"
             self._events.ended(serving.holder, why)
             doomed()
             serving.process.kill()

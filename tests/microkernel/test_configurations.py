@@ -110,9 +110,12 @@ def test_what_is_given_at_a_load_stays_over_boots_until_it_is_undone(tmp_path: P
                     Load(server="one", package=str(broken), level="process", needs=needs)
                 )
             assert given(node) == {}
-            none: dict[str, calls.Binding] = {"config": calls.ConfigBinding(value=msgspec.Raw(b"\xc4\x00"))}
-            with pytest.raises(BadRequest, match="expected a table"):
-                attached.kernel.load.now(Load(server="one", package=str(broken), level="process", needs=none))
+            for none in (b"\xc4\x00", b"\x81\xa1x\xa1\xff", b"\x81\xa1x" + b"\x91" * 1500 + b"\x90"):
+                bad: dict[str, calls.Binding] = {"config": calls.ConfigBinding(value=msgspec.Raw(none))}
+                with pytest.raises(BadRequest):
+                    attached.kernel.load.now(
+                        Load(server="one", package=str(broken), level="process", needs=bad)
+                    )
             whole = str(a_package(tmp_path / "whole"))
             attached.kernel.load.now(Load(server="one", package=whole, level="process", needs=needs))
             attached.kernel.load.now(Load(server="other", package=whole, level="process"))
