@@ -35,6 +35,10 @@ class Asks(Interface):
         """What becomes of a blocking call that is made then."""
 
     @call("use")
+    def asked(self) -> int:
+        """How many calls have asked for something."""
+
+    @call("use")
     def idle(self) -> list[str]:
         """Whose call was in hand each time the server was idle."""
 
@@ -42,6 +46,7 @@ class Asks(Interface):
 class AsksServer(Serves[Asks]):
     def __init__(self) -> None:
         self._idle: list[str] = []
+        self._asked = 0
 
     def idle(self) -> None:
         self._idle.append(_in_hand())
@@ -55,6 +60,7 @@ class AsksServer(Serves[Asks]):
     def whose(self) -> Deferred[str]:
         done: Deferred[str] = Deferred()
         when(lambda: self._target().double.start(1), lambda _: done.complete(_in_hand()), done.fail)
+        self._asked += 1
         return done
 
     @Asks.block.serve
@@ -68,7 +74,12 @@ class AsksServer(Serves[Asks]):
                 done.complete(str(refusal))
 
         when(lambda: self._target().double.start(1), told, done.fail)
+        self._asked += 1
         return done
+
+    @Asks.asked.serve
+    def asked(self) -> int:
+        return self._asked
 
     @Asks.idle.serve
     def idle_calls(self) -> list[str]:
@@ -112,16 +123,18 @@ def test_a_reply_comes_to_no_call_of_another_client() -> None:
     with serving(AsksServer, clients=2) as served, behind(served) as memory:
         asking, other = served.proxies
         whose = asking.whose.start()
-        served.observe()
-        other.with_(deadline=60).idle.now()
+        while not other.asked.now():
+            pass
         answer(memory)
         assert whose.result() == "none"
 
 
 def test_what_a_reply_calls_for_blocks_no_loop() -> None:
-    with serving(AsksServer) as served, behind(served) as memory:
-        refused = served.proxies[0].block.start()
-        served.observe()
+    with serving(AsksServer, clients=2) as served, behind(served) as memory:
+        asking, other = served.proxies
+        refused = asking.block.start()
+        while not other.asked.now():
+            pass
         answer(memory)
         assert "made the blocking call Target.double.now" in refused.result()
 
