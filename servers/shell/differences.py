@@ -1,9 +1,12 @@
 """What is not the same in a keyspace as of two revisions, key by key."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from atoll.ipc.system.state import Item, State
+
+from .rows import pages
 
 
 class Difference(NamedTuple):
@@ -24,7 +27,7 @@ def differences(state: State, start: bytes, end: bytes, earlier: int, later: int
 
     Reads both states whole, page by page. Raises `Compacted`, `Ahead`.
     """
-    then, now = _items(state, start, end, earlier), _items(state, start, end, later)
+    then, now = (chain.from_iterable(pages(state, start, end, each)) for each in (earlier, later))
     left, right = next(then, None), next(now, None)
     while left is not None or right is not None:
         if right is None or (left is not None and left.key < right.key):
@@ -37,12 +40,3 @@ def differences(state: State, start: bytes, end: bytes, earlier: int, later: int
             if left.value != right.value:
                 yield Difference(left, right)
             left, right = next(then, None), next(now, None)
-
-
-def _items(state: State, start: bytes, end: bytes, revision: int) -> Iterator[Item]:
-    while True:
-        page = state.range.now(start, end, as_of=revision)
-        yield from page.items
-        if not page.more or not page.items:
-            return
-        start = page.items[-1].key + b"\0"

@@ -13,6 +13,8 @@ from atoll.ipc.system.calls import PREFIX, Asked, ChunkRow, OpeningRow, Recorded
 from atoll.ipc.system.records import AnyRow, ChannelRow, after, decode
 from atoll.ipc.system.state import Item, State
 
+from .rows import pages
+
 PAGE = 32
 """Chunks that are asked for at a time: each is half a MiB at most."""
 
@@ -34,13 +36,8 @@ class Process(Struct, frozen=True, kw_only=True):
     def chunks(self) -> Iterator[ChunkRow]:
         """Its tape, from the beginning."""
         start = ChunkRow.key_of(self.opening.boot, self.opening.process)
-        end = after(start)
-        while True:
-            page = self.state.range.now(start, end, PAGE)
-            yield from _decoded(ChunkRow, page.items, self.upto)
-            if not page.more or not page.items:
-                return
-            start = page.items[-1].key + b"\0"
+        for items in pages(self.state, start, after(start), most=PAGE):
+            yield from _decoded(ChunkRow, items, self.upto)
 
     def last_chunks(self) -> Iterator[ChunkRow]:
         """Its tape, from the end."""
@@ -160,13 +157,8 @@ def _decoded(table: type[AnyRow], items: list[Item], upto: int | None) -> Iterat
 
 
 def _all(state: State, prefix: bytes, upto: int | None) -> Iterator[OpeningRow]:
-    start, end = prefix, after(prefix)
-    while True:
-        page = state.range.now(start, end)
-        yield from _decoded(OpeningRow, page.items, upto)
-        if not page.more or not page.items:
-            return
-        start = page.items[-1].key + b"\0"
+    for items in pages(state, prefix, after(prefix)):
+        yield from _decoded(OpeningRow, items, upto)
 
 
 def _last(

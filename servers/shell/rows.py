@@ -170,6 +170,19 @@ def watch(
                 break
 
 
+def pages(
+    state: State, start: bytes, end: bytes, as_of: int | None = None, most: int = 1000
+) -> Iterator[list[Item]]:
+    """A range, page by page; without a revision each is as it is when it is asked for."""
+    more = True
+    while more:
+        page = state.range.now(start, end, most, as_of)
+        if page.items:
+            yield page.items
+            start = page.items[-1].key + b"\0"
+        more = page.more and bool(page.items)
+
+
 def revision(state: State, when: int | float | None) -> int:
     """The last revision at a moment."""
     if when is None:

@@ -23,7 +23,7 @@ from atoll.ipc.system.state import Change, Item, State
 from . import printing
 from .calls import CallRow, row_of
 from .recorded import Records
-from .rows import revision, value_of
+from .rows import pages, revision, value_of
 from .travel import named
 
 Kind = Literal["text", "json", "integer", "number", "real", "truth", "moment"]
@@ -167,14 +167,7 @@ class Moment:
                 yield lines
 
     def _pages(self, state: State, prefix: bytes, *, past: bool = True) -> Iterator[Sequence[Item]]:
-        start, end, when = prefix, records.after(prefix), self._revision if past else None
-        while True:
-            page = state.range.now(start, end, as_of=when)
-            if page.items:
-                yield page.items
-            if not page.more or not page.items:
-                return
-            start = page.items[-1].key + b"\0"
+        return pages(state, prefix, records.after(prefix), self._revision if past else None)
 
     def _changes(self) -> Iterator[Batch]:
         """Of each keyspace as far back as it is kept; but for recorded calls, which are a table of their own."""

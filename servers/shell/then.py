@@ -32,7 +32,7 @@ from atoll.ipc.system.records import (
 )
 from atoll.ipc.system.state import State
 
-from .rows import revision
+from .rows import pages, revision
 from .when import moment
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -77,13 +77,8 @@ class Then:
     def rows(self, table: type[AnyRow], *key: KeyPart) -> Iterator[AnyRow]:
         """The rows whose key begins so, in order."""
         start = table.key_of(*key)
-        end = after(start)
-        while True:
-            page = self._kernel.range.now(start, end, as_of=self._revision)
-            yield from (decode(table, item.value or b"") for item in page.items)
-            if not page.more or not page.items:
-                return
-            start = page.items[-1].key + b"\0"
+        for items in pages(self._kernel, start, after(start), self._revision):
+            yield from (decode(table, item.value or b"") for item in items)
 
     def _last(self, table: type[AnyRow], count: int, *key: KeyPart) -> list[AnyRow]:
         """The last rows whose key begins so, the last first."""
