@@ -1,6 +1,6 @@
 """The main job, run as a program against a running node: `python -P -m atoll.servers.feedback.job`.
 
-It finds the node by `ATOLL_NODE` and is a client like any other. The 33,530 reviews of reviews.py go in;
+It finds the node by `ATOLL_NODE` and is a client like any other. The 33,530 reviews of reviews.py are imported;
 preference pairs are drawn from them as of a revision; a batch is taken back, and what was read as of that
 revision is read again; the feedback server is swapped while calls to it go on. A run after the first one
 starts from what the store holds. It ends with 0 if all of that held, and prints what it measured.
@@ -24,6 +24,7 @@ from atoll.ipc.errors import AtollError
 from atoll.ipc.future import Future
 from atoll.ipc.proxy import BoundCall
 from atoll.ipc.system.kernel import ProcessRow, Swap, Swapped
+from atoll.servers.importer.interface import Importer
 from atoll.servers.memory.interface import Memory
 from atoll.servers.storage.interface import Storage
 
@@ -165,12 +166,13 @@ def run(node: Node, console: Console) -> Report:
     began = time.monotonic()
     kernel = node.kernel
     storage, feedback = node.open("storage", Storage), node.open("feedback", Feedback)
+    importer = node.open("importer", Importer)
     levels = {process.server: str(process.level) for process in kernel.ps.now()}
     path = reviews.locate()
 
     console.print(f"Submitting {reviews.COUNT:,} reviews to node {node.name}")
     with progress(console, reviews.COUNT) as advance:
-        submitted = submit_all(storage, feedback, reviews.submissions(path), advance)
+        submitted = submit_all(storage, importer, feedback, reviews.submissions(path), advance)
     if submitted.repeated:
         console.print(f"{submitted.repeated} batches were there already, from an earlier run")
 
@@ -185,15 +187,16 @@ def run(node: Node, console: Console) -> Report:
     console.print(f"Drawing {PAIRS:,} pairs of each task as of revision {before}")
     readings = {task: read_task(feedback, task, before) for task in tasks}
 
-    batch = submitted.receipts[0].batch
+    batch = submitted.batches[0]
     console.print(f"Taking back batch {batch}")
     rolled_back = feedback.rollback.now(batch, "the main job shows how a batch is taken back")
     after = feedback.head.now()
     sets = [_compare(feedback, task, readings[task], before, after) for task in tasks]
 
     console.print(f"Swapping {SWAPPED} under load")
-    ids = [receipt.batch for receipt in submitted.receipts]
-    swapped, endured = swap_under_load(feedback, ids, lambda: kernel.swap.now(Swap(server=SWAPPED)))
+    swapped, endured = swap_under_load(
+        feedback, submitted.batches, lambda: kernel.swap.now(Swap(server=SWAPPED))
+    )
 
     processes: list[ProcessRow] = kernel.ps.now()
     return Report(

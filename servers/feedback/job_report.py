@@ -68,6 +68,10 @@ class Report:
     def wrong(self) -> list[str]:
         """Sentences about what did not hold that has to."""
         found: list[str] = []
+        if refused := self.submitted.refused:
+            found.append(
+                f"{len(refused)} batches were refused, first: {refused[0].batch}, {refused[0].reason}"
+            )
         if self.endured.errors:
             told = f"{self.endured.errors} of {self.endured.calls} calls failed during the swap"
             found.append(f"{told}, first: {self.endured.first_error}")
@@ -140,7 +144,7 @@ def _how_fast(report: Report, console: Console) -> None:
     table.add_row(
         "reviews sent again" if done.repeated else "reviews submitted",
         f"{done.reviews / done.seconds:,.0f} /s",
-        f"{done.reviews:,} reviews, {done.bytes / 2**20:.1f} MiB, {len(done.receipts)} batches, durable",
+        f"{done.reviews:,} reviews, {done.bytes / 2**20:.1f} MiB, {len(done.batches)} batches, durable",
     )
     for task in report.sets:
         table.add_row(
@@ -168,7 +172,7 @@ def _how_fast(report: Report, console: Console) -> None:
     console.print(table)
     if done.repeated or done.renamed:
         console.print(
-            f"{done.repeated} of the {len(done.receipts)} batches were in the store from an earlier run, and"
+            f"{done.repeated} of the {len(done.batches)} batches were in the store from an earlier run, and"
             f" only compared; {done.renamed} that it had taken back went in under a new id."
         )
 
@@ -211,6 +215,7 @@ def _next(report: Report, console: Console) -> None:
         ("atoll caps", "who may call whom"),
         ("atoll protection show feedback", "what keeps feedback in"),
         ("atoll log feedback", "what it wrote"),
+        ("atoll flow ls --all", "the imports: workflows that go on after a crash"),
         (f"atoll history feedback {head_key(batch)}", "the batch, before and after"),
         (
             f"python -P -m atoll.servers.feedback.export {report.sets[0].task} --kind pairs",

@@ -1,7 +1,7 @@
-"""The main job's long part: texts into storage, batches into feedback, several of both under way at a time.
+"""The main job's long part: texts into storage, files of batches to the importer, several of both under way at a time.
 
-The order of one submission is kept: its texts are durable before its batch is sent. Different
-submissions overlap, so that neither server waits for the other's disk.
+The order of one file is kept: its batches' texts are durable before it is imported. Different files overlap, so that no
+server waits for another's disk. An import goes on where it was after a crash, also one of this program.
 """
 
 import time
@@ -9,65 +9,95 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import msgspec
 from msgspec import structs
 
 from atoll.ipc.future import Future
+from atoll.servers.importer.interface import Imported, Importer, Left
 from atoll.servers.storage.interface import BlobRef, Storage
 
 from .interface import Batch, BatchExists, Feedback, Receipt
 from .reviews import Submission
 
 IN_FLIGHT = 6
-"""Submissions on their way to each of the two servers at most."""
+"""Batches whose texts are on their way to storage at most."""
+FILE = 24
+"""Batches of a file: a few steps of its import, and a few files of the whole."""
 
 
 class Submitted(NamedTuple):
-    """What was put in. `repeated`: batches that the store held already, from an earlier run."""
+    """What was put in."""
 
-    receipts: list[Receipt]
+    batches: list[str]
+    """Under which ids they are there."""
     repeated: int
+    """Batches that the store held already, from an earlier run."""
     renamed: int
     """Batches that an earlier run took back: submitted again under a further id."""
+    refused: list[Left]
     reviews: int
     bytes: int
     """Of text."""
     seconds: float
 
 
+class File(NamedTuple):
+    """A file that is imported."""
+
+    batches: dict[str, Batch]
+    imported: Future[Imported]
+
+
 def submit_all(
     storage: Storage,
+    importer: Importer,
     feedback: Feedback,
     submissions: Iterable[Submission],
     advance: Callable[[int], None],
 ) -> Submitted:
-    """Submit everything; `advance` is told the records of each batch that is durable. Raises what a call
-    raises; what was durable by then stays.
+    """Submit everything; `advance` is told the records of each file that is in. Raises what a call raises; what was
+    durable by then stays, and what was begun is imported to its end.
     """
     began = time.monotonic()
     puts: deque[tuple[Batch, Future[list[BlobRef]]]] = deque()
-    submits: deque[tuple[Batch, Future[Receipt]]] = deque()
-    receipts: list[Receipt] = []
-    size = renamed = 0
+    ready: dict[str, Batch] = {}
+    files: deque[File] = deque()
+    batches: list[str] = []
+    refused: list[Left] = []
+    size = reviews = repeated = renamed = 0
 
     def settle() -> None:
-        nonlocal renamed
-        batch, future = submits.popleft()
-        try:
-            receipt = future.result()
-        except BatchExists as exists:
-            if exists.status != "rolled back":
-                raise
-            receipt = _submit_anew(feedback, batch)
-            renamed += 1
-        receipts.append(receipt)
-        advance(receipt.records)
+        """The first of the files."""
+        nonlocal reviews, repeated, renamed
+        file = files.popleft()
+        done = file.imported.result()
+        ids = {id: id for id in file.batches}
+        for left in done.left:
+            if left.why == "refused":
+                refused.append(left)
+                del ids[left.batch]
+            else:
+                ids[left.batch] = _submit_anew(feedback, file.batches[left.batch]).batch
+                renamed += 1
+        batches.extend(ids.values())
+        repeated += done.before
+        records = sum(len(file.batches[id].records) for id in ids)
+        reviews += records
+        advance(records)
+
+    def begin() -> None:
+        lines = [msgspec.json.encode(batch) + b"\n" for batch in ready.values()]
+        files.append(File(ready.copy(), importer.bring_in.start(storage.put.now(lines))))
+        ready.clear()
+        while files and files[0].imported.done():
+            settle()
 
     def forward() -> None:
         batch, put = puts.popleft()
         put.result()
-        submits.append((batch, feedback.submit.start(batch)))
-        if len(submits) > IN_FLIGHT:
-            settle()
+        ready[batch.id] = batch
+        if len(ready) == FILE:
+            begin()
 
     for texts, batch in submissions:
         size += sum(map(len, texts))
@@ -76,13 +106,16 @@ def submit_all(
             forward()
     while puts:
         forward()
-    while submits:
+    if ready:
+        begin()
+    while files:
         settle()
     return Submitted(
-        receipts=receipts,
-        repeated=sum(receipt.repeated for receipt in receipts),
+        batches=batches,
+        repeated=repeated,
         renamed=renamed,
-        reviews=sum(receipt.records for receipt in receipts),
+        refused=refused,
+        reviews=reviews,
         bytes=size,
         seconds=time.monotonic() - began,
     )

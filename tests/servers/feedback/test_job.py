@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,12 @@ from atoll.ipc.errors import NotFound
 from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback
 from atoll.servers.feedback.job import progress, read_set, read_task, time_calls
 from atoll.servers.feedback.job_load import Load
-from atoll.servers.feedback.job_submission import IN_FLIGHT, submit_all
+from atoll.servers.feedback.job_submission import FILE, Submitted, submit_all
 from atoll.servers.feedback.records import Rating
 from atoll.servers.feedback.reviews import COUNT, MissingReviews, Submission, locate, read
 from atoll.servers.feedback.server import Server, Settings
+from atoll.servers.importer.interface import Importer
+from atoll.servers.importer.server import Server as ImporterServer
 from atoll.servers.storage.interface import BlobRef, Storage
 from atoll.servers.storage.server import Server as StorageServer
 from atoll.servers.storage.server import Settings as StorageSettings
@@ -32,20 +34,26 @@ from atoll.servers.storage.server import Settings as StorageSettings
 from ..booted import booted
 
 TASK = "film"
-BATCHES = 3 * IN_FLIGHT
+BATCHES = 2 * FILE + 3
 
 
 class Servers(NamedTuple):
     storage: Storage
     feedback: Feedback
-    feedback_served: Any
+    importer: Importer
+
+    def submit_all(
+        self, given: Iterable[Submission], advance: Callable[[int], None] = lambda _: None
+    ) -> Submitted:
+        return submit_all(self.storage, self.importer, self.feedback, given, advance)
 
 
 @pytest.fixture
 def servers(serve: Callable[..., Any], tmp_path: Path) -> Servers:
     storage = serve(StorageServer, folder=tmp_path, config=StorageSettings(collect_every=0.0))
     served = serve(Server, storage=storage.client(badge=3), config=Settings())
-    return Servers(storage.client(), served.client(badge=8), served)
+    importer = serve(ImporterServer, storage=storage.client(badge=4), feedback=served.client(badge=9))
+    return Servers(storage.client(), served.client(badge=8), importer.client())
 
 
 def submissions(texts_each: int = 4) -> Iterator[Submission]:
@@ -71,11 +79,11 @@ def stored(feedback: Feedback) -> list[BatchInfo]:
 
 def test_everything_is_in_when_submit_all_returns(servers: Servers) -> None:
     told: list[int] = []
-    done = submit_all(servers.storage, servers.feedback, submissions(), told.append)
-    assert told == [4] * BATCHES
+    done = servers.submit_all(submissions(), told.append)
+    assert told == [4 * FILE, 4 * FILE, 4 * 3]
     assert (done.reviews, done.repeated, done.renamed) == (4 * BATCHES, 0, 0)
     assert done.bytes == sum(len(text) for each in submissions() for text in each.texts)
-    assert [receipt.batch for receipt in done.receipts] == [each.batch.id for each in submissions()]
+    assert done.batches == [each.batch.id for each in submissions()]
     assert len(stored(servers.feedback)) == BATCHES
     kept = servers.storage.get_many.now(
         [BlobRef.of(text).hash for each in submissions() for text in each.texts]
@@ -84,25 +92,33 @@ def test_everything_is_in_when_submit_all_returns(servers: Servers) -> None:
 
 
 def test_a_second_run_starts_from_what_the_store_holds(servers: Servers) -> None:
-    first = submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
-    again = submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    servers.submit_all(submissions())
+    first = stored(servers.feedback)
+    again = servers.submit_all(submissions())
     assert (again.repeated, again.renamed) == (BATCHES, 0)
-    assert [receipt.revision for receipt in again.receipts] == [
-        receipt.revision for receipt in first.receipts
-    ]
+    assert stored(servers.feedback) == first
 
 
 def test_a_batch_taken_back_goes_in_under_a_further_id_each_time(servers: Servers) -> None:
     for name in ("b-000", "b-000.2", "b-000.3"):
-        done = submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
-        assert done.receipts[0].batch == name
-        assert not done.receipts[0].repeated
+        done = servers.submit_all(submissions())
+        assert done.batches[0] == name
+        assert done.repeated == (0 if name == "b-000" else BATCHES - 1)
         assert len(stored(servers.feedback)) == BATCHES
         servers.feedback.rollback.now(name, "a test")
 
 
+def test_what_is_refused_is_told_and_the_others_are_in(servers: Servers) -> None:
+    stood = next(submissions()).batch
+    other = Rating(rater="r", role="critic", trust=0.5, task=TASK, text="another one", score=0.5)
+    servers.feedback.submit.now(Batch(stood.id, [other]))
+    done = servers.submit_all(submissions())
+    assert [each.batch for each in done.refused] == [stood.id]
+    assert (len(done.batches), done.reviews) == (BATCHES - 1, 4 * (BATCHES - 1))
+
+
 def test_a_reading_is_the_same_after_a_roll_back(servers: Servers) -> None:
-    submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    servers.submit_all(submissions())
     revision = servers.feedback.statistics.now().revision
     first = read_task(servers.feedback, TASK, revision)
     servers.feedback.rollback.now("b-001", "a test")
@@ -115,7 +131,7 @@ def test_a_reading_is_the_same_after_a_roll_back(servers: Servers) -> None:
 
 
 def test_a_load_counts_every_call_and_names_the_first_error(servers: Servers) -> None:
-    submit_all(servers.storage, servers.feedback, submissions(), lambda _: None)
+    servers.submit_all(submissions())
     numbers = itertools.count()
 
     def call() -> object:
@@ -279,7 +295,7 @@ def test_the_whole_job_runs_on_a_node_twice(tmp_path: Path) -> None:
         assert "33,530 of 33,530 reviews are in" in output
         assert ", 0 errors" in output
         assert output.count("the same again") == 2
-        for server in ("state", "storage", "feedback"):
+        for server in ("state", "storage", "feedback", "importer"):
             assert re.search(rf"^{server} +process +process +\d+", output, re.MULTILINE)
 
 

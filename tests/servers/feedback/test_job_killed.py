@@ -22,7 +22,7 @@ from .test_job import IMAGE
 pytestmark = pytest.mark.timeout(600)
 """Each is three runs of the job, and a loaded machine takes its time."""
 
-VICTIMS = ["kernel", "state", "storage", "feedback"]
+VICTIMS = ["kernel", "state", "storage", "feedback", "importer"]
 MOMENTS = [
     "of 33,530 reviews are in",
     "Drawing 2,000 pairs",
