@@ -97,7 +97,8 @@ class Supervisor:
 
     async def _end_left(self, server: Server, serving: Serving) -> None:
         """What the last process of a server started ends with it: it would go on in its name, and fill its slice."""
-        if not any(other is not serving for other in self._node.processes_of(server.name)):
+        others = [each for each in self._node.processes_of(server.name) if each is not serving]
+        if all(other.process is not None and other.process.exit is not None for other in others):
             await self.end_all_in(self._node.group(server), server.name)
 
     async def end_all_in(self, group: Group, of: str) -> None:

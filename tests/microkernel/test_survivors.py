@@ -6,11 +6,15 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from atoll.microkernel.processes import Exit
 from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices import hierarchy
+from atoll.microkernel.supervisor import Supervisor
 from tests.kit.groups import control_groups
 
 from .nodes import STUBBORN, RealNode, booted, groups_of, interface, wait_for_end
@@ -249,3 +253,26 @@ def test_an_interrupted_boot_in_the_background_is_told_to_its_caller(tmp_path: P
     assert "before it served" in said
     assert "Traceback" not in said
     assert node.processes() == []
+
+
+@pytest.mark.parametrize("runs", [False, True])
+async def test_of_two_processes_of_a_server_the_last_that_ends_takes_along_what_they_started(
+    runs: bool,
+) -> None:
+    """As in a swap in which both are killed: what each of them recorded is put away meanwhile."""
+    ended: list[str] = []
+
+    async def end() -> None:
+        ended.append("all")
+
+    both: list[Any] = [
+        SimpleNamespace(process=SimpleNamespace(exit=exit))
+        for exit in (Exit(None, 9), None if runs else Exit(None, 9))
+    ]
+    node: Any = SimpleNamespace(
+        processes_of=lambda name: iter(both), group=lambda server: SimpleNamespace(end=end)
+    )
+    nobody: Any = None
+    server: Any = SimpleNamespace(name="counter")
+    await Supervisor(node, nobody, nobody, nobody, nobody)._end_left(server, both[0])
+    assert ended == ([] if runs else ["all"])
