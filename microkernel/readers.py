@@ -191,9 +191,9 @@ class Readers:
         node = self._node
         if self._closed:
             return
-        name = f"{STORE}.reader-{next(self._numbers)}"
+        name = _named(next(self._numbers))
         taken = {reader.place for reader in self._all.values()}
-        place = next(each for each in map(_place, itertools.count(1)) if each not in taken)
+        place = next(each for each in map(_named, itertools.count(1)) if each not in taken)
         plan = self._plan(server)
         serving = await self._launching.launch(
             server, server.version, plan, self.attend, reader=name, place=place
@@ -341,7 +341,7 @@ class Readers:
         party.send(_read_at(port, self._authority.port(twin, channel)))
 
 
-def _place(number: int) -> str:
+def _named(number: int) -> str:
     return f"{STORE}.reader-{number}"
 
 
