@@ -97,7 +97,7 @@ class Connection:
     def _forget(self, kept: _Kept) -> None:
         self._opening.pop(kept.opens, None)
         self._copies -= len(kept.descriptors)
-        _close_all(kept.descriptors)
+        close_all(kept.descriptors)
 
     def _keep(self, message: control.Message, data: bytes, descriptors: tuple[int, ...]) -> None:
         if len(self._unsent) >= UNREAD_MOST:
@@ -109,7 +109,7 @@ class Connection:
             for descriptor in descriptors:
                 copies.append(os.dup(descriptor))
         except OSError as error:
-            _close_all(copies)
+            close_all(copies)
             raise PeerMisbehaved(
                 "the control socket", f"{len(self._unsent)} packets are unread: {error}"
             ) from None
@@ -175,7 +175,7 @@ class Connection:
                 return None
         descriptors = self._unload(riders)
         if not data:
-            _close_all(descriptors)
+            close_all(descriptors)
             self.hung_up = True
             return None
         try:
@@ -183,10 +183,10 @@ class Connection:
                 raise PeerMisbehaved("the control socket", "a packet was cut short")
             return control.to_kernel.decode(data), descriptors
         except DecodeFaults as fault:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise PeerMisbehaved("the control socket", str(fault)) from None
         except BaseException:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise
 
     def _unload(self, riders: list[tuple[int, int, bytes]]) -> list[int]:
@@ -205,11 +205,12 @@ class Connection:
             trio.lowlevel.notify_closing(self._end)
             self._end.close()
             for kept in self._unsent:
-                _close_all(kept.descriptors)
+                close_all(kept.descriptors)
             self._unsent.clear()
             self._opening.clear()
 
 
-def _close_all(descriptors: list[int]) -> None:
+def close_all(descriptors: list[int]) -> None:
+    """Let go of what rode along with a packet."""
     for descriptor in descriptors:
         os.close(descriptor)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import trio
 
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
 from .authority import Authority
+from .connections import close_all
 from .events import Events
 from .logs import Logs
 from .parties import Serving
@@ -47,8 +46,7 @@ class Conversation:
         try:
             self._take(serving, message, descriptors)
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_all(descriptors)
 
     def _take(self, serving: Serving, message: control.ToKernel, descriptors: list[int]) -> None:
         """What becomes somebody's is taken out of `descriptors`."""

@@ -25,7 +25,7 @@ from atoll.ipc.system.records import AttachmentRow
 from .accounts import ATTACHMENT
 from .authority import Authority
 from .capabilities import Capability
-from .connections import Connection
+from .connections import Connection, close_all
 from .events import Events
 from .image import Attach, May, MayRead
 from .image_check import STORE, STORE_INTERFACE
@@ -142,8 +142,10 @@ class Gate:
             packet = await connection.receive()
             if packet is None:
                 raise _Left
-            if isinstance(packet[0], control.Hello) and not packet[1]:
-                return packet[0]
+            message, descriptors = packet
+            close_all(descriptors)
+            if isinstance(message, control.Hello) and not descriptors:
+                return message
         raise Refused("the program that connected did not say Hello")
 
     async def _prove(self, peer: Peer, connection: Connection) -> None:
@@ -155,6 +157,8 @@ class Gate:
         connection.send(control.Prove(challenge=challenge))
         with trio.move_on_after(HELLO_WITHIN):
             packet = await connection.receive()
+            if packet is not None:
+                close_all(packet[1])
             if (
                 packet == (control.Proof(challenge=challenge), [])
                 and connection.sender == peer.pid
@@ -282,8 +286,7 @@ class Gate:
             try:
                 while (packet := await connection.receive()) is not None:
                     message, descriptors = packet
-                    for descriptor in descriptors:
-                        os.close(descriptor)
+                    close_all(descriptors)
                     if isinstance(message, control.Misbehaved):
                         self._authority.misbehaved(party.holder, message.channel, message.check)
             except Exception as error:  # no word of a program ends more than its own attachment

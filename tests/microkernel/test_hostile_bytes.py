@@ -205,6 +205,21 @@ def test_a_state_that_no_swap_asked_for_is_let_go(node: RealNode) -> None:
     lives(node)
 
 
+HELLO = control.encode(control.Hello(name="with more"))
+
+
+@pytest.mark.parametrize("packet", [HELLO, control.encode(control.Pong(number=1))], ids=["hello", "another"])
+def test_what_rides_along_with_a_hello_is_let_go(node: RealNode, packet: bytes) -> None:
+    rider = os.memfd_create("rider")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
+        attach._connect(end, Path(node.folder))
+        socket.send_fds(end, [packet], [rider] * 16)
+        assert isinstance(control.to_process.decode(end.recv(1 << 16)), control.Unwelcome)
+    os.close(rider)
+    assert not given(node, "rider")
+    lives(node)
+
+
 # what the record keeps ------------------------------------------------------------------------------------------------
 
 
