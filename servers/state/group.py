@@ -120,6 +120,10 @@ class Group:
         """Whether it writes a key."""
         return key in self._heads
 
+    def knows(self, id: bytes) -> bool:
+        """Whether a transaction of that id, as it lies in COMMITS, is in it."""
+        return id in self._ids
+
     def admit(self, transaction: Transaction, done: Deferred[Committed]) -> None:
         """Takes a transaction in, or settles it at once: refused, or done already by its id; or has it wait for the next
         group."""

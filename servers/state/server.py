@@ -329,6 +329,8 @@ class Server(Serves[State]):
     def begin(self, deadline: float, id: bytes = b"", transaction: bytes = b"") -> bytes:
         call = current()
         badge = self._writing("begin", call.badge)
+        if id and self._group.knows(layout.prefix(badge) + id):
+            self._flush_all()
         done = self._committed(badge, id) if id else None
         before = None if done is None else done.revision - 1
         return self._transactions.begin(badge, call.client, deadline, before, transaction)

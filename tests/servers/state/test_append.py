@@ -105,6 +105,22 @@ async def test_what_is_delivered_again_while_the_first_is_in_hand_has_its_outcom
         assert (await again).revision == (await first).revision
 
 
+async def test_a_transaction_that_comes_again_while_the_first_is_in_hand_has_its_outcome(
+    folder: Path,
+) -> None:
+    async with serving(folder) as (node, kernel):
+        rows = node.proxy(State, await kernel.make_keyspace("rows"), ALL | APPEND)
+        async with node.batch():
+            first = await rows.begin(10.0, b"an id")
+            await rows.append([Write(b"a", b"1")], transaction=first)
+            outcome = rows.finish.start(first, id=b"an id")
+            again = await rows.begin(10.0, b"an id")
+            await rows.append([Write(b"a", b"2")], transaction=again)
+            repeated = rows.finish.start(again, id=b"an id")
+        assert (await repeated).repeated
+        assert (await repeated).revision == (await outcome).revision
+
+
 async def test_bulk_that_waits_is_held_to_it(folder: Path) -> None:
     async with serving(folder) as (node, kernel):
         owner = node.proxy(State, await kernel.make_keyspace("audit"), ALL)
