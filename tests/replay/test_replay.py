@@ -99,6 +99,8 @@ def test_a_call_that_others_ran_beside_is_said_to_be_so(recording: Recording) ->
 
     def beside(call: Any, currency: str) -> None:
         began = call.start("c", currency)
+        while not recording.rates.waited_for.now(currency):  # it has read, and waits
+            pass
         till.add.now("c", 5)
         recording.rates.fix.now(currency, 1.0)
         first, second = began.result()

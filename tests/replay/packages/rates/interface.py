@@ -22,3 +22,6 @@ class Rates(Interface):
 
     @call("read", idempotent=True)
     def known(self, currency: str) -> bool: ...
+
+    @call("read", idempotent=True)
+    def waited_for(self, currency: str) -> bool: ...
