@@ -426,9 +426,12 @@ def test_each_reader_is_in_a_group_of_its_own_in_their_slice(tmp_path: Path) -> 
         assert set(before) == {"reading/state.reader-1", "reading/state.reader-2"}
         gone = before["reading/state.reader-1"]
         os.kill(gone.pid, signal.SIGKILL)
-        read_until(
-            me, state, lambda: len(readers(me)) == 2 and gone.pid not in {row.pid for row in readers(me)}
-        )
+
+        def replaced() -> bool:
+            pids = {row.pid for row in readers(me)}
+            return len(pids) == 2 and gone.pid not in pids
+
+        read_until(me, state, replaced)
         after = {group_of(row.pid): row for row in readers(me)}
         assert set(after) == set(before)  # the next one takes up the place
         assert after["reading/state.reader-1"].server not in {row.server for row in before.values()}
