@@ -21,9 +21,10 @@ from ..feedback.test_job import IMAGE
 from .files import batch, held, line, said
 
 RESTART = "restart = { first = 0, most = 0, limit = 1000, within = 1 }"
-NODE = IMAGE.replace(
-    "[server.feedback.needs]", f"[server.feedback]\n{RESTART}\n\n[server.feedback.needs]"
-).replace("[server.importer.needs]", f"[server.importer]\n{RESTART}\n\n[server.importer.needs]")
+NODE = IMAGE
+for name in ("feedback", "importer"):
+    NODE = NODE.replace(f"[server.{name}.needs]", f"[server.{name}]\n{RESTART}\n\n[server.{name}.needs]")
+NODE = NODE.replace("[server.state]\n", f"[server.state]\n{RESTART}\n")
 PARTS = 20
 BACK, BEFORE = 3, 11
 """Of each import's batches one that was taken back before it began, and one that was there."""
@@ -100,6 +101,8 @@ def go_through(folder: Path, points: list[tuple[int, list[str]]], parts: int) ->
                 begin(attached, name, imports[name])
                 wait_for_step(attached, name, step)
             kill(node, victims)
+            with node.attach() as attached:
+                attached.open("importer", Importer).bring_in.result.now(name)
         held_to_one_effect(node, imports)
 
 
