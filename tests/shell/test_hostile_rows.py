@@ -85,6 +85,7 @@ def test_a_published_field_is_shown_or_none(kind: Kind, stored: bytes, shown: An
     columns = Column("_key", "text"), Column("f", "moment" if kind == "seconds" else kind), *OF_VERSION
     batch = of_shape(of, [Item(b"k", stored, 1, 1000), Item(b"l", pack([None]), 2, 2000)])
     database = sql.opened()
-    sql.fill(database, "memory.main.t", Table(columns, lambda: iter([batch])))
+    table = Table(columns, lambda: iter([batch]))
+    sql.fill(database, sql.declare(database, sql.NOW, "main", "t", table), table)
     rows = database.execute("select f from memory.main.t order by _key").fetchall()
     assert len(rows) == 2 and (shown is ... or rows[0] == (shown,))
