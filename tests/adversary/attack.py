@@ -62,6 +62,12 @@ class Attacker:
         """Where the ring lies that this end writes."""
         return PAGE + (2 * lane + self.server) * self._ring
 
+    def hears(self, lane: int = 1) -> bool:
+        """Whether the other end has written its first record of `lane`."""
+        base = self.memory.base
+        at = PAGE + (2 * lane + (not self.server)) * self._ring + (base & (self._ring - 1))
+        return int.from_bytes(self.memory.mapped[at : at + 8], "little") == base + 1
+
     def half(self) -> int:
         """Where the bulk half lies that this end writes."""
         shape = self.memory.shape

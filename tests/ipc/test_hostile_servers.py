@@ -179,7 +179,8 @@ def hostile(served: Serving) -> Iterator[Memory]:
 def test_a_server_outlives_what_a_server_that_it_calls_writes() -> None:
     with serving(ReaderServer) as served, hostile(served) as memory:
         reading = served.proxies[0].read.start()
-        served.observe()
+        while not Attacker(memory, server=True).hears():
+            served.observe()
         write(memory, FULL, (Kind.REPLY, encode(1)))
         assert served.until_misbehaved().channel == HOSTILE
         assert served.proxies[0].well.now()
