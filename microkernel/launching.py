@@ -227,11 +227,12 @@ class Launching:
         connection.send(start, own)
         for channel in calls:
             connection.send(*channel.opening(as_client=True))
+        # Before the channels: a message that names one of them may wait there, and the process be faster than this is.
+        self._grants.hand_over(serving, served)
         for channel in served:
             self._authority.give(channel, serving)
         for index, segment in enumerate(table.segments):
             connection.send(control.AddSegment(index=index), (segment.descriptor,))
-        self._grants.hand_over(serving, served)
         bound = {capability.id for capability in capabilities.values()}
         if not beside:
             for granted in node.tree.held_by(server.name):

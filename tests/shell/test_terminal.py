@@ -61,6 +61,9 @@ def terminal(person: Shell, *words: str) -> Iterator[Terminal]:
     keyboard, screen = pty.openpty()
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {name: value for name, value in person.environment.items() if name != "ATOLL_NODE"}
+    # Whoever runs the tests may have put the command on their PATH; this person has not.
+    paths = environment.get("PATH", os.defpath).split(os.pathsep)
+    environment["PATH"] = os.pathsep.join(path for path in paths if not Path(path, PROGRAM.name).exists())
     with subprocess.Popen(
         ["setsid", "--ctty", str(PROGRAM), *words],
         cwd=person.folder,
