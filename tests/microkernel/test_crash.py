@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.errors import PeerDied
+from atoll.ipc.system.kernel import ProcessRow
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -33,8 +34,13 @@ def test_a_server_that_dies_in_a_call_is_restarted_on_the_same_channel(node: Rea
         assert told.value.outcome_unknown
         assert counter.get.now("x") == 7  # the same proxy, the next process
         assert counter.add.now("x") == 8
-        row = next(row for row in attached.kernel.ps.now() if row.server == "counter")
-        assert (row.restarts, row.state) == (1, "serving")
+
+        def row() -> ProcessRow:
+            return next(row for row in attached.kernel.ps.now() if row.server == "counter")
+
+        while row().state == "starting":  # it serves before the kernel has heard that it does
+            pass
+        assert (row().restarts, row().state) == (1, "serving")
 
 
 def test_servers_that_call_each_other_survive_each_others_end(node: RealNode) -> None:
