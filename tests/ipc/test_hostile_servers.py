@@ -1,36 +1,30 @@
 """What a server may write to its clients, and what it leaves unread: it costs them their channel at most. (Raw cffi.)"""
 
-import contextlib
 import ctypes
-import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 import trio
 
-from atoll.ipc.bound import bind
 from atoll.ipc.client import reading
 from atoll.ipc.client.channel import ClientChannel
-from atoll.ipc.client.transport import ChannelTransport
 from atoll.ipc.errors import DeadlineExceeded, PeerDied, PeerMisbehaved
 from atoll.ipc.interface import Interface, call
-from atoll.ipc.runtime.launch import Process
 from atoll.ipc.serve import Serves
 from atoll.ipc.streams import WINDOW
 from atoll.ipc.system import control
 from atoll.native import Kind, ffi, lib
 from tests.adversary.attack import BULK, Attacker, Record
 from tests.kit.memory import Memory
+from tests.kit.played import PLAYED, client_of_played, played, proxy_of_played
 from tests.kit.serving import Serving, serving
 from tests.native.suite import Server, Target
 
 FUTEX, FUTEX_REQUEUE, LINE = 202, 3, 64
-HOSTILE = 900
-"""The channel to it."""
 encode = msgspec.msgpack.encode
 
 
@@ -124,65 +118,35 @@ class Reader(Interface):
 
 
 class ReaderServer(Serves[Reader]):
-    """Reads from the server behind `HOSTILE`."""
-
-    def _process(self) -> Process:
-        return next(found for found in gc.get_objects() if isinstance(found, Process))
-
-    def _target(self) -> Target:
-        process = self._process()
-        port = control.Port(channel=HOSTILE, slot=0, generation=1, interface="Target", rights=("read",))
-        return bind(Target, ChannelTransport(process.clients[HOSTILE], port))
+    """Reads from the server that the test plays."""
 
     @Reader.read.serve
     async def read(self) -> int:
-        async for _ in self._target().numbers(5):
+        async for _ in proxy_of_played(Target).numbers(5):
             await trio.sleep_forever()
         raise AssertionError
 
     @Reader.ask.serve
     async def ask(self) -> int:
-        target = self._target()
+        target = proxy_of_played(Target)
         return await trio.to_thread.run_sync(lambda: target.double.now(1))
 
     @Reader.parked.serve
     def parked(self) -> bool:
-        return bool(self._process().clients[HOSTILE]._counters.parks)
+        return bool(client_of_played()._counters.parks)
 
     @Reader.well.serve
     def well(self) -> bool:
         return True
 
 
-@contextlib.contextmanager
-def hostile(served: Serving) -> Iterator[Memory]:
-    """The server under test is given a channel whose server the test plays."""
-    memory = Memory(HOSTILE, control.Shape(), 0)
-    lib.atoll_notice_channel(served.server_notice.c, 0, 1, 1, memory.base, ffi.NULL)
-    opened = control.OpenChannel(
-        channel=HOSTILE,
-        role="client",
-        peer="hostile",
-        shape=memory.shape,
-        epoch=1,
-        base=memory.base,
-        notice=0,
-    )
-    served._send(opened, memory.descriptor, memory.client_bell.fileno())
-    served.observe()
-    try:
-        yield memory
-    finally:
-        memory.close()
-
-
 def test_a_server_outlives_what_a_server_that_it_calls_writes() -> None:
-    with serving(ReaderServer) as served, hostile(served) as memory:
+    with serving(ReaderServer) as served, played(served) as memory:
         reading = served.proxies[0].read.start()
         while not Attacker(memory, server=True).hears():
             served.observe()
         write(memory, FULL, (Kind.REPLY, encode(1)))
-        assert served.until_misbehaved().channel == HOSTILE
+        assert served.until_misbehaved().channel == PLAYED
         assert served.proxies[0].well.now()
         reading.cancel()
 
@@ -198,7 +162,7 @@ def _requeue(memory: Memory) -> bool:
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_channel_is_closed_while_a_thread_of_the_server_waits(moved: bool) -> None:
     """It waits where the kernel's ring finds it, or where the hostile server has moved it."""
-    with serving(ReaderServer) as served, hostile(served) as memory:
+    with serving(ReaderServer) as served, played(served) as memory:
         asking = served.proxies[0].ask.start()
         while not served.proxies[0].parked.now():
             pass
@@ -206,7 +170,7 @@ def test_a_channel_is_closed_while_a_thread_of_the_server_waits(moved: bool) -> 
             pass
         lib.atoll_notice_channel(served.server_notice.c, 0, 1, 3, memory.base, ffi.NULL)
         memory.wake_client()
-        served._send(control.CloseChannel(channel=HOSTILE, reason="closed by the test"))
+        served._send(control.CloseChannel(channel=PLAYED, reason="closed by the test"))
         with pytest.raises(PeerDied, match=r"Target\.double .* outcome unknown"):
             asking.result()
         served.observe()

@@ -154,6 +154,16 @@ def test_a_servers_next_process_has_what_was_shared_with_it(
     assert keeper.held.now(5) == b"atoll"
 
 
+def test_a_process_has_what_was_shared_before_it_serves_who_shared_it(
+    attached: Attached, keeper: Any
+) -> None:
+    """A call that names it may wait in the ring, and the process be faster than the kernel that introduces it."""
+    keeper.keep.now(attached.buffer(PAGE, "readonly"))
+    with pytest.raises(PeerDied):
+        keeper.die.now()
+    assert keeper.mapped_at_start.now() == 1
+
+
 def test_what_was_taken_back_reads_zeros_and_is_named_by_no_message(node: RealNode, keeper: Any) -> None:
     with node.attach() as owner:
         theirs = owner.open("keeper", Keeper)

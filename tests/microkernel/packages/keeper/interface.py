@@ -33,6 +33,10 @@ class Keeper(Interface):
     def maps(self) -> int:
         """How many granted buffers it has mapped."""
 
+    @call("keep", idempotent=True)
+    def mapped_at_start(self) -> int:
+        """How many it had mapped before it served anybody."""
+
     @call("keep", local=True)
     def lend(self, size: int) -> Buffer:
         """One of its own, which only it writes; it begins with `lent`."""

@@ -15,6 +15,7 @@ from .interface import Keeper
 class Server(Serves[Keeper]):
     def __init__(self) -> None:
         self._held: Buffer | None = None
+        self._mapped_at_start = _mapped()
 
     def _buffer(self) -> Buffer:
         assert self._held is not None
@@ -54,7 +55,11 @@ class Server(Serves[Keeper]):
 
     @Keeper.maps.serve
     def maps(self) -> int:
-        return Path("/proc/self/maps").read_text().count("memfd:buffer ")
+        return _mapped()
+
+    @Keeper.mapped_at_start.serve
+    def mapped_at_start(self) -> int:
+        return self._mapped_at_start
 
     @Keeper.lend.serve
     async def lend(self, size: int) -> Buffer:
@@ -66,3 +71,7 @@ class Server(Serves[Keeper]):
     @Keeper.die.serve
     def die(self) -> None:
         os._exit(3)
+
+
+def _mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:buffer ")
