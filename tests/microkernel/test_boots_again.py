@@ -7,7 +7,7 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import NotFound
-from atoll.ipc.system.kernel import CapabilityRow, Load, ServerBinding
+from atoll.ipc.system.kernel import Binding, CapabilityRow, Load, ServerBinding
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted
 
@@ -150,7 +150,7 @@ def test_a_grant_on_a_loaded_server_whose_need_is_offered_no_more_waits_for_it(t
     package, user = paired(tmp_path), made(tmp_path, "user", USER)
     with booted(tmp_path, text=image(package, "")) as node:
         with node.attach() as attached:
-            needs = {"peer": ServerBinding(server="paired")}
+            needs: dict[str, Binding] = {"peer": ServerBinding(server="paired")}
             attached.kernel.load.now(Load(server="user", package=str(user), level="process", needs=needs))
             grant(attached, "user", "First")
         (package / "server.py").write_text(ONE)

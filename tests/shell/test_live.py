@@ -1,6 +1,7 @@
 """Each command in a running node, its output read as a person reads it, and its errors."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -413,6 +414,24 @@ def test_a_reader_that_leaves_ends_what_would_go_on(tally: Shell, line: str) -> 
         going.stdout.readline()
         going.stdout.close()
         assert going.wait() == exits.OK
+
+
+def test_what_nobody_hears_is_said_in_vain_and_no_fault(tally: Shell) -> None:
+    """A reader that left before the first line, while the command is still at work."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [PROGRAM, "restart", "tally"],
+            cwd=tally.folder,
+            env=tally.environment,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (exits.OK, b"")
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}])
