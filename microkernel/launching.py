@@ -38,7 +38,7 @@ from .tapes import Tape
 from .versions import Version
 
 CONTROL_DESCRIPTOR = 3
-ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
 UNFIT_FOR_STORE = {
     "processes": "the store's processes share the host's numbers: by them its database counts who reads, and takes two "
     "of one number for one process"

@@ -121,6 +121,8 @@ def run(spawn: Spawn) -> NoReturn:
     code = 1
     os.environ.clear()
     os.environ.update(spawn.environment)
+    # Inherited, it would keep what a server prints to itself until so much was printed that it fills a buffer.
+    sys.stdout = os.fdopen(1, "w", 1, "utf-8", "backslashreplace", closefd=False)
     try:
         sys.path[:0] = spawn.path
         module, _, function = spawn.entry.partition(":")
@@ -132,7 +134,8 @@ def run(spawn: Spawn) -> NoReturn:
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(OSError):  # nobody hears it any more
+                stream.flush()
         os._exit(code)
 
 

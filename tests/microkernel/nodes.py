@@ -84,7 +84,8 @@ class RealNode:
         this kernel is to be killed."""
         self.kernel = subprocess.Popen(
             self.command(*more),
-            env=os.environ | {"ATOLL_FAIL_AT": fail_at},
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            | {"ATOLL_FAIL_AT": fail_at},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

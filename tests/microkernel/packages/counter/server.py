@@ -71,7 +71,7 @@ class Server(Serves[Counter]):
     @Counter.say.serve
     def say(self, text: str) -> None:
         current().log.info(text, said="yes")
-        print(f"printed {text}", flush=True)
+        print(f"printed {text}")
 
     @Counter.flood.serve
     def flood(self, lines: int) -> None:
