@@ -1,13 +1,15 @@
-"""Rings, tables, allocator and receive path as ARM64 code: the fuzzer's corpus and mutations of it, and calls that allocate
-nothing. The sandbox is compiled only: the emulator has no seccomp, no Landlock and no namespaces."""
+"""Rings, tables, allocator and receive path as ARM64 code: the fuzzer's corpus and mutations of it, some hundred or for
+ten minutes a target, and calls that allocate nothing. The sandbox is compiled only: the emulator has no seccomp, no
+Landlock and no namespaces."""
 
+import random
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz.build import ARM64, CORPUS, NATIVE, TARGETS, build, fuzz
+from tests.fuzz.build import ARM64, CORPUS, LONG, NATIVE, TARGETS, build, fuzz
 from tests.native.test_fast_path import answered, compiled
 
 RUNS = {"serve": 300, "receive": 400, "table": 300, "bulk": 300, "nesting": 300, "race": 5}
@@ -18,13 +20,17 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("arm64"), ARM64)
 
 
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(LONG, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_input_of_the_corpus_nor_near_it_breaks_the_core(
-    fuzzer: Path, target: str, tmp_path: Path
+    fuzzer: Path, target: str, seconds: float, tmp_path: Path
 ) -> None:
     corpus = shutil.copytree(CORPUS / target, tmp_path / target)
-    runs = RUNS[target]
-    said = fuzz(fuzzer, target, corpus, runs=runs, seconds=0, seed=1, keep=False, runner=ARM64.runner)
+    runs, seed = (0, random.SystemRandom().randrange(1 << 32)) if seconds else (RUNS[target], 1)
+    said = fuzz(
+        fuzzer, target, corpus, runs=runs, seconds=seconds, seed=seed, keep=False, runner=ARM64.runner
+    )
+    print(said, f"(seed {seed})")
     assert int(said.split()[-2]) > 20, f"the fuzzer sees no edges: {said}"
 
 

@@ -1,20 +1,17 @@
 """The filters as ARM64 gets them: built by libseccomp for that machine, judged by the numbers of its kernel's headers."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.fuzz.build import ARM64
-from tests.microkernel.filtered import Machine, calls, check, check_numbers
+from tests.fuzz.build import ARM64, LONG
+from tests.microkernel.filtered import ROUND, Machine, check_numbers, fuzz
 from tests.microkernel.test_filters import GRANTED
 
 MACHINE = Machine(ARM64.compiler, "AARCH64", 0xC00000B7)
 
 
-@settings(max_examples=600)
-@given(st.data())
-def test_a_program_says_what_its_rows_mean(data: st.DataObject) -> None:
-    check(MACHINE, data.draw(st.sampled_from(GRANTED)), *data.draw(calls(MACHINE)))
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(LONG, marks=pytest.mark.soak)])
+def test_a_program_says_what_its_rows_mean(seconds: float) -> None:
+    assert fuzz(MACHINE, GRANTED, seconds) >= ROUND
 
 
 @pytest.mark.parametrize("grants", GRANTED)

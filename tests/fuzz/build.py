@@ -13,6 +13,8 @@ HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "native"
 CORPUS = HERE / "corpus"
 TARGETS = ("serve", "receive", "table", "bulk", "nesting", "race")
+LONG = 600.0
+"""Seconds a target of the long form."""
 CORE = ("ring", "bulk", "table", "wait", "channel", "client", "loop", "methods", "tape", "told", "nesting")
 OWN = ("driver", "targets", "world")
 FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", f"-I{HERE}")

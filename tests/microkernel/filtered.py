@@ -1,15 +1,20 @@
 """A filter for one machine, written twice, and what its rows say of a call: for machines other than this one, too."""
 
 import importlib
+import time
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.microkernel.protection import filters
 from tests.kit import bpf
 
 MOST = (1 << 64) - 1
+ROUND = 600
+"""Calls between two looks at the clock."""
 LOOKED_AT = sorted({test.value for group in filters.GROUPS.values() for row in group for test in row.tests})
 NEAR = st.sampled_from(LOOKED_AT)
 FLIPPED = st.builds(lambda value, shift: value ^ 1 << shift, NEAR, st.integers(0, 63))
@@ -75,6 +80,24 @@ def check(machine: Machine, grants: tuple[str, ...], name: str, call: bpf.Call) 
     expected = meant(grants, name, call.arguments)
     assert bpf.verdict(tree, call) == expected, (name, call)
     assert bpf.verdict(plain, call) == expected, (name, call)
+
+
+def fuzz(machine: Machine, granted: Sequence[tuple[str, ...]], seconds: float) -> int:
+    """A round of calls against filters of these grants, and more until the time is over; the number of calls."""
+    tried = 0
+
+    @settings(max_examples=ROUND, deadline=None, derandomize=False)
+    @given(st.sampled_from(granted), calls(machine))
+    def holds(grants: tuple[str, ...], called: tuple[str, bpf.Call]) -> None:
+        nonlocal tried
+        tried += 1
+        check(machine, grants, *called)
+
+    until = time.monotonic() + seconds
+    while True:
+        holds()
+        if time.monotonic() >= until:
+            return tried
 
 
 def check_numbers(machine: Machine, grants: tuple[str, ...]) -> None:

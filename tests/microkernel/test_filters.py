@@ -4,24 +4,21 @@ import platform
 import sysconfig
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atoll.microkernel.__main__ import main
 from atoll.microkernel.protection import filters
-from tests.kit import bpf
+from tests.fuzz.build import LONG
 
-from .filtered import Machine, calls, check, check_numbers
+from .filtered import ROUND, Machine, check_numbers, fuzz
 
 MACHINES = {"x86_64": ("X86_64", 0xC000003E), "aarch64": ("AARCH64", 0xC00000B7)}
 THIS = Machine((sysconfig.get_config_var("CC") or "cc").split()[0], *MACHINES[platform.machine()])
 GRANTED = [(), *((group,) for group in filters.GROUPS if group != "base"), tuple(filters.GROUPS)]
 
 
-@settings(max_examples=600)
-@given(st.sampled_from(GRANTED), calls(THIS))
-def test_a_program_says_what_its_rows_mean(grants: tuple[str, ...], called: tuple[str, bpf.Call]) -> None:
-    check(THIS, grants, *called)
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(LONG, marks=pytest.mark.soak)])
+def test_a_program_says_what_its_rows_mean(seconds: float) -> None:
+    assert fuzz(THIS, GRANTED, seconds) >= ROUND
 
 
 @pytest.mark.parametrize("grants", GRANTED)
