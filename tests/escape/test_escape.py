@@ -58,7 +58,10 @@ def secret():
 
 
 @pytest.fixture
-def slices():
+def slices(request):
+    if request.param == "none":
+        yield None
+        return
     made = choose(f"escape{os.getpid()}")
     if made.kind == "none":
         pytest.skip(made.lacks[0])
@@ -189,38 +192,50 @@ async def test_without_own_users_only_the_sandbox_keeps_files_apart(level, secre
     assert said == "done"
 
 
-async def test_threads_are_bounded_by_the_slice(slices):
-    group = slices.group("threads")
-    if said := group.limit(Limits(pids=16)):
-        pytest.skip("; ".join(said))
-    joined = group.open()
-    async with forge() as made:
-        process, read = await start(
-            made, planned("process").confinement, "attempt", "exhaust_threads", "64", groups=joined
-        )
-        assert os.read(read, 100).startswith(b"stopped")
-        await process.wait()
-        process.close()
-        os.close(read)
-    for descriptor in joined:
-        os.close(descriptor)
-    assert await slices.clean() == []
+SLICES = pytest.mark.parametrize("slices", ["slice", "none"], indirect=True)
+"""In a slice that bounds it, and in none."""
 
 
-async def test_memory_is_bounded_by_the_slice(slices):
-    group = slices.group("memory")
-    if said := group.limit(Limits(memory=64 << 20)):
-        pytest.skip("; ".join(said))
-    joined = group.open()
+async def ended_in(slices, limits, level, attack, target):
+    """What a victim at `level` said, how it ended, and how many of its slice were killed for memory."""
+    plan = planned(level)
+    if plan.missing:
+        pytest.skip(f"level {level} is not possible here: {'; '.join(map(str, plan.missing))}")
+    joined = []
+    if slices is not None:
+        group = slices.group(attack)
+        if said := group.limit(limits):
+            pytest.skip("; ".join(said))
+        joined = group.open()
     async with forge() as made:
-        process, read = await start(
-            made, planned("process").confinement, "attempt", "exhaust_memory", str(256 << 20), groups=joined
-        )
+        process, read = await start(made, plan.confinement, "attempt", attack, target, groups=joined)
+        unwatch(process)
+        said = await heard(read)
         ended = await process.wait()
         process.close()
-        os.close(read)
     for descriptor in joined:
         os.close(descriptor)
-    assert ended.signal == 9
-    assert group.killed_for_memory() == 1
-    assert await slices.clean() == []
+    killed = 0
+    if slices is not None:
+        killed = group.killed_for_memory()
+        assert await slices.clean() == []
+    return said, ended, killed
+
+
+@SLICES
+@pytest.mark.parametrize("level", LEVELS)
+async def test_threads_are_bounded_by_the_slice_and_by_no_level(slices, level):
+    said, ended, _ = await ended_in(slices, Limits(pids=16), level, "exhaust_threads", "64")
+    assert ended.clean
+    assert said.startswith("done" if slices is None else "stopped"), said
+
+
+@SLICES
+@pytest.mark.parametrize("level", LEVELS)
+async def test_memory_is_bounded_by_the_slice_and_by_no_level(slices, level):
+    attack = "exhaust_memory", str(256 << 20)
+    said, ended, killed = await ended_in(slices, Limits(memory=64 << 20), level, *attack)
+    if slices is None:
+        assert (said, ended.clean) == ("done", True)
+    else:
+        assert (said, ended.signal, killed) == ("", 9, 1)
