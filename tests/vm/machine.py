@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,10 @@ CORES, MEMORY = 2, "3G"
 UNITS = ("serial-getty@ttyS0.service", "apt-daily.timer", "apt-daily-upgrade.timer")
 """Nobody logs in there, and nothing is to be fetched."""
 ENDED = "ended: "
+LONGEST = 2700.0
+"""Seconds after which a machine is ended that has not switched itself off. With two cores to itself it takes a quarter of
+an hour; a host that does other work may give it a third of that time, and at less it would fail for nothing. A single
+test that hangs is ended inside, after 200 seconds."""
 
 
 def run(tests: Sequence[str]) -> tuple[int, list[str]]:
@@ -30,16 +35,35 @@ def run(tests: Sequence[str]) -> tuple[int, list[str]]:
             "-drive", f"file={checkout},format=raw,if=virtio,readonly=on",
             "-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot",
         ]  # fmt: skip
-        said = []
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
-        ) as machine:
-            assert machine.stdout is not None
-            for line in machine.stdout:
-                said.append(line.strip())
-                print(line, end="", flush=True)
+        said = heard(command, LONGEST)
     ended = [line for line in said if line.startswith(ENDED)]
     return int(ended[-1].removeprefix(ENDED)) if ended else -1, said
+
+
+def heard(command: Sequence[str], longest: float) -> list[str]:
+    """The lines that a program says until it ends, or is ended after so many seconds: that is its last line then."""
+    said, late = [], threading.Event()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as program:
+        assert program.stdout is not None
+
+        def end() -> None:
+            late.set()
+            program.kill()
+
+        patience = threading.Timer(longest, end)
+        patience.start()
+        try:
+            for line in program.stdout:
+                said.append(line.strip())
+                print(line, end="", flush=True)
+        finally:
+            patience.cancel()
+            patience.join()
+    if late.is_set():
+        said.append(f"it had not ended after {longest:g} seconds")
+    return said
 
 
 def _checkout(scratch: Path, tests: Sequence[str]) -> Path:
