@@ -4,6 +4,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from atoll.ipc.proxy import transport_of
 from atoll.ipc.system import control
 from atoll.ipc.system.records import EventRow, decode
 from atoll.native import Kind, ffi, lib
+from tests.microkernel.children import planned
 from tests.microkernel.nodes import RealNode, booted, interface
 
 PACKAGES = Path(__file__).parent / "packages"
@@ -24,11 +26,15 @@ Counter = interface("counter", "Counter")
 NORMAL = 1
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+def lied_to(folder: Path, level: str) -> AbstractContextManager[RealNode]:
     needs = 'counter = { server = "counter", rights = ["read"] }'
     more = f'[server.liar]\npackage = "{PACKAGES}/liar"\nneeds = {{ {needs} }}\n'
-    with booted(tmp_path_factory.mktemp("node"), more=more) as running:
+    return booted(folder, level=level, more=more)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealNode]:
+    with lied_to(tmp_path_factory.mktemp("node"), "process") as running:
         yield running
 
 
@@ -80,11 +86,15 @@ def test_a_server_that_answers_what_no_server_may_is_named(node: RealNode) -> No
         until_listed(node, "liar", f"{who} says that it broke the protocol: kind")
 
 
-def test_a_server_that_forges_is_refused_every_time_and_named(node: RealNode) -> None:
+@pytest.mark.parametrize("slots", [1024, pytest.param(65_536, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("level", ["process", "seccomp", "sandbox"])
+def test_a_server_that_forges_is_refused_every_time_and_named(tmp_path: Path, level: str, slots: int) -> None:
     """Every slot number, stale generations, other channels' slots, a right that it lacks, its own table by /proc."""
-    with node.attach() as attached:
+    if missing := planned(level).missing:
+        pytest.skip(f"level {level} is not possible here: {'; '.join(map(str, missing))}")
+    with lied_to(tmp_path, level) as node, node.attach() as attached:
         attached.open("counter", Counter).get.now("x")  # another channel's slot
-        forged = attached.open("liar", Liar).forge.now()
+        forged = attached.open("liar", Liar).forge.now(slots)
         assert forged.served == [] and forged.written == []
         assert forged.looked_at >= 2
         assert forged.turned_away == {"Revoked": forged.tried - 1, "NotAllowed": 1}

@@ -24,8 +24,9 @@ class Liar(Interface):
         """Answer with what no server may send."""
 
     @call("ask")
-    def forge(self) -> Forged:
-        """Use every slot, stale and coming generations, a right that it lacks; write its own table by way of /proc."""
+    def forge(self, slots: int) -> Forged:
+        """Use the first so many slots and odd ones beyond, stale and coming generations, a right that it lacks; write
+        its own table by way of /proc."""
 
     @call("ask")
     def accuse(self) -> None:

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections import Counter as Count
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from atoll.ipc.client.transport import ChannelTransport
@@ -23,7 +24,8 @@ from atoll.native import Kind, lib
 from .interface import Forged, Liar
 
 NORMAL = 1
-SLOTS = (*range(1024), 1024, 65_535, 65_536, 2**32 - 1)
+BEYOND = (1024, 65_535, 65_536, 2**32 - 1)
+"""The first slot of a second segment, the last that there can be, and two that there are not."""
 BATCH = 64
 PR_SET_DUMPABLE = 4
 
@@ -42,20 +44,21 @@ class Server(Serves[Liar]):
     counter: Counter
 
     @Liar.forge.serve
-    async def forge(self) -> Forged:
+    async def forge(self, slots: int) -> Forged:
         mine = transport_of(self.counter)
         port = mine.port
-        ports = [
+        ports = (
             control.Port(channel=port.channel, slot=slot, generation=generation, interface="Counter",
                          rights=("read", "write"))
-            for slot in SLOTS
+            for slot in sorted({*range(slots), *BEYOND})
             for generation in {0, 1, 2, port.generation - 1, port.generation, port.generation + 1, 2**32 - 1}
             if generation >= 0 and (slot, generation) != (port.slot, port.generation)
-        ]  # fmt: skip
+        )  # fmt: skip
         errors: Count[str] = Count()
         served = []
-        for at in range(0, len(ports), BATCH):
-            batch = ports[at : at + BATCH]
+        tried = 1
+        while batch := tuple(islice(ports, BATCH)):
+            tried += len(batch)
             futures = [
                 bind(Counter, ChannelTransport(mine.channel, forged)).get.start("x") for forged in batch
             ]
@@ -71,7 +74,7 @@ class Server(Serves[Liar]):
         except AtollError as error:
             errors[type(error).__name__] += 1
         written, looked_at = _write_what_is_the_kernels()
-        return Forged(len(ports) + 1, dict(errors), served, written, looked_at)
+        return Forged(tried, dict(errors), served, written, looked_at)
 
     @Liar.lie.serve
     def lie(self) -> None:
