@@ -244,6 +244,7 @@ class Life:
                 if server.state == "frozen":
                     break
                 await group.freeze()
+                # Cannot be spared: a look at the window of who stands still, `serving.status.window() & 1`.
                 if serving.gone or not serving.status.window() & 1:
                     return
                 caught += 1

@@ -32,6 +32,7 @@ class Windows:
         if not seen & 1:
             return
         with trio.move_on_after(WINDOW_WITHIN):
+            # Cannot be spared: the wait until it moves, `serving.status.window() == seen`.
             while not serving.gone and serving.status.window() == seen:
                 await trio.sleep(LOOK_AGAIN)
             return

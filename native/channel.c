@@ -218,6 +218,7 @@ static int notice_read(const struct channel_notice SHARED *notice, struct channe
             copy_words(out, notice, sizeof *out / sizeof(uint64_t));
             /* Pairs with fence_stores in atoll_notice_channel: without it a torn copy could pass. */
             fence_loads();
+            /* Cannot be spared: another look at the sequence, `load_relaxed(&notice->sequence) == before`. */
             if (load_relaxed(&notice->sequence) == before)
                 return 1;
         }
@@ -371,6 +372,7 @@ int channel_produce(struct atoll_channel *channel, struct header *header, const 
         store_relaxed(&channel->own->wants_room, 1);
         /* Pairs with the fences in channel_freed and wake: our word before our second look at the room. */
         fence_store_load();
+        /* Cannot be spared: another try, `produce(channel, header, context, payload)`. */
         result = produce(channel, header, context, payload);
     }
     return result;

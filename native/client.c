@@ -118,6 +118,8 @@ int64_t atoll_receive(atoll_channel *channel) {
 int atoll_arm(atoll_channel *channel) {
     channel_freed(channel);
     park_announce(channel->own, PARK_DOORBELL);
+    /* Cannot be spared: a last look at the ring, `channel_pending`; a last look at the room, `channel_room`.
+     * Of a notice the kernel rings whoever sleeps or not, and a doorbell keeps its byte. */
     if (!channel_pending(channel) && !channel_noticed(channel) && !channel_room(channel, 1))
         return 1;
     park_over(channel->own);
@@ -218,7 +220,8 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
         }
         int state = channel_noticed(channel);
         if (state) {
-            /* What the server committed before it died is taken first: the notice was written after it. */
+            /* What the server committed before it died is taken first: the notice was written after it.
+             * Cannot be spared: another look after a notice, `receive_for(channel, request)`. */
             if ((result = receive_for(channel, request)) == R_AGAIN)
                 result = state;
             goto done;
@@ -246,10 +249,13 @@ int64_t atoll_wait(atoll_channel *channel, uint64_t request, uint64_t until) {
             continue;
         }
         park_announce(channel->own, PARK_FUTEX);
+        /* Cannot be spared: a last look at the ring, `channel_pending`; a last look at the notice,
+         * `channel_noticed`. */
         if (channel_pending(channel) || channel_noticed(channel)) {
             park_over(channel->own);
             continue;
         }
+        /* Cannot be spared: a last look at the room, `channel_room`. */
         if (channel_room(channel, 1)) {
             park_over(channel->own);
             return R_AGAIN;

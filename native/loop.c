@@ -74,6 +74,8 @@ static void activate(struct atoll_loop *loop, struct atoll_channel *channel) {
 /* Arms one channel: 1 if it now sleeps, 0 if a message or room came in between (it stays active). */
 static int arm(struct atoll_loop *loop, struct atoll_channel *channel) {
     park_announce(channel->own, PARK_DOORBELL);
+    /* Cannot be spared: a last look at the ring, `channel_pending`; a last look at the room, `channel_room`.
+     */
     if (channel_pending(channel) || channel_room(channel, 0) ||
         (channel->client_role && channel_news(channel, 0))) {
         park_over(channel->own);
@@ -429,9 +431,12 @@ static int park(struct atoll_loop *loop) {
     for (uint32_t i = 0; i < loop->active_count;) {
         struct atoll_channel *channel = loop->active[i];
         park_announce(channel->own, PARK_DOORBELL);
-        /* A server that died rings like one that replied: what the kernel says of it is news, too. */
+        /* Cannot be spared: a last look at the replies, `channel_pending`; a last look at the requests,
+         * `lanes_ready`. A server that died rings like one that replied: what the kernel says of it is news,
+         * too. */
         int pending = channel->client_role ? channel_pending(channel) || channel_news(channel, 0)
                                            : lanes_ready(channel);
+        /* Cannot be spared: a last look at the room, `channel_room`. */
         if (channel_room(channel, 0) || (pending && !channel->held)) {
             park_over(channel->own);
             return 0; /* those armed so far stay armed: their doorbells are in the epoll */

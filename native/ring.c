@@ -85,6 +85,7 @@ enum ring_result ring_produce(struct producer *ring, const struct header *header
     unsigned char SHARED *line = ring->data + (position & (ring->size - 1));
     write_bytes(line + sizeof(uint64_t), (const unsigned char *)header + sizeof(uint64_t),
                 LINE - sizeof(uint64_t));
+    /* Cannot be spared: the zero where the next record will commit, `position + need`. */
     store_relaxed((uint64_t SHARED *)(ring->data + ((position + need) & (ring->size - 1))), 0);
     ring->position = position + need;
     /* Pairs with load_acquire in ring_ready: the record and the zero behind it are visible before it is. */

@@ -25,6 +25,7 @@ static int entry_read(const struct entry SHARED *entry, struct entry *out) {
         /* Pairs with fence_stores in entry_publish: the copy before the second look. Without it a torn copy
          * could pass. */
         fence_loads();
+        /* Cannot be spared: another look at the sequence, `load_relaxed(&entry->sequence) == before`. */
         if (load_relaxed(&entry->sequence) == before)
             return 1;
     }

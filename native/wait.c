@@ -113,7 +113,8 @@ void wake_surely(struct side SHARED *sleeper, int doorbell) {
     /* Pairs with the fence in park_announce: the notice before the ring. Who announces itself later sees it.
      */
     fence_store_load();
-    /* A futex call that has not begun must find the word changed. */
+    /* A futex call that has not begun must find the word changed.
+     * Cannot be spared: the word that is cleared, `store_relaxed(&sleeper->parked, 0)`. */
     store_relaxed(&sleeper->parked, 0);
     ring(sleeper, doorbell, PARK_FUTEX | PARK_DOORBELL);
 }

@@ -146,9 +146,7 @@ class ServeLoop:
         problem = lib.atoll_loop_add(self.c, channel, opened.channel, 0)
         if problem:
             lib.atoll_channel_close(channel)
-            raise OSError(
-                problem, f"channel {opened.channel} from {opened.peer} could not be added to the loop"
-            )
+            raise OSError(problem, f"channel {opened.channel} from {opened.peer} was not added to the loop")
         self._channels[opened.channel] = channel
         self._tasks.shares.admit(opened.channel, opened.account, opened.pending)
 
@@ -157,9 +155,7 @@ class ServeLoop:
         channel.bound_to_loop = True
         problem = lib.atoll_loop_add(self.c, channel.c, channel.number, 1)
         if problem:
-            raise OSError(
-                problem, f"channel {channel.number} to {channel.peer} could not be added to the loop"
-            )
+            raise OSError(problem, f"channel {channel.number} to {channel.peer} was not added to the loop")
         self.clients[channel.number] = channel
 
     def add_segment(self, index: int, segment: mmap.mmap) -> None:
@@ -321,6 +317,8 @@ class ServeLoop:
             inline.call = None
             if notice[1] != seen:
                 seen = notice[1]
+                # Who stood here for longer than the kernel waits is killed, and may go on for some steps until then.
+                # Cannot be spared: another look where the count of revocations has moved, `lib.atoll_loop_recheck`.
                 refusal = lib.atoll_loop_recheck(loop, self._message)
                 if refusal:
                     reply, packed = self._refuse(refusal)

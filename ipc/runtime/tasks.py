@@ -188,6 +188,7 @@ class Tasks:
             inhand.scope = scope
             if inhand.cancelled:
                 scope.cancel()
+            # Cannot be spared: another look at its capability, `self._check(inhand)`.
             error = self._check(inhand)
             if error is not None:
                 if hasattr(work, "close"):

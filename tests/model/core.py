@@ -1,8 +1,9 @@
 """The C core's functions as the machine runs them: the accesses to shared memory, in the order of the source.
 
 Every ordered access has a name, `file function accessor` (`#2` for a second one of its kind there), as has every look
-that is made again. A `Core` that is told to leave one out makes it plain: a fence is gone, an acquire or a release is
-relaxed, a second look is not taken. `test_core.py` holds the names to the source and shows that none can be spared.
+that is made again, and what else an argument rests on: `file function`, and what a comment there says cannot be spared. A
+`Core` that is told to leave one out makes it plain: a fence is gone, an acquire or a release is relaxed, a second look is
+not taken. `test_core.py` holds the names to the source and shows that none can be spared.
 """
 
 from .machine import (
@@ -62,7 +63,7 @@ class Core:
             *(Store(word, value) for word, value in payload.items()),
             *(
                 [Store(f"line{(position + record) % lines}", 0)]
-                if self.has("ring.c ring_produce the next commit word zeroed")
+                if self.has("ring.c ring_produce the zero where the next record will commit")
                 else []
             ),
             self.store_release("ring.c ring_produce", f"line{position % lines}", position + 1),
@@ -103,7 +104,7 @@ class Core:
     def wake_surely(self, parked: str = "parked", bell: str = "bell") -> Steps:
         return [
             *self.fence("wait.c wake_surely", "store_load"),
-            *([Store(parked, 0)] if self.has("wait.c wake_surely the word cleared") else []),
+            *([Store(parked, 0)] if self.has("wait.c wake_surely the word that is cleared") else []),
             Wake(parked),
             Ring(bell),
         ]
@@ -153,17 +154,17 @@ class Core:
             *(look() if self.has("channel.c channel_produce another try") else []),
         ]
 
-    def sleeps_for_room(self, starved: str) -> Steps:
-        """What a loop does that has nothing else to do: it sleeps in its epoll until it may try again."""
+    def sleeps_for_room(self, starved: str, where: str, how: int) -> Steps:
+        """What one does that has nothing else to do: it sleeps until it may try again."""
         now, stay = self.fresh("now"), self.fresh("stay")
         return [
-            *self.park_announce(DOORBELL),
+            *self.park_announce(how),
             *(
                 [Load(now, "consumed"), Jump(stay, (starved, now), lambda starved, now: starved != now)]
-                if self.has("channel.c channel_room another look before it sleeps")
+                if self.has(f"{where} a last look at the room")
                 else []
             ),
-            Listen("bell"),
+            Listen("bell") if how == DOORBELL else Sleep("parked", FUTEX),
             Label(stay),
             *self.park_over(),
         ]
@@ -188,8 +189,11 @@ class Core:
             Load("epoch", "epoch"),
             Load("base", "base"),
             *self.fence("channel.c notice_read", "loads"),
-            Load(after, "sequence"),
-            Jump(again, (before, after), lambda before, after: before != after),
+            *(
+                [Load(after, "sequence"), Jump(again, (before, after), lambda before, after: before != after)]
+                if self.has("channel.c notice_read another look at the sequence")
+                else []
+            ),
         ]
 
     def locked(self, inside: Steps) -> Steps:
@@ -217,13 +221,13 @@ class Core:
             *self.channel_noticed(epoch, noticed),
             *self.park_announce(FUTEX),
             *(
-                [
-                    *self.ring_ready(position, lines, last),
-                    Jump(stay),
-                    Label(last),
-                    *self.channel_noticed(epoch, stay),
-                ]
-                if self.has("client.c atoll_wait another look before it sleeps")
+                [*self.ring_ready(position, lines, last), Jump(stay), Label(last)]
+                if self.has("client.c atoll_wait a last look at the ring")
+                else []
+            ),
+            *(
+                self.channel_noticed(epoch, stay)
+                if self.has("client.c atoll_wait a last look at the notice")
                 else []
             ),
             Jump(sleep),
@@ -244,8 +248,8 @@ class Core:
 
     # loop.c -----------------------------------------------------------------------------------------------------------
 
-    def park(self, position: int, lines: int, taken: str) -> Steps:
-        """The serving loop: poll, arm, look again, sleep in the epoll; to `taken` with the record at `position`."""
+    def park(self, position: int, lines: int, taken: str, look: str) -> Steps:
+        """A loop: poll, arm, `look` again, sleep in the epoll; to `taken` with the record at `position`."""
         again, nothing, sleep = self.fresh("again"), self.fresh("nothing"), self.fresh("sleep")
         return [
             Label(again),
@@ -255,7 +259,7 @@ class Core:
             *self.park_announce(DOORBELL),
             *(
                 [*self.ring_ready(position, lines, sleep), *self.park_over(), Jump(again)]
-                if self.has("loop.c park another look before it sleeps")
+                if self.has(look)
                 else []
             ),
             Label(sleep),
@@ -281,8 +285,11 @@ class Core:
             Load("rights", "rights"),
             Load("badge", "badge"),
             *self.fence("table.c entry_read", "loads"),
-            Load(after, "sequence"),
-            Jump(again, (before, after), lambda before, after: before != after),
+            *(
+                [Load(after, "sequence"), Jump(again, (before, after), lambda before, after: before != after)]
+                if self.has("table.c entry_read another look at the sequence")
+                else []
+            ),
         ]
 
     def entry_publish(self, rights: int, badge: int, sequence: int = 0) -> Steps:
@@ -316,9 +323,15 @@ class Core:
         return [
             self.load_acquire("table.c atoll_status_window", window, "window"),
             Jump(passed, (window,), lambda window: window % 2 == 0),
-            Label(again),
-            self.load_acquire("table.c atoll_status_window", later, "window"),
-            Jump(again, (window, later), lambda window, later: window == later),
+            *(
+                [
+                    Label(again),
+                    self.load_acquire("table.c atoll_status_window", later, "window"),
+                    Jump(again, (window, later), lambda window, later: window == later),
+                ]
+                if self.has("windows.py _passed the wait until it moves")
+                else []
+            ),
         ]
 
 

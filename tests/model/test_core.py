@@ -1,13 +1,15 @@
-"""The core's protocols on the weak machine: each holds, and each fails once any one of its ordered accesses is left out."""
+"""The core's protocols on the weak machine: each holds, and each fails once any one of its ordered accesses, or of its
+second looks, is left out."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from .core import CLOSED, FUTEX, OPEN, Claim, Core, Steps
+from .core import CLOSED, DOORBELL, FUTEX, OPEN, Claim, Core, Steps
 from .machine import WINDOW, Await, Exploration, Jump, Label, Load, Ring, Sleep, Store, Wake, explore
 
 HOUSE = Path(__file__).parents[2]
@@ -60,15 +62,25 @@ def replies_reach_a_client_that_sleeps(core: Core) -> tuple[Programs, dict[str, 
     return {"server": server, "client": client}, {"epoch": 1, "state": OPEN}
 
 
-@model
-def requests_reach_a_loop_that_sleeps(core: Core) -> tuple[Programs, dict[str, int]]:
-    client: Steps = []
-    server: Steps = []
-    for position in (0, 1):
-        word, here = f"payload{position}", f"taken{position}"
-        client += [*core.ring_produce(position, {word: 7}, lines=4), *core.wake()]
-        server += [*core.park(position, 4, here), Label(here), *taken(core, position, word, 7)]
-    return {"client": client, "server": server}, {}
+def _loop(look: str) -> Model:
+    """Records reach a loop that sleeps, after `look`."""
+
+    def build(core: Core) -> tuple[Programs, dict[str, int]]:
+        writer: Steps = []
+        loop: Steps = []
+        for position in (0, 1):
+            word, here = f"payload{position}", f"taken{position}"
+            writer += [*core.ring_produce(position, {word: 7}, lines=4), *core.wake()]
+            loop += [*core.park(position, 4, here, look), Label(here), *taken(core, position, word, 7)]
+        return {"writer": writer, "loop": loop}, {}
+
+    return build
+
+
+MODELS["requests_reach_a_loop_that_sleeps"] = _loop("loop.c park a last look at the requests")
+MODELS["replies_reach_a_loop_that_sleeps"] = _loop("loop.c park a last look at the replies")
+MODELS["records_reach_a_loop_that_armed_their_channel"] = _loop("loop.c arm a last look at the ring")
+MODELS["replies_reach_an_event_loop_that_sleeps"] = _loop("client.c atoll_arm a last look at the ring")
 
 
 def ended(
@@ -164,19 +176,29 @@ def _frees_room(core: Core, lines: int) -> Steps:
     ]
 
 
-@model
-def a_loop_that_sleeps_for_room_is_woken(core: Core) -> tuple[Programs, dict[str, int]]:
-    lines = 2
-    producer = [
-        *core.ring_produce(0, {"body0": 100}, lines),
-        Label("again"),
-        *core.channel_produce(1, lines, "room", "starved"),
-        *core.sleeps_for_room("starved"),
-        Jump("again"),
-        Label("room"),
-        *core.ring_produce(1, {"body1": 101}, lines),
-    ]
-    return {"producer": producer, "consumer": _frees_room(core, lines)}, {}
+def _for_room(where: str, how: int) -> Model:
+    """Who sleeps for room is woken for it."""
+
+    def build(core: Core) -> tuple[Programs, dict[str, int]]:
+        lines = 2
+        producer = [
+            *core.ring_produce(0, {"body0": 100}, lines),
+            Label("again"),
+            *core.channel_produce(1, lines, "room", "starved"),
+            *core.sleeps_for_room("starved", where, how),
+            Jump("again"),
+            Label("room"),
+            *core.ring_produce(1, {"body1": 101}, lines),
+        ]
+        return {"producer": producer, "consumer": _frees_room(core, lines)}, {}
+
+    return build
+
+
+MODELS["a_loop_that_sleeps_for_room_is_woken"] = _for_room("loop.c park", DOORBELL)
+MODELS["a_loop_that_armed_a_channel_for_room_is_woken"] = _for_room("loop.c arm", DOORBELL)
+MODELS["an_event_loop_that_sleeps_for_room_is_woken"] = _for_room("client.c atoll_arm", DOORBELL)
+MODELS["a_thread_that_sleeps_for_room_is_woken"] = _for_room("client.c atoll_wait", FUTEX)
 
 
 @model
@@ -279,6 +301,69 @@ def nothing_is_served_after_revoke_returned(core: Core) -> tuple[Programs, dict[
 
 
 @model
+def nothing_revoked_is_served_by_a_task_that_waited(core: Core) -> tuple[Programs, dict[str, int]]:
+    """A call was checked, and its window closed; its handler's task begins later, and checks again."""
+    kernel = [*_revoked(core), *core.windows("passed"), Label("passed"), Store("returned", 1)]
+    server: Steps = [
+        *core.window_open(1),
+        *core.entry_read("refused"),
+        Jump("refused", ("rights",), lambda rights: rights == 0),
+        *core.window_close(),
+    ]
+    look = core.has("tasks.py _run another look at its capability")
+    if look:
+        server += [
+            *core.window_open(3),
+            *core.entry_read("refused"),
+            Jump("refused", ("rights",), lambda rights: rights == 0),
+        ]
+    server += [
+        Load("returned", "returned"),
+        *(core.window_close() if look else []),
+        same("nothing is served after revoke returned", "returned", 0),
+        Label("refused"),
+    ]
+    return {"kernel": kernel, "server": server}, {"rights": 1, "badge": 1}
+
+
+@model
+def a_loop_that_the_kernel_gave_up_serves_nothing_revoked(core: Core) -> tuple[Programs, dict[str, int]]:
+    """It stood still in its window for longer than the kernel waits, which has it killed and returns. It may go on for some
+    steps before the signal is there."""
+    kernel: Steps = [
+        Await("stands", 1),
+        *_revoked(core),
+        Store("returned", 1),
+        Wake("stands"),  # the signal, a system call: what is before it has happened
+        Store("killed", 1),
+    ]
+    server: Steps = [
+        *core.window_open(1),
+        *core.entry_read("refused"),
+        Jump("refused", ("rights",), lambda rights: rights == 0),
+        Ring("stands"),
+        Await("killed", 1),
+        *(
+            [
+                Load("count", "revocations"),
+                Jump("dispatch", ("count",), lambda count: count == 0),
+                *core.window_open(3),
+                *core.entry_read("refused"),
+                Jump("refused", ("rights",), lambda rights: rights == 0),
+                Label("dispatch"),
+            ]
+            if core.has("loop.py _serve another look where the count of revocations has moved")
+            else []
+        ),
+        Load("returned", "returned"),
+        *core.window_close(),
+        same("nothing is served after revoke returned", "returned", 0),
+        Label("refused"),
+    ]
+    return {"kernel": kernel, "server": server}, {"rights": 1, "badge": 1}
+
+
+@model
 def a_count_that_moved_shows_what_was_revoked(core: Core) -> tuple[Programs, dict[str, int]]:
     """The handler's first step, and a task's: who sees the new count sees the entry that it counts."""
     server: Steps = [
@@ -304,7 +389,7 @@ def _frozen_at(step: int) -> Model:
         ]
         kernel: Steps = [
             Await("frozen", 1),
-            *(look if core.has("life.py freeze a look at the window of who stands still") else []),
+            *(look if core.has("life.py _halt a look at the window of who stands still") else []),
             *_revoked(core),
             Store("returned", 1),
             Wake("frozen"),  # a system call: what is before it has happened
@@ -326,7 +411,7 @@ for _step in range(len(_served(Core())) + 1):
 # ----------------------------------------------------------------------------------------------------------------------
 
 ACCESS = re.compile(r"\b(load_acquire|store_release|exchange|fence_(?:store_load|loads|stores))\(")
-FUNCTION = re.compile(r"^[a-z][^;=#]*?\b(\w+)\([^;]*$")
+FUNCTION = re.compile(r"^[a-z][^;=#\n]*?\b(\w+)\([^;\n]*$", re.MULTILINE)
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 ALONE = {
@@ -339,6 +424,7 @@ ALONE = {
 
 DEEP = {
     "nothing_is_served_after_revoke_returned": 8,
+    "nothing_revoked_is_served_by_a_task_that_waited": 8,
     "a_count_that_moved_shows_what_was_revoked": 8,
 }
 """Models whose accesses stand so far apart that a thread must have more in hand before they can change places."""
@@ -383,6 +469,66 @@ def accesses() -> set[str]:
     }
 
 
+SPARED = re.compile(r"Cannot be spared: ((?:[^`;]+, `[^`]+`(?:; )?)+)\.")
+ITEM = re.compile(r"([^`;]+), `([^`]+)`")
+LEADS = re.compile(r"\b(?:park_announce\(channel->own, \w+\)|fence_loads\(\));\s*")
+"""What is of use only to a look that comes after it."""
+
+
+class Language(NamedTuple):
+    comment: "re.Pattern[str]"
+    mark: str
+    """What a line of a comment may begin and end with."""
+    function: "re.Pattern[str]"
+    statement: "re.Pattern[str]"
+    """What follows a comment, up to the end of the statement or of its head."""
+
+
+C = Language(COMMENT, " */", FUNCTION, re.compile(r"[^;{]*"))
+PYTHON = Language(
+    re.compile(r"^ *#.*(?:\n *#.*)*", re.MULTILINE),
+    " #",
+    re.compile(r"^ *(?:async )?def (\w+)", re.MULTILINE),
+    re.compile(r"\s*.*"),
+)
+
+
+def without_comments(text: str, language: Language) -> str:
+    """Of the same length."""
+    return language.comment.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
+
+
+class Spared(NamedTuple):
+    name: str
+    code: str
+    follows: tuple[int, int]
+    """Where the statement after the comment lies."""
+    there: bool
+    """Whether that has the code."""
+
+
+def spared(name: str, text: str) -> list[Spared]:
+    """What comments of a source say cannot be spared."""
+    language = PYTHON if name.endswith(".py") else C
+    bare, found = without_comments(text, language), []
+    for comment in language.comment.finditer(text):
+        said = " ".join(line.strip(language.mark) for line in comment[0].splitlines())
+        for what, code in (item for group in SPARED.findall(said) for item in ITEM.findall(group)):
+            function = [each[1] for each in language.function.finditer(bare[: comment.start()])][-1]
+            after = language.statement.match(bare, comment.end())
+            assert after is not None
+            there = code in " ".join(after[0].split())
+            found.append(Spared(f"{name} {function} {what.strip()}", code, after.span(), there))
+    return found
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    for folder, pattern in (("native", "*.[ch]"), ("ipc", "**/*.py"), ("microkernel", "**/*.py")):
+        for path in sorted((HOUSE / folder).glob(pattern)):
+            if path.name != "_core.c":
+                yield path.name, path.read_text()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_it_holds(name: str) -> None:
     found = explored(name)
@@ -406,3 +552,30 @@ def test_none_can_be_spared(absent: str) -> None:
 def test_every_ordered_access_of_the_source_is_here() -> None:
     modelled = {name for name in names() if ACCESS.search(f"{name.split('#')[0].rpartition(' ')[2]}(")}
     assert accesses() == modelled | ALONE.keys()
+
+
+def test_every_second_look_of_the_source_is_here() -> None:
+    """And what else the models rest on: a comment says so, and what it names is done right after it."""
+    found = [each for name, text in sources() for each in spared(name, text)]
+    assert not [each for each in found if not each.there]
+    modelled = {name for name in names() if not ACCESS.search(f"{name.split('#')[0].rpartition(' ')[2]}(")}
+    assert {each.name for each in found} == modelled
+
+
+def test_what_is_of_use_only_to_a_look_is_followed_by_one() -> None:
+    for name, text in sources():
+        bare = without_comments(text, C)
+        for lead in () if name.endswith(".py") else LEADS.finditer(bare):
+            at = bare.index(";", lead.start()) + 1
+            assert any(at <= each.follows[0] <= lead.end() for each in spared(name, text)), (
+                f"{name}: nobody looks after {lead[0].strip()}"
+            )
+
+
+def test_a_look_that_goes_is_missed() -> None:
+    """Its statement, and not its comment."""
+    for name, text in sources():
+        for look in spared(name, text):
+            begin, end = look.follows
+            left = {each.name: each.there for each in spared(name, text[:begin] + text[end:])}
+            assert not left[look.name], look
