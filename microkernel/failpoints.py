@@ -1,11 +1,13 @@
 """Named steps at which a test has this kernel killed, as a crash would kill it: between an effect and its row, between a
 row and its reply.
 
-`ATOLL_FAIL_AT` names one step and is read once. A kernel without it only compares two words there.
+`ATOLL_FAIL_AT` names one step and is read once; `STEP@N` is the Nth time that the kernel comes to it. A kernel without it
+only compares two words there.
 """
 
 import os
 import signal
+from itertools import count
 
 STEPS = (
     "start: intended",
@@ -25,10 +27,12 @@ STEPS = (
     "swap: committed",
     "swap: served",
 )
-_AT = os.environ.get("ATOLL_FAIL_AT", "")
+_AT, _, _time = os.environ.get("ATOLL_FAIL_AT", "").partition("@")
+_NTH = int(_time or 1)
+_times = count(1)
 
 
 def reach(step: str) -> None:
     """The kernel has come to this step."""
-    if step == _AT:
+    if step == _AT and next(_times) == _NTH:
         os.kill(os.getpid(), signal.SIGKILL)

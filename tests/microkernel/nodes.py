@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ class RealNode:
 
     def boot(self, *more: str, fail_at: str = "") -> None:
         """Boot, and wait until it serves. AssertionError with what it said, if it does not. `fail_at`: the step at which
-        this kernel is to be killed."""
+        this kernel is to be killed; `STEP@N`: as it comes to it for the Nth time."""
         self.kernel = subprocess.Popen(
             self.command(*more),
             env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -104,12 +105,14 @@ class RealNode:
     def attach(self) -> Attached:
         return connect(str(self.folder))
 
-    def kill(self) -> None:
-        """End the kernel with no chance to tidy up."""
+    def kill(self) -> float:
+        """End the kernel with no chance to tidy up; when it was killed."""
         assert self.kernel is not None
         self.kernel.kill()
+        killed = time.monotonic()
         self.kernel.wait()
         self._drop()
+        return killed
 
     def stop(self) -> int:
         """End it in order; the exit status."""

@@ -1,8 +1,7 @@
-"""The kernel is killed at each named step of a system call: the next boot finds the call done, or not begun."""
+"""The kernel is killed at each named step of a system call, under load: the next boot finds the call done, or not begun, all
+that was acknowledged, and nothing of the boot before."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,9 @@ from atoll.ipc.errors import NodeDown
 from atoll.ipc.system.kernel import Load, ServerBinding, Swap
 from atoll.microkernel.failpoints import STEPS
 
-from .nodes import PACKAGES, booted, interface, wait_for_end
+from .left import Held, checked, last_gone, no_more_than, nothing_left, own_memory
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
+from .writers import Writers, writing
 
 Counter = interface("counter", "Counter")
 Teller = interface("teller", "Teller")
@@ -21,7 +22,21 @@ Teller = interface("teller", "Teller")
 SECOND = Load(
     server="second", package=str(PACKAGES / "teller"), needs={"counter": ServerBinding(server="counter")}
 )
-OFTEN = {"load: committed", "stop: committed", "revoke: cleared", "revoke: committed", "swap: committed"}
+SECOND_IN_IMAGE = f"""
+[server.second]
+package = "{PACKAGES}/teller"
+needs = {{ counter = {{ server = "counter", rights = ["read", "write"] }} }}
+"""
+STARTED_AT_BOOT = 3
+"""Servers of the image: every boot comes to the steps of a start so often."""
+OFTEN = {
+    "start: spawned",
+    "load: committed",
+    "stop: committed",
+    "revoke: cleared",
+    "revoke: committed",
+    "swap: committed",
+}
 """The steps of the short form: right behind a row, and the one effect that comes before its row."""
 
 
@@ -57,44 +72,78 @@ def test_every_step_stands_in_the_kernel_once() -> None:
     "step", [step if step in OFTEN else pytest.param(step, marks=pytest.mark.soak) for step in STEPS]
 )
 def test_a_kernel_that_dies_there_leaves_the_call_done_or_not_begun(tmp_path: Path, step: str) -> None:
+    before = own_memory()
+    with booted(tmp_path, more=SECOND_IN_IMAGE if step.startswith("load: ") else "") as node:
+        with writing(node, tmp_path / "acknowledged") as writers:
+            writers.goes_on()
+            most = Held.by(node)  # of the writers and whatever servers there may be at the end
+            node.image.write_text(IMAGE.format(level="process", packages=PACKAGES, counter="", more=""))
+            die_at(step, node, writers)
+            writers.node_is(True)
+            writers.goes_on()
+            no_more_than(most, node)
+        writers.compare()
+        node.stop()
+        nothing_left(node)
+    assert own_memory() <= before
+
+
+def die_at(step: str, node: RealNode, writers: Writers) -> None:
+    """The kernel dies there, and the next boot is whole."""
     call, _, point = step.partition(": ")
+    with node.attach() as attached:
+        capability = granted(attached) if call == "revoke" else 0
+    boot_again(node, writers, f"{step}@{STARTED_AT_BOOT + 1}" if call == "start" else step)
+    writers.goes_on()
+    writers.node_is(False)
+    with pytest.raises(NodeDown), node.attach() as attached:
+        act(attached, call, capability)
+    node.died()
+    last_gone(node)
+    checked(node)
+    node.boot()
+    with node.attach() as attached:
+        whole(attached, call, point, capability)
+
+
+def boot_again(node: RealNode, writers: Writers, fail_at: str = "") -> None:
+    writers.node_is(False)
+    assert node.stop() == 0
+    node.boot(fail_at=fail_at)
+    writers.node_is(True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("start: ")])
+def test_a_boot_that_dies_as_it_starts_the_store_is_followed_by_one_that_serves(
+    tmp_path: Path, step: str
+) -> None:
     with booted(tmp_path) as node:
-        with node.attach() as attached:
-            assert attached.open("counter", Counter).add.now("x", 5) == 5
-            capability = granted(attached) if call == "revoke" else 0
-        assert node.stop() == 0
-        if call == "start":
-            node.boot()  # every start comes to its steps, that of the store first
-            node.stop()
+        with writing(node, tmp_path / "acknowledged") as writers:
+            writers.goes_on()
+            most = Held.by(node)
             with pytest.raises(AssertionError, match="it did not boot"):
-                node.boot(fail_at=step)
-        else:
-            node.boot(fail_at=step)
-            with pytest.raises(NodeDown), node.attach() as attached:
-                act(attached, call, capability)
-            processes = node.processes()
-            node.died()
-            for pid in processes:
-                wait_for_end(pid)
-        check = [sys.executable, "-m", "atoll.servers.state.check", str(node.folder / "data" / "state")]
-        checked = subprocess.run(check, capture_output=True, text=True, check=False)
-        assert checked.returncode == 0, checked.stdout
-        node.boot()
-        with node.attach() as attached:
-            whole(attached, call, point, capability)
+                boot_again(node, writers, step)
+            last_gone(node)
+            checked(node)
+            node.boot()
+            writers.node_is(True)
+            writers.goes_on()
+            no_more_than(most, node)
+        writers.compare()
 
 
 def whole(attached: Attached, call: str, point: str, capability: int) -> None:
+    """What was acknowledged is compared by the load."""
     states = {row.server: row.state for row in attached.kernel.ps.now()}
     stopped = (call, point) == ("stop", "committed")
     assert states.pop("counter") == ("stopped" if stopped else "serving")
     if call == "load":
         assert states.pop("second") == "serving"
-        assert attached.open("second", Teller).total.now("x") == 5
+        assert attached.open("second", Teller).total.now("a.1") == 1
     assert states == {"state": "serving", "teller": "serving"}
     if stopped:
         attached.kernel.restart.now("counter")
-    assert attached.open("counter", Counter).get.now("x") == 5
     readers = {
         row.number for row in attached.kernel.caps.now()
         if row.lasting and (row.holder, row.server, row.rights) == ("teller", "counter", ["read"])
