@@ -1,4 +1,4 @@
-"""`python -m tests.adversary SECONDS [ATTACK ...]`: each attack for so long, a third of it attacked, and its report."""
+"""`python -m tests.adversary SECONDS [ATTACK ...]`: so many seconds of each attack, and its report."""
 
 import random
 import sys

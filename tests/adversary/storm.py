@@ -4,7 +4,8 @@ Every round has a channel of its own, which ends when its attacker was found out
 kernel's place: it hears who accuses whom, and closes the channel. An honest process calls all the while and checks every
 reply; how long it waited it notes apart for the time of attacks and, if they are to be compared, for the time between:
 in the quiet, and beside the same programs as in an attack, but all of them honest. What these take of two cores, and of a
-server that serves one call after the other, is no harm that an attack does.
+server that serves one call after the other, is no harm that an attack does. What is set up before a round and taken down
+after it belongs to none of these times: a call counts where one of its ends lies in one.
 """
 
 import json
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from mmap import mmap
@@ -41,12 +42,12 @@ from .lies import SMALL, encode
 
 ROUND = 0.25
 """Seconds that an attacker has at most."""
-COMPARED = 10
-"""One round in so many is compared with what honest callers wait while nobody attacks."""
+COMPARED = 4.0
+"""Seconds of attack after which they are compared anew with what honest callers wait while nobody attacks."""
 GRANTED = 1 << 18
 GONE = "channel", "slot", "generation"
 """What is said of a capability whose channel is closed, and whose slot may be another's since."""
-QUIET, BESIDE, ATTACKED, OVER = range(4)
+QUIET, BESIDE, ATTACKED, BETWEEN, OVER = range(5)
 PHASE, CALLS, HISTOGRAM = 0, 1, 512
 """Words of the page that the honest process shares with the test. A histogram a phase, of `_BUCKETS` words."""
 _BUCKETS = 1024
@@ -58,6 +59,8 @@ PATIENCE = 0.02
 class Report:
     attack: str
     rounds: int = 0
+    attacked: float = 0.0
+    """Seconds of attack in all rounds together."""
     calls: int = 0
     found: Counter[str] = field(default_factory=Counter)
     """What attackers were found out by, "victim: check"."""
@@ -84,9 +87,9 @@ class Report:
         )
         refused = ", ".join(f"{why} {count}" for why, count in sorted(self.refused.items()))
         return (
-            f"{self.attack}: {self.rounds} rounds, {self.calls} honest calls, p99 {quiet:.0f} us quiet, "
-            f"{beside:.0f} us beside honest ones, {meanwhile:.0f} us meanwhile ({meanwhile / quiet:.2f} x, "
-            f"{self.ratio:.2f} x); server grew by {self.grown[0]} descriptors, "
+            f"{self.attack}: {self.rounds} rounds, {self.attacked:.0f} s of attack, {self.calls} honest calls, "
+            f"p99 {quiet:.0f} us quiet, {beside:.0f} us beside honest ones, {meanwhile:.0f} us meanwhile "
+            f"({meanwhile / quiet:.2f} x, {self.ratio:.2f} x); server grew by {self.grown[0]} descriptors, "
             f"{self.grown[1]} KiB\n    found out: {found}" + (f"\n    refused: {refused}" if refused else "")
         )
 
@@ -123,6 +126,8 @@ def _honest(served: Serving, memory: Memory, port: Port, words: "memoryview[int]
         doubled = target.double.now(number)
         waited = time.monotonic_ns() - began
         assert doubled == number * 2
+        if phase == BETWEEN and (ended := words[PHASE]) != OVER:
+            phase = ended
         words[HISTOGRAM + _BUCKETS * phase + _bucket(waited)] += 1
         words[CALLS] = number
         if number % 64 == 0:
@@ -210,7 +215,13 @@ def _argument(attack: Attack, token: int) -> object:
     return {"double": 21, "mirror": b"x" * 900, "weigh": buffer}[attack.method]
 
 
-def _against_server(served: Serving, attack: Attack, chance: random.Random, report: Report) -> None:
+During = Callable[[], AbstractContextManager[None]]
+"""Around the time that a round is about, once it is set up."""
+
+
+def _against_server(
+    served: Serving, attack: Attack, chance: random.Random, report: Report, during: During
+) -> None:
     memory = served.add_channel()
     report.attackers.add(memory.number)
     port = served.grant(memory, Target)
@@ -223,11 +234,12 @@ def _against_server(served: Serving, attack: Attack, chance: random.Random, repo
                             generation=port.generation), payload))  # fmt: skip
     granted = _granted(served, memory, report.rounds)
     means = Means(Attacker(memory, server=False), chance, good, granted)
-    until = time.monotonic() + ROUND
     with forked(partial(attack.run, means)) as attacker:
-        while not served.misbehaved and (left := until - time.monotonic()) > 0:
-            if select.select([served.control], [], [], left)[0]:
-                served._note(served._receive())
+        with during():
+            until = time.monotonic() + ROUND
+            while not served.misbehaved and (left := until - time.monotonic()) > 0:
+                if select.select([served.control], [], [], left)[0]:
+                    served._note(served._receive())
         _goes_on(attacker)
     served.observe()
     for found in served.misbehaved:
@@ -244,11 +256,14 @@ def _against_server(served: Serving, attack: Attack, chance: random.Random, repo
     served.forget_channel(memory)
 
 
-def _against_client(served: Serving, attack: Attack, chance: random.Random, report: Report) -> None:
+def _against_client(
+    served: Serving, attack: Attack, chance: random.Random, report: Report, during: During
+) -> None:
     hostile = served.add_channel(served=False)
     port = Port(channel=hostile.number, slot=0, generation=1, interface="Target", rights=("read", "write"))
     means = Means(Attacker(hostile, server=True), chance, GOOD_REPLIES, -1)
-    accused = _lied_to(served, (hostile, port), partial(attack.run, means), bool(report.rounds % 2))
+    beside = partial(attack.run, means)
+    accused = _lied_to(served, (hostile, port), beside, bool(report.rounds % 2), during)
     for channel, check in accused:
         assert channel == hostile.number, f"somebody else was accused: {channel}: {check}"
         report.found[f"client: {check}"] += 1
@@ -257,7 +272,7 @@ def _against_client(served: Serving, attack: Attack, chance: random.Random, repo
 
 
 def _lied_to(
-    served: Serving, other: Granted, beside: Callable[[], None], loop: bool
+    served: Serving, other: Granted, beside: Callable[[], None], loop: bool, during: During
 ) -> list[tuple[int, str]]:
     """A round of a client that calls by turns over `other` and over a good channel, beside a process of either kind. Returns
     whom it accuses, of what."""
@@ -272,7 +287,8 @@ def _lied_to(
 
     with forked(victim) as calling, _ends_well(calling):
         with forked(beside) as process:
-            select.select([heard], [], [], ROUND)
+            with during():
+                select.select([heard], [], [], ROUND)
             _goes_on(process)
         os.close(stop)
         accused = json.loads(os.read(heard, 65536))
@@ -306,19 +322,20 @@ def _caller(served: Serving, attack: Attack) -> Iterator[tuple[int, Callable[[in
     served.forget_channel(memory)
 
 
-def _beside_callers(served: Serving, attack: Attack, report: Report) -> None:
+def _beside_callers(served: Serving, attack: Attack, report: Report, during: During) -> None:
     """A round of an honest program that does so as fast as it can."""
 
     with _caller(served, attack) as (channel, call), forked(partial(call, sys.maxsize)) as process:
         report.killed.add(channel)
-        _nothing_is_said(served, ROUND)
+        with during():
+            _nothing_is_said(served, ROUND)
         _goes_on(process)
 
 
-def _beside_served(served: Serving, loop: bool) -> None:
+def _beside_served(served: Serving, loop: bool, during: During) -> None:
     """A round of a client to which nobody lies, beside a process that only computes."""
     memory = served.add_channel()
-    accused = _lied_to(served, (memory, served.grant(memory, Target)), _compute, loop)
+    accused = _lied_to(served, (memory, served.grant(memory, Target)), _compute, loop, during)
     assert not accused, f"the honest were accused: {accused}"
     served.forget_channel(memory)
 
@@ -341,30 +358,42 @@ def _size(pid: int) -> tuple[int, int]:
 
 
 def storm(name: str, seconds: float, *, seed: int, compare: bool) -> Report:
-    """Attack for so long, or until an attacker was found out where one can be. AssertionError for whoever came to harm.
-    `compare`: about a quarter of the time nobody attacks."""
+    """Attack until all rounds together took so long, and an attacker was found out where one can be. AssertionError for
+    whoever came to harm. `compare`: now and then nobody attacks."""
     report, attack, chance = Report(name), ATTACKS[name], random.Random(seed)
     page = mmap(-1, 8 * (HISTOGRAM + OVER * _BUCKETS))
     words = memoryview(page).cast("Q")
+    words[PHASE] = BETWEEN
+    comparisons = 0
+
+    @contextmanager
+    def phase(number: int) -> Iterator[None]:
+        words[PHASE], began = number, time.monotonic()
+        try:
+            yield
+        finally:
+            words[PHASE] = BETWEEN
+            report.attacked += (time.monotonic() - began) * (number == ATTACKED)
+
+    quiet, beside, attacked = (partial(phase, number) for number in (QUIET, BESIDE, ATTACKED))
     with serving(Server, shape=SMALL, clients=0) as served:
         with _caller(served, attack) as (_, call):
             call(1)  # else an attack would lean on what the server refuses anyway
         memory = served.add_channel()
         port = served.grant(memory, Target)
         with forked(lambda: _honest(served, memory, port, words)) as honest, _ends_well(honest):
-            until, began = time.monotonic() + seconds, (0, 0)
-            while time.monotonic() < until or (attack.proven and not report.found):
-                if compare and report.rounds % COMPARED == 0:
-                    words[PHASE] = QUIET
-                    _nothing_is_said(served, 2 * ROUND)
-                    words[PHASE] = BESIDE
-                    _beside_callers(served, attack, report)
+            began = 0, 0
+            while report.attacked < seconds or (attack.proven and not report.found):
+                if compare and report.attacked >= comparisons * COMPARED:
+                    comparisons += 1
+                    with quiet():
+                        _nothing_is_said(served, 2 * ROUND)
+                    _beside_callers(served, attack, report, beside)
                     if attack.to_client:
-                        _beside_served(served, bool(report.rounds // COMPARED % 2))
-                words[PHASE] = ATTACKED
-                _against_server(served, attack, chance, report)
+                        _beside_served(served, bool(comparisons % 2), beside)
+                _against_server(served, attack, chance, report, attacked)
                 if attack.to_client:
-                    _against_client(served, attack, chance, report)
+                    _against_client(served, attack, chance, report, attacked)
                 report.rounds += 1
                 if report.rounds == 3:
                     began = _size(served.pid)

@@ -1,6 +1,6 @@
 """Attacks that go on, on real processes: none falls, none hangs, the honest get their replies, and who is accused did it.
 
-The short form is a second each. The long form takes ten minutes of attack each, and says what honest callers waited
+The short form is a second each. The long form is ten minutes of attack each, and says what honest callers waited
 meanwhile, without, and beside honest programs; `python -m tests.adversary 60` is between the two."""
 
 import random
@@ -10,7 +10,8 @@ import pytest
 from .attacks import ATTACKS
 from .storm import storm
 
-LONG = 780.0
+LONG = 600.0
+"""Seconds of attack."""
 GROWN = 4096
 """KiB that a server may have grown by over thousands of attacks: what its allocator keeps, and no leak."""
 
