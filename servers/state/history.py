@@ -6,6 +6,7 @@ returns is of one state, and no reader pins pages for long.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -169,6 +170,12 @@ class History:
                 if len(found) >= limit or size >= PAGE_BYTES or seen - after >= LOOK:
                     break
             return found, seen, seen < last
+
+    def written(self, after: int) -> Iterator[tuple[int, list[bytes]]]:
+        """Revisions after one that are in the feed, `LOOK` of them at most, and the absolute keys that each wrote."""
+        with self.engine.snapshot() as snapshot:
+            for revision, raw in islice(snapshot.feed(after), LOOK):
+                yield revision, layout.entry_of(raw).keys
 
     def parts(
         self, revision: int, prefix: bytes, *, past: bool = True, only: Only = "all"

@@ -97,7 +97,8 @@ class Server(Serves[State]):
         kept."""
         if self.config.role == "reader":
             async for _ in changes_of_file(self.config.folder):
-                self._watchers.look_again()
+                while self._watchers.follow():
+                    await trio.lowlevel.checkpoint()
             return
         while True:
             await trio.sleep(self.config.compact_every)

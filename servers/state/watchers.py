@@ -4,6 +4,9 @@ A watcher is first a reader of the feed, from its own position; once it has caug
 that concern it, in order. One that falls behind (`BEHIND` revisions untaken) is told no more and goes back to
 reading the feed, a page at a time, and each change says by how far it is behind: it never slows a writer, never misses a
 change, and holds no more memory than that.
+
+The writer tells of what it committed (`announce`). A reader process, which commits nothing, reads the feed once for all who
+watch there, from where it was last, and tells them the same (`follow`).
 """
 
 from collections import Counter, deque
@@ -15,7 +18,7 @@ from msgspec.structs import replace
 
 from atoll.ipc.system.state import Change, Only
 
-from .history import History
+from .history import LOOK, History
 
 BEHIND: Final = 1024
 """Revisions; `Change.behind` speaks of them, too."""
@@ -47,6 +50,8 @@ class Watchers:
         """By prefix."""
         self._lengths: Counter[int] = Counter()
         """Of the prefixes, with how many watchers have one of each."""
+        self._followed = 0
+        """Up to where `follow` has read the feed, which says nothing while nobody watches."""
 
     def __len__(self) -> int:
         return self._lengths.total()
@@ -78,23 +83,40 @@ class Watchers:
             for watcher in concerned:
                 watcher.tell(revision)
 
-    def look_again(self) -> None:
-        """Something was written, nobody knows what (another process did): all go back to the feed."""
+    def follow(self) -> bool:
+        """Tells of what another process has committed since, as far as one look goes; whether there may be more."""
+        if not self._of:
+            return False
+        looked = 0
+        for revision, keys in self._history.written(self._followed):
+            if revision > self._followed + 1:
+                self._doubt(self._followed + 1)
+            self.announce([(revision, keys)])
+            self._followed = revision
+            looked += 1
+        return looked == LOOK
+
+    def _doubt(self, revision: int) -> None:
+        """Events from a revision on have left the feed: what they wrote is given up, and each watcher has to find out
+        whether that concerns it. None may pass over that revision on the word of what it is told after it."""
         for watchers in self._of.values():
             for watcher in watchers:
+                watcher.tell(revision)
                 watcher.behind = True
-                watcher.wake.set()
 
     async def watch(
         self, after: int, prefix: bytes, *, past: bool, only: Only = "all"
     ) -> AsyncIterator[Change]:
         """Changes under an absolute prefix after a revision: those that are there, then those to come; never
         ends by itself. `past` and `only` as in `History.changes`."""
+        if not self._of:
+            # What is there by now everybody who comes reads in the feed.
+            self._followed = self._history.head()
         watcher = self.add(prefix)
         position = after
         try:
             while True:
-                # Up to what is due first nothing was written here: the feed may be given up as far.
+                # Up to what is due first nothing was written here but what it has heard: the feed may be given up as far.
                 if watcher.due:
                     position = max(position, watcher.due[0] - 1)
                 # Cleared before the feed is read: what is announced from here on is either read now or stands

@@ -190,24 +190,6 @@ def test_a_killed_reader_is_never_missed(tmp_path: Path) -> None:
                 load.go_on(2)
 
 
-def test_watches_go_on_without_a_gap_when_their_reader_dies(tmp_path: Path) -> None:
-    with node_with_readers(tmp_path) as node, node.attach() as me:
-        state, other = me.keyspace("ledger"), me.keyspace("ledger")
-        ledger = me.open("ledger", interface("ledger", "Ledger"))
-        row = with_reader(me, state)
-        start = state.head.now()
-        watch, entries = state.watch.now(start), ledger.entries.now(start)
-        written = []
-        for number in range(20):
-            if number == 10:
-                os.kill(row.pid, signal.SIGKILL)
-            written.append(ledger.put.now("k", number % 100))
-            assert [next(watch).revision, next(entries).revision] == [written[-1]] * 2
-        assert other.head.now() >= written[-1]
-        watch.cancel()
-        entries.cancel()
-
-
 def test_a_reader_ends_with_its_kernel(tmp_path: Path) -> None:
     with node_with_readers(tmp_path) as node:
         me = node.attach()

@@ -1,5 +1,6 @@
 """A reader in a process of its own: sees what is acknowledged, follows the writer without being told."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,75 @@ def test_a_reader_follows_the_writer(tmp_path: Path) -> None:
     kit.commit({"a": "last"})
     assert reader.communicate()[0] == "last\n"
     assert reader.returncode == 0
+    kit.engine.close()
+
+
+CROWD = """
+import json, sys, trio
+from collections import Counter
+from trio.testing import wait_all_tasks_blocked
+from atoll.ipc.serve import bind
+from atoll.ipc.context import Call, Fields, SystemClock, in_hand
+from atoll.servers.state.opening import Settings
+from atoll.servers.state.server import Server
+
+async def listen(server, head, prefix):
+    async for change in server.watch(head, prefix):
+        print("told", prefix, flush=True)
+
+async def main():
+    server = bind(Server, {"config": Settings(folder=sys.argv[1], role="reader", map_size=1 << 30)}).server
+    await server.start()
+    call = Call(Fields(method="watch", badge=1, rights=frozenset({"read"})), SystemClock())
+    looks = Counter()
+    def counted(name):
+        look = getattr(server._history, name)
+        def count(*arguments, **options):
+            looks[name] += 1
+            return look(*arguments, **options)
+        setattr(server._history, name, count)
+    async with trio.open_nursery() as nursery:
+        with in_hand(call):
+            head = server.head()
+            for number in range(1000):
+                nursery.start_soon(listen, server, head, b"other/%04d/" % number)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(server.run)
+            await wait_all_tasks_blocked()
+            counted("changes")
+            counted("parts")
+            print("at", head, flush=True)
+            async for change in server.watch(head, b"a"):
+                print(change.items[0].value.decode(), flush=True)
+                if change.items[0].value == b"last":
+                    break
+        nursery.cancel_scope.cancel()
+    print(json.dumps(looks))
+    await server.stop()
+
+trio.run(main)
+"""
+
+
+def test_watchers_at_a_reader_cost_no_more_than_their_own_events(tmp_path: Path) -> None:
+    """A thousand wait for other keys: for what one hears, one looks into the feed."""
+    kit = Kit(lambda: LmdbEngine(tmp_path / "store", map_size=1 << 30))
+    kit.commit({"a": "before"})
+    words = [sys.executable, "-c", CROWD, str(tmp_path / "store")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == f"at {kit.history.head()}\n"
+        for number in range(20):
+            kit.commit({"b": "for nobody"})
+            kit.commit({"a": f"value {number}"})
+            assert reader.stdout.readline() == f"value {number}\n"
+        kit.commit({"a": "last"})
+        assert reader.stdout.readline() == "last\n"
+        looks = json.loads(reader.stdout.read())
+    assert reader.returncode == 0
+    # Who hears looks for what is there when it comes, and then for each change that it was told of.
+    assert looks["changes"] == 1
+    assert looks["parts"] <= 21
     kit.engine.close()
 
 
