@@ -108,6 +108,8 @@ ELSEWHERE = {
         "native/test_lost_rings.py::test_a_server_that_shuts_its_doorbell_has_misbehaved",
     Check("ipc/private/sealed.py", "the store has {} there", "client"):
         "private/test_kit.py::test_rows_that_changed_places_are_refused",
+    Check("servers/feedback/server.py", "the store has other words there than were submitted", "client"):
+        "servers/feedback/test_check.py::test_words_that_are_not_those_of_the_record",
     Check("ipc/runtime/deliveries.py", "its seals or its size", "program"):
         "fuzz/test_grants.py::test_what_is_mapped_stays_and_what_is_read_only_does_not_change",
     Check("ipc/runtime/control_socket.py", "the control socket: {}", "program"):
