@@ -109,6 +109,7 @@ class ChannelTransport:
 
     def _request(self, method: MethodSpec, payload: bytes, options: Options, waits: bool = False) -> Pending:
         """Send a call that is to be kept in hand. `waits`: a task waits for its reply."""
+        options = context.inherited(options, method)
         until, trace, block, seconds = _circumstances(method, payload, options)
         site = self._site(method, options, Kind.CALL)
         opens = self.streams if method.kind != "call" else None
@@ -134,6 +135,7 @@ class ChannelTransport:
         return pending
 
     def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:
+        options = context.inherited(options, method)
         until, trace, block, _ = _circumstances(method, payload, options)
         self.channel.cast(self._site(method, options, Kind.CAST), payload, until, trace, block)
 
@@ -160,8 +162,8 @@ class Unhindered(ChannelTransport):
 def _circumstances(
     method: MethodSpec, payload: bytes, options: Options
 ) -> tuple[int, int, bytes | None, float | None]:
-    """Deadline (CLOCK_MONOTONIC ns, 0: none), trace, context block and given seconds of a call made now, here."""
-    options = context.inherited(options, method)
+    """Deadline (CLOCK_MONOTONIC ns, 0: none), trace, context block and given seconds of a call made now. `options`: with
+    what it inherits of the call in hand."""
     until = 0
     if options.deadline is not None or options.until is not None:
         now = clock.monotonic()
