@@ -122,11 +122,14 @@ def submit_all(
 
 
 def _submit_anew(feedback: Feedback, batch: Batch) -> Receipt:
-    """Under the first further id that was not taken back as well: an id names one content for good."""
+    """Under the first further id that was not taken back as well: an id names one content for good. As bulk, like all
+    that is imported."""
     number = 2
     while True:
         try:
-            return feedback.submit.now(structs.replace(batch, id=f"{batch.id}.{number}"))
+            return feedback.with_(service="bulk").submit.now(
+                structs.replace(batch, id=f"{batch.id}.{number}")
+            )
         except BatchExists as exists:
             if exists.status != "rolled back":
                 raise

@@ -222,7 +222,7 @@ storage = { server = "storage", rights = ["read", "write"] }
 [server.importer.needs]
 rows = { keyspace = "imports", rights = ["read", "write"] }
 storage = { server = "storage", rights = ["read", "write"] }
-feedback = { server = "feedback", rights = ["submit"] }
+feedback = { server = "feedback", rights = ["submit"], service = "bulk" }
 """
 
 
