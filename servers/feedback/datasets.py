@@ -7,7 +7,8 @@
 
 Rows are plain dicts with TRL's columns, in an order that the moment decides; they come as they are read, and
 memory follows none of: records, texts, size of the set. The moment is fixed when the iterator is made
-(`as_of`), so what is submitted or taken back while it is read changes nothing. A purge does: examples with texts of
+(`as_of`), so what is submitted or taken back while it is read changes nothing. What was trained on a set names its
+moment for as long as it lives: `keep` holds it where the image gives up the past. A purge does: examples with texts of
 whoever was purged are left out of the sets of every moment, and counted (`Rows.purged`).
 """
 
@@ -22,7 +23,7 @@ from atoll.servers.storage.interface import BlobRef, Storage
 
 from . import examples
 from .examples import Example
-from .interface import Feedback, Stored
+from .interface import Feedback, Kept, Stored
 from .records import Text
 
 Row = dict[str, Any]
@@ -71,6 +72,19 @@ class Datasets:
         if as_of is None:
             return self._feedback.head.now()
         return self._feedback.revision_at.now(as_of) if isinstance(as_of, float) else as_of
+
+    def keep(self, name: str, as_of: AsOf = None, why: str = "") -> int:
+        """The revision of a moment, whose sets are held from now on under a name, that of what is trained on them for
+        instance. Repeated with nothing else it gives the revision that the name has."""
+        return self._feedback.keep.now(name, as_of, why).revision
+
+    def let_go(self, name: str) -> None:
+        """What only that name held is given up in time, if the image's retention says so."""
+        self._feedback.let_go.now(name)
+
+    def kept(self) -> list[Kept]:
+        """What is held, by name."""
+        return self._feedback.kept.now()
 
     def preferences(
         self, task: str, as_of: AsOf = None, min_trust: float = 0.0, *, conversational: bool = False

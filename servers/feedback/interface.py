@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from atoll.ipc.errors import Failure
 from atoll.ipc.interface import Interface, call, stream
-from atoll.ipc.system.state import Ahead, AsOf, Compacted, StoreFull
+from atoll.ipc.system.state import Ahead, AsOf, Compacted, PinExists, StoreFull
 
 from .records import Kind, Record, Said
 
@@ -136,6 +136,16 @@ class Rater(Struct, frozen=True):
     note: str = ""
 
 
+class Kept(Struct, frozen=True):
+    """A moment whose sets are held."""
+
+    name: str
+    revision: int
+    why: str
+    since: float
+    """Seconds since the epoch."""
+
+
 class Checked(Struct, frozen=True):
     """What `check` went through, and what it found: sentences, the first hundred of each."""
 
@@ -242,10 +252,10 @@ class NoSuchTask(Failure, frozen=True, kw_only=True):
 
 class Feedback(Interface):
     """Human feedback. Rights: `submit`, `read`, `history` (read the past), `rollback`, `appoint` (say what is
-    thought of a rater).
+    thought of a rater), `keep` (hold a moment, and let go of it).
     """
 
-    errors = (Invalid, BatchExists, NoSuchBatch, NoSuchTask, Compacted, Ahead, StoreFull)
+    errors = (Invalid, BatchExists, NoSuchBatch, NoSuchTask, Compacted, Ahead, PinExists, StoreFull)
 
     @call("submit", idempotent=True)
     def submit(self, batch: Batch) -> Receipt:
@@ -305,6 +315,20 @@ class Feedback(Interface):
     @call("history", idempotent=True)
     def revision_at(self, time: float) -> int:
         """The revision that was the newest at a time that has passed, in seconds since the epoch."""
+
+    @call("keep", idempotent=True)
+    def keep(self, name: str, as_of: AsOf = None, why: str = "") -> Kept:
+        """Hold the sets of a moment under a name: they are read as of its revision until `let_go`, whatever retention
+        gives up. Repeated, it gives the moment that the name has; raises PinExists where another one was asked for.
+        """
+
+    @call("keep", idempotent=True)
+    def let_go(self, name: str) -> None:
+        """The sets of that moment are given up in time, where nothing else holds them. A name that holds nothing is no
+        error."""
+
+    @call("history", idempotent=True)
+    def kept(self) -> list[Kept]: ...
 
     @call("history", idempotent=True, service="bulk")
     def check(self) -> Checked:

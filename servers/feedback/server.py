@@ -20,6 +20,7 @@ from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.state import AsOf
 from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
 
+from . import moments
 from .agreement import Judgements
 from .check import Marked, Sentences, check_batch, reference_name
 from .interface import (
@@ -31,6 +32,7 @@ from .interface import (
     Checked,
     Feedback,
     Invalid,
+    Kept,
     NoSuchBatch,
     NoSuchTask,
     Pair,
@@ -386,6 +388,21 @@ class Server(Serves[Feedback]):
         if not revision:
             raise BadRequest("Feedback, a moment", expected, repr(time))
         return revision
+
+    @Feedback.keep.serve
+    async def keep(self, name: str, as_of: AsOf = None, why: str = "") -> Kept:
+        revision = 0 if as_of is None else await self._moment(as_of)
+        if as_of == 0:
+            raise BadRequest("Feedback.keep, $.as_of", "a revision (1 or more) or a time", repr(as_of))
+        return await moments.hold(self.rows.state, self.words.state, name, revision, why)
+
+    @Feedback.let_go.serve
+    async def let_go(self, name: str) -> None:
+        await moments.let_go(self.rows.state, self.words.state, name)
+
+    @Feedback.kept.serve
+    async def kept(self) -> list[Kept]:
+        return await moments.held(self.words.state)
 
     async def _selected(self, selection: Selection, revision: int) -> AsyncIterator[Stored]:
         """What fits, as of a revision, in the order of the keys (of a batch: of its indexes), numbered
