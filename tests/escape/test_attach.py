@@ -220,8 +220,28 @@ def may_choose_numbers() -> bool:
 def test_on_an_old_host_nobody_gets_in_under_a_number_that_was_used_again() -> None:
     """A program connects, leaves its socket to another one, and ends; its number goes to an innocent one. What /proc
     says of that number is the innocent's, and would be believed of whoever has the socket."""
-    with besieged(kind=OldHost) as node, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as end:
-        assert node.kernel is not None
+    with besieged(kind=OldHost) as node:
+        end, innocent = inherited(node)
+        try:
+            end.send(control.encode(control.Hello(name="impostor")))
+            challenge = control.to_process.decode(end.recv(65536))
+            assert isinstance(challenge, control.Prove)
+            end.send(control.encode(control.Proof(challenge=challenge.challenge)))
+            answer = control.to_process.decode(end.recv(65536))
+            assert isinstance(answer, control.Unwelcome)
+            assert "still the same process" in answer.sentence
+        finally:
+            end.close()
+            innocent.kill()
+            innocent.wait()
+
+
+def inherited(node: RealNode) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
+    """A socket on which a program connected that has ended, and the program that has its number now. The kernel sees neither
+    before both are there."""
+    assert node.kernel is not None
+    while True:
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         node.kernel.send_signal(signal.SIGSTOP)
         try:
             first = os.fork()
@@ -232,21 +252,13 @@ def test_on_an_old_host_nobody_gets_in_under_a_number_that_was_used_again() -> N
             innocent = again(first)
         finally:
             node.kernel.send_signal(signal.SIGCONT)
-        try:
-            end.send(control.encode(control.Hello(name="impostor")))
-            challenge = control.to_process.decode(end.recv(65536))
-            assert isinstance(challenge, control.Prove)
-            end.send(control.encode(control.Proof(challenge=challenge.challenge)))
-            answer = control.to_process.decode(end.recv(65536))
-            assert isinstance(answer, control.Unwelcome)
-            assert "still the same process" in answer.sentence
-        finally:
-            innocent.kill()
-            innocent.wait()
+        if innocent is not None:
+            return end, innocent
+        end.close()
 
 
-def again(pid: int) -> "subprocess.Popen[bytes]":
-    """A program that has the number of one that ended."""
+def again(pid: int) -> "subprocess.Popen[bytes] | None":
+    """A program that has the number of one that ended; None: another one was given it, and may have it for long."""
     while True:
         LAST_PID.write_text(str(pid - 1))
         made = subprocess.Popen(["/bin/sleep", "infinity"])
@@ -254,6 +266,18 @@ def again(pid: int) -> "subprocess.Popen[bytes]":
             return made
         made.kill()
         made.wait()
+        if Path(f"/proc/{pid}").exists():
+            return None
+
+
+@pytest.mark.skipif(not may_choose_numbers(), reason="needs root: it chooses the next process's number")
+def test_a_number_that_a_stranger_was_given_meanwhile_is_not_waited_for() -> None:
+    """Beside other tests, which start processes too: one of them once had it for as long as a test may take."""
+    with subprocess.Popen(["/bin/sleep", "infinity"]) as stranger:
+        try:
+            assert again(stranger.pid) is None
+        finally:
+            stranger.kill()
 
 
 def test_who_does_not_go_on_keeps_only_his_own_kind_out() -> None:
