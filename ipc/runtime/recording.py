@@ -117,8 +117,9 @@ class Recorder:
         took_over: bytes | None,
     ) -> None:
         """Say what process this is, before it serves: what it leaves is of use with that alone. `views`: by need, how far
-        its local view has come."""
+        its local view has come. What it took over is payload as well: somebody's words may be in it."""
         start = self._start
+        took_over = took_over if self.payloads else None
         kept = took_over if took_over is not None and len(took_over) <= WHOLE else None
         kinds = {
             need: type(bound).__name__.removesuffix("Need").lower() for need, bound in start.needs.items()

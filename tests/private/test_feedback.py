@@ -1,24 +1,21 @@
 """What raters write, on a node: in none of its files, and after a purge in no copy that was ever made of it."""
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from atoll.ipc.attach import connect
 from atoll.ipc.naming import badge_number
-from atoll.ipc.private.envelope import BEGIN
 from atoll.ipc.system.keys import tag_of
 from atoll.servers.feedback.interface import Batch, Feedback, Invalid
 from atoll.servers.feedback.records import Correction, Record
-from atoll.servers.keys.keyring import Keyring
 from tests.servers.feedback.said import rating, set_of
 from tests.servers.feedback.test_job import IMAGE, export
 from tests.shell.conftest import Shell, shell
 
-from .test_node import files, holding, home, kept_keys, kill, ring
+from .test_node import home, kept_keys, kept_store, kill, ring
+from .thief import Read, holding, in_backup, in_store, read
 
 PHRASE = "a phrase that a rater planted"
 WORDS = badge_number("words")
@@ -41,10 +38,9 @@ def person() -> Iterator[Shell]:
         assert running.said("check", "node").endswith(": whole\n")
 
 
-def sealed_in(folder: Path, keyring: Keyring, rater: str) -> list[bytes]:
-    """The envelopes about a rater that lie anywhere in the files of a store."""
-    label = bytes(1) + tag_of(keyring.index(WORDS), rater)
-    return [path.read_bytes() for path in files(folder) if BEGIN + label in path.read_bytes()]
+def told(found: Read) -> str:
+    """All that opened, as one text."""
+    return repr(found.words)
 
 
 def test_a_raters_words_are_in_no_file_and_after_a_purge_in_none_that_was(person: Shell) -> None:
@@ -58,13 +54,11 @@ def test_a_raters_words_are_in_no_file_and_after_a_purge_in_none_that_was(person
         feedback.rollback.now("b", "to have a past")
         feedback.submit.now(Batch("d", SAID))
         person.said("backup", "before", "--node", str(home(person)))
-        old_store = person.folder / "old store"
-        shutil.copytree(home(person) / "data" / "state", old_store)
+        old_store = kept_store(person, "old store")
         for place in (home(person), person.folder / "before", old_store):
+            assert holding(place, b"to have a past"), "the scan finds what is there"
             assert holding(place, PHRASE.encode()) == []
-        assert holding(home(person), b"to have a past"), "the scan finds what is there"
-        at_that_time = ring(kept_keys(person, "keys of then"))
-        assert sealed_in(old_store, at_that_time, "ann") and sealed_in(old_store, at_that_time, "bob")
+        then = ring(kept_keys(person, "keys of then"))
         counts = feedback.statistics.now().tasks
         done = person.json("purge", "ann")
         assert (done["holding"], done["keyspaces"]) == ([], 1)
@@ -76,12 +70,17 @@ def test_a_raters_words_are_in_no_file_and_after_a_purge_in_none_that_was(person
         assert (checked.problems, checked.records, checked.purged) == ([], 3, 2)
         assert feedback.statistics.now().tasks == counts
     today = ring(home(person) / "data" / "keys")
-    for place in (old_store, home(person) / "data" / "state"):
-        assert sealed_in(place, today, "ann"), "its ciphertext stays"
-    assert today.key(WORDS, bytes(1) + tag_of(today.index(WORDS), "ann")) == b""
-    assert today.key(WORDS, bytes(1) + tag_of(today.index(WORDS), "bob"))
+    new_store, backup = kept_store(person, "new store"), person.folder / "before"
+    for rows in (in_store(old_store), in_store(new_store), in_backup(backup)):
+        assert PHRASE in told(read(rows, then, WORDS)), "it is there, sealed"
+        found = read(rows, today, WORDS)
+        assert "kept of bob" in told(found) and PHRASE not in told(found)
+        assert set(found.closed) == {bytes(1) + tag_of(today.index(WORDS), "ann")}
     newest = str(home(person) / "data" / "keys")
     person.said("restore", "before", "--folder", "again", "--name", "again", "--keyring", newest)
+    assert holding(home(person, "again"), b"to have a past") and not holding(
+        home(person, "again"), PHRASE.encode()
+    )
     person.said("boot", "image.toml", "--folder", "again", "--name", "again", "--detach")
     try:
         with connect(str(home(person, "again"))) as node:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from atoll.ipc.attach import Node, connect
@@ -27,6 +28,7 @@ from tests.shell.conftest import Shell, shell
 from .nodes import diary, image
 from .packages.diary.interface import Diary, Entry, Told
 from .test_resident import locked
+from .thief import Read, copy_of, files, holding, in_backup, in_store, read
 
 PHRASE = "a phrase that was planted"
 SAM = "sam-whose-name-is-planted"
@@ -37,7 +39,7 @@ DIARY = badge_number("diary")
 def person() -> Iterator[Shell]:
     """A shell with a node `node` that has a private keyspace."""
     with shell() as running:
-        (running.folder / "image.toml").write_text(image())
+        (running.folder / "image.toml").write_text(image(more='audit = "full"'))
         running.said("boot", "image.toml", "--folder", "node", "--detach")
         try:
             yield running
@@ -48,15 +50,6 @@ def person() -> Iterator[Shell]:
 
 def home(person: Shell, name: str = "node") -> Path:
     return person.folder / name
-
-
-def files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
-
-
-def holding(folder: Path, words: bytes) -> list[Path]:
-    """The files below a folder with these bytes in them."""
-    return [path for path in files(folder) if words in path.read_bytes()]
 
 
 def ring(folder: Path) -> Keyring:
@@ -71,6 +64,16 @@ def kept_keys(person: Shell, name: str) -> Path:
     copy = person.folder / name
     shutil.copytree(home(person) / "data" / "keys", copy)
     return copy
+
+
+def kept_store(person: Shell, name: str) -> Path:
+    """A copy of the node's store as it is now."""
+    return copy_of(home(person) / "data" / "state", person.row("state")["pid"], person.folder / name)
+
+
+def told(found: Read) -> list[str]:
+    """What people said, of diary entries that opened."""
+    return [msgspec.msgpack.decode(words, type=Entry).text for words in found.words]
 
 
 def kill(person: Shell, server: str) -> None:
@@ -90,14 +93,20 @@ def test_no_file_of_the_node_has_the_words(person: Shell) -> None:
         assert "its text may be private" in line.fields["traceback"] and "in fail" in line.fields["traceback"]
         kill(person, "diary")
         assert found.read.now("scan") == Entry(SAM, f"{PHRASE} twice")
+        person.said("swap", "diary", "--level", "sandbox")  # what it has in memory is handed over
         found.write.now("plain", SAM, "words that are sealed")
         node.keyspace("keys", ["read", "write"]).commit.now([_plain(b"words in the clear")])
     backup = person.json("backup", "scanned", "--node", str(home(person)))
     assert sorted(backup["left_out"]) == ["keys/keyring", "keys/root"]
     assert "on purpose" in person.said("backup", "scanned", "--node", str(home(person)))
-    for place in (home(person), person.folder / "scanned"):
+    person.said("keys", "copy", "scanned keys")
+    person.said(
+        "restore", "scanned", "--folder", "restored", "--name", "restored", "--keyring", "scanned keys"
+    )
+    for name in ("node", "scanned", "restored"):
+        place = home(person, name)
+        assert holding(place, b"words in the clear"), f"the scan of {name} finds what is there"
         assert holding(place, PHRASE.encode()) == [] and holding(place, SAM.encode()) == []
-    assert holding(home(person), b"words in the clear"), "the scan finds what is there"
     assert person.said("get", "diary", "scan").startswith("(sealed, ")
 
 
@@ -114,8 +123,7 @@ def test_after_a_purge_nothing_that_was_ever_kept_opens(person: Shell) -> None:
             found.write.now(f"gone {number}", "ann", f"what ann said {number}")
             found.write.now(f"kept {number}", f"bob {number}", f"what bob said {number}")
         person.said("backup", "before", "--node", str(home(person)))
-        old_keys, old_store = kept_keys(person, "old keys"), person.folder / "old store"
-        shutil.copytree(home(person) / "data" / "state", old_store)
+        old_keys, old_store = kept_keys(person, "old keys"), kept_store(person, "old store")
         pinned = node.keyspace("diary", ["pin"]).pin.now("training set", why="what a model was trained on")
         done = person.json("purge", "ann")
         assert (done["holding"], done["repeated"], done["keyspaces"]) == ([], False, 1)
@@ -128,19 +136,24 @@ def test_after_a_purge_nothing_that_was_ever_kept_opens(person: Shell) -> None:
         assert found.read.now("kept 3") == Entry("bob 3", "what bob said 3")
     again = person.run("purge", "-", "--keyspace", "diary", stdin="ann\n")
     assert "ann had been purged before" in again.stdout
-    # Everything that was ever on the disk, with today's keyring and root key.
-    today = ring(home(person) / "data" / "keys")
+    # Everything that was ever on the disk, with today's keyring and root key; with those of then it is seen to be there.
+    today, then = ring(home(person) / "data" / "keys"), ring(old_keys)
     label = bytes(1) + tag_of(today.index(DIARY), "ann")
-    for place in (old_store, home(person) / "data" / "state"):
+    new_store, backup = kept_store(person, "new store"), person.folder / "before"
+    for rows in (in_store(old_store), in_store(new_store), in_backup(backup)):
+        found = read(rows, today, DIARY)
+        texts = told(found)
+        assert {f"what bob said {number}" for number in range(20)} <= set(texts)
+        assert not [text for text in texts if "ann" in text]
+        assert found.closed == [label] * 20
+        assert {f"what ann said {number}" for number in range(20)} <= set(told(read(rows, then, DIARY)))
+    for place in (old_store, new_store):
         labels = {
             content[at.end() : at.end() + LABEL]
             for content in map(Path.read_bytes, files(place))
             for at in re.finditer(BEGIN, content)
         }
-        assert label in labels and today.key(DIARY, label) == b""
-        assert all(
-            today.key(DIARY, bytes(1) + tag_of(today.index(DIARY), f"bob {number}")) for number in range(20)
-        )
+        assert label in labels and today.key(DIARY, label) == b"", "its ciphertext stays, and no key for it"
     # What is left of the old keyring on the disk is sealed under a root key that is gone.
     shutil.copy(home(person) / "data" / "keys" / "root" / "root.key", old_keys / "root" / "root.key")
     with pytest.raises(Unreadable, match="its root key does not open it"):

@@ -10,6 +10,16 @@ from .interface import Diary, Entry, Told
 class Server(Serves[Diary]):
     words: Private[Entry]
 
+    def __init__(self) -> None:
+        self.last = ""
+        """What was read last."""
+
+    def hand_over(self) -> bytes:
+        return self.last.encode()
+
+    def take_over(self, state: bytes) -> None:
+        self.last = state.decode()
+
     @Diary.write.serve
     def write(self, key: str, subject: str, text: str) -> Deferred[int]:
         return self.words.put(key, Entry(subject, text))
@@ -34,7 +44,9 @@ class Server(Serves[Diary]):
 
     @Diary.read.serve
     async def read(self, key: str) -> Entry | None:
-        return await self.words.get(key)
+        found = await self.words.get(key)
+        self.last = "" if found is None else found.text
+        return found
 
     @Diary.all.serve
     async def all(self) -> list[Told]:
