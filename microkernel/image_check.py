@@ -18,6 +18,7 @@ from atoll.ipc.runtime.describe import Description, NeedDescription, Offer
 from atoll.ipc.system.keys import SERVER as KEYS
 from atoll.ipc.system.records import KEYSPACE, LOG
 
+from . import disclosure
 from .descriptions import Configs, Descriptions, describe_apart
 from .image import (
     DELEGATE,
@@ -132,6 +133,7 @@ async def check(draft: Draft, folder: Path, describe: Describe) -> Checked:
     wiring = _Wiring(draft, descriptions)
     for name in packages:
         wiring.check_server(name)
+    wiring.check_records()
     wiring.check_attach()
     _check_priorities(draft)
     draft.refuse()
@@ -479,6 +481,23 @@ class _Wiring:
             got = f"one that offers {one_of(offers)}" if offers else "none"
             self.draft.note(
                 path, f"a [server.{KEYS}] of this image, which keeps the keys of private keyspaces", got
+            )
+
+    def check_records(self) -> None:
+        """None of what a private keyspace holds."""
+        private = {
+            name
+            for name, described in self.descriptions.items()
+            if isinstance(described, Description) and described.keeps_private
+        }
+        recorded = [name for name, server in self.image.server.items() if server.record]
+        edges = [(caller, callee) for caller, callee, _ in calls(self.image)]
+        for way in disclosure.ways(edges, recorded, private):
+            self.draft.note(
+                ("server", way.recorded, "record"),
+                disclosure.EXPECTED,
+                f"true ({way})",
+                'audit = "full" records calls without what they say',
             )
 
     def check_attach(self) -> None:

@@ -70,6 +70,7 @@ class Life:
         named = needs.named_keyspaces(server)
         needs.complete(server)
         needs.as_private(server, node.image.keyspace)
+        needs.undisclosed(server, node.servers.values())
         needs.known(named, node.keyspaces)
         self._packages.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")

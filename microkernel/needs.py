@@ -16,6 +16,7 @@ from atoll.ipc.system.calls import PREFIX
 from atoll.ipc.system.records import NeedRow, written_by_the_node
 from atoll.ipc.system.state import Retention
 
+from . import disclosure
 from .authority import Authority
 from .capabilities import Capability
 from .capability_rows import write_ended, write_made
@@ -165,6 +166,25 @@ def as_private(server: Server, keyspaces: Mapping[str, KeyspaceSpec]) -> None:
             expected, got = kinds if about.private else kinds[::-1]
             raise BadRequest(
                 where=f"{server.name}, need {need!r}", expected=expected, got=f"{got}: {bound.keyspace}"
+            )
+
+
+def undisclosed(server: Server, servers: Iterable[Server]) -> None:
+    """Hold a server that a person loads or swaps, among the node's, to it that no record has what a private keyspace holds.
+    Raises `BadRequest`."""
+    known = {each.name: each for each in (*servers, server)}
+    edges = [
+        (name, bound.server)
+        for name, each in known.items()
+        for bound in each.spec.needs.values()
+        if isinstance(bound, ServerBinding)
+    ]
+    recorded = [name for name, each in known.items() if each.spec.record]
+    private = {name for name, each in known.items() if each.description.keeps_private}
+    for way in disclosure.ways(edges, recorded, private):
+        if server.name in way.servers:
+            raise BadRequest(
+                where=server.name, expected=disclosure.EXPECTED, got=f"one of {way.recorded} ({way})"
             )
 
 

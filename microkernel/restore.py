@@ -169,6 +169,7 @@ class Restore:
                 needs.complete(server)
                 try:
                     needs.as_private(server, node.image.keyspace)
+                    needs.undisclosed(server, node.servers.values())
                 except AtollError as error:
                     self._left_out(server.name, str(error))
                     continue

@@ -80,7 +80,7 @@ class Server:
     @property
     def keeps_secrets(self) -> bool:
         """Whether it has keys, or what they open, in its memory."""
-        return self.name == KEYS or any(about.private for about in self.description.needs.values())
+        return self.name == KEYS or self.description.keeps_private
 
     @property
     def start(self) -> Literal["zygote", "exec"]:

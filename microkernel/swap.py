@@ -145,6 +145,7 @@ class _Swap:
             plan = self.packages.check_level(server, level, version)
             needs.complete(server)
             needs.as_private(server, node.image.keyspace)
+            needs.undisclosed(server, node.servers.values())
             self.to_configure = configurations(server.spec, description)
             self._offer(description)
             self.replaced = self.needs.bind(server, batch)

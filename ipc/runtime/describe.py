@@ -73,6 +73,11 @@ class Description(Struct, frozen=True, kw_only=True):
     bytecode: bytes = b""
     """Of that package, as it is kept in its version's folder; made before any of its code ran."""
 
+    @property
+    def keeps_private(self) -> bool:
+        """Whether what it has in hand is somebody's: it has a private keyspace."""
+        return any(about.private for about in self.needs.values())
+
 
 def describe(server: type[Any], configs: Mapping[str, Mapping[str, Any]] | None = None) -> Description:
     """Describes a server class, and holds the configurations given for its needs to their types."""

@@ -19,14 +19,16 @@ from atoll.ipc.errors import InternalFault, NotAllowed, NotFound, Purged, Sealed
 from atoll.ipc.naming import badge_number
 from atoll.ipc.private.envelope import BEGIN
 from atoll.ipc.system.keys import LABEL, Keys, NotReleased, tag_of
+from atoll.microkernel.disclosure import ways
 from atoll.servers.keys.keyring import Keyring, Unreadable
 from atoll.servers.keys.root import FileRoot
 from atoll.servers.shell import exits
 from tests.microkernel.nodes import wait_for_end
 from tests.shell.conftest import Shell, shell
 
-from .nodes import diary, image
+from .nodes import PACKAGES, diary, image
 from .packages.diary.interface import Diary, Entry, Told
+from .packages.front.interface import Front
 from .test_resident import locked
 from .thief import Read, copy_of, files, holding, in_backup, in_store, read
 
@@ -336,3 +338,43 @@ def test_a_new_root_key(person: Shell) -> None:
     assert (home(person) / "data" / "keys" / "root" / "root.key").stat().st_mode & 0o777 == 0o600
     told = person.said("keys", "show")
     assert "a file of mode 0600" in told and "a software stand-in" in told
+
+
+RECORDED = f"""
+[server.front]
+package = "{PACKAGES}/front"
+record = true
+needs = {{ diary = {{ server = "diary", rights = ["read"] }} }}
+"""
+NO_RECORD = "no record of a server that talks with one that has a private keyspace"
+
+
+def test_who_is_told_what_is_private_is_not_recorded(person: Shell) -> None:
+    (person.folder / "recorded.toml").write_text(image(more=RECORDED))
+    refused = person.run("image", "check", "recorded.toml")
+    assert refused.returncode == exits.WRONG_INPUT
+    assert NO_RECORD in refused.stderr and "found true (front -> diary)" in refused.stderr
+    package = str(PACKAGES / "front")
+    load = ("load", "front", package, "--need", "diary=server:diary")
+    told = person.refused(exits.WRONG_INPUT, *load, "--record")
+    assert NO_RECORD in told and "one of front (front -> diary)" in told
+    person.said(*load)
+    load = ("load", "behind", package, "--need", "front=server:front")
+    assert "one of behind (behind -> front -> diary)" in person.refused(exits.WRONG_INPUT, *load, "--record")
+    person.said(*load)
+    with connect(str(home(person))) as node:
+        words = "words that a front is told"
+        diary(node).write.now("told", "tom", words)
+        assert node.open("behind", Front).ask.now("told") == words
+    for server in ("behind", "front"):  # what it would have recorded would be on the disk when it has ended
+        person.said("stop", server)
+    assert holding(home(person), words.encode()) == []
+
+
+def test_who_tells_a_private_server_something_is_not_recorded() -> None:
+    calls = [("diary", "desk"), ("desk", "front"), ("diary", "keys"), ("apart", "desk"), ("apart", "keys")]
+    found = list(ways(calls, ["front", "desk", "diary", "apart"], {"diary"}))
+    assert [(way.recorded, str(way)) for way in found] == [
+        ("front", "diary -> desk -> front"),
+        ("desk", "diary -> desk"),
+    ]
