@@ -92,6 +92,12 @@ def may_open_all() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def leave_no_core() -> None:
+    """What passes through channels may be private, and the kernel maps them all. It stays one that can be looked into:
+    whoever may do that, root or the user whose own the node is, has the node's files and processes as well."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 class Boot:
     """One boot of a node, whose folder is owned. `say` prints a line for whoever booted it."""
 
@@ -116,6 +122,7 @@ class Boot:
         folder is as it was."""
         may_open_all()
         may_lock()
+        leave_no_core()
         before = None
         over = self.over(self.place)
         over.spawner.start()

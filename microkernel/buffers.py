@@ -25,6 +25,7 @@ import trio
 from atoll.ipc.buffer import BufferMode
 from atoll.native import ffi, lib, segments
 
+from .memory import undumped
 from .parties import Party
 
 CHUNK = 16 << 20
@@ -77,7 +78,7 @@ class Buffer:
             if self.source is not None:
                 self._fill(self.source)
             if self.mode == "readonly":
-                self._map = mmap.mmap(self._descriptor, self.size)
+                self._map = undumped(self._descriptor, self.size)
                 segments.seal(self._descriptor, segments.SIZE)
             else:
                 segments.seal(self._descriptor, segments.SEALS[self.mode])

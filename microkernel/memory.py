@@ -14,6 +14,14 @@ from atoll.native import segments
 PAGE = mmap.PAGESIZE
 
 
+def undumped(descriptor: int, size: int) -> mmap.mmap:
+    """A mapping that no core file has, also where a host takes cores of processes that may write none (a pipe as its
+    `core_pattern`): others' words pass through it."""
+    mapped = mmap.mmap(descriptor, size)
+    mapped.madvise(mmap.MADV_DONTDUMP)
+    return mapped
+
+
 class Memory:
     """One memfd and the kernel's mapping of it; owns both."""
 
@@ -28,7 +36,7 @@ class Memory:
             os.ftruncate(self.descriptor, self.size)
             if preallocate:
                 os.posix_fallocate(self.descriptor, 0, self.size)
-            self.map = mmap.mmap(self.descriptor, self.size)
+            self.map = undumped(self.descriptor, self.size)
             kept = segments.F_SEAL_SHRINK | segments.F_SEAL_GROW | segments.F_SEAL_SEAL
             only_ours = 0 if written_by_others else segments.F_SEAL_FUTURE_WRITE
             segments.seal(self.descriptor, kept | only_ours)

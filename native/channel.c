@@ -112,6 +112,9 @@ static struct atoll_channel *map_channel(int memory, int doorbell, int server, u
         errno = error;
         return NULL;
     }
+    /* What passes here may be private: no core file of either end has it. */
+    madvise(mapped, bytes, MADV_DONTDUMP);
+    madvise(channel->buffer, channel->bulk_size, MADV_DONTDUMP);
     channel->memory = (unsigned char SHARED *)mapped;
     channel->bytes = bytes;
     channel->server = server;

@@ -1,6 +1,7 @@
-"""Memory of processes with keys is locked, or it is said that it is not."""
+"""Memory of processes with keys is locked, or it is said that it is not; what passes through channels is in no core file."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.runtime import resident
+from tests.microkernel.nodes import booted
+
+from .nodes import diary, image
 
 LOCKS = """
 import mmap, resource
@@ -45,3 +49,31 @@ def test_with_a_limit_nothing_is_locked_and_the_limit_is_told() -> None:
         assert locked(Path("/proc/self/status").read_text()) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, held)
+
+
+def undumped(smaps: str) -> dict[str, bool]:
+    """Shared memory that a process maps, and whether a core leaves it out."""
+    found: dict[str, bool] = {}
+    mapping = ""
+    for line in smaps.splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            mapping = line
+        elif line.startswith("VmFlags:") and "/memfd:" in mapping:
+            found[mapping] = "dd" in line.split()
+    return found
+
+
+def test_no_core_of_the_kernel_has_what_is_said(tmp_path: Path) -> None:
+    """It maps every channel. A host whose `core_pattern` is a pipe takes a core whatever the limit: of what is mapped there
+    is nothing in that one either."""
+    with booted(tmp_path, text=image("process")) as node, node.attach() as attached:
+        assert diary(attached).write.now("core", "cora", "words on their way")
+        assert node.kernel is not None
+        kernel = Path(f"/proc/{node.kernel.pid}")
+        (core,) = [line for line in (kernel / "limits").read_text().splitlines() if "core file" in line]
+        assert core.split()[4:6] == ["0", "0"]
+        shared = undumped((kernel / "smaps").read_text())
+    assert any("/memfd:channel " in name for name in shared), "its channels are among them"
+    assert [name for name, left_out in shared.items() if not left_out] == []
+    mine = undumped(Path("/proc/self/smaps").read_text())
+    assert [name for name, left_out in mine.items() if "/memfd:channel " in name and not left_out] == []
