@@ -13,7 +13,7 @@ def process_row(node: Node, server: Server, serving: Serving) -> ProcessRow:
     """The row of a process as it runs."""
     return ProcessRow(
         boot=node.boot, process=serving.number, server=server.name, version=server.version.hash,
-        pid=serving.pid, started=serving.started, start_ticks=0, uid=node.uid(server) or os.geteuid(),
+        pid=serving.pid, started=serving.started, uid=node.uid(server) or os.geteuid(),
     )  # fmt: skip
 
 

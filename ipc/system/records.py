@@ -164,10 +164,7 @@ class ProcessRow(Row, frozen=True, kw_only=True):
     version: str
     pid: int
     started: int
-    start_ticks: int
-    """Start time from /proc, by which a survivor is told from a stranger that got its pid."""
     uid: int
-    cgroup: str = ""
     ended: int = 0
     exit: str = ""
     """How it ended, as a sentence."""

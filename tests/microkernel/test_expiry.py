@@ -91,8 +91,8 @@ async def test_a_process_that_no_key_can_name_is_none() -> None:
 
 def process(number: int, started: int, ended: int, boot: int = 1) -> ProcessRow:
     return ProcessRow(
-        boot=boot, process=number, server="counter", version="v", pid=number, started=started, start_ticks=0,
-        uid=0, cgroup="", ended=ended, exit="exited with status 0" if ended else "",
+        boot=boot, process=number, server="counter", version="v", pid=number, started=started, uid=0,
+        ended=ended, exit="exited with status 0" if ended else "",
     )  # fmt: skip
 
 

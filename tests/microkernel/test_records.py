@@ -12,8 +12,10 @@ from atoll.ipc.system.records import (
     EventRow,
     IntentRow,
     LogRow,
+    ProcessRow,
     Row,
     after,
+    decode,
     encode_key,
 )
 from atoll.microkernel.changes import Batch, Changes, Found, load
@@ -49,6 +51,12 @@ class ModelStore:
         for key in sorted(self.rows):
             if prefix <= key and (not end or key < end):
                 yield Found(key=key, value=self.rows[key])
+
+
+def test_a_row_with_a_field_that_is_no_more_is_read_without_it() -> None:
+    now = ProcessRow(boot=1, process=2, server="counter", version="v", pid=3, started=4, uid=5)
+    then = msgspec.msgpack.encode({**msgspec.to_builtins(now), "start_ticks": 0, "cgroup": ""})
+    assert decode(ProcessRow, then) == now
 
 
 @given(PARTS, PARTS)
