@@ -252,14 +252,14 @@ def main(descriptor: int, folder: str, package: str) -> None:
         try:
             trio.run(replay.run, clock=JumpingClock())
         except BaseException as error:
-            _failed(end, error)
+            _failed(end, error, replay.stage.script.hindrances)
 
 
-def _failed(end: socket.socket, error: BaseException) -> None:
-    """What keeps the server from being played at all."""
+def _failed(end: socket.socket, error: BaseException, hindrances: list[str]) -> None:
+    """What keeps the server from being played at all: what its script met, which says more, or the error."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, SystemExit):
         raise error
     sentence = str(error) if isinstance(error, AtollError) else f"{type(error).__name__}: {error}"
-    end.sendall(framed(Played(hindrances=[sentence])))
+    end.sendall(framed(Played(hindrances=hindrances or [sentence])))
