@@ -1,6 +1,8 @@
 """The node's rows asked by SQL, on a live node: now, as of a moment, as of two at once; and nothing but them."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ from atoll.servers import gpu
 from atoll.servers.gpu.interface import Gpu
 from atoll.servers.shell import exits
 from atoll.servers.shell.tables import of_shape
+from tests.microkernel.nodes import wait_for_end
 
 from .conftest import HOUSE, Shell
 
@@ -228,7 +231,7 @@ def questions() -> list[str]:
 
 
 def test_what_the_manual_asks_is_answered(published: Shell) -> None:
-    assert len(questions()) == 10
+    assert len(questions()) == 11
     for query in questions():
         published.json("sql", query, "--as", "before=1")
 
@@ -268,6 +271,32 @@ def test_who_changed_a_key_and_for_which_call(published: Shell) -> None:
     assert published.json(
         "sql", "select distinct key from store.change where kind = 'server' and key in ('siren', 'tally')"
     )
+
+
+def test_which_calls_touched_a_key_in_the_minute_before_a_crash(tally: Shell) -> None:
+    """Those that wrote that key in that time, by the ids under which they are recorded; in less than a minute fewer."""
+    tally.said("load", "meter", "tally", "--level", "process", "--record")
+    for key in ("rain", "rain", "snow", "rain"):
+        tally.said("call", "meter", "add", f'["{key}", 1]')
+    pid = tally.row("meter")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    query = asked("touched a key").replace("siren", "meter").replace("'fire'", "'rain'")
+    while not (found := tally.json("sql", query)):  # the row of its end is written a little later
+        pass
+    tally.said("call", "meter", "add", '["rain", 1]')
+    while len(recorded := tally.json("calls", "meter", "--method", "add")) < 5:  # the last one first
+        pass
+    third, _, second, first = recorded[1:]
+    assert [row["call"] for row in tally.json("sql", query)] == [
+        each["id"] for each in (first, second, third)
+    ]
+    assert [row["client"] for row in found] == [each["client"].split()[0] for each in (first, second, third)]
+    assert [(row["method"], row["operation"], row["value"]) for row in found] == [
+        ("Tally.add", "put", str(count)) for count in (1, 2, 3)
+    ]
+    shorter = query.replace("interval 1 minute", f"(x.time - timestamp '{found[1]['time']}')")
+    assert [row["call"] for row in tally.json("sql", shorter)] == [second["id"], third["id"]]
 
 
 def test_published_rows_have_a_column_a_field(published: Shell) -> None:
