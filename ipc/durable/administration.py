@@ -10,7 +10,7 @@ import msgspec
 
 from atoll.ipc import chance, clock
 from atoll.ipc.errors import BadRequest, Conflict, NotFound
-from atoll.ipc.system.state import Expect, Item, Range, State, Write
+from atoll.ipc.system.state import AsOf, Expect, Item, Range, State, Write
 
 from .execution import ending
 from .rows import (
@@ -35,22 +35,24 @@ PAGE: Final = 1000
 _RESUMED: Final = frozenset({"cancelled", "waiting", "parked"})
 
 
-def workflows(state: State, *, ended: bool) -> Iterator[WorkflowRow]:
+def workflows(state: State, *, ended: bool, as_of: AsOf = None) -> Iterator[WorkflowRow]:
     """Those that have not ended; with `ended` the others as well."""
     for start, end in spans(ended=ended):
-        for item in _items(state, start, end):
+        for item in _items(state, start, end, as_of):
             yield workflow_of(item.value or b"")
 
 
-def find(state: State, name: str) -> WorkflowRow | None:
+def find(state: State, name: str, as_of: AsOf = None) -> WorkflowRow | None:
     """A workflow by its name, or by its id where the badge is 0."""
-    found = _row(state, name if "/" in name else name_of(0, name)) or _row(state, name_of(0, name))
+    known = name if "/" in name else name_of(0, name)
+    found = _row(state, known, as_of) or _row(state, name_of(0, name), as_of)
     return None if found is None else found[0]
 
 
-def steps(state: State, name: str) -> list[tuple[int, StepRow]]:
+def steps(state: State, name: str, as_of: AsOf = None) -> list[tuple[int, StepRow]]:
     """What is recorded of a workflow's steps, in their order."""
-    return [(number_in(item.key), step_of(item.value or b"")) for item in _items(state, *steps_between(name))]
+    items = _items(state, *steps_between(name), as_of)
+    return [(number_in(item.key), step_of(item.value or b"")) for item in items]
 
 
 def cancel(state: State, name: str) -> WorkflowRow:
@@ -142,19 +144,19 @@ def fork(state: State, name: str, step: int, id: str) -> WorkflowRow:
     return forked
 
 
-def _items(state: State, start: bytes, end: bytes) -> Iterator[Item]:
+def _items(state: State, start: bytes, end: bytes, as_of: AsOf) -> Iterator[Item]:
     while True:
-        page = state.range.now(start, end, PAGE)
+        page = state.range.now(start, end, PAGE, as_of)
         yield from page.items
         if not page.more:
             return
         start = page.items[-1].key + b"\0"
 
 
-def _row(state: State, name: str) -> tuple[WorkflowRow, int] | None:
+def _row(state: State, name: str, as_of: AsOf = None) -> tuple[WorkflowRow, int] | None:
     # It may go from the one place to the other between two looks, in both directions.
     for key in (open_key(name), done_key(name), open_key(name)):
-        item = state.get.now(key)
+        item = state.get.now(key, as_of)
         if item is not None and item.value is not None:
             return workflow_of(item.value), item.revision
     return None

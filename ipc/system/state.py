@@ -378,8 +378,9 @@ class State(Interface):
         """Drops a pin. What it alone kept is removed in time. A pin that is not there is no error."""
 
     @call("history", idempotent=True)
-    def pins(self) -> list[Pin]:
-        """The pins that keep something of the keyspace, those on the whole store among them."""
+    def pins(self, as_of: AsOf = None) -> list[Pin]:
+        """The pins that keep something of the keyspace, those on the whole store among them; as of a moment those that did
+        then. Raises `Compacted` where it is not known any more."""
 
     @call("read", idempotent=True)
     def horizon(self) -> Horizon:

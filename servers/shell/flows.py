@@ -12,13 +12,14 @@ from atoll.ipc.attach import connect
 from atoll.ipc.durable import administration
 from atoll.ipc.durable.rows import StepRow, WorkflowRow
 from atoll.ipc.errors import BadRequest, NotFound
-from atoll.ipc.system.state import State
+from atoll.ipc.system.records import written_by_the_node
+from atoll.ipc.system.state import AsOf, State
 
 from . import printing
-from .options import Json, Node, keyspace_names
+from .options import At, Json, Node, keyspace_names
 from .printing import Column
 from .rows import value_of, value_text
-from .when import clock
+from .when import clock, moment
 
 SomeKeyspace = Annotated[
     str,
@@ -122,18 +123,21 @@ def error(fault: bytes) -> str:
 def places(keyspace: str, node: str) -> Iterator[dict[str, State]]:
     """Where workflows may lie, by the keyspace's name."""
     with connect(node=node or None) as attached:
-        names = [keyspace] if keyspace else attached.kernel.keyspaces.now()
+        servers = [name for name in attached.kernel.keyspaces.now() if not written_by_the_node(name)]
+        names = [keyspace] if keyspace else servers
         yield {name: attached.keyspace(name) for name in names}
 
 
-def place(states: dict[str, State], id: str) -> tuple[str, State, WorkflowRow]:
-    """Where the workflow lies. Raises `NotFound`, or `BadRequest` if there are several."""
-    there = [(name, state, row) for name, state in states.items() if (row := administration.find(state, id))]
+def place(states: dict[str, State], id: str, when: AsOf = None) -> tuple[str, State, WorkflowRow]:
+    """Where the workflow lies, or lay. Raises `NotFound`, or `BadRequest` if there are several."""
+    there = [
+        (name, state, row) for name, state in states.items() if (row := administration.find(state, id, when))
+    ]
     if not there:
         known = [
             found(name, row).id
             for name, state in states.items()
-            for row in administration.workflows(state, ended=True)
+            for row in administration.workflows(state, ended=True, as_of=when)
         ]
         raise NotFound.among("workflow", id, known)
     if len(there) > 1:
@@ -147,25 +151,28 @@ def place(states: dict[str, State], id: str) -> tuple[str, State, WorkflowRow]:
 def ls(
     keyspace: SomeKeyspace = "",
     all_: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
+    at: At = "",
     node: Node = "",
     as_json: Json = False,
 ) -> None:
-    """Print the workflows that have not ended, and why one does not go on."""
+    """Print the workflows that have not ended, or had not, and why one does not go on."""
+    when = moment(at)
     with places(keyspace, node) as states:
         rows = [
             found(name, row)
             for name, state in states.items()
-            for row in administration.workflows(state, ended=all_)
+            for row in administration.workflows(state, ended=all_, as_of=when)
         ]
     rows.sort(key=lambda row: row.begun)
     printing.rows(rows, FOUND, as_json, "no workflows" if all_ else "no workflow that has not ended")
 
 
-def show(id: Id, keyspace: SomeKeyspace = "", node: Node = "", as_json: Json = False) -> None:
-    """Print a workflow and what is recorded of its steps."""
+def show(id: Id, keyspace: SomeKeyspace = "", at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """Print a workflow and what is recorded of its steps, or was."""
+    when = moment(at)
     with places(keyspace, node) as states:
-        name, state, row = place(states, id)
-        steps = [told(*each) for each in administration.steps(state, row.name)]
+        name, state, row = place(states, id, when)
+        steps = [told(*each) for each in administration.steps(state, row.name, when)]
     head = found(name, row)
     if as_json:
         print(printing.json({**printing.plain(head), "steps": steps}))  # type: ignore[dict-item]

@@ -6,9 +6,9 @@ from atoll.ipc.attach import connect
 from atoll.ipc.system.state import Horizon, Pin, Retention
 
 from . import printing
-from .options import Json, Node, SomeKeyspace
+from .options import At, Json, Node, SomeKeyspace
 from .printing import Column
-from .when import UNITS, clock
+from .when import UNITS, clock, moment
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,11 +65,12 @@ def horizons(keyspace: SomeKeyspace = "", node: Node = "", as_json: Json = False
     printing.rows(kept, HORIZONS, as_json, "")
 
 
-def pins(keyspace: SomeKeyspace = "", node: Node = "", as_json: Json = False) -> None:
-    """Print which revisions are held, by whom and why."""
+def pins(keyspace: SomeKeyspace = "", at: At = "", node: Node = "", as_json: Json = False) -> None:
+    """Print which revisions are held, or were, by whom and why."""
+    when = moment(at)
     with connect(node=node or None) as attached:
         found: dict[tuple[str, str], Pin] = {}
         for name in [keyspace] if keyspace else attached.kernel.keyspaces.now():
-            for pin in attached.keyspace(name, ["history"]).pins.now():
+            for pin in attached.keyspace(name, ["history"]).pins.now(when):
                 found[pin.keyspace, pin.name] = pin
     printing.rows(list(found.values()), PINS, as_json, "nothing is pinned")

@@ -23,7 +23,8 @@ NAME_LIMIT: Final = 100
 WHY_LIMIT: Final = 1000
 """Characters. Each look at what is pinned reads them all."""
 _START: Final = layout.prefix(OWN) + b"pin/"
-_END: Final = layout.prefix(OWN) + b"pin0"
+SPAN: Final = (_START, layout.prefix(OWN) + b"pin0")
+"""Where all pins lie."""
 
 decode: Final = msgspec.msgpack.Decoder(Pin).decode
 encode: Final = msgspec.msgpack.Encoder().encode
@@ -34,21 +35,21 @@ def key_of(keyspace: int, name: str) -> bytes:
     return _START + layout.prefix(keyspace) + name.encode()
 
 
-def of_keyspace(snapshot: Snapshot, keyspace: int) -> dict[str, Pin]:
+def of_keyspace(snapshot: Snapshot, keyspace: int, as_of: int = layout.LAST) -> dict[str, Pin]:
     """A keyspace's own pins by name."""
     start = _START + layout.prefix(keyspace)
-    return {pin.name: pin for _, pin in _rows(snapshot, start, _after(start))}
+    return {pin.name: pin for _, pin in _rows(snapshot, start, _after(start), as_of)}
 
 
 def everything(snapshot: Snapshot) -> list[tuple[int, Pin]]:
     """All pins, each with the number of its keyspace."""
-    return _rows(snapshot, _START, _END)
+    return _rows(snapshot, *SPAN, layout.LAST)
 
 
-def all_on(snapshot: Snapshot, keyspace: int) -> list[Pin]:
+def all_on(snapshot: Snapshot, keyspace: int, as_of: int = layout.LAST) -> list[Pin]:
     """The pins that keep something of a keyspace: its own, and those on the whole store."""
-    found = list(of_keyspace(snapshot, keyspace).values())
-    return found if keyspace == OWN else [*of_keyspace(snapshot, OWN).values(), *found]
+    found = list(of_keyspace(snapshot, keyspace, as_of).values())
+    return found if keyspace == OWN else [*of_keyspace(snapshot, OWN, as_of).values(), *found]
 
 
 def held(snapshot: Snapshot, keyspace: int) -> tuple[int, ...]:
@@ -56,9 +57,9 @@ def held(snapshot: Snapshot, keyspace: int) -> tuple[int, ...]:
     return tuple(sorted({pin.revision for pin in all_on(snapshot, keyspace)}))
 
 
-def _rows(snapshot: Snapshot, start: bytes, end: bytes) -> list[tuple[int, Pin]]:
+def _rows(snapshot: Snapshot, start: bytes, end: bytes, as_of: int) -> list[tuple[int, Pin]]:
     found = []
-    for row, stored in forward(snapshot, start, end, layout.LAST):
+    for row, stored in forward(snapshot, start, end, as_of):
         value = layout.value_of(snapshot, row, stored)
         if value is not None:
             found.append((layout.keyspace_of(layout.key_of(row)[len(_START) :]), decode(value)))

@@ -203,9 +203,10 @@ class Server(Serves[State]):
         return self._history.who(scope.revision("who", revision), None if badge == OWN else badge)
 
     @State.pins.serve
-    def pins(self) -> list[Pin]:
+    def pins(self, as_of: AsOf = None) -> list[Pin]:
+        badge, as_of = self._reading(as_of)
         with self._engine.snapshot() as snapshot:
-            return pins.all_on(snapshot, current().badge)
+            return pins.all_on(snapshot, badge, moment(snapshot, as_of, 0, *pins.SPAN))
 
     @State.horizon.serve
     def horizon(self) -> Horizon:

@@ -43,6 +43,8 @@ def running(request: pytest.FixtureRequest, real_node: RealNode) -> Any:
 
 
 def test_a_workflow_is_listed_shown_cancelled_and_resumed(running: InNode, flow: Shell, label: str) -> None:
+    state = running.rows()
+    before = str(state.head.now())
     hold(running.folder, f"{label} after 2")
     running.stages.limited.begin.now(Start(id=label), label, 3, 9)
     running.stages.reached.now(f"{label} after 2")
@@ -55,11 +57,16 @@ def test_a_workflow_is_listed_shown_cancelled_and_resumed(running: InNode, flow:
         (2, "add", "done"),
     ]
     assert "begun by version" in flow("show", label)
+    then = str(state.head.now())
     assert flow("cancel", label) == f"{label}: cancelled\n"
     assert label not in flow("ls", "--in", "stages")
     assert label in flow("ls", "--all")
     assert flow("resume", label) == f"{label}: goes on\n"
     assert running.stages.limited.result.now(label) == 3
+    assert [was for was in flow.json("ls", "--at", then) if was["id"] == label] == [row]
+    assert flow.json("show", label, "--at", then) == shown
+    assert label not in flow("ls", "--all", "--at", before)
+    assert "there is no workflow" in flow("show", label, "--at", before, code=exits.NOT_FOUND)
     told = flow("resume", label, code=exits.WRONG_INPUT)
     assert "has completed; `atoll flow fork` repeats it" in told
 

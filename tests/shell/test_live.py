@@ -204,6 +204,13 @@ def test_how_far_back_and_what_is_pinned(tally: Shell) -> None:
     assert "what ppo-3 learnt from" in tally.said("pins", "tally.rows")
     assert tally.json("horizons", "tally.rows")[0]["pins"] == 1
     assert tally.json("pins", "references") == []
+    with connect(str(tally.folder / "node")) as node:
+        state = node.keyspace("tally.rows")
+        pinned = str(state.head.now())
+        state.unpin.now("set 1")
+    assert tally.json("pins") == []
+    assert tally.json("pins", "--at", pinned) == [row]
+    assert tally.json("pins", "--at", str(revision)) == []
 
 
 # a server's life -------------------------------------------------------------------------------------------
