@@ -119,16 +119,17 @@ def kill_kernel(node: RealNode, clients: Clients) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clients", "each", "between", "kernels"),
+    ("clients", "each", "between", "kernels", "least"),
     [
-        pytest.param(4, 500, 250, 5, id="short"),
-        pytest.param(8, 27_000, 1_500, 8, marks=pytest.mark.soak, id="long"),
+        pytest.param(4, 500, 250, 5, 1_000, id="short"),
+        pytest.param(8, 29_000, 1_500, 8, 200_000, marks=pytest.mark.soak, id="long"),
     ],
 )
 def test_what_clients_were_told_can_have_happened_in_a_row(
-    tmp_path: Path, clients: int, each: int, between: int, kernels: int
+    tmp_path: Path, clients: int, each: int, between: int, kernels: int, least: int
 ) -> None:
-    """`between`: transactions between two kills; each so many kills, it is the kernel's turn."""
+    """`between`: transactions between two kills; each so many kills, it is the kernel's turn. `least`: those that
+    came to pass: of the others clients were told an error, or did not hear what came of them."""
     chance = random.Random(SEED)
     kills, ends, began = 0, 0, time.monotonic()
     with booted(tmp_path, text=IMAGE) as node, ExitStack() as running:
@@ -156,4 +157,4 @@ def test_what_clients_were_told_can_have_happened_in_a_row(
         f"{kills} kills, {ends} of them the kernel's; {took:.0f} s; {len(anomalies)} anomalies"
     )
     assert not anomalies, "\n".join(map(str, anomalies[:10]))
-    assert kills > 2 and outcomes["ok"] > len(transactions) / 2
+    assert kills > 2 and outcomes["ok"] >= least
