@@ -10,7 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
@@ -137,10 +137,21 @@ def after(folder: Path, image: dict[str, bytes], last: int) -> None:
     assert report.revisions == head
 
 
+def acknowledging(written: list[Note]) -> range:
+    """All moments from the first acknowledgement on, by how many notes there were before."""
+    return range(next(at for at, note in enumerate(written) if note.kind == "s"), len(written) + 1)
+
+
 def cuts(written: list[Note], count: int, chance: random.Random) -> Iterator[tuple[dict[str, bytes], int]]:
-    """Images at moments after the first acknowledgement, and the last revision acknowledged by then."""
-    first = next(at for at, note in enumerate(written) if note.kind == "s")
-    moments = sorted(chance.randrange(first, len(written) + 1) for _ in range(count))
+    """Images at so many moments, and the last revision acknowledged by then."""
+    among = acknowledging(written)
+    return cuts_at(written, sorted(chance.randrange(among.start, among.stop) for _ in range(count)), chance)
+
+
+def cuts_at(
+    written: list[Note], moments: Iterable[int], chance: random.Random
+) -> Iterator[tuple[dict[str, bytes], int]]:
+    """Images at moments, which rise."""
     disk, passed = Disk(), 0
     for moment in moments:
         for note in written[passed:moment]:
@@ -163,6 +174,16 @@ def test_nothing_acknowledged_is_lost_at_length(
 ) -> None:
     written = notes(orders, WRITER, str(tmp_path / "store"), "600", "")
     for image, last in cuts(written, 1000, random.Random(seed)):
+        after(folder, image, last)
+
+
+@pytest.mark.soak
+def test_nothing_acknowledged_is_lost_wherever_it_is_cut(orders: Path, folder: Path, tmp_path: Path) -> None:
+    """Each moment of a short recording, three times: what was not synced is there in part, and each time another one."""
+    written = notes(orders, WRITER, str(tmp_path / "store"), "60", "")
+    assert sum(note.kind == "e" and note.name == "data.mdb" for note in written) > 2, "no checkpoints"
+    moments = [moment for moment in acknowledging(written) for _ in range(3)]
+    for image, last in cuts_at(written, moments, random.Random(6)):
         after(folder, image, last)
 
 
