@@ -20,6 +20,10 @@ class Draft(NamedTuple):
     subject: str = ""
 
 
+class NotReady(Exception):
+    """What is read needs a key that is not here: `ready` gets it."""
+
+
 class Form(Generic[T]):
     def __init__(self, kind: Any) -> None:
         self.encode = msgspec.msgpack.Encoder().encode
@@ -44,7 +48,8 @@ class Form(Generic[T]):
         return draft.packed
 
     def read(self, key: bytes, packed: bytes) -> T:
-        """What the store has at that key. Raises `Purged` where that cannot be read any more."""
+        """What the store has at that key. Raises `Purged` where that cannot be read any more, and NotReady where `ready`
+        has to be asked first."""
         return self.decode(packed)
 
     def before(

@@ -14,6 +14,7 @@ import trio
 from atoll.ipc.context import Log
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, PeerFault, Purged, Sealed, TooLarge
+from atoll.ipc.form import NotReady
 from atoll.ipc.system.keys import AT_ONCE, Keys, Told, hashed, tag_of
 
 if TYPE_CHECKING:
@@ -77,15 +78,18 @@ class Ring:
         return hashed(self._index, b"text", text).hex()[:32]
 
     def cipher(self, label: bytes) -> "AESGCM":
-        """Raises `Purged`, as an error without a name: by its label nobody is known."""
-        found = self._held[label]
-        if found is None:
-            if label in self._unknown:
-                raise Sealed(
-                    self._name, "by a generation of keys that this keyring has not: put back the newest one"
-                )
-            raise Purged("whom a row is about")
-        return found
+        """Raises `Purged`, as an error without a name: by its label nobody is known. NotReady where `fetch` has to be asked
+        first."""
+        found = self._held.get(label)
+        if found is not None:
+            return found
+        if label not in self._held:
+            raise NotReady
+        if label in self._unknown:
+            raise Sealed(
+                self._name, "by a generation of keys that this keyring has not: put back the newest one"
+            )
+        raise Purged("whom a row is about")
 
     def is_purged(self, subject: str) -> bool:
         return self._held[self.label(subject)] is None
