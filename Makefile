@@ -32,7 +32,7 @@ help:
 	@echo "make test-vm   some of them as Debian's default user, in an emulated machine (a part of make soak)"
 	@echo "make simulate  kernel, servers and clients in one process, by seeds (SEEDS=1000)"
 	@echo "make fuzz    the C core under a fuzzer, a minute a target (SECONDS=600)"
-	@echo "make sanitize  tests/native and tests/ipc on a core built with sanitizers, that of threads among them"
+	@echo "make sanitize  the C core's tests on one built with sanitizers, that of threads among them (a part of make soak)"
 	@echo "make format  ruff and clang-format, in place"
 	@echo "make lint    ruff, mypy, import contract, clang-format"
 	@echo "make bench   benchmarks beside their peers (ONLY=ipc,state)"
@@ -82,8 +82,8 @@ fuzz: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/python -m tests.fuzz $(SECONDS)
 
 sanitize: $(VENV)/.dev $(VENV)/.core
-	$(BIN)/python -m tests.fuzz.sanitized tests/native tests/ipc
-	$(BIN)/python -m tests.fuzz.sanitized --threads tests/ipc tests/review --ignore tests/review/test_accusations.py
+	$(BIN)/python -m tests.fuzz.sanitized
+	$(BIN)/python -m tests.fuzz.sanitized --threads
 
 lint: $(VENV)/.dev $(VENV)/.core
 	$(BIN)/ruff check

@@ -1,11 +1,12 @@
 """The extension built with sanitizers, and tests run on it.
 
-    python -m tests.fuzz.sanitized tests/native tests/ipc       # the long form: make sanitize
-    python -m tests.fuzz.sanitized --threads tests/ipc          # the same under ThreadSanitizer
+    python -m tests.fuzz.sanitized                      # the long form: make sanitize
+    python -m tests.fuzz.sanitized --threads tests/ipc  # under ThreadSanitizer, some of its tests
 
-What AddressSanitizer finds ends the process that it is found in, a server's or the tests' own, with its report on stderr.
-ThreadSanitizer sees the threads of one process (what two processes share, tests/native/threads.c has them share as threads);
-its reports are gathered, and the run goes on.
+What AddressSanitizer finds ends the process that it is found in, a server's or the tests' own. ThreadSanitizer sees the
+threads of one process (what two processes share, tests/native/threads.c has them share as threads), and the run goes on
+after a report. Reports of all processes are gathered. A node that a test boots, and whatever else is started
+anew, runs on the core as it is built for everybody.
 """
 
 import os
@@ -38,23 +39,35 @@ class Sanitizer(NamedTuple):
     library: str
     """What the interpreter, which was not built with it, loads first."""
     environment: dict[str, str]
+    tests: tuple[str, ...]
+    """What is run on it if nothing else is said."""
     prefix: tuple[str, ...] = ()
 
 
+ATTACKS = ("tests/adversary", "--ignore=tests/adversary/test_culprits.py")
 MEMORY = Sanitizer(
     HERE_MACHINE.sanitizers,
     "libasan.so",
     {
-        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=1",  # the interpreter itself leaks at its end
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # The interpreter itself leaks at its end.
+        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=1:log_path={reports}/report",
+        "UBSAN_OPTIONS": "print_stacktrace=1:log_path={reports}/report",
         "ATOLL_CFLAGS": " ".join(HERE_MACHINE.sanitizers),
     },
+    ("tests/native", "tests/ipc", "tests/conformance/ipc", *ATTACKS),
 )
 THREADS = Sanitizer(
     # What it does not know is a fence alone: whatever is ordered by one here is an atomic access anyhow.
     ("-fsanitize=thread", "-Wno-tsan"),
     "libtsan.so",
-    {"TSAN_OPTIONS": "die_after_fork=0:report_signal_unsafe=0:exitcode=0:log_path={reports}/race"},
+    {"TSAN_OPTIONS": "die_after_fork=0:report_signal_unsafe=0:exitcode=0:log_path={reports}/report"},
+    (
+        "tests/ipc",
+        "tests/conformance/ipc",
+        "tests/review",
+        "--ignore=tests/review/test_accusations.py",
+        *ATTACKS,
+    ),
     ("setarch", "-R"),  # its shadow memory lies at addresses of its own
 )
 
@@ -69,15 +82,15 @@ def build(folder: Path, sanitizer: Sanitizer = MEMORY) -> Path:
 
 
 def run(
-    core: Path, arguments: Sequence[str], sanitizer: Sanitizer = MEMORY
+    core: Path, arguments: Sequence[str], told: Path, sanitizer: Sanitizer = MEMORY
 ) -> subprocess.CompletedProcess[str]:
-    """pytest in a process that has the sanitized core in place of the usual one."""
+    """pytest in a process that has the sanitized core in place of the usual one. Reports go to the folder `told`."""
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     library = subprocess.check_output([compiler, f"-print-file-name={sanitizer.library}"], text=True).strip()
     environment = os.environ | {
         "LD_PRELOAD": library,
         "PYTHONMALLOC": "malloc",
-        **{name: value.format(reports=core.parent) for name, value in sanitizer.environment.items()},
+        **{name: value.format(reports=told) for name, value in sanitizer.environment.items()},
     }
     words = [
         *sanitizer.prefix,
@@ -95,11 +108,16 @@ def run(
     return subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
 
 
-def races(core: Path) -> list[str]:
-    """What ThreadSanitizer said of the C core in any process of a run. Of code that was not built with it (the interpreter,
-    other extensions) it cannot know what orders it."""
-    said = [path.read_text(errors="replace") for path in core.parent.glob("race.*")]
-    return [report for text in said for report in text.split("=" * 18) if " native/" in report]
+def reports(told: Path, sanitizer: Sanitizer = MEMORY) -> list[str]:
+    """What was said in any process of a run; by ThreadSanitizer, of the C core: of code that was not built with it (the
+    interpreter, other extensions) it cannot know what orders it."""
+    said = [path.read_text(errors="replace") for path in told.glob("report.*")]
+    return [
+        report
+        for text in said
+        for report in text.split("=" * 18)
+        if " native/" in report or (sanitizer is MEMORY and report.strip(" =\n"))
+    ]
 
 
 if __name__ == "__main__":
@@ -107,7 +125,7 @@ if __name__ == "__main__":
     chosen, sanitizer = (sys.argv[2:], THREADS) if threads else (sys.argv[1:], MEMORY)
     with tempfile.TemporaryDirectory(prefix="atoll-sanitized-") as name:
         core = build(Path(name), sanitizer)
-        ended = run(core, ["-m", "not soak", *chosen], sanitizer)
-        found = races(core)
+        ended = run(core, ["-m", "not soak", *(chosen or sanitizer.tests)], Path(name), sanitizer)
+        found = reports(Path(name), sanitizer)
         print(ended.stdout[-20_000:], ended.stderr[-20_000:], *found, sep="\n")
         sys.exit(ended.returncode or bool(found))
