@@ -16,7 +16,7 @@ from .protection.level import Subject
 from .protection.plan import plan, together
 from .protection.process import may_lock
 from .protection.surroundings import Surroundings, look
-from .slices import choose
+from .slices import choose, turns
 from .slices.swap import devices
 
 KERNEL_FLOOR = (6, 1)
@@ -81,6 +81,7 @@ def diagnose() -> Diagnosis:
             *around(host, look()),
             *_interpreter(host),
             *_slices(),
+            *_turns(),
             *_memory(),
             *_swap(),
             *_devices(),
@@ -145,6 +146,12 @@ def _slices() -> list[Finding]:
     lacks = "; ".join((*slices.lacks, *said))
     missing = slices.kind == "none"
     return [_finding(f"slices (control groups: {slices.kind})", lacks if missing else "", lacks)]
+
+
+def _turns() -> list[Finding]:
+    why = turns.lacking()
+    partly = f"{why}: it waits for a turn of whoever computes, some milliseconds" if why else ""
+    return [_finding("a store that wakes at once beside those that compute (short turns)", "", partly)]
 
 
 def _memory() -> list[Finding]:

@@ -170,6 +170,12 @@ class Launching:
             for descriptor in entrances:
                 os.close(descriptor)
         group.joined(process.pid)
+        if server.name == STORE and not reader:
+            # Every commit of the node waits for it, also for it to wake beside those that compute.
+            for sentence in group.short_turns(process.pid):
+                self._logs.line(
+                    server.name, 0, "warning", f"commits wait for whoever computes beside them: {sentence}"
+                )
         node.parties[serving.number] = serving
         reach("start: spawned")
         for level, (output, _) in zip(("info", "error"), outputs, strict=True):

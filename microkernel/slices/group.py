@@ -31,6 +31,9 @@ class Group(Protocol):
     def keep_from_swap(self) -> list[str]:
         """Have nothing of its processes' memory written to a swap device. Returns a sentence where this host does not."""
 
+    def short_turns(self, pid: int) -> list[str]:
+        """Have a process of it wait less for its turn when it wakes. Returns a sentence where this host does not."""
+
     def members(self) -> set[int]:
         """The processes in it now."""
 

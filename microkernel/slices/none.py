@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import trio
 
+from . import turns
 from .group import LOOK_AGAIN, started
 from .limits import Limits
 
@@ -37,6 +38,9 @@ class GroupOfProcesses:
             if value is not None
         ]
         return [f"{', '.join(asked)} of {self.name} not enforced: no control groups here"] if asked else []
+
+    def short_turns(self, pid: int) -> list[str]:
+        return [said] if (said := turns.shorten(pid)) else []
 
     def keep_from_swap(self) -> list[str]:
         return [f"{self.name} may be swapped: no control groups here"]

@@ -4,7 +4,7 @@ mounted, to freeze and kill by."""
 import os
 from pathlib import Path
 
-from . import hierarchy, v2
+from . import hierarchy, turns, v2
 from .group import kill_members, settled, until_written
 from .limits import Limits
 
@@ -51,6 +51,9 @@ class GroupV1:
         if weight.exists():
             lacks += filter(None, [hierarchy.write(weight, str(max(1, min(1000, limits.io_weight))))])
         return lacks
+
+    def short_turns(self, pid: int) -> list[str]:
+        return [said] if (said := turns.shorten(pid)) else []
 
     def keep_from_swap(self) -> list[str]:
         if "memory" not in self._folders:

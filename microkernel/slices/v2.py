@@ -4,7 +4,7 @@ process itself."""
 import os
 from pathlib import Path
 
-from . import hierarchy
+from . import hierarchy, turns
 from .group import kill_members, settled
 from .limits import Limits
 
@@ -55,6 +55,9 @@ class GroupV2:
             and (self._folder / file).exists()
             and (said := hierarchy.write(self._folder / file, text))
         ]
+
+    def short_turns(self, pid: int) -> list[str]:
+        return [said] if (said := turns.shorten(pid)) else []
 
     def keep_from_swap(self) -> list[str]:
         if "memory" not in self._controllers:

@@ -226,6 +226,9 @@ class Group:
             if value is not None and value < 0
         ]
 
+    def short_turns(self, pid: int) -> list[str]:
+        return []
+
     def keep_from_swap(self) -> list[str]:
         return []
 
