@@ -8,10 +8,12 @@ then says of each such intent that it was undone.
 While the store does not serve (boot, restart of `state`) the same rows go to the boot journal.
 """
 
+from collections.abc import Collection, Iterable, Iterator
+
 import msgspec
 from msgspec import Struct
 
-from atoll.ipc.system.records import IntentRow
+from atoll.ipc.system.records import IntentRow, ProcessRow
 
 from .changes import Batch, Records, load
 
@@ -61,3 +63,36 @@ async def settle_left(records: Records, boot: int, batch: Batch) -> None:
         if not intent.outcome and intent.boot < boot:
             _decoder.decode(intent.undo)
             settle(batch, intent, UNDONE)
+
+
+def starts(intent: IntentRow, mark: str) -> bool:
+    """Whether it says that the process with this mark is about to be started, and not yet what came of it."""
+    return not intent.outcome and _decoder.decode(intent.undo).mark == mark
+
+
+def check(
+    intents: Iterable[IntentRow], processes: Iterable[ProcessRow], boots: Collection[int]
+) -> Iterator[str]:
+    """What must hold of the rows at every moment, as sentences about those of which it does not. `boots`: those that got
+    as far as a row of theirs. Rows that were deleted for their age are missed."""
+    rows = {(row.boot, row.process): row for row in processes}
+    newest = max(boots, default=0)
+    started = set()
+    for intent in intents:
+        undo = _decoder.decode(intent.undo)
+        of = (intent.boot, undo.process)
+        started.add(of)
+        if intent.id != (intent.boot << 32) + undo.process or undo.mark != f"{intent.boot}-{undo.process}":
+            yield f"intent {intent.id:#x} is of process {undo.process}, marked {undo.mark}"
+        if intent.outcome == DONE and (of not in rows or rows[of].server != undo.server):
+            yield f"intent {intent.id:#x} is settled, and no row says that {undo.server} was started"
+        if intent.outcome == FAILED and of in rows:
+            yield f"intent {intent.id:#x} came to nothing, and a row says that {undo.server} was started"
+        if not intent.outcome and intent.boot < newest:
+            yield f"intent {intent.id:#x} of boot {intent.boot} is open in boot {newest}"
+    yield from (f"process {process} of boot {boot} has no intent" for boot, process in rows.keys() - started)
+
+
+def kept(before: IntentRow, now: IntentRow) -> bool:
+    """Whether one row may follow the other: what came of a start is said once."""
+    return before.outcome in ("", now.outcome)

@@ -178,6 +178,9 @@ class Launching:
                 )
         node.parties[serving.number] = serving
         reach("start: spawned")
+        # Before its end can be told, and whatever comes of it: there is a process now.
+        started = node.store.batch("started").put(process_row(node, server, serving))
+        node.store.later(intents.settle(started, intent))
         for level, (output, _) in zip(("info", "error"), outputs, strict=True):
             node.soon(self._logs.read_output, server.name, process.pid, level, output)
         node.soon(attend, server, serving)
@@ -192,8 +195,6 @@ class Launching:
             await end_now(serving, f"it was not started: {why}")
             raise
         node.soon(self._conversation.hear, serving)
-        started = process_row(node, server, serving)
-        node.store.later(intents.settle(node.store.batch("started"), intent).put(started))
         return serving
 
     def _introduce(

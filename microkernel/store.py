@@ -43,6 +43,8 @@ class Store:
         """The keyspace of log lines."""
         self._state: State | None = None
         self._serves = False
+        self._losses = 0
+        """How often it was lost: who settles with one that was lost meanwhile does not say that it serves."""
         self._change = trio.Event()
         """Set at the next change of whether `state` serves."""
         self._ended = False
@@ -91,23 +93,30 @@ class Store:
                 await self._settle()
 
     async def _settle(self) -> None:
-        self._serves = True
-        self._changed()
-        for changes in list(self.journal.waiting.values()):
-            try:
-                await self._commit(changes)
-            except PeerFault:
-                return  # it stays in the journal
-            try:
-                self.journal.settle(changes.id)
-            except OSError:
-                return  # no room: it stays, and is committed again under its id, which changes nothing
+        """What waits is committed before the store takes anything else: behind what was decided since it would undo that."""
+        losses, tried = self._losses, set[bytes]()
+        try:
+            while left := [each for each in self.journal.waiting.values() if each.id not in tried]:
+                for changes in left:
+                    tried.add(changes.id)
+                    await self._commit(changes)
+                    with suppress(
+                        OSError
+                    ):  # no room: it stays, and is committed again, which changes nothing
+                        self.journal.settle(changes.id)
+        except PeerFault:
+            pass  # what was not committed stays in the journal
+        finally:
+            if losses == self._losses:
+                self._serves = True
+                self._changed()
         if self.journal.records > JOURNAL_RECORDS_MOST:
             with suppress(OSError):  # no room for a second one: it stays as long as it is
                 self.journal.compact()
 
     def lost(self) -> None:
         """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""
+        self._losses += 1
         self._serves = False
         self._changed()
         for scope in self._hurried:

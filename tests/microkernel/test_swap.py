@@ -2,13 +2,18 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from atoll.ipc.errors import DrainTimedOut, Incompatible, PeerDied
-from atoll.ipc.system.kernel import StartFailed, Swap
+from atoll.ipc.system.kernel import StartFailed, Swap, WrongState
+from atoll.ipc.system.records import KEYSPACE, ProcessRow, after, decode
+from atoll.microkernel.swap import Swaps
 
 from .nodes import PACKAGES, RealNode, booted, interface
 
@@ -188,3 +193,44 @@ def test_the_swapped_version_is_what_the_next_process_runs(tmp_path: Path) -> No
         with pytest.raises(PeerDied):
             counter.die.now()
         assert counter.taken.now() == 77
+
+
+async def test_a_server_that_crashes_while_its_readers_are_set_aside_is_not_swapped() -> None:
+    """Who asked is told so in a sentence."""
+    server: Any = SimpleNamespace(name="state", state="serving", serving=object())
+
+    class Readers:
+        @asynccontextmanager
+        async def aside(self, of: Any) -> AsyncIterator[None]:
+            of.state, of.serving = "restarting", None
+            yield
+
+    @asynccontextmanager
+    async def changing(of: Any) -> AsyncIterator[None]:
+        yield
+
+    nothing: Any = None
+    node: Any = SimpleNamespace(server=lambda name: server, changing=changing)
+    readers: Any = Readers()
+    swaps = Swaps(node, *(nothing,) * 6, readers, nothing)
+    with pytest.raises(WrongState, match="restarting"):
+        await swaps.swap(Swap(server="state"))
+
+
+def test_the_row_of_a_process_says_which_version_it_ran(tmp_path: Path) -> None:
+    """Also that of one which was swapped for another."""
+    with booted(tmp_path) as node, node.attach() as attached:
+        changed = version(tmp_path, "self.rows.local.get(key, 0)", "self.rows.local.get(key, 0) * 1")
+        done = attached.kernel.swap.now(Swap(server="counter", package=changed))
+        attached.kernel.swap.now(Swap(server="counter", version=done.old))
+        rows = attached.keyspace(KEYSPACE, ["read"])
+        while True:
+            found = rows.range.now(ProcessRow.key_of(), after(ProcessRow.key_of())).items
+            ran = [decode(ProcessRow, item.value or b"") for item in found]
+            ended = [row for row in ran if row.server == "counter" and row.ended][-2:]
+            if [row.exit for row in ended] == [
+                f"swapped for {done.new[:10]}",
+                f"swapped for {done.old[:10]}",
+            ]:
+                break
+        assert [row.version for row in ended] == [done.old, done.new]

@@ -253,3 +253,37 @@ async def test_a_row_that_the_store_refuses_takes_no_other_along(table: tuple[Ta
     await store.flush()
     assert set(state.rows.values()) == {row.value() for row in rows if row is not rows[7]}
     assert told == [1]
+
+
+async def test_what_waited_in_the_journal_does_not_overwrite_what_was_decided_since(
+    table: tuple[Table, Store],
+) -> None:
+    """An intent waits there, and what came of it is told later; both go to a store that serves again."""
+    state, store = table
+    store.lost()
+    before = EventRow(boot=1, sequence=2, time=1, kind="test", who="me", sentence="before")
+    await store.commit_or_keep(Batch(b"1", note="test").put(before).changes())
+    await store.commit_or_keep(Batch(b"2", note="test").put(event("old")).changes())
+    store.later(Batch(b"3", note="test").put(event("new")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.settle)
+        await state.asked.wait()
+        nursery.start_soon(store.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        state.answer.set()
+    await store.flush()
+    assert sorted(filter(None, state.rows.values())) == sorted([before.value(), event("new").value()])
+
+
+async def test_a_store_that_is_lost_while_what_waited_is_committed_does_not_serve(
+    table: tuple[Table, Store],
+) -> None:
+    state, store = table
+    store.lost()
+    await store.commit_or_keep(Batch(b"1", note="test").put(event("it was")).changes())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.settle)
+        await state.asked.wait()
+        store.lost()
+        state.answer.set()
+    assert not store.serves

@@ -15,7 +15,8 @@ import trio
 
 from atoll.ipc.runtime.describe import describe
 from atoll.ipc.serve import Serves
-from atoll.microkernel import boot, image_check
+from atoll.ipc.system.records import IntentRow, decode
+from atoll.microkernel import boot, image_check, intents
 from atoll.microkernel.image_check import Checked
 from atoll.microkernel.mechanisms import Mechanisms
 from atoll.microkernel.node import Node as KernelNode
@@ -105,13 +106,15 @@ class Node:
         return self.store if package == "state" else mechanisms.from_folder(package, folder, version)
 
     def intended(self, mark: str) -> bool:
-        """Whether the start of a process was written down."""
+        """Whether one row says that the process with this mark is about to be started: in the store, or in the journal."""
         assert self.node is not None
-        waiting = self.node.store.journal.waiting.values()
-        kept = any(
-            mark.encode() in (value or b"") for changes in waiting for value in changes.writes.values()
-        )
-        return kept or self.disk.holds(mark.encode())
+        changes = self.node.store.journal.waiting.values()
+        written = {key: value for each in changes for key, value in each.writes.items()}
+        waiting = [
+            decode(IntentRow, value) for key, value in written.items() if value and key[:1] == IntentRow.table
+        ]
+        found = {intent.id: intent for intent in (*self.disk.rows(IntentRow), *waiting)}
+        return sum(intents.starts(intent, mark) for intent in found.values()) == 1
 
     # doorbells ---------------------------------------------------------------------------------------------------
 

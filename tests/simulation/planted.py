@@ -12,9 +12,10 @@ from atoll.ipc.deferred import Deferred
 from atoll.ipc.durable.effects import Effects
 from atoll.ipc.runtime.loop import ServeLoop
 from atoll.ipc.system.state import Committed
-from atoll.microkernel import powers
+from atoll.microkernel import intents, powers
 from atoll.microkernel.authority import Authority
 from atoll.microkernel.capability_rows import write_made
+from atoll.microkernel.changes import Batch
 from atoll.microkernel.channels import Channel
 from atoll.microkernel.notices import RESTARTING
 from atoll.microkernel.powers import Powers
@@ -69,6 +70,16 @@ def no_intent() -> None:
     Store.commit_or_keep = keep  # type: ignore[method-assign]
 
 
+def outcome_without_rows() -> None:
+    """What came of a start is told, and that there is a process is not told with it."""
+    settle = intents.settle
+
+    def alone(batch: Batch, intent: Any, outcome: str = intents.DONE) -> Batch:
+        return settle(Batch(b"", "alone") if outcome == intents.DONE else batch, intent, outcome)
+
+    intents.settle = alone
+
+
 def answered_before_durable() -> None:
     """The store answers a group, then commits it."""
     flush = group.Group.flush
@@ -116,7 +127,7 @@ def effect_apart() -> None:
 PLANTED: dict[str, Callable[[], None]] = {
     plant.__name__: plant
     for plant in (
-        no_second_look, row_after_reply, row_stays, epoch_stays, no_intent, answered_before_durable, commits_forgotten,
-        entry_stays, entry_on_any_channel, effect_apart,
+        no_second_look, row_after_reply, row_stays, epoch_stays, no_intent, outcome_without_rows, answered_before_durable,
+        commits_forgotten, entry_stays, entry_on_any_channel, effect_apart,
     )
 }  # fmt: skip

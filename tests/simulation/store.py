@@ -9,11 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from atoll.ipc.serve import Serves
+from atoll.ipc.system.records import KEYSPACE, AnyRow, after, decode
+from atoll.ipc.system.state import absolute
+from atoll.servers.state import layout
 from atoll.servers.state.engine import Batch, Broken, Engine, Full
+from atoll.servers.state.keyspaces import Keyspaces
 from atoll.servers.state.memory_engine import MemoryEngine
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.ownership import settle_format
 from atoll.servers.state.server import Server
+from atoll.servers.state.versions import forward
 
 from .world import World
 
@@ -27,11 +32,17 @@ class Disk(MemoryEngine):
     def __init__(self, world: World) -> None:
         super().__init__(limit=1 << 26, reserve=1 << 20)
         self._world = world
-        self._written: list[bytes] = []
 
-    def holds(self, part: bytes) -> bool:
-        """Whether any value that was ever written has this in it."""
-        return any(part in value for value in self._written)
+    def rows(self, table: type[AnyRow]) -> list[AnyRow]:
+        """The kernel's rows of a table, as they are now."""
+        number = Keyspaces(self).by_name().get(KEYSPACE)
+        if number is None:
+            return []
+        start, end = absolute(number, table.key_of()), absolute(number, after(table.key_of()))
+        with self.snapshot() as snapshot:
+            found = forward(snapshot, start, end, layout.LAST)
+            values = [layout.value_of(snapshot, row, stored) for row, stored in found]
+        return [decode(table, value) for value in values if value is not None]
 
     def commit(self, batch: Batch, *, reserved: bool = False) -> None:
         world = self._world
@@ -46,7 +57,6 @@ class Disk(MemoryEngine):
             world.note("broken")
             raise Broken("fsync: Input/output error")
         super().commit(batch, reserved=reserved)
-        self._written += [value for rows in batch.puts.values() for _, value in rows]
         world.note("committed", b"".join(key + value for rows in batch.puts.values() for key, value in rows))
         world.pass_point("committed")
 
