@@ -20,7 +20,7 @@ from atoll.ipc.errors import AtollError, DecodeFaults
 from atoll.ipc.runtime.describe import Answer, Asked, Description, heard
 
 from .mechanisms import Process, Spawner
-from .processes import CannotConfine, Forge
+from .processes import CannotConfine, Forge, ZygoteDied
 from .protection import Bind, Confinement, Host, Limit, Subject, plan, probe
 from .versions import hash_of, interface_folders, readable_copy
 
@@ -47,7 +47,7 @@ async def describe_all(
     forge: Spawner, host: Host, packages: Mapping[str, Path], configs: Configs
 ) -> Descriptions:
     """By server: its description, with faults of its configuration (`configs`: per server and need), or a
-    sentence why there is none. All are asked at once. Raises `ZygoteDied`.
+    sentence why there is none. All are asked at once.
     """
     found: Descriptions = {}
 
@@ -121,7 +121,7 @@ async def _ask(forge: Spawner, host: Host, name: str, asked: Asked) -> Answer:
             descriptors={1: nowhere, 2: nowhere, SOCKET: theirs.fileno()},
             arguments=(SOCKET,),
         )
-    except CannotConfine as error:
+    except (CannotConfine, ZygoteDied) as error:
         ours.close()
         return Answer(fault=str(error))
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from .packages import Packages
 from .parties import KERNEL, Serving
 from .process_rows import process_row, protection_row
 from .server import Server
+from .slices import GroupFailed
 from .specs import from_load
 from .supervisor import Supervisor
 from .windows import Windows
@@ -162,7 +164,8 @@ class Life:
 
     async def _stop(self, server: Server, deadline: float, reason: str) -> None:
         if server.state == "frozen":
-            await self._thaw(server)
+            with suppress(GroupFailed):  # one that cannot end by itself is killed
+                await self._thaw(server)
         server.state, server.reason = "stopped", reason
         await self._supervisor.end(server, deadline, reason)
         server.state, server.reason = "stopped", reason
@@ -238,18 +241,18 @@ class Life:
     async def _halt(self, server: Server, serving: Serving) -> None:
         """Have it stand still, but not in the window between the check of a capability and the handler's first step:
         what was checked there would begin on thaw, whatever had been revoked meanwhile. One that always is there ends."""
-        group, caught = self._node.group(server), 0
+        caught = 0
         with trio.move_on_after(FREEZE_WITHIN):
             while True:
                 await self._windows.passed([serving], partial(self._take_its_time, server))
                 if server.state == "frozen":
                     break
-                await group.freeze()
+                await self._stand(server, still=True)
                 # Cannot be spared: a look at the window of who stands still, `serving.status.window() & 1`.
                 if serving.gone or not serving.status.window() & 1:
                     return
                 caught += 1
-                await group.thaw()
+                await self._stand(server, still=False)
         if server.state != "frozen":
             if caught < CAUGHT_OFTEN:
                 raise DeadlineExceeded("freeze", FREEZE_WITHIN)
@@ -269,8 +272,19 @@ class Life:
         """In place of freezing it: as one that died frozen it stays down."""
         if serving.process is not None:
             serving.process.kill()
-        await self._node.group(server).thaw()
+        with suppress(GroupFailed):
+            await self._stand(server, still=False)
         await serving.ended.wait()
+
+    async def _stand(self, server: Server, *, still: bool) -> None:
+        """Have its processes stand still, or go on. Raises `GroupFailed`."""
+        group = self._node.group(server)
+        try:
+            await (group.freeze() if still else group.thaw())
+        except OSError as error:
+            raise GroupFailed(
+                server.name, "frozen" if still else "let go on", error.strerror or str(error)
+            ) from error
 
     async def thaw(self, server: Server) -> None:
         """Let a frozen server go on: the row first, since this gives back what was taken."""
@@ -289,13 +303,18 @@ class Life:
         """A freeze that could not be carried through, or whose row may not be there, is none."""
         if server.state == "frozen":
             self._events.event("freeze failed", server.name, "it could not be recorded")
-        await self._thaw(server)
+        try:
+            await self._thaw(server)
+        except GroupFailed as failed:  # nobody knows whether it stands still, and its gate is shut
+            self._events.ended(server.name, str(failed))
+            if server.serving is not None and server.serving.process is not None:
+                server.serving.process.kill()
 
     async def _thaw(self, server: Server) -> None:
         """Nobody was in the window (see `_halt`): whatever its loop takes now, it checks now. A process that died meanwhile
         is another's care."""
         serving = server.serving
-        await self._node.group(server).thaw()
+        await self._stand(server, still=False)
         if serving is not None and server.serving is serving:
             serving.notice.gate(False)
             server.state, server.reason = "serving", ""

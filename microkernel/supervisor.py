@@ -103,10 +103,15 @@ class Supervisor:
 
     async def end_all_in(self, group: Group, of: str) -> None:
         """What a process left behind in its control group, whose it was alone."""
-        with trio.CancelScope(shield=True), trio.move_on_after(LEFT_END_WITHIN) as scope:
-            await group.end()
-        if scope.cancelled_caught:
-            self._events.event("left behind", of, "processes that it started do not end")
+        said = "processes that it started do not end"
+        with trio.CancelScope(shield=True), trio.move_on_after(LEFT_END_WITHIN):
+            try:
+                await group.end()
+                said = ""
+            except OSError as error:
+                said = f"processes that it started cannot be ended: {error.strerror}"
+        if said:
+            self._events.event("left behind", of, said)
 
     async def _keep_calls(self, server: Server, serving: Serving) -> None:
         """Put away what the process recorded of its calls and could not: the one that ended it is there."""
@@ -187,7 +192,8 @@ class Supervisor:
     async def _died_frozen(self, server: Server, exit: Exit) -> None:
         """Whoever froze it took its time away, and a restart would give it back: that is for a person to do."""
         self.give_up(server, f"its process {exit} while it was frozen: start it with `atoll restart`")
-        await self._node.group(server).thaw()
+        with suppress(OSError):  # it has ended, and what is left in there does not matter before a restart
+            await self._node.group(server).thaw()
 
     async def try_again(self, server: Server, before: Serving) -> None:
         """Restart after a crash; what does not come up counts as a crash, too."""
@@ -218,7 +224,8 @@ class Supervisor:
         serving.expected_end = reason
         server.down()
         if server.state == "frozen":
-            await self._node.group(server).thaw()
+            with suppress(OSError):  # one that cannot end by itself is killed
+                await self._node.group(server).thaw()
             serving.notice.gate(False)
         await ending.end(serving, reason, self._node.clock, deadline, KILL_AFTER)
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from . import hierarchy, io, v1, v2
-from .group import Group, Slices, kill_members
+from .group import Group, GroupFailed, Slices, kill_members
 from .limits import NODES_WEIGHT, IoClass, Limits, io_priority
 from .none import GroupOfProcesses
 from .v1 import GroupV1
@@ -17,6 +17,7 @@ from .v2 import GroupV2
 
 __all__ = [
     "Group",
+    "GroupFailed",
     "GroupOfProcesses",
     "IoClass",
     "Limits",

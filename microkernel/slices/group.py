@@ -7,11 +7,20 @@ from typing import Protocol
 
 import trio
 
+from atoll.ipc.errors import PeerFault
+
 from . import hierarchy
 from .limits import Limits
 
 LOOK_AGAIN = 0.001
 """Seconds between looks at a freezer or a group that is on its way to what was asked."""
+
+
+class GroupFailed(PeerFault):
+    template = "{server} could not be {what}: its control group refused ({reason}); `atoll doctor` says what this host gives"
+    server: str
+    what: str
+    reason: str
 
 
 class Group(Protocol):
@@ -41,7 +50,7 @@ class Group(Protocol):
         """How many of its processes the kernel killed because of its memory limit."""
 
     async def freeze(self) -> None:
-        """Stop all its processes where they are; returns when they stand still."""
+        """Stop all its processes where they are; returns when they stand still. Raises `OSError`, as the next two do."""
 
     async def thaw(self) -> None: ...
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
+from atoll.microkernel.changes import Batch
 from atoll.microkernel.connections import Connection
 from atoll.microkernel.gate import Gate
 
@@ -72,3 +74,28 @@ async def test_a_program_is_not_put_out_by_a_word_about_another(tmp_path: Path) 
             nursery.cancel_scope.cancel()
     connection.close()
     peer.close()
+
+
+@pytest.mark.parametrize("hung_up", [False, True], ids=["is put out", "detaches"])
+async def test_what_a_program_finds_shut_first(tmp_path: Path, hung_up: bool) -> None:
+    """One that is put out: its control socket. It takes a kernel for hostile that shuts a doorbell and keeps that open. One
+    that detaches: the channels, for the socket tells it that all was given up."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = Connection(ours)
+    connection.hung_up = hung_up
+    shut: list[bool] = []
+    made = gate(tmp_path)
+    node: Any = made._node
+    node.tree = SimpleNamespace(held_by=lambda holder: [])
+    node.store = SimpleNamespace(batch=lambda note: Batch(b"1", note), later=lambda batch: None)
+    node.boot, node.now = 1, lambda: 1
+    authority: Any = SimpleNamespace(leave=lambda party, session: shut.append(connection.closed))
+    party: Any = SimpleNamespace(
+        gone=False, connection=connection, holder="@1", close=connection.close, number=1, uid=0, pid=1, program="",
+        operator=False, since=0,
+    )  # fmt: skip
+    with theirs:
+        made._authority = authority
+        made._leave(party)
+    assert shut == [not hung_up]
+    assert connection.closed

@@ -15,7 +15,7 @@ from atoll.ipc.errors import AtollError, InternalFault, NodeDown, PeerMisbehaved
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.deliveries import Deliveries
 from atoll.ipc.system import control
-from atoll.ipc.system.kernel import Load, Swap, WrongState
+from atoll.ipc.system.kernel import Load, Slice, Swap, WrongState
 from atoll.microkernel.gate import HELLO_WITHIN
 
 from . import mechanisms
@@ -364,6 +364,9 @@ class Client:
         await trio.sleep(self.world.chance.uniform(0, 0.1))
         await program.kernel.thaw("counter")
 
+    async def limit(self, program: Program, counter: Any, teller: Any) -> None:
+        await program.kernel.set_slice("counter", Slice(processes=self.world.chance.randrange(10, 100)))
+
     async def look(self, program: Program, counter: Any, teller: Any) -> None:
         await program.kernel.ps()
         await program.kernel.caps()
@@ -380,6 +383,6 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
 C = Client
 ACTIONS: list[Any] = [
     *(C.add,) * 4, *(C.adds,) * 2, *(C.get,) * 2, *(C.ask_teller,) * 2, C.gather, C.muse, C.hurried, C.moody, C.listen,
-    *(C.lend,) * 3, C.lend_for_a_time, *(C.grant,) * 2, C.restart, *(C.swap,) * 2, C.load, C.stop, C.freeze, C.look,
+    *(C.lend,) * 3, C.lend_for_a_time, *(C.grant,) * 2, C.restart, *(C.swap,) * 2, C.load, C.stop, C.freeze, C.limit, C.look,
 ]  # fmt: skip
 """As often as they stand here."""

@@ -22,7 +22,7 @@ from atoll.ipc.system import control
 from atoll.microkernel import descriptions, processes
 from atoll.microkernel.mechanisms import Mechanisms
 from atoll.microkernel.peers import Refused
-from atoll.microkernel.processes import CannotConfine, Exit
+from atoll.microkernel.processes import CannotConfine, Exit, ZygoteDied
 from atoll.microkernel.protection import Host
 from atoll.microkernel.slices import Limits
 from atoll.microkernel.zygote import DESCRIPTORS_MOST
@@ -35,6 +35,8 @@ ABILITIES = Host(
 )  # fmt: skip
 SLOWEST = 0.01
 """Seconds that work in a thread takes at most."""
+RENEWED_WITHIN = 0.3
+"""Seconds that it takes at most until there is another fork server."""
 
 
 class Child(processes.Process):
@@ -96,6 +98,7 @@ class Spawner:
         handed = 1 + len(groups) + len(descriptors)
         if handed > DESCRIPTORS_MOST:
             raise CannotConfine(confinement.name, "handing over descriptors", "", f"{handed} are too many")
+        await self._outlive_the_forge()
         if world.chance.random() < world.faults.unspawned:
             world.note("not spawned")
             raise CannotConfine(confinement.name, "making the process", "", os.strerror(11))
@@ -111,6 +114,17 @@ class Spawner:
         self.children[process.pid] = process
         world.pass_point(f"spawned {confinement.name}")
         return Child(world, process)
+
+    async def _outlive_the_forge(self) -> None:
+        """What the fork server's death does to who asks it: `processes.Forge`."""
+        world = self.world
+        for _ in range(2):
+            if world.chance.random() >= world.faults.forge_dies:
+                return
+            world.note("the fork server dies")
+            await trio.sleep(world.chance.uniform(0.0, RENEWED_WITHIN))
+            self.renewed("was killed by signal 9")
+        raise ZygoteDied("was killed by signal 9")
 
     async def _serve(self, end: socket.socket) -> None:
         """What `ipc.runtime.launch.main` does."""
@@ -185,6 +199,12 @@ class Groups:
             if process.alive
         ]
 
+    def written(self, path: tuple[str, ...]) -> None:
+        """Something is written into a group's file. Raises `OSError`."""
+        if self._world.chance.random() < self._world.faults.ungrouped:
+            self._world.note(f"group {'/'.join(path)} does not take it")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     async def end(self, path: tuple[str, ...]) -> None:
         for process in self.living(path):
             self._world.kill(process)
@@ -205,7 +225,7 @@ class Groups:
 
 
 class Group:
-    """A control group: freezing works; limits are taken and hold nobody to anything."""
+    """A control group: freezing works; limits are taken, or not, and hold nobody to anything."""
 
     def __init__(self, groups: Groups, path: tuple[str, ...]) -> None:
         self.name = "/".join(path)
@@ -220,6 +240,10 @@ class Group:
         self._groups.join(self._path, pid)
 
     def limit(self, limits: Limits) -> list[str]:
+        try:
+            self._groups.written(self._path)
+        except OSError as error:
+            return [f"{self.name} did not take its limits: {error.strerror}"]
         return [
             f"{self.name} did not take {name!r}: {value}: {os.strerror(errno.EINVAL)}"
             for name, value in (("memory", limits.memory), ("pids", limits.pids))
@@ -245,11 +269,13 @@ class Group:
         await self._stand_still(False)
 
     async def _stand_still(self, frozen: bool) -> None:
+        self._groups.written(self._path)
         for process in self._groups.living(self._path):
             process.frozen = frozen
         await trio.lowlevel.checkpoint()
 
     async def end(self) -> None:
+        self._groups.written(self._path)
         await self._groups.end(self._path)
 
     def remove(self) -> list[str]:
@@ -286,9 +312,16 @@ class Watch:
 
     watcher = None
 
+    def __init__(self, world: World) -> None:
+        self._world = world
+
     def start(self) -> Any: ...
 
-    async def watch(self, number: int, process: Any) -> None: ...
+    async def watch(self, number: int, process: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._world.chance.random() < self._world.faults.unwatched:
+            self._world.note("not watched")
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def report(self) -> None: ...
 
@@ -387,6 +420,6 @@ def made(
     """All of it, for one boot."""
     spawner = Spawner(world, classes, intended)
     return Mechanisms(
-        spawner, Watch(), Slices(groups), ABILITIES, Clock(world), Chance(world), Doors(world, kernel),
+        spawner, Watch(world), Slices(groups), ABILITIES, Clock(world), Chance(world), Doors(world, kernel),
         Threads(world),
     )  # fmt: skip

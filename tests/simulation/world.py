@@ -246,6 +246,12 @@ class Faults:
         """The wall clock is set."""
         self.kernel = chance.random() < 0.6
         """The kernel may die, too."""
+        self.forge_dies = some(0.1)
+        """The fork server dies while it is asked: once, and the next one answers; or twice."""
+        self.unwatched = some(0.1)
+        """Nobody can be told to hear what the filter of a process refuses."""
+        self.ungrouped = some(0.2)
+        """A control group does not take what is written into it."""
 
 
 class World:

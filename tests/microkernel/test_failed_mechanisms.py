@@ -1,0 +1,91 @@
+"""What the kernel stands on fails: a control group that takes nothing, a fork server that dies twice over one request."""
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from atoll.microkernel.descriptions import describe_all
+from atoll.microkernel.life import Life
+from atoll.microkernel.processes import ZygoteDied
+from atoll.microkernel.protection import probe
+from atoll.microkernel.slices import GroupFailed
+from atoll.microkernel.supervisor import Supervisor
+
+from .nodes import PACKAGES
+
+
+class Refusing:
+    """A control group whose files take nothing."""
+
+    async def _refuse(self) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    freeze = thaw = end = _refuse
+
+
+class Events:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, str]] = []
+
+    def event(self, kind: str, who: str, sentence: str) -> None:
+        self.told.append((kind, who, sentence))
+
+    def ended(self, server: str, why: str) -> None:
+        self.event("ended", server, why)
+
+
+class Changing:
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+class Windows:
+    async def passed(self, servings: Any, late: Any) -> None: ...
+
+
+async def test_a_server_that_its_group_neither_freezes_nor_lets_go_is_ended() -> None:
+    """Its gate is shut by then: it would answer nobody any more. Whoever asked is told what failed."""
+    nothing: Any = None
+    killed: list[bool] = []
+    process = SimpleNamespace(kill=lambda: killed.append(True))
+    notice = SimpleNamespace(gate=lambda shut: None)
+    status = SimpleNamespace(window=lambda: 0)
+    serving = SimpleNamespace(gone=False, notice=notice, status=status, process=process)
+    server: Any = SimpleNamespace(name="counter", state="serving", serving=serving, reason="")
+    node: Any = SimpleNamespace(changing=lambda server: Changing(), group=lambda server: Refusing())
+    events: Any = Events()
+    windows: Any = Windows()
+    life = Life(node, events, *(nothing,) * 5, windows)
+    with pytest.raises(GroupFailed, match=r"counter could not be frozen: .*Input/output error"):
+        await life.freeze(server, "")
+    assert killed
+    assert [kind for kind, _, _ in events.told] == ["ended"]
+
+
+async def test_a_group_that_cannot_be_emptied_ends_no_kernel() -> None:
+    nothing: Any = None
+    events: Any = Events()
+    group: Any = Refusing()
+    await Supervisor(nothing, nothing, events, nothing, nothing).end_all_in(group, "counter")
+    ((kind, who, sentence),) = events.told
+    assert (kind, who) == ("left behind", "counter") and "Input/output error" in sentence
+
+
+class Dying:
+    async def spawn(self, *_: object, **__: object) -> None:
+        raise ZygoteDied("was killed by signal 9")
+
+
+async def test_a_package_that_no_fork_server_lives_to_describe_has_a_sentence_in_place_of_a_description() -> (
+    None
+):
+    forge: Any = Dying()
+    packages = {name: Path(PACKAGES / name) for name in ("counter", "teller")}
+    found = await describe_all(forge, probe(), packages, {})
+    assert {type(each) for each in found.values()} == {str}
+    assert all("the fork server ended twice" in str(each) for each in found.values())
