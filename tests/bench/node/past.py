@@ -79,6 +79,8 @@ def _until_gone(store: State, clients: "Clients") -> Iterator[float]:
     """Blocks, one after the other, until no version is left that was old before the first: they go in the order in which
     they were replaced."""
     removed = store.horizon.now().versions
+    if removed >= OLD:
+        raise RuntimeError(f"all {OLD:,} old versions were removed before the last round")
     while removed < OLD:
         yield clients.p99()
         before, removed = removed, store.horizon.now().versions
