@@ -187,13 +187,14 @@ class Growth:
         assert node.kernel is not None
         self._state: Any = me.open("state", State)
         servers = {row.server: row.pid for row in me.kernel.ps.now() if "reader" not in row.server}
-        self.used = {name: Used(pid) for name, pid in (servers | {"kernel": node.kernel.pid}).items()}
+        self._processes = servers | {"kernel": node.kernel.pid}
+        self.used = {name: Used() for name in self._processes}
         self.pages: list[int] = []
         self.file: list[int] = []
 
     def look(self) -> None:
-        for each in self.used.values():
-            each.look()
+        for name, each in self.used.items():
+            each.look(self._processes[name])
         statistics_ = self._state.statistics.now()
         self.pages.append(statistics_["used"])
         self.file.append(statistics_["file"])
