@@ -282,11 +282,13 @@ class ServeLoop:
             async with trio.open_nursery() as nursery:
                 self._tasks.opened(nursery)
                 task_status.started()
-                await self._serve()
+                try:
+                    await self._serve()
+                finally:
+                    INLINE.read = None  # tasks go on until they are cancelled, each for its own call
                 nursery.cancel_scope.cancel()
         finally:
             trio.lowlevel.remove_instrument(self._runnable)
-            INLINE.read = None
 
     def _stir(self) -> None:
         """trio has something to do."""

@@ -1,10 +1,13 @@
 """Whose call is in hand where a server's loop does what no call of the moment asks of it. (Raw cffi.)"""
 
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import trio
 
-from atoll.ipc import Deferred, Interface, Serves, call
+from atoll.ipc import Deferred, Interface, Serves, call, stream
 from atoll.ipc.context import current_or_none
 from atoll.ipc.errors import WouldBlock
 from atoll.ipc.participation import when
@@ -72,6 +75,10 @@ class AsksServer(Serves[Asks]):
         return self._idle
 
 
+def _write(path: str, text: str) -> None:
+    Path(path).write_text(text)
+
+
 def _in_hand() -> str:
     call = current_or_none()
     return "none" if call is None else call.method
@@ -109,3 +116,52 @@ def test_a_server_is_idle_for_no_call() -> None:
         while len(found := served.proxies[0].idle.now()) < 3:
             pass
         assert set(found) == {"none"}
+
+
+class Ends(Interface):
+    @stream("use")
+    def told(self, path: str) -> int:
+        """Writes to that file whose call is in hand when this server ends."""
+
+    @call("use")
+    def waits(self) -> bool:
+        """Whether `told` has come as far as it does before that."""
+
+    @call("use")
+    def end(self) -> None: ...
+
+
+class EndsServer(Serves[Ends]):
+    def __init__(self) -> None:
+        self._ends = trio.Event()
+
+    @Ends.told.serve
+    async def told(self, path: str) -> AsyncIterator[int]:
+        await self._ends.wait()
+        _write(path, _in_hand())
+        yield 1
+
+    @Ends.waits.serve
+    def waits(self) -> bool:
+        return bool(self._ends.statistics().tasks_waiting)
+
+    @Ends.end.serve
+    def end(self) -> None:
+        self._ends.set()
+        raise SystemExit("it has to")
+
+
+def test_what_still_runs_when_a_handler_ends_its_server_runs_for_its_own_call(tmp_path: Path) -> None:
+    """It ran with the badge and the rights of whoever made that call: a watch at a store whose disk had failed began for
+    the kernel, and told a client of everybody's rows."""
+    found = tmp_path / "found"
+    found.touch()
+    with serving(EndsServer, clients=2) as served:
+        watching, ending = served.proxies
+        watching.told.now(str(found))
+        while not ending.waits.now():
+            pass
+        ending.end.start()
+        while not found.read_text():
+            pass
+        assert found.read_text() == "Ends.told"
