@@ -1,5 +1,6 @@
 """gRPC (grpcio, blocking stub, one worker thread) over a Unix socket; its payload is the same MessagePack."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from ..payload import NUMBER, TEXT, decode_reply, decode_request, encode, handle
 from ..placement import Placement
 
 SERVICE, METHOD = "bench.Peer", "exchange"
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+"""Before it is imported. Its handlers would run in each later child of this process, between the fork and the exec, with
+their descriptors closed already: one that started PostgreSQL's benchmark was aborted by them."""
 
 
 @contextmanager
