@@ -93,19 +93,15 @@ class Store:
                 await self._settle()
 
     async def _settle(self) -> None:
-        """What waits is committed before the store takes anything else: behind what was decided since it would undo that."""
+        """What waits is committed before the store takes anything else, as far as it takes it."""
         losses, tried = self._losses, set[bytes]()
         try:
             while left := [each for each in self.journal.waiting.values() if each.id not in tried]:
                 for changes in left:
                     tried.add(changes.id)
-                    await self._commit(changes)
-                    with suppress(
-                        OSError
-                    ):  # no room: it stays, and is committed again, which changes nothing
-                        self.journal.settle(changes.id)
+                    await self._commit_waiting(changes)
         except PeerFault:
-            pass  # what was not committed stays in the journal
+            pass  # what was not committed stays in the journal: nothing newer of its rows goes before it
         finally:
             if losses == self._losses:
                 self._serves = True
@@ -180,6 +176,18 @@ class Store:
         self._owed.difference_update(changes.writes)
 
     async def _commit(self, changes: Changes) -> int:
+        """What waits in the journal of the same rows goes first: later it would undo this. Raises what either raises."""
+        for older in list(self.journal.waiting.values()):
+            if older.id != changes.id and not older.writes.keys().isdisjoint(changes.writes):
+                await self._commit_waiting(older)
+        return await self._send(changes)
+
+    async def _commit_waiting(self, changes: Changes) -> None:
+        await self._send(changes)
+        with suppress(OSError):  # no room: it stays, and is committed again, which changes nothing
+            self.journal.settle(changes.id)
+
+    async def _send(self, changes: Changes) -> int:
         if not changes.writes:
             return 0
         call = current_or_none()

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from atoll.ipc.errors import AtollError, PeerDied
+from atoll.ipc.errors import AtollError, Overloaded, PeerDied
 from atoll.ipc.system.records import EventRow
 from atoll.ipc.system.state import StoreFull, Write
 from atoll.microkernel.changes import Batch
@@ -273,6 +273,49 @@ async def test_what_waited_in_the_journal_does_not_overwrite_what_was_decided_si
         state.answer.set()
     await store.flush()
     assert sorted(filter(None, state.rows.values())) == sorted([before.value(), event("new").value()])
+
+
+@pytest.mark.parametrize("fault", [StoreFull("the store", 2, 1), Overloaded("state")], ids=["full", "busy"])
+async def test_what_was_refused_and_waits_on_goes_before_what_is_decided_on_the_same_row(
+    table: tuple[Table, Store], fault: AtollError
+) -> None:
+    """The store serves although it had no room for it. While it still has none, nothing newer takes its place either."""
+    state, store = table
+    store.lost()
+    await store.commit_or_keep(Batch(b"1", note="test").put(event("old")).changes())
+    state.answer.set()
+    state.fault, state.only = fault, event("old").value()
+    await store.settle()
+    assert store.serves
+    others = EventRow(boot=1, sequence=2, time=1, kind="test", who="me", sentence="other")
+    await store.commit(Batch(b"2", note="test").put(others).changes())
+    newer = Batch(b"3", note="test").put(event("new")).changes()
+    with pytest.raises(type(fault)):
+        await store.commit(newer)
+    assert list(state.rows.values()) == [others.value()]
+    state.fault = None
+    await store.commit(newer)
+    assert not store.journal.waiting
+    await store.settle()
+    assert sorted(filter(None, state.rows.values())) == sorted([event("new").value(), others.value()])
+
+
+async def test_rows_that_nobody_waits_for_do_not_go_before_what_waits_of_them(
+    table: tuple[Table, Store],
+) -> None:
+    state, store = table
+    store.lost()
+    await store.commit_or_keep(Batch(b"1", note="test").put(event("old")).changes())
+    state.answer.set()
+    state.fault, state.only = Overloaded("state"), event("old").value()
+    await store.settle()
+    store.later(Batch(b"2", note="test").put(event("new")))
+    await store.flush()
+    assert not state.rows
+    state.fault = None
+    await store.flush()
+    await store.settle()
+    assert list(state.rows.values()) == [event("new").value()]
 
 
 async def test_a_store_that_is_lost_while_what_waited_is_committed_does_not_serve(
