@@ -72,7 +72,6 @@ class Life:
         named = needs.named_keyspaces(server)
         needs.complete(server)
         needs.as_private(server, node.image.keyspace)
-        needs.undisclosed(server, node.servers.values())
         needs.known(named, node.keyspaces)
         self._packages.check_level(server, spec.level, version)
         batch = node.store.batch(f"load {server.name}")
@@ -80,6 +79,9 @@ class Life:
         write_change(batch, (), configurations(server.spec, description))
         async with server.changing:  # from before others can name it: they wait until it is loaded, or is not
             self._free(what.server)
+            needs.undisclosed(
+                server, node.servers.values()
+            )  # with the last step: nobody else comes in between
             node.servers[server.name] = server
             self._authority.interfaces[server.name] = [offer.name for offer in description.interfaces]
             try:

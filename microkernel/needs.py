@@ -180,7 +180,7 @@ def undisclosed(server: Server, servers: Iterable[Server]) -> None:
         if isinstance(bound, ServerBinding)
     ]
     recorded = [name for name, each in known.items() if each.spec.record]
-    private = {name for name, each in known.items() if each.description.keeps_private}
+    private = {name for name, each in known.items() if each.keeps_private}
     for way in disclosure.ways(edges, recorded, private):
         if server.name in way.servers:
             raise BadRequest(

@@ -36,6 +36,8 @@ class Server:
     def __init__(self, spec: Spec, description: Description, version: Version) -> None:
         self.spec = spec
         self.description = description
+        self.replaced: Description | None = None
+        """While it is swapped what its version said of itself that runs until then, and goes on if the swap is refused."""
         self.version = version
         self.offered: tuple[control.Described, ...] = ()
         """As the latest process said it, with schemas."""
@@ -81,6 +83,11 @@ class Server:
     def keeps_secrets(self) -> bool:
         """Whether it has keys, or what they open, in its memory."""
         return self.name == KEYS or self.description.keeps_private
+
+    @property
+    def keeps_private(self) -> bool:
+        """Whether it has a private keyspace, also in a version that it may go back to."""
+        return any(each is not None and each.keeps_private for each in (self.description, self.replaced))
 
     @property
     def start(self) -> Literal["zygote", "exec"]:

@@ -137,7 +137,7 @@ class _Swap:
         server.spec = msgspec.structs.replace(
             server.spec, version=version.hash, package=version.package, level=level
         )
-        server.description = description
+        server.description, server.replaced = description, server.description
         batch = node.store.batch(f"swap {server.name}")
         new: Serving | None = None
         committed = False
@@ -163,6 +163,8 @@ class _Swap:
             with trio.CancelScope(shield=True):
                 await self._roll_back(new, version, level, committed, _why(error))
             raise
+        finally:
+            server.replaced = None
         return await self._settle(new, version, plan, handed_over, died)
 
     # before the old one is touched --------------------------------------------------------------------------
