@@ -48,6 +48,9 @@ class Store:
         self._change = trio.Event()
         """Set at the next change of whether `state` serves."""
         self._ended = False
+        self._turn = trio.StrictFIFOLock()
+        """Of commits that wait for the store. They go in the order in which they were decided, and nothing newer before
+        them: of one row the last decision stands."""
         self._hurried: set[trio.CancelScope] = set()
         """Commits of what may wait in the journal as well: they do not wait for a store that is down."""
         self.gave_up: Callable[[int], None] = lambda count: None
@@ -134,10 +137,9 @@ class Store:
             with self._instead(changes):
                 self.journal.wait(changes)
             return 0
-        while not self._serves:
-            if self._ended:
-                raise NodeDown()
-            await self._change.wait()
+        if not self._serves or self._turn.locked():
+            async with self._turn:
+                await self._until_it_serves()
         with trio.CancelScope(shield=True), self._instead(changes):
             return await self._commit(changes)
         raise AssertionError("a shielded scope is not cancelled")

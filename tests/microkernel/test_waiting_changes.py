@@ -2,7 +2,7 @@
 where the store dies while it is asked to make rows of them."""
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import trio.testing
 from atoll.ipc.errors import AtollError, Overloaded, PeerDied
 from atoll.ipc.system.records import EventRow
 from atoll.ipc.system.state import StoreFull, Write
-from atoll.microkernel.changes import Batch
+from atoll.microkernel.changes import Batch, Changes
 from atoll.microkernel.journal import create
 from atoll.microkernel.store import Store
 
@@ -93,6 +93,7 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: dict[bytes, bytes | None] = {}
+        self.sent: list[bytes | None] = []
         self.asked, self.answer = trio.Event(), trio.Event()
         self.fault: AtollError | None = None
         self.only = b""
@@ -103,6 +104,7 @@ class Table:
         await self.answer.wait()
         if self.fault is not None and (not self.only or self.only in [write.value for write in writes]):
             raise self.fault
+        self.sent += [write.value for write in writes]
         self.rows |= {write.key: write.value for write in writes}
         return self
 
@@ -148,6 +150,39 @@ async def test_a_row_that_was_on_its_way_when_the_store_died_does_not_come_back_
     await store.settle()
     await store.flush()
     assert list(state.rows.values()) == [event("new").value()]
+
+
+async def test_what_waits_for_the_store_is_committed_in_the_order_in_which_it_was_decided(
+    table: tuple[Table, Store],
+) -> None:
+    """A capability that was made and revoked meanwhile is not to come back, nor is a load to be undone that came after the
+    one that failed. The event loop wakes whoever waits in any order, and after whoever comes right then."""
+    state, store = table
+    state.answer.set()
+    store.lost()
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            made = Batch(b"%d" % number, note="test").put(event(f"{number}"))
+            nursery.start_soon(store.commit, made.changes())
+            await trio.testing.wait_all_tasks_blocked()
+        given_up = trio.CancelScope()
+        nursery.start_soon(
+            _within, given_up, store.commit, Batch(b"3", note="test").put(event("3")).changes()
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(store.commit, Batch(b"4", note="test").put(event("4")).changes())
+        await trio.testing.wait_all_tasks_blocked()
+        given_up.cancel()
+        await store.settle()
+        await store.commit(Batch(b"5", note="test").put(event("5")).changes())
+    assert state.sent == [event(each).value() for each in "01245"]
+
+
+async def _within(
+    scope: trio.CancelScope, commit: Callable[[Changes], Awaitable[int]], changes: Changes
+) -> None:
+    with scope:
+        await commit(changes)
 
 
 async def test_a_commit_that_fails_leaves_what_waited(table: tuple[Table, Store]) -> None:
