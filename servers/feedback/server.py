@@ -122,7 +122,7 @@ class Server(Serves[Feedback]):
         self._rules = Rules(config.roles, bounds)
         self.rows.keep_remote()
         self._stored = {row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0")}
-        """Tasks that have a row for sure; of one that is not here the store is asked."""
+        """Tasks that had a row, which only a roll-back of the keyspace takes; of one that is not here the store is asked."""
         self._raters = Raters()
         self._appointments = Keyspace[Appointed](
             self.rows.state, Appointed, boot=self.rows.boot, prefix=rater_key("").encode(), view=self._raters
@@ -222,8 +222,9 @@ class Server(Serves[Feedback]):
                     for key, each in words.items():
                         private.put(key, each)
             tasks = {group.task for group in groups}
-            for task in tasks - self._stored:
-                tx.put(task_key(task), Known())
+            for task in tasks:
+                if task not in self._stored or await tx.get(task_key(task)) is None:
+                    tx.put(task_key(task), Known())
         self._stored |= tasks
         return Receipt(batch.id, tx.revision or 0, len(batch.records), repeated=False)
 

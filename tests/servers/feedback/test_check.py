@@ -141,3 +141,18 @@ def test_a_hundred_problems_are_told_and_the_others_counted(node: Harmed) -> Non
         node.put(f"set/film/rating/1/x/{number:04d}", segment)
     told = node.problems()
     assert (len(told), told[-1]) == (101, "and 20 more")
+
+
+def test_a_task_that_was_rolled_back_with_the_keyspace_is_there_with_the_next_batch(node: Harmed) -> None:
+    """`atoll rollback` writes rows as they were, and what the server remembers of them is its own affair."""
+    [ref] = node.storage.put_many.now([b"a play"])
+    batch = Batch("first", [rating(ref, 1.0, task="play")])
+    before = node.feedback.head.now()
+    done = node.feedback.submit.now(batch).revision
+    keys = {item.key for change in node.rows.state.changes.now(before, done) for item in change.items}
+    node.rows.state.commit.now([Write(key) for key in keys])
+    node.feedback.submit.now(structs.replace(batch, id="second"))
+    assert [stored.batch for stored in node.feedback.records.now() if stored.record.task == "play"] == [
+        "second"
+    ]
+    assert node.problems() == []
