@@ -23,6 +23,8 @@ from .when import clock, moment
 Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1)]
 
 
+VERSIONS_MOST = 10_000
+"""Versions of a key that the store tells in one call."""
 LOOKED_AT = 1000
 """Keys among which the nearest one is sought."""
 
@@ -131,11 +133,26 @@ def history(
     raw, when = key_of(key), moment(at)
     with opened(keyspace, node) as state:
         newest = revision(state, when)
-        kept = [shown(item) for item in state.history.now(raw, limit) if item.revision <= newest]
+        kept = [shown(item) for item in versions(state, raw, limit, newest)]
         if not kept:
             then = f" as of {at}" if at else ""
             raise absent(state, f"kept version in {keyspace}{then} of the key", keyspace, key)
     printing.rows(kept, ITEMS, as_json, "")
+
+
+def versions(state: State, key: bytes, limit: int, upto: int) -> list[Item]:
+    """The last versions of a key up to a revision, newest first. The store tells of the newest ones that there are, so more
+    is asked for until those that came later are behind."""
+    asked = limit
+    while True:
+        found = state.history.now(key, asked)
+        kept = [item for item in found if item.revision <= upto]
+        if len(kept) >= limit or len(found) < asked:
+            return kept[:limit]
+        if asked >= VERSIONS_MOST:
+            expected = "a moment after which the key was written less often, or a lower --limit"
+            raise BadRequest(where="--at", expected=expected, got=f"{len(found) - len(kept)} versions since")
+        asked = min(asked * 4, VERSIONS_MOST)
 
 
 def watch(

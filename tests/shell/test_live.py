@@ -138,6 +138,7 @@ def test_any_moment_is_read_again(tally: Shell) -> None:
     assert tally.said("get", "tally.rows", "rain", "--at", moment) == "2\n"
     assert [row["value"] for row in tally.json("range", "tally.rows", "--at", str(older["revision"]))] == [2]
     assert len(tally.json("history", "tally.rows", "rain", "--at", moment)) == 1
+    assert len(tally.json("history", "tally.rows", "rain", "--at", moment, "--limit", "1")) == 1
     assert tally.json("range", "tally.rows", "--prefix", "sun") == []
     before = str(older["revision"] - 1)
     assert "'rain'" in tally.refused(exits.NOT_FOUND, "get", "tally.rows", "rain", "--at", before)
