@@ -274,7 +274,7 @@ class Powers:
             expected = f"seconds up to {LONGEST:.0f}, 0 for no bound of its own"
             raise BadRequest(where="expires", expected=expected, got=str(expires))
         if not expires:
-            return NEVER
+            return held.expiry  # also of what is made from an ancestor of it, which may live longer
         asked = self._node.lived() + int(expires * 1e9)
         return asked if held.expiry == NEVER else min(asked, held.expiry)
 

@@ -154,6 +154,20 @@ def test_a_capability_expires(node: RealNode) -> None:
             _until_it_fails(reader)
 
 
+def test_a_lasting_grant_ends_no_later_than_what_it_was_granted_from(node: RealNode) -> None:
+    """It is made from what lasts, since a person's own capability goes when they detach; with the term of theirs."""
+    with node.attach() as attached:
+        opened = attached.kernel.open.now("counter", "Counter")
+        short = attached.kernel.derive.now(opened.number, None, 3600.0)
+        minted = attached.kernel.mint.now(opened.number, 42, None, 3600.0)
+        for held in (short, minted):
+            made = attached.kernel.grant.now(held, "teller", ["read"])
+            rows = {row.number: row for row in attached.kernel.caps.now("counter")}
+            assert rows[made].lasting
+            assert rows[made].expires == rows[held].expires > 0
+            assert attached.kernel.revoke.now(made) == 1
+
+
 def _until_it_fails(reader: Any) -> None:
     while True:
         reader.get.now("x")
