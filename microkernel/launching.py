@@ -133,7 +133,7 @@ class Launching:
         serving.started = node.now()
         serving.version, serving.plan = version.hash, plan
         mark = f"{node.boot}-{serving.number}"
-        undo = intents.EndProcess(server=server.name, process=serving.number, mark=mark)
+        undo = intents.EndProcess(server=serving.serves, process=serving.number, mark=mark)
         intent = intents.intend(node.boot, serving.number, undo, node.now())
         entrances: list[int] = []
         try:

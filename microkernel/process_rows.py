@@ -12,7 +12,7 @@ from .server import Server
 def process_row(node: Node, server: Server, serving: Serving) -> ProcessRow:
     """The row of a process as it runs."""
     return ProcessRow(
-        boot=node.boot, process=serving.number, server=server.name, version=serving.version,
+        boot=node.boot, process=serving.number, server=serving.serves, version=serving.version,
         pid=serving.pid, started=serving.started, uid=node.uid(server) or os.geteuid(),
     )  # fmt: skip
 

@@ -161,6 +161,7 @@ class ProcessRow(Row, frozen=True, kw_only=True):
     boot: int
     process: int
     server: str
+    """As it is called in `atoll ps`: a reader of the store has a name of its own."""
     version: str
     pid: int
     started: int

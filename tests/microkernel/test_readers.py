@@ -19,11 +19,14 @@ from atoll.ipc.attach import Node as Attached
 from atoll.ipc.client.reading import Reads
 from atoll.ipc.errors import NotAllowed, Revoked
 from atoll.ipc.proxy import DEFAULTS, bind, transport_of
+from atoll.ipc.system import records
 from atoll.ipc.system.kernel import ProcessRow, Swap
+from atoll.ipc.system.records import KEYSPACE, LOG
 from atoll.ipc.system.state import State, Write
 from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand, Reader, Readers
 from atoll.microkernel.slices import choose
 from atoll.microkernel.supervisor import Supervisor
+from atoll.servers.shell.then import Then
 
 from .nodes import PACKAGES, RealNode, booted, groups_of, interface, wait_for_end
 
@@ -564,3 +567,17 @@ async def test_what_a_reader_left_behind_and_does_not_end_holds_up_nobody(
         await readers.attend(server, serving)
     assert serving.ended.is_set()
     assert said == ["left behind: state.reader-1"]
+
+
+def test_the_store_as_of_a_moment_is_its_writer(tmp_path: Path) -> None:
+    with node_with_readers(tmp_path) as node, node.attach() as me:
+        reader = with_reader(me, me.keyspace("ledger"))
+        writer = next(row for row in me.kernel.ps.now() if row.server == "state")
+        kernel, log = me.keyspace(KEYSPACE, ["read", "history"]), me.keyspace(LOG, ["read"])
+        while True:
+            then = Then(kernel, log, kernel.head.now())
+            rows = {row.pid: row.server for row in then.rows(records.ProcessRow, then.boot.epoch)}
+            if reader.pid in rows:  # nobody waits for its row
+                break
+        assert rows[reader.pid] == reader.server
+        assert [was.pid for was in then.servers() if was.server == "state"] == [writer.pid]
