@@ -174,9 +174,10 @@ class Life:
 
     async def _remember(self, server: Server, *, stopped: bool) -> None:
         node = self._node
-        server.spec = msgspec.structs.replace(server.spec, stopped=stopped)
+        spec = msgspec.structs.replace(server.spec, stopped=stopped)
         batch = node.store.batch(f"{'stop' if stopped else 'restart'} {server.name}")
-        await node.store.commit(batch.put(server.spec.row()).changes())
+        await node.store.commit(batch.put(spec.row()).changes())
+        server.spec = spec  # not before: a restart that is asked for again has its row to write yet
 
     async def restart(self, server: Server, deadline: float) -> None:
         """Stop a server, if it runs, and start its version anew."""

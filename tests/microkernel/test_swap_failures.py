@@ -354,27 +354,47 @@ def test_a_need_that_was_taken_back_in_a_swap_keeps_the_old_version_as_it_was(tm
 
 
 COMMIT = '        badge = self._writing("commit", current().badge)\n'
-REFUSES_ONCE = """        if note == "swap refused" and not hasattr(self, "refused"):
+REFUSES_ONCE = """        if note == "{note}" and not hasattr(self, "refused"):
             from atoll.ipc.system.state import StoreFull
             self.refused = True
             raise StoreFull("the store", 2, 1)
 """
 
 
+def full_once(folder: Path, note: str) -> str:
+    """A version of the store that has no room for the first commit with a note."""
+    assert store_package.__file__ is not None
+    full = folder / "full" / "state"
+    shutil.copytree(Path(store_package.__file__).parent, full, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (full / "server.py").read_text()
+    assert COMMIT in text
+    (full / "server.py").write_text(text.replace(COMMIT, REFUSES_ONCE.format(note=note) + COMMIT, 1))
+    return str(full)
+
+
+def test_a_restart_that_the_store_had_no_room_for_is_remembered_the_next_time(tmp_path: Path) -> None:
+    full = full_once(tmp_path, "restart counter")
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.kernel.swap.now(Swap(server="state", package=full))
+            attached.kernel.stop.now("counter")
+            with pytest.raises(AtollError, match="StoreFull"):
+                attached.kernel.restart.now("counter")
+            assert attached.kernel.restart.now("counter").state == "serving"
+        assert node.stop() == 0
+        node.boot()
+        assert row_of(node).state == "serving"
+
+
 def test_a_version_that_is_taken_back_while_the_store_is_full_does_not_run_after_the_next_boot(
     tmp_path: Path,
 ) -> None:
     """The row that names it was committed, and the one that takes it back is refused at first."""
-    assert store_package.__file__ is not None
-    full = tmp_path / "full" / "state"
-    shutil.copytree(Path(store_package.__file__).parent, full, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (full / "server.py").read_text()
-    assert COMMIT in text
-    (full / "server.py").write_text(text.replace(COMMIT, REFUSES_ONCE + COMMIT, 1))
+    full = full_once(tmp_path, "swap refused")
     with booted(tmp_path) as node:
         before = row_of(node).version
         with node.attach() as attached:
-            attached.kernel.swap.now(Swap(server="state", package=str(full)))
+            attached.kernel.swap.now(Swap(server="state", package=full))
             rows = attached.keyspace(KEYSPACE, ["read", "history"])
             hangs = version(tmp_path, *FAILURES["hang after ready"])
             with pytest.raises(StartFailed):
