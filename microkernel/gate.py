@@ -238,9 +238,19 @@ class Gate:
                     )
                 )
             party.session.update(capability.id for capability in made)
+            self._tell(party, connection, port, tuple(given))
         except BaseException:
             self._leave(party)
             raise
+        self._events.capabilities(made, None)
+        node.store.later(node.store.batch("attach").put(self._row(party)))
+        return party
+
+    def _tell(
+        self, party: Attached, connection: Connection, port: control.Port, given: tuple[control.Given, ...]
+    ) -> None:
+        """`Welcome`, and the channels that it announces. Raises `OSError`, `PeerMisbehaved`."""
+        node = self._node
         calls = node.channels.of_client(party)
         kernel = node.doors.own()
         try:
@@ -248,7 +258,7 @@ class Gate:
             connection.send(
                 control.Welcome(
                     node=node.place.name, folder=str(node.place.folder), boot=node.boot, attachment=party.number,
-                    operator=party.operator, port=port, given=tuple(given), channels=len(calls),
+                    operator=party.operator, port=port, given=given, channels=len(calls),
                 ),
                 (party.notice.memory.descriptor, kernel),
             )  # fmt: skip
@@ -256,9 +266,6 @@ class Gate:
             os.close(kernel)
         for channel in calls:
             connection.send(*channel.opening(as_client=True))
-        self._events.capabilities(made, None)
-        node.store.later(node.store.batch("attach").put(self._row(party)))
-        return party
 
     def _may(self, party: Attached, may: May | MayRead, account: str) -> Capability:
         node = self._node

@@ -1,5 +1,6 @@
 """The attach socket's tasks, when descriptors' numbers pass on to others."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -10,9 +11,13 @@ import pytest
 import trio
 import trio.testing
 
+from atoll.ipc.system.control import Hello
+from atoll.microkernel.accounts import Ledger
+from atoll.microkernel.capabilities import Tree
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.connections import Connection
 from atoll.microkernel.gate import Gate
+from atoll.microkernel.parties import KERNEL
 
 
 def gate(folder: Path) -> Gate:
@@ -99,3 +104,29 @@ async def test_what_a_program_finds_shut_first(tmp_path: Path, hung_up: bool) ->
         made._leave(party)
     assert shut == [not hung_up]
     assert connection.closed
+
+
+async def test_a_program_that_cannot_be_welcomed_is_no_party(tmp_path: Path) -> None:
+    """The kernel is short of descriptors where it would hand over its own pidfd."""
+    made, left = gate(tmp_path), list[Any]()
+    node: Any = made._node
+    node.ledger, node.parties, node.number, node.now = Ledger(), {}, lambda: 1, lambda: 1
+    node.tree = Tree(1, node.ledger)
+    node.tree.offer(KERNEL, "Kernel", ("observe", "operate", "serve"))
+    node.channels = SimpleNamespace(of_client=lambda party: [])
+
+    def own() -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    node.doors = SimpleNamespace(own=own)
+    authority: Any = SimpleNamespace(
+        admit=lambda capability, party: None, leave=lambda party, session: left.extend(session)
+    )
+    made._authority = authority
+    peer: Any = SimpleNamespace(pid=1, uid=0, program="")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = Connection(ours)
+    with theirs, pytest.raises(OSError, match="Too many open files"):
+        made._enter(peer, None, connection, Hello(name="program"))
+    assert left == [held.id for held in node.tree.held_by("@1")] != []
+    connection.close()
