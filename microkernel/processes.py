@@ -5,6 +5,7 @@ reports into a `Process` or a sentence.
 """
 
 import array
+import errno
 import fcntl
 import os
 import signal
@@ -266,6 +267,9 @@ class Forge:
         reply = from_zygote.decode(packet)
         if isinstance(reply, NotSpawned):
             raise CannotConfine(spawn.confinement.name, "making the process", "", os.strerror(reply.error))
+        if not received:  # the kernel has no descriptor left for it: nobody could tell its end
+            _end_child(reply.pid)
+            raise CannotConfine(spawn.confinement.name, "taking its pidfd", "", os.strerror(errno.EMFILE))
         made = Process(spawn.confinement.name, reply.pid, received[0])
         self._children = [child for child in self._children if child.exit is None] + [made]
         return made
@@ -304,8 +308,7 @@ class Forge:
         known = {child.pid for child in self._children} | {ended.pid}
         for left in survivors(self._marker):
             if left.parent == os.getpid() and left.pid not in known and ZYGOTE in left.command:
-                os.kill(left.pid, signal.SIGKILL)
-                os.waitpid(left.pid, 0)
+                _end_child(left.pid)
         self.start()
         self.renewed(str(ended.exit))
 
@@ -319,6 +322,12 @@ class Forge:
         if self.process is not None:
             await self.process.wait()
             self.process.close()
+
+
+def _end_child(pid: int) -> None:
+    """One of which there is no pidfd. Its number is its own until it is reaped here."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 HANDED_DOWN = ("PATH", "LANG", "TZ", "TMPDIR")

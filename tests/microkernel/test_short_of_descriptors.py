@@ -19,6 +19,9 @@ from atoll.microkernel.channels import Channels
 from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import Party, Serving
+from atoll.microkernel.processes import CannotConfine
+
+from .children import OUT, VICTIMS, forge, planned, told
 
 
 def opened() -> int:
@@ -95,3 +98,31 @@ def test_a_buffer_that_cannot_be_handed_over_is_for_another_time(monkeypatch: py
             Grants.__new__(Grants)._send(buffer, party, 1, "writable")
     buffer.close()
     party.close()
+
+
+async def test_a_child_whose_pidfd_cannot_be_taken_is_none() -> None:
+    """The kernel would know no more of it than its number, and end over that."""
+    confinement = planned("process").confinement
+    assert confinement is not None
+    async with forge() as made:
+        assert (await told(made, confinement, "who"))[1].clean
+        before, (soft, hard) = opened(), resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = os.open(os.devnull, os.O_WRONLY)
+        free = [os.dup(0), os.dup(0)]  # both ends of the socket by which it says how it is confined
+        for descriptor in free:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+        try:
+            with pytest.raises(CannotConfine, match="Too many open files"):
+                await made.spawn(
+                    confinement,
+                    descriptors={OUT: held},
+                    arguments=(OUT,),
+                    entry="victims:who",
+                    path=(VICTIMS,),
+                )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(held)
+        assert opened() == before
+        assert (await told(made, confinement, "who"))[1].clean
