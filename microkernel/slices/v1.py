@@ -2,6 +2,7 @@
 mounted, to freeze and kill by."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from . import hierarchy, turns, v2
@@ -25,8 +26,15 @@ class GroupV1:
 
     def open(self) -> list[int]:
         tasks = {folder / "tasks" for controller, folder in self._folders.items() if controller != "unified"}
-        files = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in sorted(tasks)]
-        return files + ([v2.open_folder(self._folders["unified"])] if "unified" in self._folders else [])
+        files: list[int] = []
+        with ExitStack() as made:
+            for path in sorted(tasks):
+                files.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                made.callback(os.close, files[-1])
+            if "unified" in self._folders:
+                files.append(v2.open_folder(self._folders["unified"]))
+            made.pop_all()
+        return files
 
     def joined(self, pid: int) -> None:
         """It wrote itself into the group, and the group knows."""

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import Party, Serving
 from atoll.microkernel.processes import CannotConfine
+from atoll.microkernel.slices.v1 import GroupV1
 
 from .children import OUT, VICTIMS, forge, planned, told
 
@@ -126,3 +128,12 @@ async def test_a_child_whose_pidfd_cannot_be_taken_is_none() -> None:
             os.close(held)
         assert opened() == before
         assert (await told(made, confinement, "who"))[1].clean
+
+
+def test_a_group_that_cannot_be_entered_everywhere_leaves_nothing_open(tmp_path: Path) -> None:
+    group = GroupV1("group", {"cpu": tmp_path / "cpu", "pids": tmp_path / "pids"})
+    (tmp_path / "cpu" / "tasks").touch()
+    before = opened()
+    with pytest.raises(FileNotFoundError):
+        group.open()
+    assert opened() == before
