@@ -298,6 +298,20 @@ def in_hand(call: Call | None) -> Iterator[None]:
         _in_task.reset(token)
 
 
+@contextmanager
+def back_in_hand(call: Call | None) -> Iterator[None]:
+    """Make a call of before the one in hand for this stretch, whoever's message the receive loop has in hand meanwhile."""
+    read, inline = INLINE.read, runs_inline()
+    if inline:
+        INLINE.read = None
+    try:
+        with in_hand(call):
+            yield
+    finally:
+        if inline:
+            INLINE.read = read
+
+
 def inherited(options: Options, method: MethodSpec) -> Options:
     """The options of a call, with what it takes from the call in hand: the trace id, the lesser deadline."""
     call = current_or_none()

@@ -16,7 +16,7 @@ import msgspec
 
 from . import codec, discretion
 from .codec import Decode, Encode
-from .context import Log
+from .context import Log, back_in_hand, current_or_none
 from .deferred import Deferred
 from .errors import AtollError, BadRequest, DecodeFaults, Failure, InternalFault
 from .method import MethodSpec
@@ -131,10 +131,16 @@ async def _reply(
 
 def _later(spec: MethodSpec, encode: Encode, reply: Deferred[Any]) -> Deferred[bytes]:
     encoded: Deferred[bytes] = Deferred()
+    # What a reply carries is granted to the caller of the call in hand: of this one, not of whichever completes it.
+    call = current_or_none() if spec.carries else None
 
     def succeed(value: Any) -> None:
         try:
-            data = encode(value)
+            if call is None:
+                data = encode(value)
+            else:
+                with back_in_hand(call):
+                    data = encode(value)
         except Exception as error:
             encoded.fail(internal(spec, error))
         else:

@@ -97,6 +97,22 @@ def test_a_buffer_that_was_shared_once_costs_no_system_call(attached: Attached, 
     assert keeper.maps.now() == 1
 
 
+@pytest.mark.parametrize("way", ["settle", "settle_in_a_task"])
+def test_a_deferred_reply_shares_with_whoever_it_answers(node: RealNode, way: str) -> None:
+    """And not with whoever's call happens to complete it."""
+    with node.attach() as asking, node.attach() as other:
+        asking.kernel.restart.now("keeper")
+        keeper = asking.open("keeper", Keeper)
+        keeper.lend.now(PAGE)
+        lent = keeper.lend_later.start()
+        while not getattr(other.open("keeper", Keeper), way).now():
+            pass
+        other.kernel.node.now()
+        other._pump()
+        assert not other._deliveries._buffers, "another client has what was lent"
+        assert bytes(lent.result().view[:4]) == b"lent"
+
+
 def test_a_reader_sees_what_is_written_later_and_cannot_write(attached: Attached, keeper: Any) -> None:
     buffer = attached.buffer(2 * PAGE, "readonly")
     assert (buffer.mode, buffer.passed) == ("writable", "readonly")

@@ -41,5 +41,17 @@ class Keeper(Interface):
     def lend(self, size: int) -> Buffer:
         """One of its own, which only it writes; it begins with `lent`."""
 
+    @call("keep", local=True)
+    def lend_later(self) -> Buffer:
+        """What it lent last, once somebody has it `settle`."""
+
+    @call("keep")
+    def settle(self) -> bool:
+        """Has a call of `lend_later` answered; whether there was one."""
+
+    @call("keep")
+    def settle_in_a_task(self) -> bool:
+        """The same, by an async handler."""
+
     @call("keep")
     def die(self) -> None: ...

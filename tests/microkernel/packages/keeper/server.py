@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from atoll.ipc.buffer import Buffer
+from atoll.ipc.deferred import Deferred
 from atoll.ipc.runtime import own_kernel
 from atoll.ipc.serve import Serves
 from atoll.ipc.system.kernel import BufferMade
@@ -15,6 +16,7 @@ from .interface import Keeper
 class Server(Serves[Keeper]):
     def __init__(self) -> None:
         self._held: Buffer | None = None
+        self._lending: list[Deferred[Buffer]] = []
         self._mapped_at_start = _mapped()
 
     def _buffer(self) -> Buffer:
@@ -67,6 +69,22 @@ class Server(Serves[Keeper]):
         made.view[:4] = b"lent"
         self._held = made
         return made
+
+    @Keeper.lend_later.serve
+    def lend_later(self) -> Deferred[Buffer]:
+        self._lending.append(Deferred())
+        return self._lending[-1]
+
+    @Keeper.settle.serve
+    def settle(self) -> bool:
+        if not self._lending:
+            return False
+        self._lending.pop().complete(self._buffer())
+        return True
+
+    @Keeper.settle_in_a_task.serve
+    async def settle_in_a_task(self) -> bool:
+        return self.settle()
 
     @Keeper.die.serve
     def die(self) -> None:
