@@ -323,6 +323,11 @@ def new_trace() -> int:
     return random.getrandbits(64) or 1
 
 
+def trace_of(channel: int, request: int) -> int:
+    """By what a call is traced whose caller gave it no trace: 64 bits, of however large a channel's number."""
+    return (channel << 40 | request) & (1 << 64) - 1
+
+
 def forbid_blocking(method: str) -> None:
     """Raise `WouldBlock` if this thread is the loop that runs a handler now."""
     call = current_or_none()

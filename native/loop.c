@@ -298,7 +298,7 @@ static uint64_t take(struct atoll_loop *loop, struct atoll_channel *channel, uin
     const struct method *method = NULL;
     int found = channel_peek(channel, lane, &header);
     if (found < 0)
-        return op(OP_MISBEHAVED, channel->number, 0);
+        return op_on(OP_MISBEHAVED, channel);
     if (!found)
         return 0; /* the peer took its record back since next_lane saw it: `header` holds nothing */
     if (loop->draining && header.kind <= KIND_CAST) {
@@ -356,7 +356,7 @@ static uint64_t poll(struct atoll_loop *loop) {
             if (channel_pending(channel) || channel_news(channel, 1) || channel_room(channel, 1)) {
                 loop->turn++;
                 loop->idle_said = 0;
-                return op(OP_CLIENT, channel->number, 0);
+                return op_on(OP_CLIENT, channel);
             }
         } else if (channel_room(channel, 1)) {
             loop->turn++;
@@ -507,11 +507,11 @@ static uint64_t next(struct atoll_loop *loop, const char *payload, uint64_t kind
         int64_t result = reply(loop, channel, loop->current_request, loop->current_lane, kind, payload,
                                (uint32_t)kind_length);
         if (result == R_FULL)
-            return op(OP_FULL, channel->number, 0);
+            return op_on(OP_FULL, channel);
         if (result == R_TOO_LARGE)
-            return op(OP_LARGE, channel->number, 0);
+            return op_on(OP_LARGE, channel);
         if (result == R_MISBEHAVED)
-            return op(OP_MISBEHAVED, channel->number, 0);
+            return op_on(OP_MISBEHAVED, channel);
         loop->current = NULL;
     }
     loop->calls++;

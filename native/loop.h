@@ -35,19 +35,24 @@ enum op {
     OP_STREAM,     /* length: ITEM, END, CREDIT or CANCEL of a call in hand */
     OP_REFUSED,    /* index = enum refusal: the table says no */
     OP_LATE,       /* index: the deadline had passed when it was taken */
-    OP_MISBEHAVED, /* index = channel number: see atoll_channel_fault */
-    OP_CLIENT,     /* index = channel number: replies for a channel we are the client of */
+    OP_MISBEHAVED, /* on a channel: see atoll_channel_fault */
+    OP_CLIENT,     /* on a channel: replies for one that we are the client of */
     OP_EXTERNAL,   /* the event loop has something to do, a reply has room again, or the time is up */
     OP_IDLE,       /* every ring is drained: once, before the loop waits */
-    OP_FULL,       /* the reply did not fit: keep it, hold the channel, try again */
+    OP_FULL,       /* on a channel: the reply did not fit: keep it, hold the channel, try again */
     OP_GATED,      /* the kernel has closed the gate */
-    OP_LARGE,      /* the reply is larger than a channel carries */
+    OP_LARGE,      /* on a channel: the reply is larger than it carries */
     OP_PARKED,     /* every ring is drained and armed: the event loop sleeps for us, then atoll_loop_wake */
     OP_TAPE,       /* index: what tape_due says */
 };
 
 static inline uint64_t op(enum op what, uint64_t index, uint64_t length) {
     return (uint64_t)what << 56 | index << 32 | length;
+}
+
+/* What concerns a channel names it in place of the length: its number has all 32 bits. */
+static inline uint64_t op_on(enum op what, const struct atoll_channel *channel) {
+    return op(what, 0, channel->number);
 }
 
 /* A word as atoll_loop_next returns it, and back in its long form. */

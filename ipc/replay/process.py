@@ -16,7 +16,7 @@ import trio
 
 from atoll.ipc import chance, context, errors
 from atoll.ipc.bound import bind as proxy_of
-from atoll.ipc.context import Call, Fields, in_hand
+from atoll.ipc.context import Call, Fields, in_hand, trace_of
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.dispatch import as_reply
 from atoll.ipc.errors import AtollError, NodeDown, NotFound
@@ -186,7 +186,7 @@ class Replay:
             rights=frozenset(name for bit, name in enumerate(rights) if call.rights >> bit & 1),
             service=_SERVICES[call.lane],
             deadline=call.deadline / 1e9 if call.deadline else None,
-            trace=call.trace or (call.channel << 40 | call.request),
+            trace=call.trace or trace_of(call.channel, call.request),
             transaction=transaction if any(transaction) else None,
             key=key if any(key) else None,
             client=call.channel,

@@ -22,7 +22,7 @@ import trio
 
 from atoll.ipc import clock, errors
 from atoll.ipc.client.channel import ClientChannel
-from atoll.ipc.context import INLINE, Call, Fields
+from atoll.ipc.context import INLINE, Call, Fields, trace_of
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.dispatch import internal
 from atoll.ipc.errors import (
@@ -349,14 +349,14 @@ class ServeLoop:
 
     async def _other(self, received: int, reply: bytes, packed: int) -> tuple[bytes, int]:
         """Everything that is not a call to dispatch; gives what to reply with."""
-        index = received >> 32 & INDEX
+        index, low = received >> 32 & INDEX, received & LENGTH
         match received >> 56:
             case Op.EXTERNAL:
                 await self._turn()
             case Op.CLIENT:
-                self._replies_of(self.clients[index])
+                self._replies_of(self.clients[low])
             case Op.STREAM:
-                self._stream(received & LENGTH)
+                self._stream(low)
             case Op.IDLE:
                 self._run_idle()
             case Op.REFUSED:
@@ -364,12 +364,12 @@ class ServeLoop:
             case Op.LATE:
                 return self._fault(DeadlineExceeded(self.endpoint.table[index].spec.label))
             case Op.MISBEHAVED:
-                self._misbehaved(index)
+                self._misbehaved(low)
             case Op.FULL:
                 message = self._message
-                self._replies.keep(index, message.request, message.lane, packed >> 32 or Kind.REPLY, reply)
+                self._replies.keep(low, message.request, message.lane, packed >> 32 or Kind.REPLY, reply)
             case Op.LARGE:
-                return self._fault(self._replies.too_large("a reply", index, reply))
+                return self._fault(self._replies.too_large("a reply", low, reply))
             case Op.GATED:
                 await self._gated()
             case Op.PARKED:
@@ -503,7 +503,7 @@ class ServeLoop:
             rights=self._rights_of(message.interface, message.rights),
             service=_SERVICES[message.lane],
             deadline=message.deadline / NANOSECONDS if message.deadline else None,
-            trace=message.trace or (message.channel << 40 | message.request),
+            trace=message.trace or trace_of(message.channel, message.request),
             **carried(message),
             client=message.channel,
             request=message.request,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from msgspec import Struct
 
-from atoll.ipc import errors
+from atoll.ipc import context, errors
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.calls import Recorded
@@ -58,7 +58,7 @@ COLUMNS: list[Column[CallRow]] = [
 
 def trace_of(call: Recorded) -> int:
     """The caller's, or what the server took for one."""
-    return call.trace or (call.channel << 40 | call.request)
+    return call.trace or context.trace_of(call.channel, call.request)
 
 
 def row_of(records: Records, process: Process, call: Recorded) -> CallRow:

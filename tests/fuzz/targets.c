@@ -49,7 +49,7 @@ static int handed_out(struct atoll_loop *loop, uint64_t handed) {
         MUST(length <= 1u << BULK_BITS && message->length == length && message->channel == NUMBER);
         break;
     case OP_MISBEHAVED:
-        MUST(index == NUMBER && atoll_channel_fault(world.channel));
+        MUST(length == NUMBER && atoll_channel_fault(world.channel));
         return 0;
     default:
         MUST(what >= OP_CLIENT && what <= OP_LARGE);

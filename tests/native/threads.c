@@ -120,7 +120,7 @@ static void *serve(void *hostile) {
             break;
         case OP_MISBEHAVED:
             MUST(hostile);
-            atoll_loop_remove(loop, (uint32_t)(received >> 32 & 0xFFFFFF));
+            atoll_loop_remove(loop, (uint32_t)length);
             break;
         default:
             sched_yield();
