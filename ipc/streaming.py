@@ -96,7 +96,7 @@ class BlockingStream(_Source[T]):
                     raise
                 continue
             except BaseException:
-                self._over = True
+                self.cancel()
                 raise
             if received is None:
                 self._over = True

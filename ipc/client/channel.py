@@ -149,7 +149,8 @@ class ClientChannel:
         try:
             self._send(pending, site.again if number else site.c, waits)
         except BaseException:
-            self.pending.pop(pending.number, None)
+            if self.pending.pop(pending.number, None) is not None and pending.end:
+                self.outbox.cancel(pending)  # it was written, and then its thread was interrupted
             raise
         return pending
 

@@ -2,13 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from atoll.ipc import Interface, Serves, call, stream, upload
+from atoll.ipc.client import channel
+from atoll.ipc.context import Call, Fields, SystemClock, in_hand
+from atoll.ipc.errors import WouldBlock
+from atoll.ipc.proxy import transport_of
 from atoll.ipc.system.control import Shape
+from atoll.native import Kind, lib
 from tests.kit.serving import Serving, serving
 
 POINTS = 40
@@ -27,6 +33,9 @@ class Post(Interface):
 
     @stream("use")
     def numbers(self, count: int) -> int: ...
+
+    @stream("use")
+    def silence(self) -> int: ...
 
     @upload("use", item=bytes)
     def sizes(self) -> int: ...
@@ -60,6 +69,15 @@ class PostServer(Serves[Post]):
         try:
             for number in range(count):
                 yield number
+        finally:
+            self.running -= 1
+
+    @Post.silence.serve
+    async def silence(self) -> AsyncIterator[int]:
+        self.running += 1
+        try:
+            await trio.sleep_forever()
+            yield 0
         finally:
             self.running -= 1
 
@@ -144,3 +162,59 @@ def test_in_asyncio(served: Serving, work: str, others: int) -> None:
         await still_sound(post)
 
     asyncio.run(main())
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C is."""
+
+
+class Interrupting:
+    """The C core, for a thread that is interrupted as it comes back from ringing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+    def atoll_ring_bell(self, c: Any) -> None:
+        lib.atoll_ring_bell(c)
+        raise Interrupted
+
+
+@pytest.mark.parametrize("method", ["silence", "late"])
+def test_a_thread_that_is_interrupted_when_its_request_is_sent(
+    served: Serving, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was not told, and went on with what nobody could take or end any more."""
+    post = served.proxies[0]
+    said: list[int] = []
+    outbox = transport_of(post).channel.outbox  # type: ignore[attr-defined]
+    control = outbox.control
+
+    def noted(pending: Any, kind: Kind) -> None:
+        said.append(kind)
+        control(pending, kind)
+
+    asking = {"silence": post.silence.now, "late": lambda: post.with_(deadline=60).late.now(1)}
+    with monkeypatch.context() as patched:
+        patched.setattr(outbox, "control", noted)
+        patched.setattr(channel, "lib", Interrupting())
+        with pytest.raises(Interrupted):
+            asking[method]()  # type: ignore[operator]
+    if said != [Kind.CANCEL]:
+        served.close_channel(served.channels[0])  # else it would not come to its end
+    assert said == [Kind.CANCEL]
+    ended(post)
+
+
+def test_a_stream_that_a_handler_may_not_wait_for(served: Serving) -> None:
+    """Each such call left one at the server, until it took no more of that client."""
+    post = served.proxies[0]
+    with in_hand(Call(Fields(method="Asking.asks"), SystemClock())), pytest.raises(WouldBlock):
+        next(post.silence.now())
+    ended(post)
+
+
+def ended(post: Post) -> None:
+    """Nothing is left of a stream."""
+    assert not transport_of(post).channel.pending  # type: ignore[attr-defined]
+    while post.in_hand.now():
+        pass
