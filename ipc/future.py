@@ -7,6 +7,7 @@ typed face.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -35,6 +36,15 @@ class RawReply(Protocol):
 _settling = threading.Lock()
 """Between "is it done?" and what follows from the answer. One for all futures: it is held for a few assignments, and one
 each would cost more to make than the rest of a future."""
+
+
+def _forked() -> None:
+    """In a fork the thread that had it may be one that is not there any more."""
+    global _settling
+    _settling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class RawFuture:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trio
 
-from atoll.ipc import Deferred, Interface, Serves, call, stream, upload
+from atoll.ipc import Deferred, Interface, Serves, call, future, stream, upload
 from atoll.ipc.client.channel import ClientChannel
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.client.transport import ChannelTransport
@@ -286,6 +286,18 @@ def test_what_a_fork_inherited_in_hand_is_over_there_and_goes_on_here() -> None:
         proxy.release.now()
         assert future.result() == 7
         assert not served.misbehaved
+
+
+def test_a_fork_waits_for_no_thread_that_it_has_not() -> None:
+    """The lock of all futures may be another thread's at that moment, and that one is not there to give it back: the first
+    reply in the child would have waited for ever."""
+
+    def child() -> None:
+        os._exit(0 if future._settling.acquire(blocking=False) else 1)
+
+    with future._settling, forked(child) as pid:  # whichever thread has it
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None and ended.si_status == 0
 
 
 # the kernel's end -----------------------------------------------------------------------------------------------------
