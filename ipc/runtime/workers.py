@@ -25,7 +25,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import trio
 
-from atoll.ipc.errors import InternalFault, PeerDied
+from atoll.ipc.errors import InternalFault, Overloaded, PeerDied
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,32 +40,41 @@ class Workers:
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ValueError(f"a server has at least one worker, not {count}")
-        self._send, self._free = trio.open_memory_channel[_Worker](count)
+        self._send, self._free = trio.open_memory_channel[_Worker | None](count)
+        """None in place of one that has ended: who takes it makes another, since none may be had at the moment."""
         self._all = [_Worker() for _ in range(count)]
         for worker in self._all:
             self._send.send_nowait(worker)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it in a free worker. What it raises comes as the text of an `InternalFault`; `PeerDied` if the
-        worker ended over it.
+        worker ended over it, `Overloaded` if it could not be replaced yet.
 
         A cancelled call ends its worker: there is no other way to stop what it computes.
         """
+        name = f"{function.__module__}:{function.__qualname__}"
         worker = await self._free.receive()
         whole = False
         try:
-            result = await worker.ask(f"{function.__module__}:{function.__qualname__}", args, kwargs)
+            worker = worker or self._another(name)
+            result = await worker.ask(name, args, kwargs)
             whole = True
         finally:
-            if not whole:
-                worker.end()
+            if not whole and worker is not None:
                 self._all.remove(worker)
-                worker = _Worker()
-                self._all.append(worker)
-            self._send.send_nowait(worker)
+                worker.end()
+            self._send.send_nowait(worker if whole else None)
         if isinstance(result, _Raised):
             raise InternalFault(function.__qualname__, result.told)
         return result  # type: ignore[no-any-return]
+
+    def _another(self, name: str) -> "_Worker":
+        try:
+            worker = _Worker()
+        except OSError as error:
+            raise Overloaded(name) from error
+        self._all.append(worker)
+        return worker
 
     def close(self) -> None:
         """End them all."""
@@ -87,7 +96,12 @@ class _Worker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         parent = os.getpid()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if self.pid == 0:
             ours.close()
             _serve(theirs, parent)

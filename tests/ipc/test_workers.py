@@ -6,7 +6,7 @@ import signal
 import pytest
 import trio
 
-from atoll.ipc.errors import InternalFault, PeerDied
+from atoll.ipc.errors import InternalFault, Overloaded, PeerDied
 from atoll.ipc.runtime.workers import Workers
 
 
@@ -71,5 +71,25 @@ async def test_a_cancelled_call_ends_its_worker() -> None:
         assert after != before
         with pytest.raises(ProcessLookupError):
             os.kill(before, 0)
+    finally:
+        workers.close()
+
+
+async def test_a_worker_that_cannot_be_replaced_is_replaced_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice has no process left for a while: the place of the dead one was lost, and its callers waited for ever."""
+
+    def no_process() -> int:
+        raise BlockingIOError("there are as many as the slice may have")
+
+    workers = Workers(1)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fork", no_process)
+            with pytest.raises(PeerDied):
+                await workers.run(fatal)
+            with pytest.raises(Overloaded):
+                await workers.run(square, 5)
+        assert workers._free.statistics().current_buffer_used == 1
+        assert await workers.run(square, 5) == 25
     finally:
         workers.close()
