@@ -277,8 +277,7 @@ class ServeLoop:
             lib.atoll_loop_watch(self.c, descriptor)
         else:
             self._outside = lib.atoll_loop_sleep_outside(self.c)
-        trio.lowlevel.add_instrument(self._runnable)
-        try:
+        with self._runnable.watched(deadlines=descriptor is not None):
             async with trio.open_nursery() as nursery:
                 self._tasks.opened(nursery)
                 task_status.started()
@@ -287,8 +286,6 @@ class ServeLoop:
                 finally:
                     INLINE.read = None  # tasks go on until they are cancelled, each for its own call
                 nursery.cancel_scope.cancel()
-        finally:
-            trio.lowlevel.remove_instrument(self._runnable)
 
     def _stir(self) -> None:
         """trio has something to do."""

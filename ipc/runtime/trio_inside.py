@@ -3,12 +3,13 @@ and how to run a step of a task without a turn of trio's.
 
 A serving task sleeps inside the C core, in an epoll that also holds trio's own. It may only do so while no other task can
 run. trio's run queue cannot tell (tasks of the batch in progress have left it), so an instrument keeps book: a task that was
-scheduled and has not stepped is runnable. The one private thing is trio's epoll descriptor; without it `descriptor`
-is None, and the loop sleeps in trio.
+scheduled and has not stepped is runnable. Nor does anything tell that a deadline was set (`_told_of_deadlines`). The private
+things are trio's deadlines and its epoll descriptor; without that `descriptor` is None, and the loop sleeps in trio.
 """
 
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import Context
 from typing import Any
 
@@ -18,7 +19,7 @@ import trio
 from atoll.ipc import clock
 
 try:
-    from trio._core._run import GLOBAL_RUN_CONTEXT
+    from trio._core._run import GLOBAL_RUN_CONTEXT, Deadlines
     from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
 
     STEPS = {"_abort_func", "_cancel_points", "_schedule_points"} <= {
@@ -45,6 +46,16 @@ class Runnable(trio.abc.Instrument):
     def any(self) -> bool:
         return bool(self._tasks)
 
+    @contextmanager
+    def watched(self, *, deadlines: bool) -> Iterator[None]:
+        """Keep book. `deadlines`: who sleeps in C is told of a next one, too; who sleeps in trio is woken for it."""
+        trio.lowlevel.add_instrument(self)
+        try:
+            with _told_of_deadlines(self._some) if deadlines else nullcontext():
+                yield
+        finally:
+            trio.lowlevel.remove_instrument(self)
+
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         if not self._tasks:
             self._some()
@@ -60,6 +71,30 @@ def descriptor() -> int | None:
         return int(GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
     except (NameError, AttributeError):
         return None
+
+
+@contextmanager
+def _told_of_deadlines(earlier: Callable[[], None]) -> Iterator[None]:
+    """Have `earlier` called when a deadline is set that is the next one now. No task need be scheduled for that: a handler
+    that runs inline may set one of a task that waits, and whoever sleeps in C would not know of it."""
+    try:
+        runner = GLOBAL_RUN_CONTEXT.runner
+        before = runner.deadlines
+
+        class Told(Deadlines):
+            def add(self, deadline: float, cancel_scope: trio.CancelScope) -> None:
+                super().add(deadline, cancel_scope)
+                if self._heap[0][2] is cancel_scope:
+                    earlier()
+
+        runner.deadlines = Told(before._heap, before._active)
+    except (NameError, AttributeError, TypeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        runner.deadlines = Deadlines(runner.deadlines._heap, runner.deadlines._active)
 
 
 def seconds_to_deadline() -> float:
