@@ -7,6 +7,7 @@ typed face.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -176,8 +177,9 @@ async def _wait_in_asyncio(subscribe: Callable[[Callable[[], None]], None]) -> N
     def notify() -> None:
         if threading.get_ident() == home:
             settle()
-        elif not loop.is_closed():
-            loop.call_soon_threadsafe(settle)
+        else:
+            with contextlib.suppress(RuntimeError):  # it is closed, and with it the wait has ended
+                loop.call_soon_threadsafe(settle)
 
     subscribe(notify)
     await arrived

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio.testing
 from atoll.ipc import Deferred, Interface, Serves, call, proxy, stream, upload
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.errors import DeadlineExceeded, Overloaded
+from atoll.ipc.future import RawFuture
 from atoll.ipc.system.control import Shape
 from tests.kit.serving import Serving, halted, serving
 
@@ -417,3 +419,35 @@ def test_a_hundred_calls_wake_a_sleeping_server_once(served: Serving) -> None:
     finally:
         os.kill(served.pid, signal.SIGCONT)
     assert [future.result() for future in futures] == [2 * number for number in range(100)]
+
+
+class ClosesInBetween(asyncio.SelectorEventLoop):
+    """A loop that is closed before what another thread asks of it gets through."""
+
+    def call_soon_threadsafe(self, *asked: Any, **more: Any) -> asyncio.Handle:
+        self.close()
+        return super().call_soon_threadsafe(*asked, **more)
+
+
+def test_a_loop_that_closes_while_a_thread_brings_its_reply_is_no_concern_of_that_thread() -> None:
+    """Whoever received for it was told that an event loop is closed, in place of its own reply."""
+    reply, told, raised = RawFuture(), list[str](), list[BaseException]()
+    loop = ClosesInBetween()
+
+    async def wait() -> None:
+        await reply
+
+    def receive() -> None:
+        try:
+            reply.complete(b"")
+        except RuntimeError as error:
+            raised.append(error)
+
+    waiting = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    reply.add_done_callback(lambda: told.append("another"))
+    thread = threading.Thread(target=receive)
+    thread.start()
+    thread.join()
+    assert (raised, told) == ([], ["another"])
+    waiting._log_destroy_pending = False  # type: ignore[attr-defined]
