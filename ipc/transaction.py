@@ -15,7 +15,7 @@ import trio
 
 from .bound import bind, options_of, transport_of
 from .context import current_or_none
-from .errors import Aborted, BadRequest, Conflict
+from .errors import Aborted, BadRequest, Conflict, Overloaded, QuotaExceeded
 from .form import Draft, Form
 from .future import Payload, RawReply
 from .interface import Interface
@@ -34,6 +34,8 @@ PAGE: Final = 1000
 """Rows that are asked for in one go."""
 _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
+_RETRACTED_WITHIN: Final = 10.0
+"""Seconds in which a part is to be undone: a transaction whose owner says nothing else lasts no longer."""
 
 
 class Held(Protocol[U]):
@@ -242,9 +244,20 @@ async def _within(state: State, form: Form[T], prefix: bytes, part: Part) -> Asy
 
 
 async def _retract(state: State, part: bytes) -> None:
-    """Undo a part, also when cancelled. A transaction that has ended meanwhile has nothing to undo."""
+    """Undo a part, also when cancelled. A transaction that has ended meanwhile has nothing to undo. A store that has too
+    much in hand is told again: the owner may go on, and would commit what is not undone."""
+    pause = _FIRST_PAUSE
     with trio.CancelScope(shield=True), suppress(Aborted):
-        await state.retract(part)
+        last = trio.current_time() + _RETRACTED_WITHIN
+        while True:
+            try:
+                await state.retract(part)
+                return
+            except (Overloaded, QuotaExceeded):
+                if trio.current_time() >= last:
+                    raise
+            await trio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def open_transaction(
@@ -317,10 +330,10 @@ class _Shared:
                 reply = await self._inner.call(
                     method, payload, msgspec.structs.replace(options, transaction=part)
                 )
+                state.join.cast(part)
             except BaseException:
                 await _retract(state, part)
                 raise
-            state.join.cast(part)
             return reply
         finally:
             self._in_hand = ""
