@@ -3,7 +3,8 @@
 A transaction is admitted against the durable state *and* what the group already holds, so the members of a
 group are serialised in the order of their admission, each with a revision of its own. What a group holds is
 invisible to readers and acknowledged to nobody until `flush` returns from the engine; if the engine refuses,
-none of it ever was.
+none of it ever was. So a conflict, which may be with what the group holds, is told behind it: whoever reads then finds what
+he met, and where the engine refused that, he is held against what there is instead.
 
 A group takes so much of class `bulk` and no more: what is over waits for the next ones, in its order, and whoever else
 arrives meanwhile is not behind it. It never asks more of the engine than one batch may have, in bytes or operations: whom it
@@ -70,7 +71,7 @@ Announce = Callable[[list[tuple[int, list[bytes]]]], None]
 
 
 _Asked = tuple[Transaction, Deferred[Committed]]
-_Member = tuple[Transaction, Deferred[Committed], Committed]
+_Member = tuple[Transaction, Deferred[Committed], Committed | Conflict]
 
 
 class Group:
@@ -140,6 +141,11 @@ class Group:
                 self._write(transaction, done)
             else:
                 self._members.append((transaction, done, Committed(self._next, self._next_time)))
+        except Conflict as conflict:
+            if self._written:
+                self._members.append((transaction, done, conflict))
+            else:
+                done.fail(conflict)
         except AtollError as error:
             done.fail(error)
 
@@ -171,7 +177,10 @@ class Group:
         if written:
             self._announce(written)
         for _, done, outcome in members:
-            done.complete(outcome)
+            if isinstance(outcome, Conflict):
+                done.fail(outcome)
+            else:
+                done.complete(outcome)
         waiting, self._waiting = self._waiting, deque()
         self._refill(waiting)
 

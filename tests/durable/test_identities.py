@@ -19,6 +19,7 @@ from atoll.ipc.errors import BadRequest, NotFound, Overloaded
 from atoll.ipc.local_view import after_prefix
 from atoll.ipc.system.state import State
 from atoll.ipc.transport import Options
+from atoll.servers.state.gather import Gather
 from atoll.servers.state.opening import Settings
 from atoll.servers.state.server import Server as StateServer
 from tests.microkernel.nodes import RealNode
@@ -55,6 +56,28 @@ def test_a_call_that_is_delivered_again_finds_its_workflow(here: Here) -> None:
     assert transport.call_now(spec, payload, again) == first
     assert transport.call_now(spec, payload, Options(request=78)) != first
     assert len(list(workflows(here.rows(), ended=True))) == 2
+
+
+class _Held(Gather):
+    """Has a group wait for more, as where the disk is slow and many came the last time."""
+
+    held = True
+
+    def wait(self, size: int, age: float) -> float:
+        return 0.001 if self.held else 0.0
+
+
+def test_an_id_that_is_begun_twice_at_once_is_one_workflow(here: Here, label: str) -> None:
+    """Before, the second was told that something else hindered it: what it met was not to be read yet."""
+    store = here._store._host.endpoint.server
+    assert isinstance(store, StateServer)
+    store._gather = gather = _Held()
+    both = [here.stages.run.begin.start(Start(id=label), 1) for _ in range(2)]
+    while len(store._group) < 2 and not any(each.done() for each in both):
+        time.sleep(0)
+    gather.held = False
+    assert [each.result() for each in both] == [label, label]
+    assert here.stages.run.result.now(label) == [1]
 
 
 def test_a_call_whose_server_dies_has_one_workflow(real_node: RealNode, label: str) -> None:

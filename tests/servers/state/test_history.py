@@ -75,10 +75,11 @@ def test_members_of_a_group_see_each_other(kit: Kit) -> None:
     second = kit.admit([(key("a"), b"2")], [Expect(key("a"), 0)])
     third = kit.admit([(key("a"), b"3")], [Expect(key("a"), kit.base + 1)])
     assert not first
+    assert not second
     assert not third
-    assert second == [Conflict(b"a", 0, kit.base + 1, "first")]
     assert kit.state() == {}
     kit.group.flush()
+    assert second == [Conflict(b"a", 0, kit.base + 1, "first")]
     assert [first[0], third[0]] == [
         Committed(kit.base + 1, kit.clock - 2000),
         Committed(kit.base + 2, kit.clock),
@@ -243,6 +244,20 @@ def test_a_full_store_takes_what_fits_and_what_is_the_kernels() -> None:
     assert isinstance(kernel[0], Committed)
     assert kernel[0].revision == small[0].revision + 1
     assert kit.state().keys() == {"small", "kernel"}
+
+
+def test_what_the_engine_refused_stands_in_nobodys_way() -> None:
+    """Before, the second was told of a conflict with a revision that there never was."""
+    model = MemoryEngine(limit=200_000, reserve=20_000)
+    kit = Kit(lambda: model)
+    large = kit.admit([(key("a"), bytes(190_000))])
+    second = kit.admit([(key("a"), b"1")], [Expect(key("a"), 0)])
+    third = kit.admit([(key("a"), b"2")], [Expect(key("a"), 0)])
+    kit.group.flush()
+    assert isinstance(large[0], StoreFull)
+    assert second == [Committed(kit.base + 1, kit.clock - 1000)]
+    assert third == [Conflict(b"a", 0, kit.base + 1, "first")]
+    assert kit.state() == {"a": "1"}
 
 
 def test_an_earlier_boot_cannot_commit(kit: Kit) -> None:
