@@ -14,8 +14,8 @@ import msgspec
 import trio
 
 from .bound import bind, options_of, transport_of
-from .context import current_or_none
-from .errors import Aborted, BadRequest, Conflict, Overloaded, QuotaExceeded
+from .context import current_or_none, in_hand
+from .errors import Aborted, AtollError, BadRequest, Conflict, Overloaded, QuotaExceeded
 from .form import Draft, Form
 from .future import Payload, RawReply
 from .interface import Interface
@@ -240,7 +240,18 @@ async def _within(state: State, form: Form[T], prefix: bytes, part: Part) -> Asy
     except BaseException:
         await _retract(state, transaction.id)
         raise
-    state.join.cast(transaction.id)
+    _join(state, transaction.id)
+
+
+def _join(state: State, part: bytes) -> None:
+    """Have a part take no more: it came to something, which stands whatever becomes of this. Nobody waits for it, and where
+    a cast finds no room a call does, behind all that is to be sent."""
+    try:
+        state.join.cast(part)
+    except Overloaded:
+        call = current_or_none()
+        with in_hand(None if call is None else call.unhurried()), suppress(AtollError):
+            state.join.start(part)  # one that cannot even be sent ends with the transaction
 
 
 async def _retract(state: State, part: bytes) -> None:
@@ -330,7 +341,7 @@ class _Shared:
                 reply = await self._inner.call(
                     method, payload, msgspec.structs.replace(options, transaction=part)
                 )
-                state.join.cast(part)
+                _join(state, part)
             except BaseException:
                 await _retract(state, part)
                 raise

@@ -1,5 +1,7 @@
 """A store that fails at chosen calls."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from atoll.ipc.bound import bind, transport_of
@@ -14,8 +16,10 @@ from atoll.ipc.transport import Options, RawReply, RawStream
 class _Planned(NamedTuple):
     method: str
     about: bytes
-    error: AtollError
+    error: AtollError | None
+    """None: its reply is held back."""
     taken: bool
+    held: list[Callable[[], None]]
 
 
 class Failing(FaultyTransport):
@@ -29,7 +33,14 @@ class Failing(FaultyTransport):
     def fail(self, method: str, error: AtollError, *, about: bytes = b"", taken: bool = False) -> None:
         """The next call of the method that has `about` in its message ends with the error. `taken`: the store has done
         it all the same."""
-        self._planned.append(_Planned(f"State.{method}", about, error, taken))
+        self._planned.append(_Planned(f"State.{method}", about, error, taken, []))
+
+    def hold(self, method: str, *, about: bytes = b"") -> list[Callable[[], None]]:
+        """The reply to the next call of the method that has `about` in its message arrives when what is then in the list is
+        called."""
+        held: list[Callable[[], None]] = []
+        self._planned.append(_Planned(f"State.{method}", about, None, True, held))
+        return held
 
     def _next(self, method: MethodSpec, payload: bytes) -> _Planned | None:
         for each in self._planned:
@@ -43,14 +54,23 @@ class Failing(FaultyTransport):
         if planned is None:
             return self.inner.start(method, payload, options)
         future = RawFuture()
-        if planned.taken:
-            self.inner.start(method, payload, options).add_done_callback(lambda: future.fail(planned.error))
+        if planned.error is None:
+            reply = self.inner.start(method, payload, options)
+            planned.held.append(lambda: future.complete(reply.result()))
+        elif planned.taken:
+            self.inner.start(method, payload, options).add_done_callback(partial(future.fail, planned.error))
         else:
             future.fail(planned.error)
         return future
 
+    def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:
+        planned = self._next(method, payload)
+        if planned is not None and planned.error is not None:
+            raise planned.error
+        self.inner.cast(method, payload, options)
+
     def open(self, method: MethodSpec, payload: bytes, options: Options) -> RawStream:
         planned = self._next(method, payload)
-        if planned is not None:
+        if planned is not None and planned.error is not None:
             raise planned.error
         return self.inner.open(method, payload, options)

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from atoll.ipc import Deferred, Interface, Keyspace, Serves, call, testing
-from atoll.ipc.context import in_hand
-from atoll.ipc.errors import BadRequest, DeadlineExceeded, TooLarge
+from atoll.ipc.context import current, in_hand
+from atoll.ipc.errors import Aborted, BadRequest, DeadlineExceeded, Overloaded, TooLarge
 from atoll.ipc.keyspace import settled
 from atoll.ipc.serve import bind
 from atoll.ipc.system.state import State, UnknownTransaction, Write
@@ -179,9 +179,16 @@ class Twice(Interface):
     @call("read")
     def backwards(self) -> int: ...
 
+    @call("write")
+    def block(self, key: str) -> int: ...
+
 
 class Twice_(Serves[Twice]):
     rows: Keyspace[int]
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        """Under which `block` was called."""
 
     @Twice.update.serve
     def update(self, key: str) -> Deferred[int]:
@@ -206,6 +213,13 @@ class Twice_(Serves[Twice]):
     async def backwards(self) -> int:
         return len([row async for row in self.rows.range(reverse=True)])
 
+    @Twice.block.serve
+    async def block(self, key: str) -> int:
+        self.parts.append(current().transaction or b"")
+        async with self.rows.transaction() as tx:
+            tx.put(key, 2)
+        return 2
+
 
 async def test_changes_of_a_row_under_a_transaction_are_all_counted() -> None:
     """Over a store that answers later, as a store does."""
@@ -220,6 +234,28 @@ async def test_changes_of_a_row_under_a_transaction_are_all_counted() -> None:
                 assert await tx.share(twice).replace("y", 10) == 11
         found = {row.key: row.value async for row in Keyspace[int](theirs.state, int).range()}
         assert found == {"beside": 10, "x": 2, "y": 11}
+
+
+async def test_a_call_that_was_answered_has_joined_though_no_cast_had_room() -> None:
+    """Before, it failed where much was on its way to the store, and what it had written stayed."""
+    with testing.running(StateServer, config=Settings(engine="memory")) as store:
+        kernel = store.client(State)
+        one, two = await kernel.make_keyspace("one"), await kernel.make_keyspace("two")
+        owner, callee = (Failing(store.client(State, badge=badge)) for badge in (one, two))
+        for full in (owner, callee):
+            full.fail("join", Overloaded("the channel to state"))
+        with testing.running(Twice_, needs={"rows": Keyspace(callee.state, int)}) as serving_:
+            twice = serving_.client(Twice)
+            async with Keyspace[int](owner.state, int).transaction() as tx:
+                shared = tx.share(twice)
+                assert await shared.block("x") == 2
+                server = serving_.server
+                assert isinstance(server, Twice_)
+                part = server.parts.pop()
+                with pytest.raises(Aborted):
+                    await callee.state.commit([Write(b"x", b"late")], transaction=part)
+        found = {row.key: row.value async for row in Keyspace[int](callee.state, int).range()}
+        assert found == {"x": 2}
 
 
 @pytest.mark.parametrize("followed", [False, True])
