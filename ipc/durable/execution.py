@@ -171,8 +171,8 @@ class Execution:
         if at_once or not self.in_step:
             self._scope.cancel()
 
-    async def run(self, handler: Handler) -> WorkflowRow | None:
-        """To its end: the row as it ended, durable. None: it was stopped before, and is open."""
+    async def run(self, handler: Handler) -> tuple[WorkflowRow, int] | None:
+        """To its end: the row as it ended, durable, and its revision. None: it was stopped before, and is open."""
         with self._scope:
             if not self._fresh:
                 await self._load()
@@ -221,7 +221,7 @@ class Execution:
                 "the workflow does not ask for the same steps as before"
             )
 
-    async def _end(self, status: Status, outcome: dict[str, bytes]) -> WorkflowRow | None:
+    async def _end(self, status: Status, outcome: dict[str, bytes]) -> tuple[WorkflowRow, int] | None:
         self.in_step = True
         try:
             return await self._ended(status, outcome)
@@ -233,15 +233,15 @@ class Execution:
             # Its arguments fitted into its beginning, and with a word more do not. An end there must be.
             return await self._ended("failed", {"fault": fault, "arguments": b""})
 
-    async def _ended(self, status: Status, outcome: dict[str, bytes]) -> WorkflowRow | None:
+    async def _ended(self, status: Status, outcome: dict[str, bytes]) -> tuple[WorkflowRow, int] | None:
         ended, writes = ending(self.row, status, self.now(), self.row.executor, **outcome)
         expects: list[Expect | Range] = [Expect(open_key(self.row.name), self.revision)]
         note = f"{self.row.method} {self.row.id}, {status}"
         try:
-            await persistently(partial(self._state.commit, writes, expects, note=note))
+            committed = await persistently(partial(self._state.commit, writes, expects, note=note))
         except Conflict:
             found = await self._state.get(done_key(self.row.name))
             if found is None or found.value is None:
                 return None
-            return workflow_of(found.value)
-        return ended
+            return workflow_of(found.value), found.revision
+        return ended, committed.revision

@@ -164,13 +164,14 @@ class Workflows:
                 writes, expects, origin, row.id.encode() if origin else b"", f"{row.method} {row.id}, begun"
             )
         except Conflict:
-            known = await self._look_up(row.name)
-            if known is None:
+            found = await self._look_up(row.name)
+            if found is None:
                 raise BadRequest(
                     f"{spec.label} in queue {row.queue!r}",
                     f"no other workflow with the deduplication key {row.deduplication!r}",
                     "one that has not ended",
                 ) from None
+            known, _ = found
             # One whose arguments were not kept was begun with such ones, as far as anybody knows.
             if known.method != row.method or known.arguments not in (b"", row.arguments):
                 raise BadRequest(
@@ -228,9 +229,10 @@ class Workflows:
         waiter: Deferred[WorkflowRow] = Deferred()
         self._waiters[name].append(waiter)
         try:
-            row = await self._look_up(name)
-            if row is None:
+            found = await self._look_up(name)
+            if found is None:
                 raise NotFound("workflow", id, see="atoll flow ls")
+            row, _ = found
             if row.method != spec.label:
                 raise BadRequest(f"the result of workflow {id!r}", f"a workflow of {spec.label}", row.method)
             if row.status not in ENDED:
@@ -260,18 +262,18 @@ class Workflows:
             ended, writes = ending(row, "cancelled", self._time.now(), self._executor)
             expects: list[Expect | Range] = [Expect(open_key(name), item.revision)]
             with suppress(Conflict):
-                await persistently(
+                outcome = await persistently(
                     partial(self._state.commit, writes, expects, note=f"{row.method} {id}, cancelled")
                 )
-                self._end(ended)
+                self._end(ended, outcome.revision)
                 return
 
-    async def _look_up(self, name: str) -> WorkflowRow | None:
-        """A workflow as its row has it, whether it has ended or not."""
+    async def _look_up(self, name: str) -> tuple[WorkflowRow, int] | None:
+        """A workflow as its row has it, whether it has ended or not, and the row's revision."""
         for key in (open_key(name), done_key(name), open_key(name)):
             item = await self._state.get(key)
             if item is not None and item.value is not None:
-                return workflow_of(item.value)
+                return workflow_of(item.value), item.revision
         return None
 
     # life ------------------------------------------------------------------------------------------------------------
@@ -492,19 +494,22 @@ class Workflows:
             await trio.sleep(LONGEST_PAUSE)
         finally:
             del self._executions[row.name]
-        if ended is not None:
-            self._end(ended)
-        elif execution.parked:
+        if ended is not None and self._end(*ended):
+            return
+        if ended is None and execution.parked:
             Log().error("a workflow is parked", workflow=row.name, reason=execution.parked)
             parked = msgspec.structs.replace(row, status="parked", reason=execution.parked)
             await self._rewrite(parked, execution.revision)
         elif self._going.is_set():
             await self._surely_look_again(row.name)
 
-    def _end(self, row: WorkflowRow) -> None:
-        """It has ended, durably."""
+    def _end(self, row: WorkflowRow, revision: int) -> bool:
+        """It has ended, durably, at a revision. False: what is known of it is newer, for it was resumed since."""
+        if row.name in self._open and self._open[row.name][1] > revision:
+            return False
         for waiter in self._leave(row.name):
             waiter.complete(row)
+        return True
 
     def _leave(self, name: str) -> list[Deferred[WorkflowRow]]:
         """It is open no more. Who waits for it."""
@@ -524,12 +529,12 @@ class Workflows:
         """It is not open any more; whoever ended it."""
         if name not in self._open and name not in self._executions and name not in self._waiters:
             return
-        row = await self._look_up(name)
-        if row is None:  # deleted by hand
+        found = await self._look_up(name)
+        if found is None:  # deleted by hand
             for waiter in self._leave(name):
                 waiter.fail(NotFound("workflow", name.partition("/")[2], see="atoll flow ls"))
-        elif row.status in ENDED:
-            self._end(row)
+        elif found[0].status in ENDED:
+            self._end(*found)
         # Else it was resumed meanwhile, of which the feed tells.
 
     # queues ----------------------------------------------------------------------------------------------------------

@@ -75,11 +75,15 @@ class Here:
         """As after a swap that was refused."""
         self._on_loop(Workflows.go_on)
 
+    @property
+    def workflows(self) -> Workflows:
+        found = self._running._host.endpoint.workflows
+        assert found is not None
+        return found
+
     def _on_loop(self, act: Callable[[Workflows], None]) -> None:
-        host = self._running._host
-        workflows = host.endpoint.workflows
-        assert workflows is not None
-        host.submit(lambda: act(workflows))
+        workflows = self.workflows
+        self._running._host.submit(lambda: act(workflows))
 
     def rows(self) -> State:
         return self._store.client(State, badge=self._badge)

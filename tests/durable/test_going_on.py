@@ -156,6 +156,29 @@ def test_what_is_resumed_waits_for_its_queue(here: Here, label: str) -> None:
     assert row_of(here, second) is None
 
 
+def test_what_was_resumed_before_its_cancelling_was_answered_goes_on(here: Here, label: str) -> None:
+    """Before, the answer that came late took it out of its queue, and nobody put it back."""
+    first, second = f"{label} first", label
+    for id in (first, second):
+        here.stages.wait.begin.now(Start(id=id, queue="one"), id)
+    until(here, first, "running")
+    held = here.store.hold("commit", about=f"{second}, cancelled".encode())
+    cancelling = here.stages.wait.cancel.start(second)
+    rows = here.rows()
+    while (row := administration.find(rows, second)) is None or row.status != "cancelled":
+        pass
+    administration.resume(rows, f"0/{second}")
+    resumed = rows.get.now(open_key(f"0/{second}"))
+    assert resumed is not None
+    while here.workflows._open.get(f"0/{second}", (None, 0))[1] < resumed.revision:
+        here.stages.counts.now()
+    held.pop()()
+    cancelling.result()
+    for id in (first, second):
+        here.stages.release.now(id)
+        assert soon(here).wait.result.now(id) == id
+
+
 def test_what_lost_its_deduplication_key_is_not_resumed(here: Here, label: str) -> None:
     here.stages.wait.begin.now(Start(id=label, deduplicate=label), label)
     here.stages.wait.cancel.now(label)
