@@ -12,7 +12,6 @@ nothing that was written beside it. What the callee sends afterwards, because it
 any more, is refused; and it can undo no more than what was written in its part.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Final
@@ -25,7 +24,7 @@ from atoll.ipc.system.state import NEVER, Expect, Item, Page, Range, UnknownTran
 
 from . import ranges
 from .group import IN_PARTS, refuse_large
-from .history import History
+from .history import AROUND, PAGE_BYTES, History
 from .layout import keyspace_of
 from .pins import OWN
 
@@ -176,17 +175,19 @@ class Transactions:
         transaction = self._get(id)
         sees = transaction.sees(start)
         page = self._history.range(start, end, limit, sees)
-        seen_to = page.items[-1].key + b"\0" if page.more else end
+        more, seen_to = page.more, page.items[-1].key + b"\0" if page.more else end
+        own = {key: value for key, value in transaction.writes if start <= key < seen_to}
+        items = [item for item in page.items if item.key not in own]
+        items += [Item(key, value, 0, 0) for key, value in own.items() if value is not None]
+        items.sort(key=_key)
+        fitting = _fitting(items)
+        if fitting < len(items):
+            del items[fitting:]
+            more, seen_to = True, items[-1].key + b"\0"
         seen = transaction.ranges.copy()
         self._grow(transaction, self._note_range(seen, Range(start, seen_to, sees)))
         transaction.ranges = seen
-        rest = seen_to if page.more else b""
-        own = {key: value for key, value in transaction.writes if start <= key < seen_to}
-        items = [item for item in page.items if item.key not in own]
-        for key, value in own.items():
-            if value is not None:
-                items.insert(bisect_left(items, key, key=_key), Item(key, value, 0, 0))
-        return Page(items, page.more, page.revision, rest)
+        return Page(items, more, page.revision, seen_to if more else b"")
 
     def write(
         self, id: bytes, writes: list[tuple[bytes, bytes | None]], expects: list[Expect | Range]
@@ -395,6 +396,16 @@ class Transactions:
             raise Overloaded(f"state (bytes in open transactions of keyspace {transaction.badge})")
         transaction.size += size
         self._sizes[transaction.badge] += size
+
+
+def _fitting(items: list[Item]) -> int:
+    """How many of them go into a page: one at least."""
+    size = 0
+    for number, item in enumerate(items):
+        size += len(item.key) + len(item.value or b"") + AROUND
+        if size > PAGE_BYTES and number:
+            return number
+    return len(items)
 
 
 def _key(item: Item) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from atoll.ipc.errors import BadRequest, Overloaded, TooLarge
+from atoll.ipc.errors import BadRequest, Conflict, Overloaded, TooLarge
 from atoll.ipc.limits import MAX_PAYLOAD
 from atoll.ipc.serve import bind
 from atoll.ipc.system.state import Change, Expect, Item, Provenance, State, Write
@@ -150,6 +150,28 @@ async def test_the_history_of_a_key_is_bounded_in_bytes(
         with pytest.raises(TooLarge, match="ask for fewer versions"):
             await store.history(b"k")
         assert len(await store.history(b"k", 10)) == 10
+
+
+async def test_what_a_transaction_wrote_itself_is_told_in_pages(folder: Path) -> None:
+    """Before, all of it was in one answer, which no channel of a node carries from a mebibyte on."""
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        await store.commit([Write(b"b", bytes(400_000)), Write(b"f", bytes(400_000)), Write(b"gone", b"")])
+        transaction = await store.begin(60.0)
+        for name in (b"a", b"c", b"d", b"e"):
+            await store.commit([Write(name, bytes(ROW_MOST // 2))], transaction=transaction)
+        await store.commit([Write(b"gone")], transaction=transaction)
+        found, here, more = [], b"", True
+        while more:
+            page = await store.scan(transaction, here, b"")
+            assert len(msgspec.msgpack.encode(page)) < MESSAGE
+            found += [item.key for item in page.items]
+            here, more = page.rest, page.more
+        assert found == [b"a", b"b", b"c", b"d", b"e", b"f"]
+        # All of it was seen, whichever page told it.
+        await store.commit([Write(b"dd", b"1")])
+        with pytest.raises(Conflict, match="dd"):
+            await store.finish(transaction)
 
 
 async def test_open_transactions_of_a_keyspace_are_bounded_in_bytes(
