@@ -218,6 +218,8 @@ class Server(Serves[State]):
     @State.outline.serve
     def outline(self) -> Outline:
         self._unbadged("outline", current().badge)
+        # What waits bears the time at which it was asked for, and who backs up says up to which time he has all.
+        self._flush_all()
         return export.outline(self._engine)
 
     @State.export.serve

@@ -131,7 +131,7 @@ def _room(folder: Path, manifest: Manifest | None) -> AbstractContextManager[Non
 
 
 def _take(folder: Path, node: str, source: Source, image: str, manifest: Manifest | None) -> Taken:
-    begun = source.outline()
+    taken, begun = _begin(source)
     if not begun.head:
         raise Refused("the store has no revisions yet: there is nothing to back up")
     identity = begun.store.hex()
@@ -148,13 +148,12 @@ def _take(folder: Path, node: str, source: Source, image: str, manifest: Manifes
     first = entries[-1].upto if entries else 0
     for _ in range(ROUNDS):
         if not entries or begun.head > entries[-1].upto:
-            entries.append(_segment(folder, source, entries, begun))
+            entries.append(_segment(folder, source, entries, taken, begun))
         else:
-            taken = int(clock.wall() * 1e9)
             entries[-1] = msgspec.structs.replace(entries[-1], taken=max(taken, entries[-1].taken))
         if entries[-1].floor < entries[-1].upto:
             break
-        begun = source.outline()
+        taken, begun = _begin(source)
     else:
         raise Overtaken(
             f"compaction gave up the past faster than it could be read, {ROUNDS} times: set a longer `grace` for the store"
@@ -175,6 +174,12 @@ def _take(folder: Path, node: str, source: Source, image: str, manifest: Manifes
     return Taken(made, took)
 
 
+def _begin(source: Source) -> tuple[int, Outline]:
+    """What there is, and a time in ns by which nothing more had been committed: so the clock is read first."""
+    now, begun = int(clock.wall() * 1e9), source.outline()
+    return max(now, begun.time), begun
+
+
 def _goes_on(folder: Path, source: Source, before: Entry | None, begun: Outline) -> None:
     """That the store is the one that was backed up, and later. Raises `Refused`."""
     if before is None:
@@ -190,13 +195,12 @@ def _goes_on(folder: Path, source: Source, before: Entry | None, begun: Outline)
         )
 
 
-def _segment(folder: Path, source: Source, entries: list[Entry], begun: Outline) -> Entry:
+def _segment(folder: Path, source: Source, entries: list[Entry], taken: int, begun: Outline) -> Entry:
     after, upto = (entries[-1].upto if entries else 0), begun.head
     standing = None
     if entries:
         with archive.segment(folder, entries[-1]) as last:
             standing = last.trailer.standing
-    taken = int(clock.wall() * 1e9)
     part = folder / archive.ROWS / "part"
     part.unlink(missing_ok=True)
     writer = Writer(part)

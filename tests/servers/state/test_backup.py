@@ -24,6 +24,7 @@ from atoll.servers.state.export import Record
 from atoll.servers.state.history import History
 from atoll.servers.state.lmdb_engine import LmdbEngine
 from atoll.servers.state.memory_engine import MemoryEngine
+from atoll.servers.state.versions import time_of
 from tests.kit.disk import fill, small_disk
 from tests.kit.dying import survives
 
@@ -264,6 +265,36 @@ def test_moments_by_time(tmp_path: Path) -> None:
         point(folder, manifest, (times[1] - 10**9) / 1e9)
     with pytest.raises(Refused, match="is not in the backup"):
         point(folder, manifest, clock.wall() + 1000)
+
+
+class Busy(Held):
+    """Commits as soon as it was said what there is to be copied."""
+
+    busy = False
+
+    def outline(self) -> Outline:
+        found = super().outline()
+        self.kept.hands.now = clock.wall()
+        if self.busy:
+            self.busy = False
+            self.write(1)
+        return found
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_no_moment_is_covered_after_which_more_was_committed(tmp_path: Path, before: bool) -> None:
+    """Before, a moment behind a commit that the backup has not could be restored, without that commit."""
+    held, folder = Busy(), tmp_path / "archive"
+    held.write(3)
+    if before:
+        held.back_up(folder)
+    held.busy = True
+    reached = held.back_up(folder)
+    assert reached < held.head
+    with held.engine.snapshot() as snapshot:
+        late = time_of(snapshot, reached + 1)
+    with pytest.raises(Refused, match="is not in the backup"):
+        point(folder, archive.existing(folder), (late + 1000) / 1e9)
 
 
 def test_large_transactions_come_in_parts(tmp_path: Path) -> None:

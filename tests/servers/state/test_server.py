@@ -132,6 +132,16 @@ async def test_calls_that_arrive_together_share_one_group(folder: Path) -> None:
         assert (await store.statistics())["groups"] == before + 1
 
 
+async def test_a_backup_begins_behind_all_that_was_asked_for(folder: Path) -> None:
+    """What is still in the group bears an earlier time than the one at which the backup is said to have been begun."""
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        async with node.batch():
+            asked = store.commit.start([Write(b"k", b"x")])
+            outline = await node.proxy(State, 0, {"backup"}).outline()
+        assert asked.result().revision == outline.head
+
+
 @pytest.mark.parametrize("number", [-1, -(2**63), 2**63, 2**64 - 1])
 async def test_no_number_is_a_fault_of_the_store(folder: Path, number: int) -> None:
     """What no revision can be is refused as a caller's mistake, or lies ahead."""
