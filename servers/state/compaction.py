@@ -130,9 +130,14 @@ class Compactor:
 
         Raises `Disowned` or `Broken`: the process must end. Where there is no room even for this, the pass ends.
         """
+        in_hand = self._jobs[:1]
         self._jobs = [job for job in self._jobs if self._keyspaces.retention(job.keyspace) == job.retention]
         if not self._jobs:
             return False
+        if self._jobs[:1] != in_hand:
+            self._places.stand(
+                0, 0
+            )  # the next one is not half way through the event at which that one was given up
         job = self._jobs[0]
         batch = Batch()
         with self._engine.snapshot() as snapshot:

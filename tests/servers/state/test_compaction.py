@@ -18,6 +18,7 @@ from atoll.ipc.system.state import (
     State,
     StoreFull,
     Write,
+    absolute,
 )
 from atoll.servers.state import layout, pins
 from atoll.servers.state.check import check
@@ -558,3 +559,26 @@ def test_a_pass_removes_nothing_more_once_the_past_is_to_be_kept(kept: Kept, the
     kept.state().make_keyspace.start("rows", Retention(versions=1)).result()
     kept.compact()
     assert len(history(rows, "a")) < len(left)
+
+
+def test_a_pass_begins_with_each_keyspace_from_its_beginning(kept: Kept) -> None:
+    """Also where it has just given up another one in the midst of a transaction that wrote both."""
+    kept.server._passes.compactor.work = 1  # a key a step
+    one, two, other = (kept.keyspace_state(name, Retention(age=AGE)) for name in ("one", "two", "other"))
+    numbers = kept.state().keyspaces.start().result()
+    keys = [absolute(numbers["two"], b"k"), *(absolute(numbers["one"], name) for name in (b"a", b"b", b"c"))]
+    for text in (b"old", b"new"):
+        kept.hands.now += 1
+        kept.state().commit.start([Write(key, text) for key in keys]).result()
+        if text == b"old":
+            put(kept, other, k="")
+            kept.hands.now += AGE + 1
+    kept.compact()  # as far as before the transaction that comes next
+    kept.hands.now += AGE + 1
+    put(kept, other, k="")
+    assert kept.begin() and kept.step() and kept.step()
+    kept.state().make_keyspace.start("one", Retention()).result()
+    while kept.step():
+        pass
+    assert history(one, "c") == ["new", "old"]
+    assert history(two, "k") == ["new"]
