@@ -11,7 +11,8 @@ the segment. A *checkpoint* begins the next segment at the newest transaction, a
 thread; when that is done the segment is settled, which the next record makes durable, and the older pin goes.
 
 `opening` brings back what the base was and hands out the batches since. Only where nobody else has the database open: who
-does lives in the same page cache as we, which has then lost nothing.
+does lives in the same page cache as we, which has then lost nothing. A writer that dies in between leaves the base, and a
+reader may open that before the next writer comes: it is brought forward all the same (`Log.left_over`).
 
 Every transaction of the database is in the log before the database has it. So a database that is ahead of its log, or
 records whose beginning or middle is not whole, are damage, and the store is not opened: without what is missing it might
@@ -109,6 +110,21 @@ class Log:
         rows = sum(map(len, batch.puts.values())) + len(batch.deletes) + len(batch.drops)
         self._written += (rows + _TREES) * self._page + batch.size
 
+    def left_over(self, transaction: int) -> list[Batch]:
+        """What a process that died had written down of that transaction of LMDB's and of those after it: the batches that
+        must be applied.
+
+        At the base that may be all that was acknowledged: the file was put back, and nobody brought it forward. Elsewhere
+        it is one record at most, of which nobody was told, and which nobody may find after a failure of the power either,
+        once we have shown the store without it. Or it was all applied, in one transaction."""
+        if self._recorded() < transaction:
+            return []
+        found = _since_base(self._segments)
+        if found is not None and found[0].base == transaction - 1:
+            return [decode(body) for body in found[1]]
+        self._begin_anew(transaction - 1)
+        return []
+
     def take_back(self) -> None:
         """LMDB refused what was appended last: it must not come back."""
         self._segment.cut(self._last)
@@ -184,19 +200,17 @@ class Log:
         """Whether a checkpoint would let LMDB use more pages again."""
         return self._written > 0
 
-    def forget_unfinished(self) -> None:
-        """A record that LMDB knows nothing of is of a process that died before LMDB had it: nobody was told, and nobody may
-        find it after a failure of the power either, once we have shown the store without it."""
-        # Whoever is in the midst of a commit holds the lock: it is not waited for if there is no need.
-        if self._recorded() > int(self._environment.info()["last_txnid"]):
-            with self._environment.begin(write=True) as transaction:
-                if self._recorded() >= transaction.id():
-                    self._begin_anew(transaction.id() - 1)
+    def is_ahead(self) -> bool:
+        """Whether it has a record that LMDB knows nothing of."""
+        return self._recorded() > int(self._environment.info()["last_txnid"])
 
     def _recorded(self) -> int:
-        """The transaction of the last record; 0: there is none."""
+        """The transaction of the last record, or the base that there is none after; 0: there is neither."""
         found = newest(self._segments)
-        return 0 if found is None else max((number for number, _ in found[0].records(found[1])), default=0)
+        if found is None:
+            return 0
+        segment, head = found
+        return max((number for number, _ in segment.records(head)), default=head.base)
 
     def mark_failed(self) -> None:
         """The next writer must put the file back, or not open it: what could not be written may be lost from memory, too."""
@@ -317,30 +331,14 @@ def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
         raise Broken(f"{folder} has a log and no {DATA_FILE}: files of a store belong together")
     segments = [Segment(folder / name, read_only=True) for name in FILES if (folder / name).exists()]
     try:
-        found = newest(segments)
-        _refuse_headless(segments, 0 if found is None else found[1].generation)
-        if found is None:
-            return None
-        chain = [found]
-        if not found[1].settled:
-            before = [each for each in segments if each is not found[0]]
-            chain = [each for each in [newest(before)] if each is not None] + chain
-        first = chain[0][1]
-        last, bodies = first.base, []
-        for segment, head in chain:
-            if not first.settled or head.base != last or head.generation > first.generation + 1:
-                raise Broken(f"{segment.path} does not go on where the log before it ends: restore a backup")
-            records = list(segment.records(head))
-            bodies += [body for _, body in records]
-            last += len(records)
-        if chain[-1][0].goes_on(chain[-1][1]):
-            raise Broken(
-                f"{chain[-1][0].path} is damaged: the record of transaction {last + 1} is not whole, and there is one "
-                "after it; restore a backup"
-            )
+        found = _since_base(segments)
     finally:
         for segment in segments:
             segment.close()
+    if found is None:
+        return None
+    first, bodies = found
+    last = first.base + len(bodies)
     with open(folder / DATA_FILE, "rb") as file:
         found_there = _newest_of(file.read(len(first.pages)))
     if found_there > last:
@@ -349,6 +347,33 @@ def _unfinished(folder: Path) -> tuple[bytes, list[bytes]] | None:
             "or the files are not of one store; restore a backup"
         )
     return (first.pages, bodies) if bodies else None
+
+
+def _since_base(segments: list[Segment]) -> tuple[Head, list[bytes]] | None:
+    """The beginning of the log as far as it is needed, and all records since; None: it was never begun. Raises `Broken`
+    where it is not whole."""
+    found = newest(segments)
+    _refuse_headless(segments, 0 if found is None else found[1].generation)
+    if found is None:
+        return None
+    chain = [found]
+    if not found[1].settled:
+        before = [each for each in segments if each is not found[0]]
+        chain = [each for each in [newest(before)] if each is not None] + chain
+    first = chain[0][1]
+    last, bodies = first.base, list[bytes]()
+    for segment, head in chain:
+        if not first.settled or head.base != last or head.generation > first.generation + 1:
+            raise Broken(f"{segment.path} does not go on where the log before it ends: restore a backup")
+        records = list(segment.records(head))
+        bodies += [body for _, body in records]
+        last += len(records)
+    if chain[-1][0].goes_on(chain[-1][1]):
+        raise Broken(
+            f"{chain[-1][0].path} is damaged: the record of transaction {last + 1} is not whole, and there is one "
+            "after it; restore a backup"
+        )
+    return first, bodies
 
 
 def _refuse_headless(segments: list[Segment], newest_generation: int) -> None:

@@ -133,17 +133,17 @@ class LmdbEngine:
     def _recover(self, batches: list[Batch]) -> None:
         """Brings the database forward by the batches of the log, and makes the tables that it has not, in one transaction:
         none of the database's may be without its record in the log."""
-        if not batches:
-            self._log.forget_unfinished()
         missing = [table for table in _TABLES if table not in self._tables]
-        if not batches and not missing:
+        # Whoever is in the midst of a commit holds the lock: it is not waited for if there is no need.
+        if not batches and not missing and not self._log.is_ahead():
             return
         with self._environment.begin(write=True) as transaction:
+            batches = batches or self._log.left_over(transaction.id())
             for table in missing:
                 self._tables[table] = self._environment.open_db(_name(table), txn=transaction)
             for batch in batches:
                 self._apply(transaction, batch)
-            if not batches:
+            if missing and not batches:
                 self._log.append(transaction.id(), Batch())
         if batches:
             self._log.checkpoint()

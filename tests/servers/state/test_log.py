@@ -37,6 +37,15 @@ for position in range(1, int(sys.argv[2]) + 1):
 os.kill(os.getpid(), 9)
 """
 )
+KILLED_AT_A_CHECKPOINT = KILLED.replace(
+    "os.kill",
+    """
+from atoll.servers.state.write_ahead import Head, new_salt
+log, base = engine._log, int(engine._environment.info()["last_txnid"])
+log._begin(Head(log._generation + 1, base, log._pages(base), False, new_salt()))
+os.kill""",
+)
+"""When a segment was begun, and nothing is recorded there."""
 RECOVERING = (
     OPEN
     + """
@@ -63,9 +72,9 @@ sys.stdin.readline()
 HOLDING = READING.replace(", read_only=True", "")
 
 
-def killed(folder: Path, count: int) -> None:
+def killed(folder: Path, count: int, program: str = KILLED) -> None:
     """A writer that made so many events durable and had no time to close the store."""
-    subprocess.run([sys.executable, "-c", KILLED, str(folder), str(count)], check=False)
+    subprocess.run([sys.executable, "-c", program, str(folder), str(count)], check=False)
 
 
 def started(program: str, folder: Path) -> "subprocess.Popen[str]":
@@ -106,6 +115,35 @@ def test_who_reads_does_not_open_a_store_that_is_being_recovered(tmp_path: Path,
         go_on(writer)
     assert (reader.returncode, writer.returncode) == (0, 0)
     assert not checkpoint.needs_recovery(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("program", [KILLED, KILLED_AT_A_CHECKPOINT], ids=["", "at a checkpoint"])
+def test_what_was_put_back_is_brought_forward_though_somebody_reads_it(
+    tmp_path: Path, count: int, program: str
+) -> None:
+    """The writer is killed in between, and a reader process, which does not see the log, opens what was put back. Before,
+    the next writer took that for all there was."""
+    store, reached = tmp_path / "store", tmp_path / "reached"
+    LmdbEngine(store, **SMALL).close()
+    killed(store, count, program)
+    reached.mkdir()
+    for name in (checkpoint.DATA_FILE, checkpoint.LOCK_FILE):
+        os.link(store / name, reached / name)
+    with started(RECOVERING, store) as writer:
+        assert int(told(writer)) == count
+        with started(READING, reached) as reader:
+            while not waits_for_a_file(reader.pid):
+                assert reader.poll() is None
+            writer.kill()
+            assert told(reader) == "[]"
+            engine = LmdbEngine(store, **SMALL)
+            with engine.snapshot() as snapshot:
+                assert snapshot.bounds() == (1, count)
+            engine.commit(one(count + 1))
+            go_on(reader)
+    engine.close()
+    assert not checkpoint.needs_recovery(store)
 
 
 def one(position: int) -> Batch:
