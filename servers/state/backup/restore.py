@@ -80,7 +80,8 @@ def point(folder: Path, manifest: Manifest, at: int | float | None) -> Point:
         with archive.segment(folder, entries[index]) as segment:
             found = segment.last_at(int(at * 1e9)) if isinstance(at, float) else segment.last_upto(at)
         if not found:
-            index -= 1
+            # Then nothing was written between the one before and that moment; unless compaction took it.
+            index = index - 1 if entries[index].floor <= entries[index].after else None
     if index is None or not found or found <= entries[index].floor:
         raise Refused(
             f"{_said(at)} is not in the backup, which covers {covers(manifest)}: ask for one of those"

@@ -334,6 +334,27 @@ def test_what_compaction_took_between_two_backups_stays_away(tmp_path: Path) -> 
     assert [item.key[4:] for item in page.items] == [b"last", b"other", b"stays"]
 
 
+def test_a_moment_of_which_nothing_is_left_is_not_the_one_before_it(tmp_path: Path) -> None:
+    """Before, what stood at the end of the backup before was restored for it, with a row that had been deleted by then."""
+    held, folder = Held(), tmp_path / "archive"
+    short = held.kept.keyspace_state("short", Retention(age=1.0))
+    short.commit.start([Write(b"gone", b"1")]).result()
+    held.write(2)
+    before = held.back_up(folder)
+    for write in (Write(b"gone"), Write(b"too", b"1"), Write(b"too")):
+        deleted = short.commit.start([write]).result()
+    held.kept.hands.now += 100
+    held.write(1)
+    held.kept.compact()
+    held.back_up(folder)
+    manifest = archive.existing(folder)
+    assert (manifest.segments[-1].after, manifest.segments[-1].floor) == (before, deleted.revision)
+    for at in (before + 1, deleted.revision, deleted.time / 1e9 + 50):
+        with pytest.raises(Refused, match="is not in the backup"):
+            point(folder, manifest, at)
+    assert point(folder, manifest, before).revision == before
+
+
 def test_who_may_not_copy_the_store() -> None:
     held = Held()
     with pytest.raises(NotAllowed):
