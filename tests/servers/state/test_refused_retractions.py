@@ -35,26 +35,15 @@ class Full(FaultyTransport):
         return refused
 
 
-class NoRoom(FaultyTransport):
-    """Has no room for what says that a call joins."""
-
-    def cast(self, method: MethodSpec, payload: bytes, options: Options) -> None:
-        if method is State.join.spec:
-            raise Overloaded("the channel to state")
-        super().cast(method, payload, options)
-
-
 class Spends(Serves[Till]):
-    """Writes, and comes to nothing unless it is asked for more than that."""
+    """Writes, and comes to nothing."""
 
     rows: Keyspace[int]
 
     @Till.pay.serve
     async def pay(self, key: str, sum: int) -> int:
         await settled(self.rows.put(key, sum))
-        if sum == 1:
-            raise NotFound("money", key)
-        return sum
+        raise NotFound("money", key)
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("State.retract"), QuotaExceeded("all", "pending", 1)])
@@ -72,16 +61,4 @@ async def test_what_a_failed_call_wrote_is_not_committed_by_an_owner_that_goes_o
                 await transaction.share(till).pay("x", 1)
             transaction.put("a", 1)
         assert full.refusal is None
-        assert (await keyspace.get("a"), await theirs.get("x")) == (1, None)
-
-
-async def test_a_call_whose_reply_is_not_taken_is_undone(tmp_path: Path) -> None:
-    async with rows(tmp_path) as (node, keyspace, kernel):
-        theirs = Keyspace[int](node.proxy(State, await kernel.make_keyspace("theirs"), ALL, client=9), int)
-        till = Node(bind(Spends, {"rows": theirs})).proxy(Till, 0, {"write"}, client=4)
-        keyspace.state = proxy_over(State, NoRoom(transport_of(keyspace.state)))
-        async with keyspace.transaction() as transaction:
-            with pytest.raises(Overloaded):
-                await transaction.share(till).pay("x", 2)
-            transaction.put("a", 1)
         assert (await keyspace.get("a"), await theirs.get("x")) == (1, None)
