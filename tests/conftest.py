@@ -1,13 +1,18 @@
-"""In which order tests begin, that what they start can be interrupted, and that no reason to skip one is lost."""
+"""In which order tests begin, that what they start can be interrupted, that no reason to skip one is lost, and that none
+fails for taking long."""
 
 import signal
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job that a shell put into the background ignores it, and so would every command and kernel that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("machine of any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("machine of any speed")
 
 LONG = ("tests/docs/", "tests/shell/", "tests/servers/feedback/", "tests/fuzz/", "tests/microkernel/")
 """Files here take a minute and more, for they boot nodes or compile: what runs last would run alone, beside idle cores."""
