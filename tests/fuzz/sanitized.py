@@ -29,6 +29,7 @@ spec = importlib.util.spec_from_file_location("atoll.native._core", sys.argv[1])
 core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 sys.modules["atoll.native._core"] = core
+import tests.fuzz.forking
 import pytest
 sys.exit(pytest.main(sys.argv[2:]))
 """
