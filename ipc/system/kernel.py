@@ -9,9 +9,9 @@ interface that it serves (`own`).
 Times are nanoseconds since the epoch; durations and deadlines are seconds; sizes are bytes.
 
 Any method may also end with `NotAllowed`, `NotFound` (the message suggests the nearest name),
-`QuotaExceeded`, or, when it needs the store and the store is down for longer than the call's deadline,
-`DeadlineExceeded`. A change and its row commit together or not at all; a change may be repeated with its
-request id, hence `once`.
+`QuotaExceeded`, or, when it needs the store, `DeadlineExceeded` (the store is down for longer than the call's
+deadline) and `StoreFull` (the kernel's own reserve in it is spent). A change and its row commit together or not
+at all; a change may be repeated with its request id, hence `once`.
 """
 
 from typing import Literal
@@ -26,6 +26,7 @@ from atoll.ipc.interface import Interface, call, stream
 from ..published import TableShape
 from .control import Described
 from .measurement import Measurement
+from .state import StoreFull
 
 Level = str
 """The name of a protection level: `process`, `seccomp`, `sandbox`, or another that this release has a module of."""
@@ -373,7 +374,7 @@ class PublishedTable(Struct, frozen=True, kw_only=True):
 class Kernel(Interface):
     """The system calls."""
 
-    errors = (WrongState, StartFailed, MechanismMissing)
+    errors = (WrongState, StartFailed, MechanismMissing, StoreFull)
 
     # what the node is ---------------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ import enum
 from collections.abc import Callable
 
 import pytest
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from atoll.ipc import Cap, Failure, Interface, call, schema, stream, upload
+from atoll.ipc import Cap, Failure, Interface, call, errors, schema, stream, upload
 from atoll.ipc.schema import describe, differences
 from atoll.ipc.system import control
-from atoll.ipc.system.kernel import Kernel
-from atoll.ipc.system.state import State
+from atoll.ipc.system.kernel import Kernel, MechanismMissing, StartFailed, WrongState
+from atoll.ipc.system.state import State, StoreFull
 
 
 def base() -> type[Interface]:
@@ -236,3 +236,19 @@ def test_a_shape_travels_whole(interface: type[Interface]) -> None:
     assert isinstance(said, control.Described)
     assert schema.decode(bytes(said.schema)) == shape
     assert said.fingerprint == schema.fingerprint(shape)
+
+
+def test_a_client_from_before_is_told_by_the_kernel_that_the_store_is_full() -> None:
+    """In the same sentence, by a failure that it does not know."""
+
+    class Before(Interface):
+        errors = (WrongState, StartFailed, MechanismMissing)
+
+    now = describe(Kernel)
+    before = structs.replace(now, failures=describe(Before).failures)
+    assert set(now.failures) - set(before.failures) == {"StoreFull"}
+    assert differences(before, now) == []
+    refused = StoreFull("the store", 2, 1)
+    told_now, told_before = (errors.decode(errors.encode(refused), kind) for kind in (Kernel, Before))
+    assert told_now == refused
+    assert isinstance(told_before, errors.UnknownFailure) and str(refused) in str(told_before)

@@ -15,6 +15,7 @@ from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut, NotFou
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
 from atoll.ipc.system.records import KEYSPACE, ServerRow, decode
+from atoll.ipc.system.state import StoreFull
 from atoll.servers import state as store_package
 
 from .callers import REPEATABLE, called, called_steadily
@@ -378,7 +379,7 @@ def test_a_restart_that_the_store_had_no_room_for_is_remembered_the_next_time(tm
         with node.attach() as attached:
             attached.kernel.swap.now(Swap(server="state", package=full))
             attached.kernel.stop.now("counter")
-            with pytest.raises(AtollError, match="StoreFull"):
+            with pytest.raises(StoreFull, match="nothing was written"):
                 attached.kernel.restart.now("counter")
             assert attached.kernel.restart.now("counter").state == "serving"
         assert node.stop() == 0
