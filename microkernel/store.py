@@ -49,8 +49,8 @@ class Store:
         """Set at the next change of whether `state` serves."""
         self._ended = False
         self._turn = trio.StrictFIFOLock()
-        """Of commits that wait for the store. They go in the order in which they were decided, and nothing newer before
-        them: of one row the last decision stands."""
+        """Of commits that wait for the store, or for what waits in the journal of their rows. They go in the order in which
+        they were decided, and nothing newer before them: of one row the last decision stands."""
         self._hurried: set[trio.CancelScope] = set()
         """Commits of what may wait in the journal as well: they do not wait for a store that is down."""
         self.gave_up: Callable[[int], None] = lambda count: None
@@ -137,11 +137,12 @@ class Store:
             with self._instead(changes):
                 self.journal.wait(changes)
             return 0
-        if not self._serves or self._turn.locked():
+        if not self._serves or self._turn.locked() or self._before(changes):
             async with self._turn:
                 await self._until_it_serves()
+                await self._commit_before(changes)
         with trio.CancelScope(shield=True), self._instead(changes):
-            return await self._commit(changes)
+            return await self._send(changes)
         raise AssertionError("a shielded scope is not cancelled")
 
     async def commit_or_keep(self, changes: Changes) -> None:
@@ -153,7 +154,8 @@ class Store:
                 self._hurried.add(scope)
                 try:
                     with scope:
-                        await self._commit(changes)
+                        await self._commit_before(changes)
+                        await self._send(changes)
                         return
                 finally:
                     self._hurried.discard(scope)
@@ -177,12 +179,19 @@ class Store:
             raise
         self._owed.difference_update(changes.writes)
 
-    async def _commit(self, changes: Changes) -> int:
-        """What waits in the journal of the same rows goes first: later it would undo this. Raises what either raises."""
-        for older in list(self.journal.waiting.values()):
-            if older.id != changes.id and not older.writes.keys().isdisjoint(changes.writes):
-                await self._commit_waiting(older)
-        return await self._send(changes)
+    def _before(self, changes: Changes) -> list[Changes]:
+        """What waits in the journal of the same rows."""
+        return [
+            older
+            for older in self.journal.waiting.values()
+            if older.id != changes.id and not older.writes.keys().isdisjoint(changes.writes)
+        ]
+
+    async def _commit_before(self, changes: Changes) -> None:
+        """What waits in the journal of the same rows goes first: later it would undo them. Whoever awaited this sends at
+        once, or looks again at what is to be sent: meanwhile others decide. Raises what a commit of it raises."""
+        for older in self._before(changes):
+            await self._commit_waiting(older)
 
     async def _commit_waiting(self, changes: Changes) -> None:
         await self._send(changes)
@@ -275,10 +284,9 @@ class Store:
         self._later, self._put_off = self._put_off | self._later, {}
         while self._later and self._state is not None and self._serves:
             self._taken = self._some_of(most)
-            # Without an id, which the store would keep for ever: a repetition writes the very same rows.
-            changes = Changes(id=b"", writes=dict(self._taken), note="record")
             try:
-                await self._commit(changes)
+                await self._commit_before(self._record())
+                await self._send(self._record())
             except PeerFault:
                 self._later = self._taken | self._later
                 return
@@ -298,6 +306,11 @@ class Store:
                     self._refused = 0
             finally:
                 self._taken = {}
+
+    def _record(self) -> Changes:
+        """What is being committed, less what was decided anew. Without an id, which the store would keep for ever: a
+        repetition writes the very same rows."""
+        return Changes(id=b"", writes=dict(self._taken), note="record")
 
     def _some_of(self, most: int) -> dict[bytes, bytes | None]:
         """Taken out of `later`, in its order: rows for one message to the store."""

@@ -353,6 +353,54 @@ async def test_rows_that_nobody_waits_for_do_not_go_before_what_waits_of_them(
     assert list(state.rows.values()) == [event("new").value()]
 
 
+@pytest.fixture
+async def refused(table: tuple[Table, Store]) -> tuple[Table, Store]:
+    """A store that serves, and once had no room for a row that waits in the journal."""
+    state, store = table
+    store.lost()
+    await store.commit_or_keep(Batch(b"1", note="test").put(numbered(2, "before")).changes())
+    state.answer.set()
+    state.fault = StoreFull("the store", 2, 1)
+    await store.settle()
+    state.fault, state.asked, state.answer = None, trio.Event(), trio.Event()
+    return state, store
+
+
+def numbered(sequence: int, sentence: str) -> EventRow:
+    return EventRow(boot=1, sequence=sequence, time=1, kind="test", who="me", sentence=sentence)
+
+
+async def test_a_row_that_nobody_waits_for_is_not_sent_after_a_newer_one_that_waits_for_nothing(
+    refused: tuple[Table, Store],
+) -> None:
+    """It is among others of which some wait in the journal: these go first, and meanwhile somebody decides on it anew."""
+    state, store = refused
+    store.later(Batch(b"2", note="test").put(event("old"), numbered(2, "after")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.flush)
+        await state.asked.wait()
+        nursery.start_soon(store.commit, Batch(b"3", note="test").put(event("new")).changes())
+        await trio.testing.wait_all_tasks_blocked()
+        state.answer.set()
+    await store.flush()
+    assert set(state.rows.values()) == {event("new").value(), numbered(2, "after").value()}
+
+
+async def test_those_who_wait_for_the_same_row_of_the_journal_go_in_the_order_in_which_they_decided(
+    refused: tuple[Table, Store],
+) -> None:
+    """The event loop wakes them in any order."""
+    state, store = refused
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            decided = Batch(b"%d" % (10 + number), note="test").put(numbered(2, f"{number}"))
+            nursery.start_soon(store.commit, decided.changes())
+            await trio.testing.wait_all_tasks_blocked()
+        state.answer.set()
+    decided_on = [value for value in state.sent if value != numbered(2, "before").value()]
+    assert decided_on == [numbered(2, f"{number}").value() for number in range(8)]
+
+
 async def test_a_store_that_is_lost_while_what_waited_is_committed_does_not_serve(
     table: tuple[Table, Store],
 ) -> None:
