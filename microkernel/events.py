@@ -149,7 +149,11 @@ class Events:
         while (watcher := watching.watcher) is not None:
             while (report := await watching.report()) is not None:
                 self.refused_call(report)
-            await watching.renew(watcher)
+            try:
+                await watching.renew(watcher)
+            except OSError:  # no descriptor is left, or no process: there may be later
+                await trio.sleep(RENEW_PAUSE)
+                continue
             self.event(
                 "watcher ended", "kernel",
                 "the watcher of refused system calls ended, and there is another: what processes are refused that "

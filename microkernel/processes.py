@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
@@ -174,18 +174,20 @@ class Forge:
         """Told how a zygote ended in whose place there is another now."""
 
     def start(self) -> Process:
-        """Execute the zygote. It answers once its imports are done; `spawn` waits for that."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        guardian = os.pidfd_open(os.getpid())
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
-        try:
+        """Execute the zygote. It answers once its imports are done; `spawn` waits for that. Raises `OSError`; then there is
+        none that was not there before."""
+        with ExitStack() as made, ExitStack() as given:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            made.callback(ours.close)
+            given.callback(theirs.close)
+            guardian = os.pidfd_open(os.getpid())
+            given.callback(os.close, guardian)
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_LIMIT)
             handed = {SOCKET: theirs.fileno(), GUARDIAN: guardian}
             arguments = (self._marker, *self._groups, END_OF_GROUPS, *self._preload)
             self.process = execute("zygote", arguments, handed)
-        finally:
-            theirs.close()
-            os.close(guardian)
+            made.pop_all()
         self._socket = trio.socket.from_stdlib_socket(ours)
         return self.process
 
@@ -295,21 +297,23 @@ class Forge:
         while (zygote := self.process) is not None and self._socket is not None:
             await zygote.wait()
             async with self._turn:  # whoever is asking that one hears of its end, and has renewed it
-                self._renew(zygote)
+                with suppress(OSError):  # no descriptor is left, or no process: there may be later
+                    self._renew(zygote)
             await trio.sleep(RENEW_PAUSE)
 
     def _renew(self, ended: Process) -> None:
         """Another zygote in the place of one that ended, if that was not done or the forge closed meanwhile. A child
-        whose making it did not live to report is nobody's: it is ended."""
-        if self.process is not ended or self._socket is None:
+        whose making it did not live to report is nobody's: it is ended. Raises `OSError`; then it is to be tried again."""
+        before = self._socket
+        if self.process is not ended or before is None:
             return
-        self._socket.close()
-        ended.close()
         known = {child.pid for child in self._children} | {ended.pid}
         for left in survivors(self._marker):
             if left.parent == os.getpid() and left.pid not in known and ZYGOTE in left.command:
                 _end_child(left.pid)
         self.start()
+        before.close()
+        ended.close()
         self.renewed(str(ended.exit))
 
     async def close(self) -> None:
@@ -347,13 +351,14 @@ def execute(module: str, arguments: Sequence[str], descriptors: Mapping[int, int
     """Run a module of the kernel's in an interpreter and a session of its own; `descriptors` as in
     `Forge.spawn`.
 
-    Called from the main thread: the child may ask to die with the thread that started it.
+    Called from the main thread: the child may ask to die with the thread that started it. Raises `OSError`; then there is
+    none.
     """
     above = max(descriptors) + 1
-    moved = {
-        target: fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, above) for target, given in descriptors.items()
-    }
+    moved = dict[int, int]()
     try:
+        for target, given in descriptors.items():
+            moved[target] = fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, above)
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, "-P", "-m", f"{__package__}.{module}", *arguments],
@@ -369,7 +374,11 @@ def execute(module: str, arguments: Sequence[str], descriptors: Mapping[int, int
     finally:
         for given in moved.values():
             os.close(given)
-    return Process(module, pid, os.pidfd_open(pid))
+    try:
+        return Process(module, pid, os.pidfd_open(pid))
+    except OSError:
+        _end_child(pid)  # before its socket is closed, by which a zygote would take this for the kernel's end
+        raise
 
 
 async def _send(peer: trio.socket.SocketType, packet: bytes, descriptors: list[int]) -> None:

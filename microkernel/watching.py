@@ -3,6 +3,7 @@
 import array
 import os
 import socket
+from contextlib import ExitStack
 
 import trio
 
@@ -21,11 +22,15 @@ class Watching:
         self.process: Process | None = None
 
     def start(self) -> Process:
-        """Execute the watcher, from the main thread. What is handed to it meanwhile waits in the socket."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            arguments = (self._marker, str(self._flood))
-            self.process = execute("watcher", arguments, {SOCKET: theirs.fileno()})
+        """Execute the watcher, from the main thread. What is handed to it meanwhile waits in the socket. Raises `OSError`;
+        then there is none that was not there before."""
+        with ExitStack() as made:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            made.callback(ours.close)
+            with theirs:
+                arguments = (self._marker, str(self._flood))
+                self.process = execute("watcher", arguments, {SOCKET: theirs.fileno()})
+            made.pop_all()
         self._socket = trio.socket.from_stdlib_socket(ours)
         return self.process
 
@@ -61,12 +66,14 @@ class Watching:
         return from_watcher.decode(packet) if packet else None
 
     async def renew(self, ended: Process) -> None:
-        """Another watcher in the place of one that ended, if that was not done meanwhile."""
+        """Another watcher in the place of one that ended, if that was not done meanwhile. Raises `OSError`; then it is to be
+        tried again."""
         await ended.wait()
-        if self.process is ended and self._socket is not None:
-            self._socket.close()
-            ended.close()
+        before = self._socket
+        if self.process is ended and before is not None:
             self.start()
+            before.close()
+            ended.close()
 
     async def close(self) -> None:
         if self._socket is not None:

@@ -2,40 +2,59 @@
 at again."""
 
 import errno
+import fcntl
 import os
 import resource
+import secrets
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
 from atoll.ipc.errors import Overloaded
 from atoll.ipc.system.control import Shape
 from atoll.microkernel import launching
 from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.channels import Channels
+from atoll.microkernel.events import Events
 from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import Party, Serving
 from atoll.microkernel.processes import CannotConfine
+from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices.v1 import GroupV1
+from atoll.microkernel.watching import Watching
 
 from .children import OUT, VICTIMS, forge, planned, told
+
+STEPS = [
+    (socket, "socketpair", 0),
+    (os, "pidfd_open", 0),
+    (fcntl, "fcntl", 0),
+    (fcntl, "fcntl", 1),
+    (os, "pidfd_open", 1),
+]
+"""Calls by which a fork server is started, and which of them fails."""
 
 
 def opened() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def failing_after(calls: int, action: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, but for the call after so many."""
+def failing_after(
+    calls: int, action: Callable[..., Any], failed: Callable[[], None] = lambda: None
+) -> Callable[..., Any]:
+    """The same, but for those after so many."""
     left = iter(range(calls))
 
     def act(*arguments: Any) -> Any:
         if next(left, None) is None:
+            failed()
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return action(*arguments)
 
@@ -128,6 +147,56 @@ async def test_a_child_whose_pidfd_cannot_be_taken_is_none() -> None:
             os.close(held)
         assert opened() == before
         assert (await told(made, confinement, "who"))[1].clean
+
+
+@pytest.mark.parametrize(("module", "name", "calls"), STEPS)
+async def test_a_fork_server_that_cannot_be_started_again_at_once_is_later(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: int
+) -> None:
+    """The kernel goes on without one until then, and what was begun of it is no second one: that would take the kernel for
+    dead, and end all that bears its marker."""
+    confinement = planned("process").confinement
+    assert confinement is not None
+    marker = f"--test={secrets.token_hex(8)}"
+    async with forge(marker) as made, trio.open_nursery() as nursery:
+        assert (await told(made, confinement, "who"))[1].clean
+        before, failed, renewed = opened(), trio.Event(), trio.Event()
+        made.renewed = lambda how: renewed.set()
+        nursery.start_soon(made.keep)
+        assert made.process is not None
+        with monkeypatch.context() as short:
+            short.setattr(module, name, failing_after(calls, getattr(module, name), failed.set))
+            made.process.kill()
+            await failed.wait()
+        await renewed.wait()
+        assert opened() == before
+        assert (await told(made, confinement, "who"))[1].clean
+        assert [each.pid for each in survivors(marker)] == [made.process.pid]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("module", "name", "calls"), STEPS[:3])
+async def test_a_watcher_that_cannot_be_started_again_at_once_is_later(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, calls: int
+) -> None:
+    watching, told, failed = Watching(f"--test={secrets.token_hex(8)}"), trio.Event(), trio.Event()
+    node: Any = SimpleNamespace(watching=watching)
+    nothing: Any = None
+    events = Events(node, nothing)
+    monkeypatch.setattr(events, "event", lambda *_: told.set())
+    first = watching.start()
+    before = opened()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(events.watch)
+        with monkeypatch.context() as short:
+            short.setattr(module, name, failing_after(calls, getattr(module, name), failed.set))
+            first.kill()
+            await failed.wait()
+        await told.wait()
+        assert watching.process is not first
+        assert opened() == before
+        nursery.cancel_scope.cancel()
+    await watching.close()
 
 
 def test_a_group_that_cannot_be_entered_everywhere_leaves_nothing_open(tmp_path: Path) -> None:
