@@ -285,7 +285,7 @@ class Forge:
                 raise ZygoteDied("it is not running")
             with suppress(BrokenPipeError, ConnectionResetError):
                 await _send(peer, asked, handed)
-                packet, received = await _receive(peer)
+                packet, received, _ = await _receive(peer)
                 if packet:
                     return packet, received
             how = str(await zygote.wait())
@@ -386,19 +386,20 @@ async def _send(peer: trio.socket.SocketType, packet: bytes, descriptors: list[i
     await peer.sendmsg([packet], rights)
 
 
-async def _receive(peer: trio.socket.SocketType) -> tuple[bytes, list[int]]:
+async def _receive(peer: trio.socket.SocketType) -> tuple[bytes, list[int], bool]:
+    """A packet, its descriptors, and whether some of them could not be taken."""
     room = socket.CMSG_SPACE(4 * 4)
-    packet, control, _, _ = await peer.recvmsg(PACKET_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+    packet, control, flags, _ = await peer.recvmsg(PACKET_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
     received = array.array("i")
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             received.frombytes(data)
-    return packet, received.tolist()
+    return packet, received.tolist(), bool(flags & socket.MSG_CTRUNC)
 
 
 async def _confined(process: Process, status: trio.socket.SocketType) -> int | None:
     """The listener of a child that is confined as planned, if its filter has one. Raises CannotConfine."""
-    word, received = await _receive(status)
+    word, received, cut = await _receive(status)
     if len(word) != STATUS.size:
         how = await process.wait()
         refusal = CannotConfine(
@@ -411,4 +412,6 @@ async def _confined(process: Process, status: trio.socket.SocketType) -> int | N
     if error:
         row = f" at row {detail}" if detail >= 0 else ""
         raise CannotConfine(process.name, STEPS.get(step, f"step {step}"), row, os.strerror(error))
+    if cut:  # what it is refused would fail unseen
+        raise CannotConfine(process.name, "taking its filter's listener", "", os.strerror(errno.EMFILE))
     return received[0] if received else None

@@ -18,7 +18,7 @@ import trio
 
 from atoll.ipc.errors import Overloaded
 from atoll.ipc.system.control import Shape
-from atoll.microkernel import launching
+from atoll.microkernel import launching, processes
 from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.channels import Channels
 from atoll.microkernel.events import Events
@@ -147,6 +147,34 @@ async def test_a_child_whose_pidfd_cannot_be_taken_is_none() -> None:
             os.close(held)
         assert opened() == before
         assert (await told(made, confinement, "who"))[1].clean
+
+
+async def test_a_child_whose_listener_cannot_be_taken_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its filter refuses would fail unseen."""
+    plan = planned("seccomp")
+    if plan.confinement is None:
+        pytest.skip(f"level seccomp is not possible here: {plan.missing}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    confined = processes._confined
+
+    async def short(process: processes.Process, status: trio.socket.SocketType) -> int | None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OUT, hard))
+        try:
+            return await confined(process, status)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    async with forge() as made:
+        assert (await told(made, plan.confinement, "who"))[1].clean
+        before = opened()
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "_confined", short)
+            with pytest.raises(CannotConfine, match="Too many open files"):
+                await made.spawn(
+                    plan.confinement, descriptors={}, arguments=(OUT,), entry="victims:who", path=(VICTIMS,)
+                )
+        assert opened() == before
+        assert (await told(made, plan.confinement, "who"))[1].clean
 
 
 @pytest.mark.parametrize(("module", "name", "calls"), STEPS)
