@@ -136,10 +136,14 @@ class Life:
             end.close()
         batch.delete(ServerRow, server.name)
         write_change(batch, configurations(server.spec, server.description), ())
-        with trio.move_on_after(UNDO_WITHIN) as waited:
+        forgotten = False
+        with trio.move_on_after(UNDO_WITHIN), suppress(AtollError):
             await node.store.commit(batch.changes())
-        if waited.cancelled_caught:
-            node.store.later(batch)  # the store is down: as soon as it serves
+            forgotten = True
+        if not forgotten:
+            node.store.owe(
+                batch
+            )  # the store is down, or full: without it the next boot starts what was not loaded
 
     def _record_start(self, server: Server) -> None:
         node = self._node

@@ -243,7 +243,10 @@ class Powers:
         self._events.capabilities((), ended)
         batch = write_ended(self._node.store.batch(f"revoke {made.id}"), ended)
         if batch:
-            await self._node.store.commit(batch.changes())
+            try:
+                await self._node.store.commit(batch.changes())
+            except AtollError:
+                self._node.store.owe(batch)  # without it the next boot gives what nobody was given
 
     def _mine(self, party: Party, id: int) -> Capability:
         held = self._node.tree.get(id)

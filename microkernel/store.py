@@ -6,6 +6,7 @@ has sent it sees through, whatever its deadline: a commit whose outcome nobody w
 undone. If `state` dies over it, the channel repeats it under its id.
 """
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -25,6 +26,8 @@ from .journal import Journal
 PAGE = 1000
 GATHER = 0.05
 """Seconds in which rows that nobody waits for are gathered into one commit."""
+ROOM_AGAIN = 1.0
+"""Seconds until what the store refused and is not given up is tried again, if nothing else is to be committed before."""
 BATCH_MOST = 500
 BYTES_MOST = 256 << 10
 """Rows of a commit that nobody waits for: it is one message to the store."""
@@ -59,7 +62,7 @@ class Store:
         self._taken: dict[bytes, bytes | None] = {}
         """Those of them that are being committed."""
         self._owed: set[bytes] = set()
-        """Keys of those that are a decision: what the store refuses of them is not given up."""
+        """Keys of those that are a decision, or end one: what the store refuses of them is not given up."""
         self._put_off: dict[bytes, bytes | None] = {}
         """What it refused of them, until the next flush."""
         self._refused = 0
@@ -197,6 +200,11 @@ class Store:
         await self._send(changes)
         with suppress(OSError):  # no room: it stays, and is committed again, which changes nothing
             self.journal.settle(changes.id)
+        for waiting in (self._taken, self._later, self._put_off):
+            for key, value in changes.writes.items():
+                if key in waiting and waiting[key] == value:
+                    del waiting[key]
+                    self._owed.discard(key)
 
     async def _send(self, changes: Changes) -> int:
         if not changes.writes:
@@ -255,21 +263,27 @@ class Store:
 
     # what nobody waits for ----------------------------------------------------------------------------------
 
-    def later(self, batch: Batch) -> None:
-        """Rows of the record (logs, refusals, events): committed in the background, together with others."""
-        self._later.update(batch.changes().writes)
+    def later(self, batch: Batch, *, keep: bool = False) -> None:
+        """Rows of the record (logs, refusals, events): committed in the background, together with others. `keep`: what the
+        store refuses of them is not given up as long as the node lives."""
+        writes = batch.changes().writes
+        self._later.update(writes)
+        if keep:
+            self._owed.update(writes)
         self._some.set()
 
     def owe(self, batch: Batch) -> None:
-        """A decision that the store had no room for: committed as what `later` is told, but not given up. Whoever decides
-        anew on a row takes its place. If the node ends before, nothing of it is known."""
-        self._owed.update(batch.changes().writes)
-        self.later(batch)
+        """A decision that nobody waits for, or that the store had no room for: committed as what `later` is told, but not
+        given up. If the node ends before, the next boot finds it in the journal. Whoever decides anew comes after it."""
+        self.later(batch, keep=True)
+        with suppress(OSError):  # no room there either: it is known as long as the node lives
+            self.journal.wait(batch.changes())
 
     async def write_later(self) -> None:
         """Commits what `later` collected. Runs as long as the kernel."""
         while True:
-            await self._some.wait()
+            with trio.move_on_after(ROOM_AGAIN if self._put_off else math.inf):
+                await self._some.wait()
             await trio.sleep(GATHER)
             await self.flush()
             self._some = trio.Event() if not self._later else self._some

@@ -202,7 +202,7 @@ class _Swap:
             if now != before:
                 write_made(batch, now)
         if batch:
-            node.store.later(batch)
+            node.store.owe(batch)  # without it the next boot takes back what was granted of them
 
     async def _start(self, version: Version, plan: Plan) -> Serving:
         """The new process, up to what it offers. Raises `StartFailed`, `Incompatible`; then it is gone."""
@@ -359,12 +359,16 @@ class _Swap:
         within = 0.0 if self.ended else OLD_ENDS_WITHIN
         with trio.CancelScope(shield=True):
             await ending.end(old, old.expected_end, node.clock, within)
-        batch = node.store.batch("swapped")
-        self.needs.drop(self.replaced, batch)
+        replaced = node.store.batch("swapped")
+        self.needs.drop(self.replaced, replaced)
+        if replaced:
+            node.store.owe(
+                replaced
+            )  # without it the next boot gives back what the new version has no need of
         if not new.gone:
             self._rebind(new)
-            batch.put(process_row(node, server, new), protection_row(server))
-        node.store.later(batch)
+            rows = process_row(node, server, new), protection_row(server)
+            node.store.later(node.store.batch("swapped").put(*rows))
         self.events.event("swap", server.name, f"{version_before.hash[:10]} ({level_before}) gave way to "
                           f"{version.hash[:10]} ({plan.level})")  # fmt: skip
         return Swapped(

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from atoll.ipc.system.records import CapabilityRow
+from atoll.ipc.system.state import StoreFull
+from atoll.microkernel.capabilities import Capability
+from atoll.microkernel.changes import Batch, Changes
 from atoll.microkernel.descriptions import describe_all
 from atoll.microkernel.life import Life
+from atoll.microkernel.powers import Powers
 from atoll.microkernel.processes import ZygoteDied
 from atoll.microkernel.protection import probe
 from atoll.microkernel.slices import GroupFailed
@@ -89,3 +94,21 @@ async def test_a_package_that_no_fork_server_lives_to_describe_has_a_sentence_in
     found = await describe_all(forge, probe(), packages, {})
     assert {type(each) for each in found.values()} == {str}
     assert all("the fork server ended twice" in str(each) for each in found.values())
+
+
+async def test_a_grant_that_came_to_nothing_is_taken_out_of_the_record_once_the_store_has_room() -> None:
+    """Its row was committed before: the next boot would give it."""
+    owed: list[Batch] = []
+
+    async def commit(changes: Changes) -> None:
+        raise StoreFull("the store", 2, 1)
+
+    nothing: Any = None
+    store = SimpleNamespace(commit=commit, owe=owed.append, batch=lambda note: Batch(b"1", note))
+    node: Any = SimpleNamespace(store=store)
+    events: Any = SimpleNamespace(capabilities=lambda *_: None)
+    made = Capability(
+        id=7, parent=1, holder="counter", server="gpu", interface="Gpu", badge=1, rights=frozenset({"read"}), lasting=True
+    )  # fmt: skip
+    await Powers(node, events, nothing, nothing)._take_out(made)
+    assert [batch.changes().writes for batch in owed] == [{CapabilityRow.key_of(7): None}]

@@ -20,7 +20,7 @@ from atoll.servers import state as store_package
 
 from .callers import REPEATABLE, called, called_steadily
 from .nodes import PACKAGES, RealNode, booted, interface
-from .test_boots_again import INTERFACE, ONE, grant, image, paired
+from .test_boots_again import INTERFACE, ONE, capabilities, grant, image, paired
 from .test_boots_again import SERVER as PAIRED
 from .test_grants_in_swaps import heirs
 from .test_swap import version
@@ -355,6 +355,10 @@ def test_a_need_that_was_taken_back_in_a_swap_keeps_the_old_version_as_it_was(tm
 
 
 COMMIT = '        badge = self._writing("commit", current().badge)\n'
+FULL_FOR_RECORDS_OF_CAPABILITIES = """        if note == "record" and any(each.key[4:5] == b"c" for each in writes):
+            from atoll.ipc.system.state import StoreFull
+            raise StoreFull("the store", 2, 1)
+"""
 REFUSES_ONCE = """        if note == "{note}" and not hasattr(self, "refused"):
             from atoll.ipc.system.state import StoreFull
             self.refused = True
@@ -364,12 +368,17 @@ REFUSES_ONCE = """        if note == "{note}" and not hasattr(self, "refused"):
 
 def full_once(folder: Path, note: str) -> str:
     """A version of the store that has no room for the first commit with a note."""
+    return refusing(folder, REFUSES_ONCE.format(note=note))
+
+
+def refusing(folder: Path, refusal: str) -> str:
+    """A version of the store that begins a commit so."""
     assert store_package.__file__ is not None
     full = folder / "full" / "state"
     shutil.copytree(Path(store_package.__file__).parent, full, ignore=shutil.ignore_patterns("__pycache__"))
     text = (full / "server.py").read_text()
     assert COMMIT in text
-    (full / "server.py").write_text(text.replace(COMMIT, REFUSES_ONCE.format(note=note) + COMMIT, 1))
+    (full / "server.py").write_text(text.replace(COMMIT, refusal + COMMIT, 1))
     return str(full)
 
 
@@ -405,3 +414,65 @@ def test_a_version_that_is_taken_back_while_the_store_is_full_does_not_run_after
             assert set(names) > {before}, "the refused version was no row"
             while decode(ServerRow, rows.get.now(key).value or b"").version != before:  # type: ignore[union-attr]
                 pass
+
+
+def test_a_load_that_fails_while_the_store_is_full_is_none_after_the_next_boot(tmp_path: Path) -> None:
+    """The rows of what was loaded were committed, and what undoes them is refused at first. Whoever loaded it hears why it
+    did not start."""
+    full = full_once(tmp_path, "undo load mine")
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.kernel.swap.now(Swap(server="state", package=full))
+            with pytest.raises(StartFailed):
+                attached.kernel.load.now(Load(server="mine", package=version(tmp_path, *FAILURES["start"])))
+        assert node.stop() == 0
+        node.boot()
+        with node.attach() as attached:
+            assert "mine" not in [row.server for row in attached.kernel.ps.now()]
+
+
+def test_what_a_swap_replaced_does_not_come_back_where_the_store_was_full(tmp_path: Path) -> None:
+    """The capability of a need of the old version, which the new one has none of."""
+    user = tmp_path / "user"
+    user.mkdir()
+    for name, text in {"__init__": "", "interface": INTERFACE + USES, "server": USER}.items():
+        (user / f"{name}.py").write_text(text)
+    need = '\n[server.user.needs]\npeer = { server = "paired", rights = ["read"] }\n'
+    text = image(paired(tmp_path), "") + f'\n[server.user]\npackage = "{user}"\n' + need
+    full = refusing(tmp_path, FULL_FOR_RECORDS_OF_CAPABILITIES)
+
+    def held(node: RealNode) -> list[str]:
+        with node.attach() as attached:
+            rows = attached.kernel.caps.now("user")
+            return [row.interface for row in rows if row.holder == "user" and row.lasting and row.parent]
+
+    with booted(tmp_path, text=text) as node:
+        assert held(node) == ["First"]
+        with node.attach() as attached:
+            attached.kernel.swap.now(Swap(server="state", package=full))
+            (user / "server.py").write_text(USER.replace("First", "Second").replace("first()", "second()"))
+            attached.kernel.swap.now(Swap(server="user", package=str(user)))
+        assert held(node) == ["Second"]
+        assert node.stop() == 0
+        node.boot()
+        assert held(node) == ["Second"]
+
+
+def test_a_grant_of_a_right_that_a_new_version_added_lasts_where_the_store_was_full(tmp_path: Path) -> None:
+    """The next boot gives nobody more than the root has by its row."""
+    package = paired(tmp_path)
+    full = refusing(tmp_path, FULL_FOR_RECORDS_OF_CAPABILITIES)
+    added = '\n    @call("more")\n    def more(self) -> int: ...\n'
+    served = "\n    @Second.more.serve\n    def more(self) -> int:\n        return 3\n"
+    with booted(tmp_path, text=image(package, "")) as node:
+        with node.attach() as attached:
+            attached.kernel.swap.now(Swap(server="state", package=full))
+            (package / "interface.py").write_text(INTERFACE + added)
+            (package / "server.py").write_text(PAIRED + served)
+            attached.kernel.swap.now(Swap(server="paired", package=str(package)))
+            root = next(row for row in attached.kernel.caps.now("paired") if row.interface == "Second")
+            attached.kernel.grant.now(root.number, "counter", ["more"])
+        assert node.stop() == 0
+        node.boot()
+        with node.attach() as attached:
+            assert [row.rights for row in capabilities(attached, "counter", "paired")] == [["more"]]

@@ -14,7 +14,7 @@ from atoll.ipc.errors import AtollError, Overloaded, PeerDied
 from atoll.ipc.system.records import EventRow
 from atoll.ipc.system.state import StoreFull, Write
 from atoll.microkernel.changes import Batch, Changes
-from atoll.microkernel.journal import create
+from atoll.microkernel.journal import create, open_
 from atoll.microkernel.store import Store
 
 
@@ -261,6 +261,24 @@ async def test_what_is_owed_is_kept_until_the_store_takes_it(table: tuple[Table,
     state.rows.clear()
     await store.flush()
     assert not state.rows
+
+
+async def test_what_is_owed_is_known_to_the_next_boot(tmp_path: Path) -> None:
+    """Also where the node ends before the store has room for it."""
+    for boot in (1, 2):
+        journal = create(tmp_path / "journal", "node", 7) if boot == 1 else open_(tmp_path / "journal")
+        journal.boot(10 * boot)
+        state: Any = Table()
+        state.answer.set()
+        store = Store(journal, boot)
+        await store.opened(state, 0)
+        if boot == 1:
+            state.fault = StoreFull("the store", 2, 1)
+            store.owe(Batch(b"1", note="test").put(event("decided")))
+            await store.flush()
+            assert not state.rows
+        journal.close()
+    assert list(state.rows.values()) == [event("decided").value()]
 
 
 async def test_what_is_owed_does_not_overwrite_what_was_decided_since(table: tuple[Table, Store]) -> None:
