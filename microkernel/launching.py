@@ -161,7 +161,8 @@ class Launching:
             node.ledger.release_all(serving.account, serving.cost)
             for output, _ in outputs:
                 os.close(output)
-            node.store.later(intents.settle(node.store.batch("not started"), intent, intents.FAILED))
+            failed = intents.settle(node.store.batch("not started"), intent, intents.FAILED)
+            node.store.later(failed, keep=True)
             raise
         finally:
             theirs.close()
@@ -180,7 +181,7 @@ class Launching:
         reach("start: spawned")
         # Before its end can be told, and whatever comes of it: there is a process now.
         started = node.store.batch("started").put(process_row(node, server, serving))
-        node.store.later(intents.settle(started, intent))
+        node.store.later(intents.settle(started, intent), keep=True)
         for level, (output, _) in zip(("info", "error"), outputs, strict=True):
             node.soon(self._logs.read_output, server.name, process.pid, level, output)
         node.soon(attend, server, serving)

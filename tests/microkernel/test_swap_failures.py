@@ -14,7 +14,7 @@ import pytest
 from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut, NotFound
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
-from atoll.ipc.system.records import KEYSPACE, ServerRow, decode
+from atoll.ipc.system.records import KEYSPACE, AnyRow, EventRow, IntentRow, ServerRow, after, decode
 from atoll.ipc.system.state import StoreFull
 from atoll.servers import state as store_package
 
@@ -359,6 +359,12 @@ FULL_FOR_RECORDS_OF_CAPABILITIES = """        if note == "record" and any(each.k
             from atoll.ipc.system.state import StoreFull
             raise StoreFull("the store", 2, 1)
 """
+FULL_FOR_STARTS = """        if note == "record" and any(each.key[4:5] == b"n" for each in writes):
+            self.refused = getattr(self, "refused", 0) + 1
+            if self.refused <= 8:
+                from atoll.ipc.system.state import StoreFull
+                raise StoreFull("the store", 2, 1)
+"""
 REFUSES_ONCE = """        if note == "{note}" and not hasattr(self, "refused"):
             from atoll.ipc.system.state import StoreFull
             self.refused = True
@@ -476,3 +482,19 @@ def test_a_grant_of_a_right_that_a_new_version_added_lasts_where_the_store_was_f
         node.boot()
         with node.attach() as attached:
             assert [row.rights for row in capabilities(attached, "counter", "paired")] == [["more"]]
+
+
+def test_what_came_of_a_start_is_no_row_that_is_given_up(tmp_path: Path) -> None:
+    """Without it the next boot says that nothing came of it."""
+    full = refusing(tmp_path, FULL_FOR_STARTS)
+    with booted(tmp_path) as node, node.attach() as attached:
+        attached.kernel.swap.now(Swap(server="state", package=full))
+        attached.kernel.restart.now("counter")
+        rows = attached.keyspace(KEYSPACE, ["read"])
+
+        def found(table: type[AnyRow]) -> list[AnyRow]:
+            start = table.key_of()
+            return [decode(table, item.value or b"") for item in rows.range.now(start, after(start)).items]
+
+        while any(not row.outcome for row in found(IntentRow)):
+            assert "rows given up" not in {row.kind for row in found(EventRow)}
