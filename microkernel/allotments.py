@@ -82,7 +82,7 @@ class Allotments:
             io_class=wanted.io_class, io_weight=wanted.io_weight, device_memory=wanted.device_memory,
             device_time=wanted.device_time, priority=wanted.priority,
         )  # fmt: skip
-        async with server.changing:
+        async with node.changing(server):
             before, said = (server.own, server.unenforced), self._apply(server, limits, limits)
             server.own, server.unenforced = limits, said
             row = SliceRow(

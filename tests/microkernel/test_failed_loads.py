@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from atoll.ipc.errors import NotFound
-from atoll.ipc.system.kernel import Load, StartFailed
+from atoll.ipc.system.kernel import Load, Slice, StartFailed
+from atoll.ipc.system.records import KEYSPACE, SliceRow
 from atoll.microkernel.boot import take_down
 
 from .nodes import RealNode
@@ -70,6 +71,27 @@ def test_a_restart_of_a_server_whose_load_fails_meanwhile_finds_nobody(
         with pytest.raises(NotFound):
             restarting.result()
         assert pids() == []
+
+
+def test_a_slice_of_a_server_whose_load_fails_meanwhile_is_none(node: RealNode, tmp_path: Path) -> None:
+    """It would hold for whoever is loaded under that name next."""
+    package = hanging(tmp_path)
+    with node.attach() as attached:
+
+        def pids() -> list[int]:
+            return [row.pid for row in attached.kernel.ps.now() if row.server == "hanging"]
+
+        loading = attached.kernel.load.start(Load(server="hanging", package=str(package), level="process"))
+        while not any(found := pids()):
+            assert not loading.done()
+        setting = attached.kernel.set_slice.start("hanging", Slice(cpu_weight=200))
+        assert pids() == found, "it waits: the kernel has heard of it by now"
+        os.kill(found[0], signal.SIGKILL)
+        with pytest.raises(StartFailed):
+            loading.result()
+        with pytest.raises(NotFound):
+            setting.result()
+        assert attached.keyspace(KEYSPACE, ["read"]).get.now(SliceRow.key_of("server hanging")) is None
 
 
 async def test_a_node_that_ends_while_a_load_fails_ends_all_that_are_left() -> None:
