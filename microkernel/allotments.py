@@ -7,6 +7,8 @@ of the image ends with the boot, and what they set for a server that a person lo
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from atoll.ipc.errors import BadRequest, NotFound
@@ -20,7 +22,7 @@ from .node import Node
 from .parties import Party, Serving
 from .plan import limits_of, own_slice
 from .server import Server
-from .slices import Limits, io
+from .slices import GroupFailed, Limits, io
 
 OTHERWISE_CALLED = {"pids": "processes"}
 """What a slice of an image calls otherwise than `set_slice` does."""
@@ -74,7 +76,8 @@ class Allotments:
         )  # fmt: skip
 
     async def set(self, server: Server, wanted: calls.Slice, by: Party) -> calls.Slice:
-        """Change what a server may use, beneath its slice; the row and the effect, or neither."""
+        """Change what a server may use, beneath its slice; the row and the effect, or neither. Raises
+        `GroupFailed`, `NotFound`."""
         node = self._node
         _check(wanted)
         limits = Limits(
@@ -83,19 +86,23 @@ class Allotments:
             device_time=wanted.device_time, priority=wanted.priority,
         )  # fmt: skip
         async with node.changing(server):
-            before, said = (server.own, server.unenforced), self._apply(server, limits, limits)
-            server.own, server.unenforced = limits, said
-            row = SliceRow(
-                slice=own_slice(server.name),
-                limits=msgspec.structs.asdict(limits),
-                unenforced=said,
-                by=by.holder,
-            )
+            before = server.own, server.unenforced
             try:
+                said = self._apply(server, limits, limits)
+                server.own, server.unenforced = limits, said
+                row = SliceRow(
+                    slice=own_slice(server.name),
+                    limits=msgspec.structs.asdict(limits),
+                    unenforced=said,
+                    by=by.holder,
+                )
                 await node.store.commit(node.store.batch(f"set_slice {server.name}").put(row).changes())
-            except BaseException:
+            except BaseException as error:
                 server.own, server.unenforced = before
-                self._apply(server, server.own or Limits(), self.of(server))
+                with suppress(OSError):  # what could not be set as a whole may not be put back as a whole
+                    self._apply(server, server.own or Limits(), self.of(server))
+                if isinstance(error, OSError):
+                    raise GroupFailed(server.name, "held to these limits", error.strerror or "") from error
                 raise
         for sentence in said:
             self._events.event("slice", server.name, sentence)

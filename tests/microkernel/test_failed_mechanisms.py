@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from atoll.ipc.system.kernel import Slice
 from atoll.ipc.system.records import CapabilityRow
 from atoll.ipc.system.state import StoreFull
+from atoll.microkernel.allotments import Allotments
 from atoll.microkernel.capabilities import Capability
 from atoll.microkernel.changes import Batch, Changes
 from atoll.microkernel.descriptions import describe_all
@@ -17,7 +19,7 @@ from atoll.microkernel.life import Life
 from atoll.microkernel.powers import Powers
 from atoll.microkernel.processes import ZygoteDied
 from atoll.microkernel.protection import probe
-from atoll.microkernel.slices import GroupFailed
+from atoll.microkernel.slices import GroupFailed, Limits
 from atoll.microkernel.supervisor import Supervisor
 
 from .nodes import PACKAGES
@@ -112,3 +114,25 @@ async def test_a_grant_that_came_to_nothing_is_taken_out_of_the_record_once_the_
     )  # fmt: skip
     await Powers(node, events, nothing, nothing)._take_out(made)
     assert [batch.changes().writes for batch in owed] == [{CapabilityRow.key_of(7): None}]
+
+
+async def test_limits_that_cannot_be_set_as_a_whole_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group has them, and then its processes cannot be looked at: there is no descriptor left."""
+    nothing: Any = None
+    set_to: list[Limits] = []
+    group = SimpleNamespace(limit=lambda limits: set_to.append(limits) or (), members=lambda: [os.getpid()])
+    node: Any = SimpleNamespace(changing=lambda server: Changing(), group=lambda server: group)
+    server: Any = SimpleNamespace(
+        name="counter", own=Limits(cpu_weight=50), unenforced=(), changing=Changing()
+    )
+    party: Any = SimpleNamespace(holder="@1")
+
+    def short(_: object) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", short)
+        with pytest.raises(GroupFailed, match="Too many open files"):
+            await Allotments(node, nothing).set(server, Slice(cpu_weight=200), party)
+    assert [limits.cpu_weight for limits in set_to] == [200, 50]
+    assert server.own == Limits(cpu_weight=50)
