@@ -334,7 +334,11 @@ class Readers:
             twin = node.tree.derive(capability.id, by=capability.holder, rights=rights, account=party.account)
         except (QuotaExceeded, OSError):
             return  # its account has no room for it: it keeps to the writer
-        self._authority.enter(twin, channel)
+        try:
+            self._authority.enter(twin, channel)
+        except OSError:  # the table cannot grow now: it does so, too
+            self._authority.clear(node.tree.revoke(twin.id, by=None))
+            return
         party.session.add(twin.id)
         reader.twins[key] = twin
         self._events.capabilities((twin,), None)

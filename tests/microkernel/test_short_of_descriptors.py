@@ -19,13 +19,16 @@ import trio
 from atoll.ipc.errors import Overloaded
 from atoll.ipc.system.control import Shape
 from atoll.microkernel import launching, processes
+from atoll.microkernel.accounts import Ledger
 from atoll.microkernel.buffers import Buffer
+from atoll.microkernel.capabilities import Tree
 from atoll.microkernel.channels import Channels
 from atoll.microkernel.events import Events
 from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import Party, Serving
 from atoll.microkernel.processes import CannotConfine
+from atoll.microkernel.readers import Readers
 from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices.v1 import GroupV1
 from atoll.microkernel.watching import Watching
@@ -234,3 +237,26 @@ def test_a_group_that_cannot_be_entered_everywhere_leaves_nothing_open(tmp_path:
     with pytest.raises(FileNotFoundError):
         group.open()
     assert opened() == before
+
+
+def test_a_reader_that_a_party_cannot_be_led_to_leaves_it_at_the_writer() -> None:
+    """The table of capabilities cannot grow. Whoever spreads who reads is a task of the kernel's own."""
+    tree, readers = Tree(1, Ledger()), Readers.__new__(Readers)
+    root, _ = tree.offer("state", "State", ["read"])
+    held = tree.mint(root.id, by="state", to="@1", badge=1, rights=["read"])
+    channel: Any = SimpleNamespace(number=1)
+    readers._node = SimpleNamespace(  # type: ignore[assignment]
+        tree=tree,
+        ledger=SimpleNamespace(has_room=lambda *_: True),
+        channels=SimpleNamespace(between=lambda *_: channel),
+    )
+    readers._authority = SimpleNamespace(  # type: ignore[assignment]
+        connect=lambda *_: channel, enter=failing_after(0, lambda *_: None), clear=lambda ended: set()
+    )
+    reader: Any = SimpleNamespace(name="state.reader-1", twins={})
+    party: Any = SimpleNamespace(number=1, account="")
+    port: Any = None
+    readers._give(reader, party, held, port)
+    assert not reader.twins
+    assert [each.id for each in tree] == [root.id, held.id]
+    assert tree.check() == []
