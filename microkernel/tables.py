@@ -53,13 +53,12 @@ class Table:
         self.segments.append(memory)
         self._c.append(ffi.from_buffer(memory.map))
 
-    def make_room(self, slot: int) -> list[int]:
-        """Indices of the segments that were added so that `slot` has an entry."""
-        added = []
+    def make_room(self, slot: int) -> Iterator[int]:
+        """Adds segments until `slot` has an entry. The index of each, once it is there: where the next one cannot be, this
+        one stays."""
         while slot >= len(self.segments) * ENTRIES:
             self._add()
-            added.append(len(self.segments) - 1)
-        return added
+            yield len(self.segments) - 1
 
     def write(
         self,

@@ -18,7 +18,7 @@ import trio
 
 from atoll.ipc.errors import Overloaded
 from atoll.ipc.system.control import Shape
-from atoll.microkernel import launching, processes
+from atoll.microkernel import launching, processes, tables
 from atoll.microkernel.accounts import Ledger
 from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.capabilities import Tree
@@ -31,6 +31,7 @@ from atoll.microkernel.processes import CannotConfine
 from atoll.microkernel.readers import Readers
 from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices.v1 import GroupV1
+from atoll.microkernel.tables import Table
 from atoll.microkernel.watching import Watching
 
 from .children import OUT, VICTIMS, forge, planned, told
@@ -260,3 +261,17 @@ def test_a_reader_that_a_party_cannot_be_led_to_leaves_it_at_the_writer() -> Non
     assert not reader.twins
     assert [each.id for each in tree] == [root.id, held.id]
     assert tree.check() == []
+
+
+def test_a_table_that_cannot_grow_as_far_as_it_should_tells_how_far_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever checks against it is told of each segment, once."""
+    table, told = Table("server"), list[int]()
+    monkeypatch.setattr(tables, "Memory", failing_after(1, tables.Memory))
+    with pytest.raises(OSError, match="Too many open files"):
+        told.extend(table.make_room(3 * tables.ENTRIES - 1))
+    monkeypatch.undo()
+    told.extend(table.make_room(3 * tables.ENTRIES - 1))
+    assert told == [1, 2]
+    table.close()
