@@ -14,7 +14,7 @@ import hmac
 import os
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import trio
@@ -198,11 +198,13 @@ class Server(Serves[Memory]):
 
     async def _seal(self, found: regions.Region, old: int, new: int) -> None:
         """Put a region's immutable buffer in the place of the other one: all who hold it have it before that is taken."""
-        for holder in list(found.holders):
-            try:
-                await self._buffers.share(new, holder, "immutable")
-            except NotFound:
-                continue  # it is gone, and that will be told
+        try:
+            for holder in list(found.holders):
+                with suppress(NotFound):  # it is gone, and that will be told
+                    await self._buffers.share(new, holder, "immutable")
+        except BaseException:
+            await self._buffers.release(new)
+            raise
         self._handles[found.number] = new
         if found.number in self._regions.regions:  # else its last holder died meanwhile
             self._regions.seal(found.number)

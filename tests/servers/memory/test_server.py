@@ -157,14 +157,16 @@ def test_numpy_works_on_the_region_itself(served: Any) -> None:
 
 
 class Gated(MemfdBuffers):
-    """Sharing with one client waits, once it is done."""
+    """Sharing with one client waits, once it is done; another one can have nothing more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.slow = 0
+        self.slow = self.full = 0
         self.gate = trio.Event()
 
     async def share(self, handle: int, client: int, mode: BufferMode) -> None:
+        if client == self.full and client not in self._of(handle).clients:
+            raise QuotaExceeded("server.memory", "buffers shared over one channel", 1024)
         await super().share(handle, client, mode)
         if client == self.slow:
             await self.gate.wait()
@@ -227,3 +229,21 @@ def test_who_gave_up_opening_a_region_does_not_have_it(gated: tuple[Any, Gated])
     buffers.slow = 0
     other.open.now(owner.share.now(region))
     assert set(held.clients) == {number(owner), number(other)}
+
+
+def test_a_seal_that_comes_to_nothing_leaves_no_memory(gated: tuple[Any, Gated]) -> None:
+    """It is the server's account's, and who holds as much as it may could use that up for everybody."""
+    served, buffers = gated
+    owner, other = served.client(), served.client()
+    region = owner.allocate.now(PAGE)
+    region.buffer.view[:4] = b"kept"
+    held = other.open.now(owner.share.now(region.number))
+    buffers.full = number(other)
+    for _ in range(3):
+        with pytest.raises(QuotaExceeded, match="over one channel"):
+            owner.seal.now(region.number)
+    assert len(buffers) == 1
+    assert bytes(held.buffer.view[:4]) == b"kept"
+    buffers.full = 0
+    assert bytes(owner.seal.now(region.number).buffer.view[:4]) == b"kept"
+    assert len(buffers) == 1
