@@ -197,17 +197,23 @@ class Server(Serves[Memory]):
         return await self._told(self._regions.find(region, client), client)
 
     async def _seal(self, found: regions.Region, old: int, new: int) -> None:
-        """Put a region's immutable buffer in the place of the other one: all who hold it have it before that is taken."""
+        """Put a region's immutable buffer in the place of the other one: all who hold it have it before that is taken, and
+        who let go meanwhile does not."""
+        given = set[int]()
         try:
-            for holder in list(found.holders):
-                with suppress(NotFound):  # it is gone, and that will be told
-                    await self._buffers.share(new, holder, "immutable")
+            while left := found.holders - given:  # some open it meanwhile
+                for holder in left:
+                    given.add(holder)
+                    with suppress(NotFound):  # it is gone, and that will be told
+                        await self._buffers.share(new, holder, "immutable")
         except BaseException:
             await self._buffers.release(new)
             raise
         self._handles[found.number] = new
         if found.number in self._regions.regions:  # else its last holder died meanwhile
             self._regions.seal(found.number)
+        self._lost.extend((found.number, holder) for holder in given - found.holders)
+        self._work.set()
         await self._buffers.release(old)
 
     @Memory.share.serve

@@ -247,3 +247,35 @@ def test_a_seal_that_comes_to_nothing_leaves_no_memory(gated: tuple[Any, Gated])
     buffers.full = 0
     assert bytes(owner.seal.now(region.number).buffer.view[:4]) == b"kept"
     assert len(buffers) == 1
+
+
+def test_who_opens_a_region_while_it_is_sealed_has_what_it_is_then(gated: tuple[Any, Gated]) -> None:
+    """Else the next process of the server would find that it holds nothing."""
+    served, buffers = gated
+    owner, other = served.client(), served.client()
+    region = owner.allocate.now(PAGE).number
+    share = owner.share.now(region)
+    buffers.slow = number(owner)
+    sealing = owner.seal.start(region)
+    served.settle()
+    other.open.now(share)
+    served.host.submit(buffers.gate.set)
+    sealing.result()
+    (held,) = buffers._made.values()
+    assert set(held.clients) == {number(owner), number(other)}
+
+
+def test_who_lets_a_region_go_while_it_is_sealed_does_not_have_it(gated: tuple[Any, Gated]) -> None:
+    served, buffers = gated
+    owner, other = served.client(), served.client()
+    region = owner.allocate.now(PAGE).number
+    other.open.now(owner.share.now(region))
+    buffers.slow = number(other)
+    sealing = owner.seal.start(region)
+    served.settle()
+    other.release.now(region)
+    served.host.submit(buffers.gate.set)
+    sealing.result()
+    served.settle()
+    (held,) = buffers._made.values()
+    assert set(held.clients) == {number(owner)}
