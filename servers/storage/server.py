@@ -298,10 +298,11 @@ class Server(Serves[Storage]):
                 before, size = set(dropped.split()), sum(found.values())
                 kept = sum(found[hash] for hash in before & found.keys())
                 change = Change(dropped.size, size, found, dropped.size - kept)
-                with self._quotas.writing(badge, (owner, name), change):
-                    revision = await self._rows.put(badge, owner, name, list(found), size)
-            self._leases.renew(before - found.keys())
-            return revision
+                try:
+                    with self._quotas.writing(badge, (owner, name), change):
+                        return await self._rows.put(badge, owner, name, list(found), size)
+                finally:  # also where nobody hears what the row names now
+                    self._leases.renew(before - found.keys())
 
     def _found(self, hashes: list[bytes], sizes: list[int]) -> dict[bytes, int]:
         """Each address, once, with its blob's size. Raises NoSuchBlob, WrongSize, Corrupt."""

@@ -248,3 +248,23 @@ def test_a_blob_that_is_collected_while_its_badge_is_counted_is_not_referred_to(
 def test_a_wrong_setting_is_found_with_the_image(name: str, value: float, expected: str, found: str) -> None:
     fault = describe(Server, {"config": {name: value}}).config_faults["config"]
     assert (fault.path, fault.expected, fault.found) == ((name,), expected, found)
+
+
+def test_what_a_row_named_before_is_spared_though_nobody_heard_that_it_was_written(
+    serve: Any, tmp_path: Path
+) -> None:
+    """Who is told nothing may refer to it again: the row may name it still."""
+    rows = serve.keyspace("references", Reference)
+    store = Unheard(transport_of(rows.state))
+    served = serve(Server, folder=tmp_path, config=CONFIG, references=Keyspace(bind(State, store), Reference))
+    storage: Storage = served.client(badge=7)
+    before, after = put(storage, 600), put(storage, 10)
+    storage.refer.now([before.hash], "o", "n")
+    served.advance(GRACE + 1)
+    store.method = "State.commit"
+    replacing = storage.refer.start([after.hash], "o", "n")
+    assert store.done.wait(60)
+    replacing.cancel()
+    served.settle()
+    storage.collect.now()
+    assert storage.refer.now([before.hash], "o", "n") > 0
