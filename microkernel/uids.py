@@ -5,6 +5,8 @@ from pathlib import Path
 
 import msgspec
 
+from atoll.ipc.folders import sync_folder
+
 from .image import Uids as Range
 from .ownership import make_folder
 
@@ -29,8 +31,9 @@ class Uids:
             )
             if free is None:
                 raise OSError(f"the image's user ids {self._range} are all taken: widen [node] uids")
-            self._known[server] = free
-            self._write()
+            known = {**self._known, server: free}
+            self._write(known)
+            self._known = known  # not before: what is not there the next boot gives to another server
         return self._known[server]
 
     def owner(self, uid: int) -> str | None:
@@ -40,15 +43,15 @@ class Uids:
             return ""
         return known
 
-    def _write(self) -> None:
+    def _write(self, known: dict[str, int]) -> None:
         fresh = self._path.with_name(self._path.name + ".new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, msgspec.json.encode(self._known))
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(msgspec.json.encode(known))
+            out.flush()
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         os.rename(fresh, self._path)
+        sync_folder(self._path.parent)
 
 
 def give(folder: Path, uid: int | None) -> None:
