@@ -103,13 +103,21 @@ class Life:
         node = self._node
         for offer in server.description.interfaces:
             write_made(batch, node.tree.offer(server.name, offer.name, offer.rights)[0])
-        for name in needs.keyspaces_of(server):
-            if name not in node.keyspaces:
-                kept = needs.retention_of(name)
-                badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, kept)
-                batch.put(KeyspaceRow(keyspace=name, badge=badge, retention=kept.age, versions=kept.versions))
-        self._needs.drop(self._needs.bind(server, batch), batch)
-        await node.store.commit(batch.changes())
+        made = []
+        try:
+            for name in needs.keyspaces_of(server):
+                if name not in node.keyspaces:
+                    kept = needs.retention_of(name)
+                    badge = node.keyspaces[name] = await node.store.state.make_keyspace(name, kept)
+                    made.append(name)
+                    row = KeyspaceRow(keyspace=name, badge=badge, retention=kept.age, versions=kept.versions)
+                    batch.put(row)
+            self._needs.drop(self._needs.bind(server, batch), batch)
+            await node.store.commit(batch.changes())
+        except BaseException:
+            for name in made:  # it is not known yet: whoever names it next has its row to write
+                del node.keyspaces[name]
+            raise
         reach("load: committed")
         await self._supervisor.start(server)
         reach("load: started")

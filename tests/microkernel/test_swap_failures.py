@@ -14,7 +14,16 @@ import pytest
 from atoll.ipc.errors import AtollError, DeadlineExceeded, DrainTimedOut, NotFound
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.system.kernel import Load, ProcessRow, StartFailed, Swap, Swapped
-from atoll.ipc.system.records import KEYSPACE, AnyRow, EventRow, IntentRow, ServerRow, after, decode
+from atoll.ipc.system.records import (
+    KEYSPACE,
+    AnyRow,
+    EventRow,
+    IntentRow,
+    KeyspaceRow,
+    ServerRow,
+    after,
+    decode,
+)
 from atoll.ipc.system.state import StoreFull
 from atoll.servers import state as store_package
 
@@ -498,3 +507,19 @@ def test_what_came_of_a_start_is_no_row_that_is_given_up(tmp_path: Path) -> None
 
         while any(not row.outcome for row in found(IntentRow)):
             assert "rows given up" not in {row.kind for row in found(EventRow)}
+
+
+def test_a_keyspace_of_a_load_that_the_store_had_no_room_for_is_a_row_of_the_next_load(
+    tmp_path: Path,
+) -> None:
+    full = full_once(tmp_path, "load mine")
+    with booted(tmp_path) as node, node.attach() as attached:
+        attached.kernel.swap.now(Swap(server="state", package=full))
+        asked = Load(server="mine", package=str(PACKAGES / "counter"))
+        with pytest.raises(StoreFull):
+            attached.kernel.load.now(asked)
+        assert attached.kernel.load.now(asked).state == "serving"
+        rows = attached.keyspace(KEYSPACE, ["read"])
+        found = rows.get.now(KeyspaceRow.key_of("mine.rows"))
+        assert found is not None
+        assert decode(KeyspaceRow, found.value or b"").keyspace == "mine.rows"
