@@ -143,7 +143,19 @@ class Grants:
         """Do what touches so many bytes, in a thread if they are many. Once begun it is finished."""
         if size <= AT_ONCE:
             return work()
-        return await trio.to_thread.run_sync(work, limiter=self._threads)
+        begun = False
+
+        def in_thread() -> T:
+            nonlocal begun
+            begun = True
+            return work()
+
+        try:
+            return await trio.to_thread.run_sync(in_thread, limiter=self._threads)
+        except RuntimeError:
+            if begun:
+                raise
+            return work()  # there may be no further thread here: it holds everybody up, and the node goes on
 
     # sharing ------------------------------------------------------------------------------------------------
 

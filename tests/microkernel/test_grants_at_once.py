@@ -102,6 +102,26 @@ def test_one_that_leaves_while_its_buffer_is_copied_leaves_nothing() -> None:
     trio.run(main)
 
 
+def test_where_no_thread_can_be_started_what_is_left_behind_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some server has taken all the processes that there may be. Its end is a task of the kernel's own."""
+
+    async def none(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            party, _ = ground.party()
+            await ground.grants.make(party, SIZE)
+            monkeypatch.setattr(trio.to_thread, "run_sync", none)
+            ground.leave(party)
+        assert (ground.used, memories()) == (0, 0)
+
+    trio.run(main)
+
+
 def test_a_share_that_meets_a_revocation_comes_before_or_not_at_all() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
