@@ -8,6 +8,7 @@ row by the next start, the telling by the streams, which go on from the last pur
 import hmac
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -46,6 +47,8 @@ from .root import FileRoot, PassphraseRoot, Root
 
 PATIENCE: Final = 5.0
 """Seconds for which a purge waits for servers to let go, at most."""
+ROWS_AT_ONCE: Final = 500
+"""Purges whose rows are written in one transaction."""
 RING: Final = "ring"
 PURGES: Final = "purge/"
 
@@ -243,8 +246,6 @@ class Server(Serves[Keys]):
 
     async def _record(self, purges: list[Made], call: str) -> None:
         """Rows of purges that are made. One that the store does not take now is written by the next start."""
-        if not purges:
-            return
         rows: dict[str, RingRow | PurgeRow] = {
             _key(each): PurgeRow(
                 number=each.number,
@@ -257,8 +258,11 @@ class Server(Serves[Keys]):
             )
             for each in purges
         }
+        told = iter(rows.items())
         try:
-            await settled(self.rows.put_all(rows))
+            # After a restore from an old backup there may be more than fit one message.
+            while some := dict(islice(told, ROWS_AT_ONCE)):
+                await settled(self.rows.put_all(some))
         except AtollError as fault:
             Log().warning("a purge was made, and has no row yet", reason=str(fault))
 
