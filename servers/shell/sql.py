@@ -74,8 +74,8 @@ def sql(
                 raise BadRequest(where="--as", expected="a name that no schema has", got=repr(name))
             database.execute(f"attach ':memory:' as {quoted(name)}")
             catalogs[name] = Moment(attached, when, moment(since))
-        for catalog, schema, name in tables_of(tree):
-            bring(database, catalogs, catalog, schema, name)
+        for catalog, schema, name in dict.fromkeys(placed(catalogs, *each) for each in tables_of(tree)):
+            bring(database, catalogs.get(catalog), catalog, schema, name)
         if listed:
             declare_all(database, catalogs)
     with told_by_the_database():
@@ -165,18 +165,20 @@ def nodes(tree: Any) -> Iterator[dict[str, Any]]:
         yield from nodes(below)
 
 
-def bring(
-    database: "DuckDBPyConnection", catalogs: dict[str, Moment], catalog: str, schema: str, name: str
-) -> None:
-    """Have a table that a query names in the database, if the node has it; what it has not, DuckDB says."""
+def placed(catalogs: dict[str, Moment], catalog: str, schema: str, name: str) -> tuple[str, str, str]:
+    """Where a table lies that a query names so: in one query the same one may be named in several ways."""
     if not catalog and schema in catalogs:
         catalog, schema = schema, ""
-    past = catalogs.get(catalog or NOW)
-    of = None if past is None else past.names().get((schema or "main", name))
+    return catalog or NOW, schema or "main", name
+
+
+def bring(database: "DuckDBPyConnection", past: Moment | None, catalog: str, schema: str, name: str) -> None:
+    """Have a table that a query names in the database, if the node has it; what it has not, DuckDB says."""
+    of = None if past is None else past.names().get((schema, name))
     if past is None or of is None:
         return
     table = past.table(of)
-    fill(database, declare(database, catalog or NOW, schema or "main", name, table), table)
+    fill(database, declare(database, catalog, schema, name, table), table)
 
 
 def declare_all(database: "DuckDBPyConnection", catalogs: dict[str, Moment]) -> None:

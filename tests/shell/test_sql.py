@@ -192,6 +192,13 @@ def test_what_was_is_joined_with_what_is(tally: Shell) -> None:
     assert tally.json("sql", query, "--as", f"before={first}") == [{"key": "rain", "before": 2, "after": 42}]
 
 
+def test_a_table_that_is_named_in_two_ways_has_each_row_once(tally: Shell) -> None:
+    count = "select count(*) as n from tally.rows"
+    twice = "select count(*) as n, (select count(*) from memory.tally.rows) as again from tally.rows"
+    (once,) = tally.json("sql", count)
+    assert tally.json("sql", twice) == [{"n": once["n"], "again": once["n"]}]
+
+
 @pytest.mark.parametrize(
     ("query", "told"),
     [
