@@ -23,7 +23,7 @@ def written_by_the_node(keyspace: str) -> bool:
     return keyspace == KEYSPACE or "/" in keyspace
 
 
-_LENGTH = 8
+_LENGTH, _END = 8, b"\0\x01"
 KeyPart = int | str | bytes
 
 
@@ -35,8 +35,13 @@ def encode_key(parts: Iterable[KeyPart]) -> bytes:
         if isinstance(part, int):
             key += part.to_bytes(_LENGTH, "big")
         else:
-            key += (part.encode() if isinstance(part, str) else part).replace(b"\0", b"\0\xff") + b"\0\x01"
+            key += (part.encode() if isinstance(part, str) else part).replace(b"\0", b"\0\xff") + _END
     return key
+
+
+def _text(part: bytes) -> str:
+    """A text out of its part of a key."""
+    return part.removesuffix(_END).replace(b"\0\xff", b"\0").decode()
 
 
 def after(prefix: bytes) -> bytes:
@@ -62,6 +67,21 @@ class Row(Struct, frozen=True, kw_only=True):
         them.
         """
         return cls.table + encode_key(parts)
+
+    @classmethod
+    def parts_of(cls, key: bytes) -> list[KeyPart]:
+        """The key fields that a key is made of, whether or not its row is there. Raises ValueError for what is no key of
+        this table."""
+        types = {field.name: field.type for field in msgspec.structs.fields(cls)}
+        parts, at = list[KeyPart](), len(cls.table)
+        for name in cls.key_fields:
+            end = at + _LENGTH if types[name] is int else key.find(_END, at) + len(_END)
+            part = key[at:end]
+            parts.append(int.from_bytes(part, "big") if types[name] is int else _text(part))
+            at = end
+        if cls.key_of(*parts) != key:
+            raise ValueError(f"{key!r} is no key of {cls.__name__}")
+        return parts
 
     def value(self) -> bytes:
         return msgspec.msgpack.encode(self)

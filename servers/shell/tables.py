@@ -263,9 +263,8 @@ def _change(keyspace: str, change: Change, item: Item) -> tuple[Any, ...]:
     who = change.provenance
     channel, _, request = who.call.partition(":")
     value = None if item.value is None else value_of(item.value)
-    kind, key = (
-        named(item.key, value) if records.written_by_the_node(keyspace) else ("", printing.text(item.key))
-    )
+    own = records.written_by_the_node(keyspace)
+    kind, key = named(item.key) if own else ("", printing.text(item.key))
     return (
         change.revision, change.time // 1000, keyspace, kind, key, "delete" if item.value is None else "put",
         None if item.value is None else printing.json(value), who.keyspace, who.badge,

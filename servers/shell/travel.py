@@ -141,21 +141,20 @@ def changed(keyspace: str, difference: Difference) -> Changed:
     old, new = (None if item is None else value_of(item.value) for item in difference)
     table, key = "", printing.text(difference.key)
     if keyspace == KERNEL:
-        table, key = named(difference.key, new or old)
+        table, key = named(difference.key)
     return Changed(
         keyspace=keyspace, table=table, key=key, before=old, after=new,
         revision=now.revision if now else 0, time=now.time if now else 0,
     )  # fmt: skip
 
 
-def named(key: bytes, value: object) -> tuple[str, str]:
-    """Table and key of one of the kernel's rows, as people write them: the row itself says what its key is made of."""
+def named(key: bytes) -> tuple[str, str]:
+    """Table and key of one of the kernel's rows, as people write them, also of one that is gone."""
     try:
         table = table_of(key)
-    except KeyError:
+        return name_of(table), " ".join(map(str, table.parts_of(key)))
+    except (KeyError, ValueError):
         return "", printing.text(key)
-    fields = value if isinstance(value, dict) else {}
-    return name_of(table), " ".join(str(fields.get(name, "?")) for name in table.key_fields)
 
 
 # blame --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from atoll.ipc.system.records import (
     IntentRow,
     LogRow,
     ProcessRow,
+    RefusalRow,
     Row,
     after,
     decode,
@@ -64,6 +65,16 @@ def test_keys_sort_as_their_fields(one: tuple[int, str], other: tuple[int, str])
     fields = (one[0], one[1].encode()), (other[0], other[1].encode())
     assert (encode_key(one) < encode_key(other)) == (fields[0] < fields[1])
     assert (encode_key(one) == encode_key(other)) == (one == other)
+
+
+@given(PARTS, st.text())
+def test_a_key_says_what_it_is_made_of(numbered: tuple[int, str], more: str) -> None:
+    number, text = numbered
+    for table, parts in ((LogRow, (text, number, 7)), (RefusalRow, (number, text, more))):
+        assert table.parts_of(table.key_of(*parts)) == list(parts)
+        for wrong in (table.key_of(*parts[:2]), table.key_of(*parts) + b"\0"):
+            with pytest.raises(ValueError, match="no key of"):
+                table.parts_of(wrong)
 
 
 @given(st.binary(), st.binary())

@@ -192,6 +192,20 @@ def test_what_was_is_joined_with_what_is(tally: Shell) -> None:
     assert tally.json("sql", query, "--as", f"before={first}") == [{"key": "rain", "before": 2, "after": 42}]
 
 
+def test_what_was_deleted_of_the_node_itself_has_its_key(tally: Shell) -> None:
+    (root,) = [
+        row["number"]
+        for row in tally.json("caps", "tally")
+        if row["interface"] == "Tally" and not row["parent"]
+    ]
+    number = tally.json("grant", str(root), "storage")["number"]
+    tally.said("revoke", str(number))
+    query = (
+        f"select operation from store.change where kind = 'capability' and key = '{number}' order by revision"
+    )
+    assert [row["operation"] for row in tally.json("sql", query)] == ["put", "delete"]
+
+
 def test_a_table_that_is_named_in_two_ways_has_each_row_once(tally: Shell) -> None:
     count = "select count(*) as n from tally.rows"
     twice = "select count(*) as n, (select count(*) from memory.tally.rows) as again from tally.rows"
