@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated
 
 import msgspec
@@ -23,13 +24,13 @@ from atoll.ipc.system.records import (
     table_of,
     written_by_the_node,
 )
-from atoll.ipc.system.state import Item, Range, State, Write
+from atoll.ipc.system.state import Compacted, Item, Range, State, Write
 
 from . import printing
 from .differences import Difference, differences
 from .options import Json, Key, Keyspace, Node, SomeKeyspace
 from .printing import Column
-from .rows import Limit, absent, key_of, revision, value_of, value_text
+from .rows import Limit, absent, key_of, pages, revision, value_of, value_text
 from .when import clock, moment
 
 KERNEL = records.KEYSPACE
@@ -206,7 +207,7 @@ def version(state: State, kernel: State, item: Item) -> Version:
     call, trace, note = ("", 0, "") if who is None else (who.call, who.trace, who.note)
     by = asked = ""
     if call:
-        boot = boot_at(kernel, item.revision)
+        boot = boot_at(kernel, item)
         by, asked = (client(kernel, boot, channel) for channel in (int(call.partition(":")[0]), trace >> 40))
     return Version(
         revision=item.revision, time=item.time, by=by, asked="" if asked == by else asked, note=note, call=call,
@@ -214,10 +215,19 @@ def version(state: State, kernel: State, item: Item) -> Version:
     )  # fmt: skip
 
 
-def boot_at(kernel: State, revision: int) -> int:
-    """The boot that a revision was made in."""
-    newest = kernel.range.now(BootRow.table, after(BootRow.table), 1, revision, reverse=True).items
-    return records.decode(BootRow, newest[0].value or b"").epoch if newest else 1  # it makes its own row
+def boot_at(kernel: State, item: Item) -> int:
+    """The boot that a version was made in."""
+    start, end = BootRow.table, after(BootRow.table)
+    try:
+        there = kernel.range.now(start, end, 1, item.revision, reverse=True).items
+    except (
+        Compacted
+    ):  # the kernel keeps less of its past than a keyspace may; the rows of boots are all there
+        boots = chain.from_iterable(pages(kernel, start, end))
+        there = [each for each in boots if records.decode(BootRow, each.value or b"").started <= item.time][
+            -1:
+        ]
+    return records.decode(BootRow, there[0].value or b"").epoch if there else 1  # it makes its own row
 
 
 def client(kernel: State, boot: int, channel: int) -> str:

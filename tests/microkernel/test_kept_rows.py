@@ -20,8 +20,9 @@ from atoll.ipc.system.records import (
     decode,
 )
 from atoll.ipc.system.state import Item, State
+from atoll.servers.shell.travel import version
 
-from .nodes import IMAGE, PACKAGES, booted
+from .nodes import IMAGE, PACKAGES, booted, interface
 
 AT_ONCE = """
 [keep]
@@ -99,3 +100,17 @@ def test_rows_of_what_is_over_go_and_others_stay(tmp_path: Path) -> None:
             assert (
                 sorted((row.holder, row.rights) for row in attached.kernel.caps.now() if row.lasting) == held
             )
+
+
+def test_who_wrote_a_version_is_told_after_the_kernels_own_past_was_given_up(tmp_path: Path) -> None:
+    forgets = "needs = { config = { config = { grace = 0.0, compact_every = 0.02 } } }"
+    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more="[keep]\nhistory = 0")
+    with booted(tmp_path, text=text.replace("needs = {}", forgets, 1)) as node, node.attach() as attached:
+        attached.open("counter", interface("counter", "Counter")).add.now("rain", 2)
+        state, own = attached.keyspace("counter", ["read", "history"]), kernel(attached)
+        (item,) = state.history.now(b"rain")
+        while own.horizon.now().revision <= item.revision:
+            with node.attach() as another:
+                another.keyspace("counter").head.now()
+        found = version(state, own, item)
+        assert (found.by, found.note, found.asked[:1]) == ("counter", "Counter.add", "@")
