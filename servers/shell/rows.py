@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Annotated
 
 import msgspec
@@ -25,6 +26,8 @@ Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1)]
 
 VERSIONS_MOST = 10_000
 """Versions of a key that the store tells in one call."""
+AT_ONCE = 1000
+"""Keys of a range that are asked for in one call; the store gives fewer where they are large."""
 LOOKED_AT = 1000
 """Keys among which the nearest one is sought."""
 
@@ -120,10 +123,11 @@ def range_(
     first, last = (key_of(prefix), after(key_of(prefix))) if prefix else (key_of(start), key_of(end))
     when = moment(at)
     with opened(keyspace, node) as state:
-        page = state.range.now(first, last, limit, when, reverse)
-    printing.rows([shown(item) for item in page.items], ITEMS, as_json, "no keys in this range")
-    if page.more and not as_json:
-        print(f"more after these {len(page.items)}: raise --limit, or go on with --start")
+        found = chain.from_iterable(pages(state, first, last, when, min(limit + 1, AT_ONCE), reverse))
+        items = list(islice(found, limit + 1))
+    printing.rows([shown(item) for item in items[:limit]], ITEMS, as_json, "no keys in this range")
+    if len(items) > limit and not as_json:
+        print(f"more after these {limit}: raise --limit, or go on with --start")
 
 
 def history(
@@ -188,15 +192,21 @@ def watch(
 
 
 def pages(
-    state: State, start: bytes, end: bytes, as_of: int | None = None, most: int = 1000
+    state: State,
+    start: bytes,
+    end: bytes,
+    as_of: int | float | None = None,
+    most: int = AT_ONCE,
+    reverse: bool = False,
 ) -> Iterator[list[Item]]:
-    """A range, page by page; without a revision each is as it is when it is asked for."""
+    """A range, page by page; without a moment each is as it is when it is asked for."""
     more = True
     while more:
-        page = state.range.now(start, end, most, as_of)
+        page = state.range.now(start, end, most, as_of, reverse)
         if page.items:
             yield page.items
-            start = page.items[-1].key + b"\0"
+            last = page.items[-1].key
+            start, end = (start, last) if reverse else (last + b"\0", end)
         more = page.more and bool(page.items)
 
 

@@ -131,6 +131,24 @@ def test_rows_and_their_history(tally: Shell) -> None:
     assert newer["revision"] > older["revision"]
 
 
+def test_a_range_ends_at_its_limit_and_not_where_a_page_of_the_store_does(tally: Shell) -> None:
+    """Rows of 200 kB: two fit a page."""
+    keys = [f"wide {number}" for number in range(7)]
+    with connect(str(tally.folder / "node")) as node:
+        state = node.keyspace("tally.rows")
+        for key in keys:
+            state.commit.now([Write(key.encode(), key.encode() * 30_000)])
+        words = "range", "tally.rows", "--prefix", "wide"
+        try:
+            assert [row["key"] for row in tally.json(*words)] == keys
+            assert [row["key"] for row in tally.json(*words, "--reverse", "--limit", "6")] == keys[:0:-1]
+            assert [row["key"] for row in tally.json(*words, "--at", "0s", "--limit", "10001")] == keys
+            assert "more after" not in tally.said(*words)
+            assert tally.said(*words, "--limit", "6").splitlines()[-1].startswith("more after these 6: ")
+        finally:
+            state.commit.now([Write(key.encode()) for key in keys])
+
+
 def test_any_moment_is_read_again(tally: Shell) -> None:
     newer, older = tally.json("history", "tally.rows", "rain")
     moment = datetime.fromtimestamp(older["time"] / 1e9 + 1e-6).isoformat()
