@@ -16,7 +16,7 @@ from atoll.ipc.future import Payload, RawFuture
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.runtime.witness import digest_of
 from atoll.ipc.system.calls import Asked
-from atoll.ipc.system.state import Committed, Compacted, Item, Page
+from atoll.ipc.system.state import Committed, Compacted, Item, Page, versions_upto
 from atoll.ipc.transport import ChannelStatistics, NoCapabilities, Options, RawStream, Transport
 
 from .effects import BY_LABEL, Effects, arguments_of
@@ -186,10 +186,24 @@ class PlayedStore(PlayedServer):
         if hasattr(given, "least"):
             given.least = 0
         try:
+            if label == "State.history":
+                return self._versions(given)
             return self.stage.ask(self.need, label, _encode(given))
         except Compacted as error:
             self.stage.script.hinder(f"what it read of {self.need} is no longer kept: {error}")
             raise
+
+    def _versions(self, given: Any) -> bytes:
+        """Those of a key up to then: the store itself tells of the newest that there are."""
+
+        def newest(most: int) -> list[Item]:
+            given.limit = most
+            return _history.decode(self.stage.ask(self.need, "State.history", _encode(given)))
+
+        kept = versions_upto(newest, given.limit, self.stage.revision)
+        if kept is None:
+            self.stage.script.hinder(f"{given.key!r} of {self.need} has more versions since than can be read")
+        return _encode(kept or [])
 
     def _anew(self, label: str, payload: bytes) -> bytes:
         """An answer to what the store was not asked then. Nothing is written but in this process."""

@@ -16,6 +16,7 @@ some 490 bytes).
 """
 
 import struct
+from collections.abc import Callable
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -431,6 +432,25 @@ class State(Interface):
         Raises `NotAllowed` where another row is there (`Conflict` for a holder of the right `write`, and at the end of a
         transaction if somebody else wrote it meanwhile), else as `commit`.
         """
+
+
+VERSIONS_MOST: Final = 10_000
+"""Versions of a key that the store tells in one call."""
+
+
+def versions_upto(history: Callable[[int], list[Item]], limit: int, revision: int) -> list[Item] | None:
+    """The last versions of a key up to a revision, newest first; None: more have come since than the store tells of.
+
+    `history`: the newest ones that there are, at most so many. More is asked for until those that came later are behind."""
+    asked = limit
+    while True:
+        found = history(asked)
+        kept = [item for item in found if item.revision <= revision]
+        if len(kept) >= limit or len(found) < asked:
+            return kept[:limit]
+        if asked >= VERSIONS_MOST:
+            return None
+        asked = min(asked * 4, VERSIONS_MOST)
 
 
 _keyspace = struct.Struct(">I")

@@ -14,7 +14,7 @@ from atoll.ipc.attach import connect
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.private.envelope import is_sealed
 from atoll.ipc.system.records import after
-from atoll.ipc.system.state import Change, Item, Only, State
+from atoll.ipc.system.state import VERSIONS_MOST, Change, Item, Only, State, versions_upto
 
 from . import printing
 from .options import At, Json, Key, Keyspace, Node
@@ -24,8 +24,6 @@ from .when import clock, moment
 Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1)]
 
 
-VERSIONS_MOST = 10_000
-"""Versions of a key that the store tells in one call."""
 AT_ONCE = 1000
 """Keys of a range that are asked for in one call; the store gives fewer where they are large."""
 LOOKED_AT = 1000
@@ -145,18 +143,12 @@ def history(
 
 
 def versions(state: State, key: bytes, limit: int, upto: int) -> list[Item]:
-    """The last versions of a key up to a revision, newest first. The store tells of the newest ones that there are, so more
-    is asked for until those that came later are behind."""
-    asked = limit
-    while True:
-        found = state.history.now(key, asked)
-        kept = [item for item in found if item.revision <= upto]
-        if len(kept) >= limit or len(found) < asked:
-            return kept[:limit]
-        if asked >= VERSIONS_MOST:
-            expected = "a moment after which the key was written less often, or a lower --limit"
-            raise BadRequest(where="--at", expected=expected, got=f"{len(found) - len(kept)} versions since")
-        asked = min(asked * 4, VERSIONS_MOST)
+    """The last versions of a key up to a revision, newest first. Raises `BadRequest`."""
+    kept = versions_upto(lambda most: state.history.now(key, most), limit, upto)
+    if kept is None:
+        expected = "a moment after which the key was written less often, or a lower --limit"
+        raise BadRequest(where="--at", expected=expected, got=f"some {VERSIONS_MOST} versions since")
+    return kept
 
 
 def watch(

@@ -57,7 +57,7 @@ package = "{PACKAGES}/till"
 record = true
 audit = "full"
 restart = {{ first = 0, most = 0, limit = 1000, within = 1 }}
-needs.rows = {{ keyspace = "till", rights = ["read", "write"] }}
+needs.rows = {{ keyspace = "till", rights = ["read", "write", "history"] }}
 needs.rates = {{ server = "rates", rights = ["read"] }}
 """
 

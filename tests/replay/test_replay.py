@@ -115,6 +115,22 @@ def test_a_call_that_others_ran_beside_is_said_to_be_so(recording: Recording) ->
     assert any("were in hand while it was" in reason for reason in report.reasons)
 
 
+def test_the_versions_of_a_key_are_those_of_then(recording: Recording) -> None:
+    """More than is recorded of a reply, so they are read again; and others have come since."""
+    till = recording.till
+    for _ in range(100):
+        till.add.now("history", 1)
+    ids = [
+        recording.made("till", "versions", lambda most=most: till.versions.now("history", most))  # type: ignore[misc]
+        for most in (200, 80)
+    ]
+    for _ in range(50):
+        till.add.now("history", 1)
+    for id in ids:
+        report = recording.again(id)
+        assert (report.verdict, report.reasons, report.remarks) == ("same", [], [])
+
+
 def test_the_call_that_ended_its_server_is_there_and_a_changed_server_answers_it(
     recording: Recording, tmp_path: Path
 ) -> None:

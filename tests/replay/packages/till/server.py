@@ -78,6 +78,10 @@ class Server(Serves[Till]):
         await self.rates.rate(currency)
         return [first, self.rows.local.get(key, 0)]
 
+    @Till.versions.serve
+    async def versions(self, key: str, limit: int) -> list[int | None]:
+        return [row.value for row in await self.rows.history(key, limit)]
+
     @Till.split.serve
     def split(self, key: str, among: int) -> int:
         if not among:
