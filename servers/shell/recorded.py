@@ -13,7 +13,7 @@ from atoll.ipc.system.calls import PREFIX, Asked, ChunkRow, OpeningRow, Recorded
 from atoll.ipc.system.records import AnyRow, ChannelRow, after, decode
 from atoll.ipc.system.state import Item, State
 
-from .rows import pages
+from .rows import latest, pages
 
 PAGE = 32
 """Chunks that are asked for at a time: each is half a MiB at most."""
@@ -119,7 +119,7 @@ class Records:
     def find(self, id: str) -> tuple[Process, Recorded]:
         """A call by its id. Raises `BadRequest`, `NotFound`."""
         boot, channel, request = _parts(id)
-        row = self.kernel.get.now(ChannelRow.key_of(boot, channel))
+        row = latest(self.kernel, ChannelRow.key_of(boot, channel))
         if row is None:
             raise NotFound("channel of the call", id, see="atoll calls")
         server = decode(ChannelRow, row.value or b"").server

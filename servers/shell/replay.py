@@ -30,6 +30,7 @@ from . import exits, jobs, printing
 from .options import Json, Node
 from .printing import Column
 from .recorded import Records
+from .rows import latest
 
 VERSIONS = "versions"
 """Where a node's folder has the packages that ran there, by hash."""
@@ -136,7 +137,7 @@ class Again:
     def _check(self) -> None:
         """What a process says of itself is held against the kernel's row of it. Raises `BadRequest`."""
         opening = self._opening
-        row = self._records.kernel.get.now(ProcessRow.key_of(opening.boot, opening.process))
+        row = latest(self._records.kernel, ProcessRow.key_of(opening.boot, opening.process))
         process = None if row is None else decode(ProcessRow, row.value or b"")
         if process is None or (process.server, process.version) != (self._server, opening.version):
             raise BadRequest(
@@ -274,7 +275,7 @@ class Again:
         """How the process ended that was given the call, if it did so without an answer: by the kernel's own row."""
         if self._call.answered or self._call.cast:
             return ""
-        row = self._records.kernel.get.now(ProcessRow.key_of(self._call.boot, self._call.process))
+        row = latest(self._records.kernel, ProcessRow.key_of(self._call.boot, self._call.process))
         return "" if row is None else decode(ProcessRow, row.value or b"").exit
 
     # what it comes to ----------------------------------------------------------------------------------------------

@@ -202,6 +202,12 @@ def pages(
         more = page.more and bool(page.items)
 
 
+def latest(state: State, key: bytes) -> Item | None:
+    """A key as it is, or as it was before it was deleted, if that is kept."""
+    kept = state.get.now(key)
+    return kept or next((item for item in state.history.now(key, 2) if item.value is not None), None)
+
+
 def revision(state: State, when: int | float | None) -> int:
     """The last revision at a moment."""
     if when is None:

@@ -30,7 +30,7 @@ from . import printing
 from .differences import Difference, differences
 from .options import Json, Key, Keyspace, Node, SomeKeyspace
 from .printing import Column
-from .rows import Limit, absent, key_of, pages, revision, value_of, value_text
+from .rows import Limit, absent, key_of, latest, pages, revision, value_of, value_text
 from .when import clock, moment
 
 KERNEL = records.KEYSPACE
@@ -232,14 +232,14 @@ def boot_at(kernel: State, item: Item) -> int:
 
 def client(kernel: State, boot: int, channel: int) -> str:
     """Who is the client of a channel. Empty where none has that number: a trace is what its caller says, and a channel is a
-    row only soon after it was opened."""
-    found = kernel.get.now(ChannelRow.key_of(boot, channel))
+    row only soon after it was opened. What is older than the image keeps rows of channels is in their past."""
+    found = latest(kernel, ChannelRow.key_of(boot, channel))
     if found is None:
         return ""
     holder = records.decode(ChannelRow, found.value or b"").client
     if not holder.startswith("@"):
         return holder
-    row = kernel.get.now(AttachmentRow.key_of(boot, int(holder[1:])))
+    row = latest(kernel, AttachmentRow.key_of(boot, int(holder[1:])))
     program = "" if row is None else records.decode(AttachmentRow, row.value or b"").program
     return f"{holder} {program}".rstrip()
 

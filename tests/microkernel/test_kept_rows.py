@@ -114,3 +114,19 @@ def test_who_wrote_a_version_is_told_after_the_kernels_own_past_was_given_up(tmp
                 another.keyspace("counter").head.now()
         found = version(state, own, item)
         assert (found.by, found.note, found.asked[:1]) == ("counter", "Counter.add", "@")
+
+
+def test_who_wrote_a_version_is_told_after_the_rows_of_channels_went(tmp_path: Path) -> None:
+    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more="")
+    with booted(tmp_path, text=text + AT_ONCE.replace("history = 0", "")) as node:
+        with node.attach() as attached:
+            attached.open("counter", interface("counter", "Counter")).add.now("rain", 2)
+            (item,) = attached.keyspace("counter", ["read", "history"]).history.now(b"rain")
+        assert node.stop() == 0
+        node.boot()
+        with node.attach() as attached:
+            state, own = attached.keyspace("counter", ["read", "history"]), kernel(attached)
+            until(own, lambda: all(row.boot > 1 for _, row in items(own, ChannelRow)))
+            until(own, lambda: all(row.boot > 1 for _, row in items(own, AttachmentRow)))
+            found = version(state, own, item)
+            assert (found.by, found.note, found.asked[:1]) == ("counter", "Counter.add", "@")
