@@ -354,9 +354,8 @@ class Server(Serves[Feedback]):
                 yield pair
 
     async def _check_task(self, task: str) -> None:
-        if task in self._stored:
-            return
         if await self.rows.get(task_key(task)) is None:
+            self._stored.discard(task)
             near = get_close_matches(task, list(islice(self._stored, _MOST_COMPARED)))
             raise NoSuchTask(task=task, near=near)
         self._stored.add(task)

@@ -10,7 +10,7 @@ from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.private.keyspace import Private
 from atoll.ipc.system.state import Write
-from atoll.servers.feedback.interface import Batch, Checked, Feedback
+from atoll.servers.feedback.interface import Batch, Checked, Feedback, NoSuchTask
 from atoll.servers.feedback.rows import Head, Row, Segment
 from atoll.servers.feedback.server import OWNER, Server
 from atoll.servers.feedback.words import Words
@@ -151,6 +151,8 @@ def test_a_task_that_was_rolled_back_with_the_keyspace_is_there_with_the_next_ba
     done = node.feedback.submit.now(batch).revision
     keys = {item.key for change in node.rows.state.changes.now(before, done) for item in change.items}
     node.rows.state.commit.now([Write(key) for key in keys])
+    with pytest.raises(NoSuchTask):
+        list(node.feedback.training_set.now("play"))
     node.feedback.submit.now(structs.replace(batch, id="second"))
     assert [stored.batch for stored in node.feedback.records.now() if stored.record.task == "play"] == [
         "second"
