@@ -36,10 +36,13 @@ _RESUMED: Final = frozenset({"cancelled", "waiting", "parked"})
 
 
 def workflows(state: State, *, ended: bool, as_of: AsOf = None) -> Iterator[WorkflowRow]:
-    """Those that have not ended; with `ended` the others as well."""
+    """Those that have not ended; with `ended` the others as well. One that ends meanwhile has."""
+    found: dict[str, WorkflowRow] = {}
     for start, end in spans(ended=ended):
         for item in _items(state, start, end, as_of):
-            yield workflow_of(item.value or b"")
+            row = workflow_of(item.value or b"")
+            found[row.name] = row
+    yield from found.values()
 
 
 def find(state: State, name: str, as_of: AsOf = None) -> WorkflowRow | None:

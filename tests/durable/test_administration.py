@@ -2,11 +2,13 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from atoll.ipc.durable import Start, administration
 from atoll.ipc.errors import BadRequest, NotFound, WorkflowCancelled
+from atoll.ipc.system.state import Page, State
 
 from .conftest import Here, Running, effects, until
 from .nodes import hold
@@ -132,3 +134,27 @@ def test_what_waits_for_its_version_goes_on_with_it_or_when_a_person_says_so(
         assert here.stages.limited.result.now(label) == 4
         here.crash(version="A")
         assert here.stages.limited.result.now(f"{label}b") == 4
+
+
+class EndsMeanwhile:
+    """A state of which a range is read, and then a workflow in it is cancelled."""
+
+    def __init__(self, state: State, name: str) -> None:
+        self._state = state
+        self._name = name
+
+    @property
+    def range(self) -> "EndsMeanwhile":
+        return self
+
+    def now(self, *given: Any) -> Page:
+        page: Page = self._state.range.now(*given)
+        administration.cancel(self._state, self._name)
+        return page
+
+
+def test_a_workflow_that_ends_while_all_are_listed_is_listed_once(running: Running, label: str) -> None:
+    name = held(running, label, "after 2")
+    state: Any = EndsMeanwhile(running.rows(), name)
+    found = [row.status for row in administration.workflows(state, ended=True) if row.name == name]
+    assert found == ["cancelled"]
