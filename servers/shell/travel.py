@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import msgspec
 import typer
 
 from atoll.ipc.attach import connect
-from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.errors import AtollError, BadRequest, NotFound
 from atoll.ipc.local_view import RESERVED
 from atoll.ipc.system import records
 from atoll.ipc.system.keys import SERVER as KEYS
@@ -24,7 +25,7 @@ from atoll.ipc.system.records import (
     table_of,
     written_by_the_node,
 )
-from atoll.ipc.system.state import Compacted, Item, Range, State, Write
+from atoll.ipc.system.state import Committed, Compacted, Item, Range, State, Write
 
 from . import printing
 from .differences import Difference, differences
@@ -34,6 +35,12 @@ from .rows import Limit, absent, key_of, latest, pages, revision, value_of, valu
 from .when import clock, moment
 
 KERNEL = records.KEYSPACE
+
+PATIENCE = 60.0
+"""Seconds within which a roll-back is told to the store, where it takes more than one message."""
+PART = 512 << 10
+"""Bytes of keys and values in a message, with `AROUND` bytes more for each."""
+AROUND = 16
 
 Prefix = Annotated[str, typer.Option("--keys", metavar="PREFIX", help="Only keys that begin with this.")]
 _WHEN = "A revision (1234), a time (2026-05-01T12:00) or an age (10m, 2h, 3d)."
@@ -273,14 +280,40 @@ def rollback(
         if dry_run or not undone:
             printing.rows(told, CHANGED, as_json, "nothing is different: there is nothing to roll back")
             return
-        done = state.commit.now(
-            [Write(each.key, each.after.value if each.after else None) for each in undone],
-            [Range(start, end, head)],
-            id=os.urandom(16),
-            note=f"rollback to {then}",
-        )
+        writes = [Write(each.key, each.after.value if each.after else None) for each in undone]
+        done = committed(state, writes, Range(start, end, head), f"rollback to {then}")
     printing.answer(
         {"revision": done.revision, "to": then, "keys": len(undone)},
         f"{keyspace}: {len(undone)} keys are as they were at revision {then}, since revision {done.revision}",
         as_json,
     )
+
+
+def committed(state: State, writes: list[Write], expects: Range, note: str) -> Committed:
+    """Write all or nothing, in as many messages as it takes. Raises `Conflict`, `TooLarge`, `Aborted`."""
+    first, *more = parts(writes)
+    if not more:
+        return state.commit.now(first, [expects], id=os.urandom(16), note=note)
+    transaction = state.begin.now(PATIENCE)
+    try:
+        state.commit.now(first, [expects], transaction=transaction)
+        for part in more:
+            state.commit.now(part, transaction=transaction)
+        return state.finish.now(transaction, note=note)
+    except BaseException:
+        with suppress(AtollError):  # what went wrong says more
+            state.abort.now(transaction)
+        raise
+
+
+def parts(writes: list[Write]) -> Iterator[list[Write]]:
+    """What fits one message each: a row alone does."""
+    part, size = list[Write](), 0
+    for write in writes:
+        length = len(write.key) + len(write.value or b"") + AROUND
+        if part and size + length > PART:
+            yield part
+            part, size = [], 0
+        part.append(write)
+        size += length
+    yield part

@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
+from atoll.ipc.attach import connect
+from atoll.ipc.system.state import Write
 from atoll.servers.shell import exits
 
 from .conftest import Shell
@@ -154,3 +157,21 @@ def test_keys_are_put_back_as_they_were(tally: Shell) -> None:
     tally.said("rollback", "tally.rows", "--to", str(first), "--keys", "0xff")
     assert tally.json("history", "tally.rows", begun)[0]["value"] is None
     assert "kernel" in tally.refused(exits.WRONG_INPUT, "rollback", "kernel", "--to", "1")
+
+
+def test_more_is_put_back_than_a_message_holds(tally: Shell) -> None:
+    """Rows of 100 kB, as feedback has them."""
+    keys = [f"wide {number:02}" for number in range(30)]
+    with connect(str(tally.folder / "node")) as node:
+        state = node.keyspace("tally.rows")
+        for key in keys:
+            then = state.commit.now([Write(key.encode(), msgspec.msgpack.encode("then" * 25_000))]).revision
+        state.commit.now([Write(key.encode(), msgspec.msgpack.encode("now")) for key in keys])
+    done = tally.json("rollback", "tally.rows", "--to", str(then), "--keys", "wide")
+    assert done["keys"] == len(keys)
+    rows = tally.json("range", "tally.rows", "--prefix", "wide")
+    assert [(row["key"], row["value"][:4], row["revision"]) for row in rows] == [
+        (key, "then", done["revision"]) for key in keys
+    ]
+    (newest, *_) = tally.json("blame", "tally.rows", keys[0])
+    assert newest["note"] == f"rollback to {then}" and newest["by"].startswith("@")
