@@ -12,7 +12,7 @@ import trio
 from atoll.ipc import context, schema
 from atoll.ipc.errors import DecodeFaults, PeerMisbehaved
 from atoll.ipc.naming import number_of
-from atoll.ipc.system.kernel import Kernel, Refusal
+from atoll.ipc.system.kernel import REFUSALS_AT_ONCE, Kernel, Refusal
 from atoll.ipc.system.records import ChannelRow, CrashRow, EventRow, ProcessRow, RefusalRow
 
 from .capabilities import Capability, Ended
@@ -76,9 +76,10 @@ class Events:
         self._sequence = 0
         self._sessions = 0
 
-    def refusals(self, server: str) -> list[Refusal]:
-        """Refusals of this boot, latest first."""
+    def refusals(self, server: str, after: int) -> list[Refusal]:
+        """Refusals of this boot, some after so many of them, latest first. Invariant: each keeps its place."""
         rows = [row for row in self._refusals.values() if server in ("", row.who)]
+        rows = rows[max(0, after) :][:REFUSALS_AT_ONCE]
         return [
             Refusal(server=row.who, by=row.by, what=row.what, count=row.count, first=row.first, last=row.last)
             for row in sorted(rows, key=lambda row: row.last, reverse=True)

@@ -128,8 +128,8 @@ class Syscalls(Serves[Kernel]):
         return self._looking.attachments()
 
     @Kernel.refused.serve
-    def refused(self, server: str = "") -> list[Refusal]:
-        return self._events.refusals(server)
+    def refused(self, server: str = "", after: int = 0) -> list[Refusal]:
+        return self._events.refusals(server, after)
 
     @Kernel.logs.serve
     async def logs(self, after: int = 0, server: str = "", follow: bool = True) -> AsyncIterator[LogRow]:

@@ -146,6 +146,7 @@ class Protection(Struct, frozen=True, kw_only=True):
     weakenings: list[Weakening]
 
 
+REFUSALS_AT_ONCE = 500
 CAPS_AT_ONCE = 1000
 
 
@@ -433,9 +434,10 @@ class Kernel(Interface):
         """Programs outside the node that are attached to it."""
 
     @call("observe", idempotent=True)
-    def refused(self, server: str = "") -> list[Refusal]:
+    def refused(self, server: str = "", after: int = 0) -> list[Refusal]:
         """What servers were refused, latest first; what the host does not report is not among it
-        (docs/limits.md)."""
+        (docs/limits.md). At most `REFUSALS_AT_ONCE`, which one reply holds: ask again with how many were told so far as
+        `after`; what is refused for the first time comes at the end."""
 
     @stream("observe", position=int)
     def logs(self, after: int = 0, server: str = "", follow: bool = True) -> LogRow:

@@ -200,10 +200,18 @@ def refused(server: SomeServer = "", at: At = "", node: Node = "", as_json: Json
             rows = past.refusals(server)
     else:
         with connect(node=node or None) as attached:
-            rows = attached.kernel.refused.now(server)
+            rows = all_refused(attached.kernel, server)
             if not rows:
                 known(attached.kernel, server)
     printing.rows(rows, REFUSALS, as_json, "nothing was refused")
+
+
+def all_refused(kernel: Kernel, server: str = "") -> list[Refusal]:
+    """However many replies it takes, latest first."""
+    rows = kernel.refused.now(server)
+    while rows and (more := kernel.refused.now(server, len(rows))):
+        rows += more
+    return sorted(rows, key=lambda row: row.last, reverse=True)
 
 
 def caps(server: SomeServer = "", at: At = "", node: Node = "", as_json: Json = False) -> None:

@@ -13,6 +13,7 @@ import pytest
 from atoll.ipc.attach import SOCKET
 from atoll.ipc.errors import NotAllowed
 from atoll.ipc.system import control
+from atoll.servers.shell.watching import all_refused
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
@@ -265,25 +266,40 @@ def test_a_flood_of_refusals_is_a_bounded_list_with_every_count(node: RealNode) 
         assert len(found) <= KINDS_MOST + 1
 
 
-FORGETFUL = """
+MANY_AS = 4000
+CHANGED = """
 import runpy, sys
 from atoll.microkernel import events
-events.ALL_MOST = 20
+{change}
 sys.argv[0] = "atoll.microkernel"
 runpy.run_module("atoll.microkernel", run_name="__main__", alter_sys=True)
 """
 
 
+FEW = "events.ALL_MOST = 20"
+MANY = f"""
+events.KINDS_MOST, refuse = {MANY_AS}, events.Events.refuse
+def as_many(self, who, by, what, count=1):
+    for number in range({MANY_AS}):
+        refuse(self, who, by, f"{{what}} {{number}}", count)
+events.Events.refuse = as_many
+"""
+
+
 class Forgetful(RealNode):
-    """A node that keeps few refusals apart."""
+    """A node whose kernel keeps fewer refusals apart, or more."""
+
+    def __init__(self, folder: Path, text: str, change: str) -> None:
+        super().__init__(folder, text)
+        self._change = change
 
     def command(self, *more: str) -> list[str]:
         python, _, _, *rest = super().command(*more)
-        return [python, "-c", FORGETFUL, *rest]
+        return [python, "-c", CHANGED.format(change=self._change), *rest]
 
 
 def test_programs_that_come_and_go_cannot_make_any_number_of_refusals(tmp_path: Path) -> None:
-    node = Forgetful(tmp_path, IMAGE.format(level="process", packages=PACKAGES, counter="", more=""))
+    node = Forgetful(tmp_path, IMAGE.format(level="process", packages=PACKAGES, counter="", more=""), FEW)
     node.boot()
     try:
         for _ in range(30):
@@ -298,5 +314,24 @@ def test_programs_that_come_and_go_cannot_make_any_number_of_refusals(tmp_path: 
         assert len(found) <= 21
         (others,) = [row for row in found if row.server == "others"]
         assert others.count == 10
+    finally:
+        assert node.stop() == 0
+
+
+def test_a_list_of_refusals_is_read_however_long(tmp_path: Path) -> None:
+    """More of them than one reply of the kernel's holds: each that comes is recorded as many."""
+    node = Forgetful(tmp_path, IMAGE.format(level="process", packages=PACKAGES, counter="", more=""), MANY)
+    node.boot()
+    try:
+        with node.attach() as attached:
+            reader = attached.kernel.open.now("counter", "Counter", [])
+            with pytest.raises(NotAllowed):
+                attached._deliveries.proxy(Counter, attached._port(reader.token)).get.now("x")
+            found = all_refused(attached.kernel)
+            while len(found) < MANY_AS:
+                found = all_refused(attached.kernel)
+            mine = all_refused(attached.kernel, f"@{attached.welcome.attachment}")
+        assert len({row.what for row in found}) == len(found) == len(mine) == MANY_AS
+        assert [row.last for row in found] == sorted((row.last for row in found), reverse=True)
     finally:
         assert node.stop() == 0
