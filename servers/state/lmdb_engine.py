@@ -80,7 +80,8 @@ class LmdbEngine:
                 self._open(map_size)
                 try:
                     self._log = Log(self._path, self._environment, spare=reserve)
-                    self._recover(batches)
+                    with self._marking():
+                        self._recover(batches)
                 except BaseException:
                     self._close_environment()
                     raise
@@ -89,7 +90,12 @@ class LmdbEngine:
         self._allocated = (self._path / DATA_FILE).stat().st_size
         self._growth_refused = False
         if not read_only:
-            self._grow(0)
+            try:
+                with self._marking():
+                    self._grow(0)
+            except BaseException:
+                self.close()
+                raise
 
     def _open_as_it_is(self, map_size: int) -> bool:
         """False: only a writer can, which has to recover it first."""
@@ -129,6 +135,16 @@ class LmdbEngine:
     def _close_environment(self) -> None:
         self._environment.close()
         is_open_here(self._path, False)
+
+    @contextmanager
+    def _marking(self) -> Iterator[None]:
+        """While something is brought to the disk that no commit waits for: of a failure the system tells once, and the next
+        writer must not overlook it either."""
+        try:
+            yield
+        except Broken as broken:
+            self._break(broken)
+            raise
 
     def _recover(self, batches: list[Batch]) -> None:
         """Brings the database forward by the batches of the log, and makes the tables that it has not, in one transaction:
@@ -234,7 +250,8 @@ class LmdbEngine:
     def close(self) -> None:
         try:
             if not self._read_only:
-                self._log.close(whole=self._broken is None)
+                with self._marking():
+                    self._log.close(whole=self._broken is None)
         finally:
             self._close_environment()
 
@@ -296,12 +313,15 @@ class LmdbEngine:
                 step //= 2
 
     def _allocate(self, size: int) -> bool:
-        """Extends the file to `size` bytes that are really there; False if the disk has not as much."""
+        """Extends the file to `size` bytes that are really there; False if the disk has not as much. Raises `Broken` where
+        what is in the file could not be written."""
         descriptor = os.open(self._path / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.posix_fallocate(descriptor, self._allocated, size - self._allocated)
             os.fsync(descriptor)
         except OSError as error:
+            if error.errno == errno.EIO:
+                raise Broken(f"{self._path / DATA_FILE} could not be written to the disk: {error}") from error
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             return False

@@ -1,9 +1,11 @@
 """What the log before the database must not do: be put back under somebody's eyes, forget that the disk failed, bring back
 what was taken away."""
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,22 @@ sys.stdin.readline()
 )
 
 HOLDING = READING.replace(", read_only=True", "")
+LEAVING_A_RECORD = (
+    OPEN
+    + """
+engine = opened(sys.argv[1])
+for position in (1, 2):
+    batch = Batch()
+    batch.append(position, b"e")
+    engine.commit(batch)
+print("there", flush=True)
+sys.stdin.readline()
+batch = Batch()
+batch.append(3, b"e")
+engine._log.append(int(engine._environment.info()["last_txnid"]) + 1, batch)
+os.kill(os.getpid(), 9)
+"""
+)
 
 
 def killed(folder: Path, count: int, program: str = KILLED) -> None:
@@ -210,3 +228,79 @@ def test_a_record_that_was_never_shown_does_not_come_back(tmp_path: Path) -> Non
     assert (found[1].generation, found[1].base) == (generation, last)
     assert list(found[0].records(found[1])) == []
     engine.close()
+
+
+def fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database's file cannot be written to the disk, of which the system tells whoever asks first, and nobody after."""
+    told = list[int]()
+
+    def failing(real: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            if not told and os.readlink(f"/proc/self/fd/{descriptor}").endswith(checkpoint.DATA_FILE):
+                told.append(descriptor)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(descriptor)
+
+        return sync
+
+    monkeypatch.setattr(os, "fdatasync", failing(os.fdatasync))
+    monkeypatch.setattr(os, "fsync", failing(os.fsync))
+
+
+def test_a_disk_that_fails_within_recovery_is_not_trusted_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader keeps the database open, so the next one would go on with what is in memory, and begin the log anew above it:
+    on the disk neither would be."""
+    LmdbEngine(tmp_path, **SMALL).close()
+    with started(LEAVING_A_RECORD, tmp_path) as writer:
+        assert told(writer) == "there"
+        with started(READING, tmp_path) as reader:
+            assert told(reader) == "[1, 2]"
+            go_on(writer)
+            writer.wait()
+            fails_once(monkeypatch)
+            with pytest.raises(Broken):
+                LmdbEngine(tmp_path, **SMALL)
+            with pytest.raises(Broken, match="end whoever reads it"):
+                LmdbEngine(tmp_path, **SMALL)
+            go_on(reader)
+    engine = LmdbEngine(tmp_path, **SMALL)
+    with engine.snapshot() as snapshot:
+        assert snapshot.bounds() == (1, 3)
+    engine.close()
+
+
+def test_a_disk_that_fails_as_a_store_is_closed_is_not_trusted_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LmdbEngine(tmp_path, **SMALL)
+    engine.commit(one(1))
+    with started(READING, tmp_path) as reader:
+        assert told(reader) == "[1]"
+        fails_once(monkeypatch)
+        with pytest.raises(Broken):
+            engine.close()
+        with pytest.raises(Broken, match="end whoever reads it"):
+            LmdbEngine(tmp_path, **SMALL)
+        go_on(reader)
+    engine = LmdbEngine(tmp_path, **SMALL)
+    with engine.snapshot() as snapshot:
+        assert snapshot.bounds() == (1, 1)
+    engine.close()
+
+
+def test_a_disk_that_fails_as_a_store_is_made_longer_is_not_trusted_by_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = {"limit": 256 << 20, "reserve": 64 << 20, "map_size": 512 << 20}
+    LmdbEngine(tmp_path, **SMALL).close()
+    with started(READING, tmp_path) as reader:
+        assert told(reader) == "[]"
+        fails_once(monkeypatch)
+        with pytest.raises(Broken):
+            LmdbEngine(tmp_path, **longer)
+        with pytest.raises(Broken, match="end whoever reads it"):
+            LmdbEngine(tmp_path, **longer)
+        go_on(reader)
+    LmdbEngine(tmp_path, **longer).close()
