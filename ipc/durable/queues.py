@@ -6,7 +6,7 @@ Pure: no clock, no store. What is handed in are the rows as they are; so after a
 import math
 from collections import deque
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -36,6 +36,10 @@ class Waiting(NamedTuple):
     name: str
 
 
+_RUNS: Final = -1
+"""In place of the order in which it waited."""
+
+
 class Admission:
     """What waits in one queue, what runs, what was started lately."""
 
@@ -45,27 +49,36 @@ class Admission:
         self._ready: list[Waiting] = []
         self._there: dict[str, Waiting] = {}
         """What was not withdrawn: the heaps forget late."""
-        self._running: set[str] = set()
+        self._running: dict[str, int] = {}
+        """With the order in which what was started here waited, until its row says that it runs."""
         self._starts = deque(starts)
 
     def __len__(self) -> int:
         return len(self._there)
 
     def add(self, waiting: Waiting, due: float) -> None:
-        """A workflow that may start at `due` at the earliest."""
-        self._running.discard(waiting.name)
+        """A workflow that may start at `due` at the earliest. One that was started as it waited there is no news: it keeps
+        its place among those that run, and counts once."""
+        if self._running.get(waiting.name) == waiting.order:
+            return
+        self._running.pop(waiting.name, None)
         self._there[waiting.name] = waiting
         heappush(self._delayed, (due, waiting))
 
     def runs(self, name: str) -> None:
         """A workflow of the queue's runs already."""
         self._there.pop(name, None)
-        self._running.add(name)
+        self._running[name] = _RUNS
+
+    def stays(self, name: str) -> None:
+        """What was started could not be: its row may say that it waits, as it did."""
+        if name in self._running:
+            self._running[name] = _RUNS
 
     def gone(self, name: str) -> None:
         """It waits or runs no more."""
         self._there.pop(name, None)
-        self._running.discard(name)
+        self._running.pop(name, None)
 
     def next(self, now: float) -> str | None:
         """The workflow to start now, counted as started and running; None: none may be."""
@@ -74,7 +87,7 @@ class Admission:
             return None
         waiting = heappop(self._ready)
         del self._there[waiting.name]
-        self._running.add(waiting.name)
+        self._running[waiting.name] = waiting.order
         if self.queue.rate is not None:
             self._starts.append(now)
         return waiting.name

@@ -452,6 +452,8 @@ class Workflows:
         except AtollError as fault:
             Log().error("a workflow was left where it is", workflow=row.name, reason=str(fault))
             await trio.sleep(LONGEST_PAUSE)
+            for admission in self._admissions.values():
+                admission.stays(row.name)
             await self._surely_look_again(row.name)
             return
         if row.status not in (

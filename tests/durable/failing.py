@@ -17,8 +17,9 @@ class _Planned(NamedTuple):
     method: str
     about: bytes
     error: AtollError | None
-    """None: its reply is held back."""
+    """None: it is held back."""
     taken: bool
+    """Whether the store has it all the same."""
     held: list[Callable[[], None]]
 
 
@@ -35,11 +36,11 @@ class Failing(FaultyTransport):
         it all the same."""
         self._planned.append(_Planned(f"State.{method}", about, error, taken, []))
 
-    def hold(self, method: str, *, about: bytes = b"") -> list[Callable[[], None]]:
+    def hold(self, method: str, *, about: bytes = b"", taken: bool = True) -> list[Callable[[], None]]:
         """The reply to the next call of the method that has `about` in its message arrives when what is then in the list is
-        called."""
+        called. Not `taken`: so does the call at the store."""
         held: list[Callable[[], None]] = []
-        self._planned.append(_Planned(f"State.{method}", about, None, True, held))
+        self._planned.append(_Planned(f"State.{method}", about, None, taken, held))
         return held
 
     def _next(self, method: MethodSpec, payload: bytes) -> _Planned | None:
@@ -54,7 +55,14 @@ class Failing(FaultyTransport):
         if planned is None:
             return self.inner.start(method, payload, options)
         future = RawFuture()
-        if planned.error is None:
+        if planned.error is None and not planned.taken:
+
+            def go_on() -> None:
+                reply = self.inner.start(method, payload, options)
+                reply.add_done_callback(lambda: future.complete(reply.result()))
+
+            planned.held.append(go_on)
+        elif planned.error is None:
             reply = self.inner.start(method, payload, options)
             planned.held.append(lambda: future.complete(reply.result()))
         elif planned.taken:

@@ -1,6 +1,7 @@
 """Queues: the pure decision against a model, and what callers see of it."""
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from atoll.ipc.durable import Queue, Start
 from atoll.ipc.durable.queues import Admission, Waiting
 from atoll.ipc.errors import BadRequest, NotFound
 
-from .conftest import Here, Running, row_of
+from .conftest import Here, Running, row_of, until
 from .packages.stages.interface import Stages
 
 
@@ -26,6 +27,8 @@ class Decisions(RuleBasedStateMachine):
         self.waiting: dict[str, tuple[int, int, float]] = {}
         """Priority, order and the earliest start of what waits."""
         self.running: set[str] = set()
+        self.begun: dict[str, int] = {}
+        """Priorities of those that run, and whose row does not yet say so."""
         self.starts: list[float] = []
         self.count = 0
         self.queue = Queue()
@@ -48,6 +51,13 @@ class Decisions(RuleBasedStateMachine):
         self.waiting[name] = priority, self.count, self.now + delay
         self.admission.add(Waiting(priority, self.count, name), self.now + delay)
 
+    @precondition(lambda self: self.begun)
+    @rule(data=st.data())
+    def come_again(self, data: st.DataObject) -> None:
+        """What was begun comes a second time, as it came."""
+        name = data.draw(st.sampled_from(sorted(self.begun)))
+        self.admission.add(Waiting(self.begun[name], int(name), name), self.now)
+
     @rule(seconds=st.sampled_from([0.25, 1.0, 7.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -57,6 +67,7 @@ class Decisions(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.running)))
         self.running.discard(name)
+        self.begun.pop(name, None)
         self.admission.gone(name)
 
     @precondition(lambda self: self.waiting)
@@ -71,7 +82,7 @@ class Decisions(RuleBasedStateMachine):
         expected = self.expected(self.now)
         assert self.admission.next(self.now) == expected
         if expected is not None:
-            del self.waiting[expected]
+            self.begun[expected] = self.waiting.pop(expected)[0]
             self.running.add(expected)
             self.starts.append(self.now)
 
@@ -80,6 +91,7 @@ class Decisions(RuleBasedStateMachine):
         """A new process has the rows, and the starts that the old one wrote."""
         starts = self.admission.starts()
         self.admission = Admission(self.queue, starts)
+        self.begun.clear()
         for name in self.running:
             self.admission.runs(name)
         for name, (priority, order, due) in self.waiting.items():
@@ -148,6 +160,48 @@ def test_so_many_of_a_queue_run_at_a_time_in_order_of_priority(running: Running,
     running.crash()
     let(running, high, next_, low)
     assert began(running, label) == [first, high, next_, low]
+
+
+def test_one_that_is_heard_of_twice_as_it_is_started_keeps_its_place(tmp_path: Path, label: str) -> None:
+    """By the feed, which was first, and by the answer to its beginning. Before, another one ran beside it."""
+    with ExitStack() as stack:
+        here = Here(stack, tmp_path)
+        first, better = f"{label} first", f"{label} better"
+        begins = here.store.hold("commit", about=f"{first}, begun".encode())
+        looks = here.store.hold("get", about=first.encode())
+        starts = here.store.hold("commit", about=f"{first}, running".encode(), taken=False)
+        begun = here.stages.wait.begin.start(Start(id=first, queue="one"), first)
+        arrives(here, begins)
+        arrives(here, looks)
+        begins[0]()
+        begun.result()
+        arrives(here, starts)
+        looks[0]()
+        here.stages.wait.begin.now(Start(id=better, queue="one", priority=-1), better)
+        while here.workflows._admissions["one"]._delayed:
+            here.stages.counts.now()
+        starts[0]()
+        until(here, first, "running")
+        row = row_of(here, better)
+        assert row is not None and row.status == "queued"
+        let(here, first, better)
+        assert began(here, label) == [first, better]
+
+
+def test_one_that_could_not_be_started_waits_as_before(tmp_path: Path, label: str) -> None:
+    with ExitStack() as stack:
+        here = Here(stack, tmp_path)
+        here.store.fail(
+            "commit", BadRequest("a commit", "one", "another"), about=f"{label}, running".encode()
+        )
+        here.stages.wait.begin.now(Start(id=label, queue="one"), label)
+        let(here, label)
+
+
+def arrives(here: Here, held: list[Callable[[], None]]) -> None:
+    """A call that is to be held back."""
+    while not held:
+        here.stages.counts.now()
 
 
 def test_a_queue_counts_what_runs_over_a_crash(running: Running, label: str) -> None:
