@@ -311,8 +311,10 @@ class Workflow:
             fault = encode_error(as_reply(run.spec, problem))
             if attempt >= retry.attempts or not isinstance(problem, retry.on):
                 return await run.record(number, self._row(name, "failed", attempt, fault=fault), None)
-            trying = self._row(name, "trying", attempt, fault=fault, until=run.now() + retry.after(attempt))
-            known = await run.record(number, trying, None)
+            trying = self._row(name, "trying", attempt, fault=fault)
+            # From when it ended by the workflow's time, which a clock that was set back may be behind.
+            until = trying.ended + retry.after(attempt)
+            known = await run.record(number, msgspec.structs.replace(trying, until=until), None)
             if known.state != "trying":
                 return known  # it was committed, and only the answer was lost
             await run.wait(number, known)
