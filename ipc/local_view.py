@@ -92,7 +92,7 @@ class LocalView(Generic[T]):
             self._values.pop(key, None)
             self._revisions.pop(key, None)
             if revision > self.revision:
-                self._gone[key] = revision
+                self._gone[key] = max(revision, self._gone.get(key, 0))
 
     def wrote(self, key: str, value: T, revision: int) -> None:
         """For the keyspace: an own write, before the feed brings it. Where the feed has come as far the view knows

@@ -154,6 +154,21 @@ def test_a_reply_that_comes_behind_the_feed_brings_nothing_back() -> None:
     assert view["x"] == 2
 
 
+def test_what_was_deleted_here_does_not_come_back_while_the_feed_lags() -> None:
+    """It tells of another's deletion and write, from before the deletion that was acknowledged to this process."""
+    view = LocalView[int]()
+    view.put("x", 1, 5)
+    view.pass_to(10)
+    view.erased("x", 20)
+    view.delete("x", 15)
+    view.pass_to(15)
+    view.put("x", 2, 18)
+    assert "x" not in view
+    view.pass_to(18)
+    view.put("x", 3, 21)
+    assert view["x"] == 3
+
+
 async def test_a_repeated_delivery_gets_the_stored_reply(tmp_path: Path) -> None:
     async with rows(tmp_path) as (_, keyspace, _):
 
