@@ -440,6 +440,8 @@ class Keyspace(Generic[T]):
                 yield row
             if not page.more:
                 return
+            # A time may stand for a later revision by then, where it is not over yet, or a reader process is behind.
+            as_of = page.revision if isinstance(as_of, float) else as_of
             left -= len(page.items)
             if reverse:
                 last = page.items[-1].key

@@ -96,6 +96,8 @@ class Group:
         self._heads: dict[bytes, int] = {}
         self._ids: dict[bytes, Committed] = {}
         self._written: list[tuple[int, list[bytes]]] = []
+        self._since = 0
+        """Time of the first revision that it holds."""
         self._bulk = 0
         self._crowded = False
         """Whether somebody was sent away for want of room."""
@@ -120,6 +122,10 @@ class Group:
     def holds(self, key: bytes) -> bool:
         """Whether it writes a key."""
         return key in self._heads
+
+    def reaches(self, time: int) -> bool:
+        """Whether it holds what bears a time at or before one, in ns."""
+        return bool(self._written) and self._since <= time
 
     def knows(self, id: bytes) -> bool:
         """Whether a transaction of that id, as it lies in COMMITS, is in it."""
@@ -227,6 +233,8 @@ class Group:
             self._bulk += size
         revision = self._next = self._next + 1
         time = self._next_time = max(transaction.time, self._next_time + 1)
+        if not self._written:
+            self._since = time
         keys = layout.put_versions(self._batch, writes, revision)
         for key, value in writes:
             self._heads[key] = 0 if value is None else revision

@@ -194,7 +194,8 @@ class Server(Serves[State]):
 
     @State.revision_at.serve
     def revision_at(self, time: float) -> int:
-        return self._history.revision_at(scope.seconds("revision_at", time), current().badge)
+        seconds = self._certain(scope.seconds("revision_at", time))
+        return self._history.revision_at(seconds, current().badge)
 
     @State.who.serve
     def who(self, revision: int) -> Provenance | None:
@@ -547,7 +548,15 @@ class Server(Serves[State]):
         call = current()
         if as_of is not None and "history" not in call.rights:
             raise NotAllowed("State.get/range with as_of", "history", tuple(sorted(call.rights)))
-        return call.badge, scope.moment(as_of)
+        as_of = scope.moment(as_of)
+        return call.badge, self._certain(as_of) if isinstance(as_of, float) else as_of
+
+    def _certain(self, time: float) -> float:
+        """A time as of which is read, in seconds. What waits bears the time at which it was asked for: where it is no later
+        it is made durable first, or who reads as of then once more would find more."""
+        if self._group.reaches(int(time * 1e9)):
+            self._flush_all()
+        return time
 
     def _writing(self, method: str, badge: int) -> int:
         if self.config.role == "reader":

@@ -1,6 +1,7 @@
 """`Keyspace` over a real store: typed rows, local view, once, updates that meet, transactions with a second
 server."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from atoll.ipc.keyspace import AHEAD, Keyspace, settled
 from atoll.ipc.local_view import LocalView
 from atoll.ipc.serve import Serves, bind
 from atoll.ipc.system.state import Retention, State
-from atoll.ipc.transaction import Transaction
+from atoll.ipc.transaction import PAGE, Transaction
 from atoll.servers.state.server import Server as Store
 
 from .direct import Node
@@ -167,6 +168,18 @@ def test_what_was_deleted_here_does_not_come_back_while_the_feed_lags() -> None:
     view.pass_to(18)
     view.put("x", 3, 21)
     assert view["x"] == 3
+
+
+async def test_all_pages_of_a_range_as_of_a_time_are_of_one_state(tmp_path: Path) -> None:
+    """Also where something is committed meanwhile that bears no later time."""
+    async with rows(tmp_path) as (_, keyspace, _):
+        await settled(keyspace.put_all({f"{number:04}": number for number in range(PAGE + 2)}))
+        found = []
+        async for row in keyspace.range(as_of=time.time() + 3600):
+            if not found:
+                await settled(keyspace.put(f"{PAGE + 1:04}", -1))
+            found.append(row.value)
+        assert found == list(range(PAGE + 2))
 
 
 async def test_a_repeated_delivery_gets_the_stored_reply(tmp_path: Path) -> None:

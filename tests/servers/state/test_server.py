@@ -1,6 +1,7 @@
 """The store as its callers see it: keyspaces, rights, groups, transactions, watches, over real LMDB."""
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,26 @@ async def test_a_watch_shows_the_past_only_with_its_right(folder: Path) -> None:
         assert [change.revision for change in told[1][:3]] == [change.revision for change in told[2][:3]]
         assert [change.provenance.note for change in told[1][:3]] == ["", "", "present"]
         assert told[2][0].provenance.note == "past"
+
+
+async def test_a_read_as_of_a_time_gives_the_same_once_what_waited_is_durable(folder: Path) -> None:
+    """A commit bears the time at which it was asked for, and is durable later."""
+    async with serving(folder) as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        store = node.proxy(State, badge, ALL)
+        for ask in (
+            lambda at: store.get(b"get", at),
+            lambda at: store.range(b"range", as_of=at),
+            store.revision_at,
+        ):
+            async with node.batch():
+                store.commit.start([Write(b"get", b"1"), Write(b"range", b"1")])
+                moment = time.time() + 1e-3
+                while time.time() <= moment:
+                    pass
+                found = await ask(moment)
+                store.commit.start([Write(b"get", b"2"), Write(b"range", b"2")])
+            assert await ask(moment) == found
 
 
 async def test_reading_in_a_transaction_needs_the_right_to_read(folder: Path) -> None:
