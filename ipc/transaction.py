@@ -14,8 +14,8 @@ import msgspec
 import trio
 
 from .bound import bind, options_of, transport_of
-from .context import current_or_none, in_hand
-from .errors import Aborted, AtollError, BadRequest, Conflict, Overloaded, QuotaExceeded
+from .context import current_or_none, in_hand, inherited
+from .errors import Aborted, AtollError, BadRequest, Conflict, Overloaded, PeerDied, QuotaExceeded
 from .form import Draft, Form
 from .future import Payload, RawReply
 from .interface import Interface
@@ -334,20 +334,36 @@ class _Shared:
                 "one call at a time",
                 f"{self._in_hand} is still in hand",
             )
+        began, limit = trio.current_time(), options.deadline
+        options = inherited(options, method)
         self._in_hand = method.label
         try:
-            state, part = self._transaction.state, await self._transaction.part()
-            try:
-                reply = await self._inner.call(
-                    method, payload, msgspec.structs.replace(options, transaction=part)
-                )
-                _join(state, part)
-            except BaseException:
-                await _retract(state, part)
-                raise
-            return reply
+            while True:
+                try:
+                    return await self._attempt(method, payload, options)
+                except PeerDied as death:
+                    if death.method != method.label or not death.outcome_unknown:
+                        raise
+                    if not (method.idempotent or method.once):
+                        raise
+                # The next process is asked, under another part: of what the dead one wrote there nothing is left.
+                if limit is not None:
+                    left = limit - (trio.current_time() - began)
+                    options = msgspec.structs.replace(options, deadline=left)
         finally:
             self._in_hand = ""
+
+    async def _attempt(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
+        state, part = self._transaction.state, await self._transaction.part()
+        try:
+            reply = await self._inner.call(
+                method, payload, msgspec.structs.replace(options, transaction=part)
+            )
+            _join(state, part)
+        except BaseException:
+            await _retract(state, part)
+            raise
+        return reply
 
     def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> NoReturn:
         raise self._refusal(method, "a blocking call")

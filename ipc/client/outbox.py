@@ -251,7 +251,7 @@ class Outbox:
             spec, stream = pending.site.spec, pending.stream
             if ahead(pending) > 0 and not (stream and stream.began):
                 self.owe(pending, pending.site.c)
-            elif stream is None and (spec.idempotent or spec.once):
+            elif stream is None and (spec.idempotent or spec.once) and not pending.shared:
                 self.owe(pending, pending.site.again)
             else:
                 lost.append(pending)

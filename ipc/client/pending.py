@@ -22,6 +22,10 @@ AGAIN = 4
 """FLAG_AGAIN of layout.h: this request may have been delivered before."""
 
 
+TRANSACTION = 16
+"""Bytes that a context block begins with: the transaction's id, or zeros."""
+
+
 class Site:
     """A method through a capability: what is the same in each of its calls, in C memory."""
 
@@ -140,6 +144,12 @@ class Pending(RawFuture):
         """Where it lies in its ring, with the mark of the epoch (see `Outbox`); 0: nowhere."""
         self.seconds: float | None = None
         self.stream: Opened | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether it takes part in a transaction. What a dead server wrote there the next one would find, so it must not be
+        sent again: whoever shared the transaction undoes that first, and asks anew."""
+        return self.context is not None and any(self.context[:TRANSACTION])
 
     def over(self, error: AtollError) -> None:
         """It ends without a reply, and so does the stream that it opened."""

@@ -161,7 +161,10 @@ class Step(TakingPart):
 
     def inherit(self, options: Options, method: MethodSpec) -> Options:
         """Each call of a step has a key of its own, by the order of the calls of its method: how many others are made
-        in between, to read a range page by page, may differ when the step is run again."""
+        in between, to read a range page by page, may differ when the step is run again. One that has its key is no other:
+        it is asked again."""
+        if options.key is not None:
+            return super().inherit(options, method)
         number = self._calls[method.label]
         self._calls[method.label] = number + 1
         named = f"{self.idempotency_key} {method.label}".encode()

@@ -113,6 +113,21 @@ def test_a_callee_that_dies_is_undone_and_the_owner_goes_on(node: RealNode) -> N
         assert parties.purse.move.now("again", 1) > revision  # the ledger was restarted
 
 
+def test_a_call_that_is_done_once_is_done_once_though_its_callee_dies(node: RealNode) -> None:
+    """It is asked again of the callee's next process, which must find nothing of what the first one wrote."""
+    with node.attach() as me:
+        parties = Parties(me)
+        moving = parties.purse.move.start("k", 1, "add_once", "written")
+        parties.ledger.held.now()
+        dead = next(row.pid for row in me.kernel.ps.now() if row.server == "ledger")
+        os.kill(dead, signal.SIGKILL)
+        parties.ledger.held.now()
+        parties.ledger.let_go.now()
+        revision = moving.result(60)
+        assert parties.revisions(parties.own) == parties.revisions(parties.theirs) == {"k": revision}
+        assert parties.ledger.get.now("k") == 1
+
+
 def test_what_a_callee_writes_after_its_deadline_is_refused(node: RealNode) -> None:
     with node.attach() as me:
         parties = Parties(me)

@@ -33,6 +33,10 @@ class Ledger(Interface):
         """Writes, under the transaction of the call if it has one. `halt`: wait for `let_go` when it is `asked`, or has
         `written`."""
 
+    @call("write", once=True)
+    def add_once(self, key: str, halt: str = "") -> int:
+        """Counts a key up, like `join_in`."""
+
     @call("write")
     def held(self) -> None:
         """Answers once a `join_in` waits."""

@@ -47,6 +47,12 @@ class Server(Serves[Ledger]):
             tx.put(key, value)
         await self._at("written", halt)
 
+    @Ledger.add_once.serve
+    async def add_once(self, key: str, halt: str = "") -> int:
+        counted = await settled(self.rows.update(key, lambda before: (before or 0) + 1))
+        await self._at("written", halt)
+        return counted
+
     async def _at(self, step: str, halt: str) -> None:
         if step == halt:
             self._holds.set()

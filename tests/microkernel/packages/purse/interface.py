@@ -4,7 +4,7 @@ from typing import Literal
 
 from atoll.ipc.interface import Interface, call
 
-How = Literal["put", "put_and_die", "put_and_wait"]
+How = Literal["put", "add_once", "put_and_die", "put_and_wait"]
 Step = Literal["", "begun", "told", "asked", "written", "answered", "committed"]
 """Of a `move`; `asked` and `written` are the ledger's."""
 

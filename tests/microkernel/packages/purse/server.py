@@ -18,6 +18,9 @@ class Ledger(Interface):
     @call("write")
     def join_in(self, key: str, value: int, halt: str = "") -> None: ...
 
+    @call("write", once=True)
+    def add_once(self, key: str, halt: str = "") -> int: ...
+
     @call("write")
     def put_and_die(self, key: str, value: int) -> None: ...
 
@@ -55,6 +58,8 @@ class Server(Serves[Purse]):
             try:
                 if how == "put":
                     await shared.join_in(key, value, halt)
+                elif how == "add_once":
+                    await shared.add_once(key, halt)
                 elif how == "put_and_die":
                     await shared.put_and_die(key, value)
                 else:
