@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
+import trio
+
 from . import context, errors
 from .changes import Signal
 from .errors import Aborted, AtollError, TooLarge
@@ -41,6 +43,8 @@ class LocalStream:
                 items = items[count:]
             else:
                 await self._changed.wait(self._affordable(cost(items[0])))
+        if self._over:  # its source is cancelled in a turn of the loop, which nothing else may give
+            await trio.lowlevel.checkpoint()
 
     def _affordable(self, price: int) -> Callable[[], bool]:
         """Whether there is credit for it by now, or none is needed any more."""

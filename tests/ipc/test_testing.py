@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -290,3 +291,30 @@ def test_a_caller_may_give_up_before_the_handlers_task_has_its_first_turn() -> N
         with pytest.raises(errors.Aborted):
             held.result()
         assert node.server.left.is_set()
+
+
+class Endless(Interface):
+    @call("read")
+    def count(self) -> int: ...
+
+    @stream("read")
+    def numbers(self) -> int: ...
+
+
+class EndlessServer(Serves[Endless]):
+    @Endless.count.serve
+    def count(self) -> int:
+        return 1
+
+    @Endless.numbers.serve
+    async def numbers(self) -> AsyncIterator[int]:
+        while True:
+            yield 1
+
+
+def test_a_stream_that_never_waits_and_that_its_reader_has_left() -> None:
+    """The loop had no turn in which it could be cancelled."""
+    with testing.node(EndlessServer) as endless:
+        with endless.numbers.now() as numbers:
+            assert next(numbers) == 1
+        assert endless.count.now() == 1
