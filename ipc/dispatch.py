@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import trio
 
 from . import codec, discretion
 from .codec import Decode, Encode
@@ -127,6 +128,9 @@ async def _reply(
         raise
     except Exception as error:
         raise internal(spec, error) from error
+    except BaseExceptionGroup as group:
+        _check_cancelled(spec, group)
+        raise
 
 
 def _later(spec: MethodSpec, encode: Encode, reply: Deferred[Any]) -> Deferred[bytes]:
@@ -172,10 +176,19 @@ async def _encoded_async(
         raise
     except Exception as error:
         raise internal(spec, error) from error
+    except BaseExceptionGroup as group:
+        _check_cancelled(spec, group)
+        raise
     finally:
         close = getattr(source, "aclose", None)
         if close is not None:
-            await close()
+            try:
+                await close()
+            except Exception as error:  # nobody took it to its end
+                raise as_reply(spec, error) from error
+            except BaseExceptionGroup as group:
+                _check_cancelled(spec, group)
+                raise
 
 
 def _encoded(spec: MethodSpec, encode: Encode, source: Iterator[Any]) -> Iterator[bytes]:
@@ -190,7 +203,10 @@ def _encoded(spec: MethodSpec, encode: Encode, source: Iterator[Any]) -> Iterato
     finally:
         close = getattr(source, "close", None)
         if close is not None:
-            close()
+            try:
+                close()
+            except Exception as error:  # nobody took it to its end
+                raise as_reply(spec, error) from error
 
 
 class _Decoded:
@@ -217,6 +233,13 @@ class _Decoded:
 def _check_declared(spec: MethodSpec, error: AtollError) -> None:
     if isinstance(error, Failure) and not isinstance(error, spec.failures.get(error.number, ())):
         raise internal(spec, error) from error
+
+
+def _check_cancelled(spec: MethodSpec, group: BaseExceptionGroup[Any]) -> None:
+    """A handler with a nursery of its own was cancelled, and ends by nothing else; or it failed over that."""
+    failed = group.split(trio.Cancelled)[1]
+    if isinstance(failed, ExceptionGroup):
+        raise internal(spec, failed) from group
 
 
 def internal(spec: MethodSpec, error: BaseException) -> InternalFault:
