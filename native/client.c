@@ -93,6 +93,7 @@ void atoll_ring_bell(atoll_channel *channel) {
 
 int64_t atoll_receive(atoll_channel *channel) {
     struct header header;
+    channel->message.kind = 0; /* whoever is interrupted on its way back finds here whether it has one */
     for (uint32_t lane = 0; lane < channel->lanes; lane++) {
         int found = channel_peek(channel, lane, &header);
         if (found < 0)

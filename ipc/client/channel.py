@@ -272,8 +272,15 @@ class ClientChannel:
 
     def _drain(self) -> int:
         self._receiver = get_ident()
-        count = result = 0
-        while count < DRAIN_MOST and (result := lib.atoll_receive(self.c)) >= 0:
+        count = 0
+        while count < DRAIN_MOST:
+            try:
+                result = lib.atoll_receive(self.c)
+            except BaseException:
+                self.route_interrupted()
+                raise
+            if result < 0:
+                break
             self.route(result)
             count += 1
         if result == Result.MISBEHAVED or self.outbox.pay() == Result.MISBEHAVED:
@@ -284,6 +291,11 @@ class ClientChannel:
         """Route the message that the C core holds for us."""
         self._receiver = get_ident()
         self.route(self._message.kind << 32 | self._message.length)
+
+    def route_interrupted(self) -> None:
+        """A thread is interrupted, by Ctrl-C say, as it comes back from receiving: what it has is routed all the same."""
+        if self._message.kind:
+            self.route_current()
 
     def long(self, length: int) -> bytes:
         """A copy of what was received last."""
@@ -353,13 +365,7 @@ class ClientChannel:
         """Block this thread until `pending` is done or CLOCK_MONOTONIC reaches `limit` (0: no limit)."""
         self.block(pending, pending.done, pending.add_done_callback, limit)
 
-    def block(
-        self,
-        pending: Pending,
-        over: Callable[[], bool],
-        subscribe: Subscribe,
-        limit: int = 0,
-    ) -> None:
+    def block(self, pending: Pending, over: Callable[[], bool], subscribe: Subscribe, limit: int = 0) -> None:
         """Block this thread, receiving when it is its turn, until `over()`, the limit, or the deadline of `pending`."""
         began = clock.monotonic_ns()
         handed = False  # it is our turn, and we have not received yet
@@ -382,9 +388,16 @@ class ClientChannel:
                 continue
             turn = threading.Event()
             self.turns.append(turn)
-            subscribe(turn.set)
-            if self.receiving.locked():
-                turn.wait(1.0 if not until else min(1.0, (until - now) / NANOSECONDS))
+            try:
+                subscribe(turn.set)
+                if self.receiving.locked():
+                    turn.wait(1.0 if not until else min(1.0, (until - now) / NANOSECONDS))
+            except BaseException:  # interrupted: a turn that it does not take is another's
+                if turn in self.turns:
+                    self.turns.remove(turn)
+                else:
+                    self.pass_on()
+                raise
             if turn in self.turns:
                 self.turns.remove(turn)
             else:
@@ -396,7 +409,11 @@ class ClientChannel:
     def _receive_for(self, pending: Pending, over: Callable[[], bool], until: int) -> None:
         """Receive and route until `over()` or `until`. Holds `receiving`."""
         while not over() and self.failed is None:
-            result = lib.atoll_wait(self.c, pending.number, until)
+            try:
+                result = lib.atoll_wait(self.c, pending.number, until)
+            except BaseException:
+                self.route_interrupted()
+                raise
             if result >= 0 or result == Result.OTHER:
                 self.route_current()
                 if self.outbox.owed:

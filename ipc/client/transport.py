@@ -71,7 +71,11 @@ class ChannelTransport:
             if site is None:
                 site = self._quick[method] = self._site(method, options, Kind.CALL).c
             channel.calls += 1
-            result = self._call(channel.c, site, payload, len(payload))
+            try:
+                result = self._call(channel.c, site, payload, len(payload))
+            except BaseException:
+                self._interrupted(method)
+                raise
             if 0 <= result <= LENGTH:
                 return channel.views[result].tobytes() if result < VIEWS else channel.long(result)
             pending = self._adopt(method, payload, result)
@@ -79,7 +83,17 @@ class ChannelTransport:
             self._exit()
             if channel.turns or channel.pending or channel.outbox.owed or channel.bound_to_loop:
                 channel.pass_on()  # else nobody would take what it hands on
-        return pending.result()
+        return _result(pending)
+
+    def _interrupted(self, method: MethodSpec) -> None:
+        """A thread is interrupted in a quick call (Ctrl-C): what it has received for another goes there, and the server
+        hears that nobody waits. Holds `receiving`."""
+        channel = self.channel
+        channel.route_interrupted()
+        if lib.atoll_call_waits(channel.c):
+            pending = Pending(channel, self._site(method, DEFAULTS, Kind.CALL), b"", 0, 0, None)
+            pending.number, pending.end = lib.atoll_call_request(channel.c), lib.atoll_call_end(channel.c)
+            channel.outbox.cancel(pending)
 
     def _adopt(self, method: MethodSpec, payload: bytes, result: int) -> Pending:
         """A quick call that no plain reply answered at once becomes a request like others. Holds `receiving`."""
@@ -105,7 +119,7 @@ class ChannelTransport:
     def _call_slowly(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
         self.channel.host.may_block(method.label)
         self.channel.calls += 1
-        return self._request(method, payload, options).result()
+        return _result(self._request(method, payload, options))
 
     def _request(self, method: MethodSpec, payload: bytes, options: Options, waits: bool = False) -> Pending:
         """Send a call that is to be kept in hand. `waits`: a task waits for its reply."""
@@ -157,6 +171,15 @@ class Unhindered(ChannelTransport):
         pending = self._request(method, payload, options)
         self.channel.wait(pending, 0)
         return pending.outcome()
+
+
+def _result(pending: Pending) -> bytes | memoryview:
+    """The reply, which nobody waits for but this thread."""
+    try:
+        return pending.result()
+    except BaseException:
+        pending.cancel()  # it is over already, unless the thread was interrupted
+        raise
 
 
 def _circumstances(
