@@ -97,17 +97,18 @@ class Outside:
         if trio.lowlevel.in_trio_run():
             trio.lowlevel.notify_closing(self._epoll)
         for loop in readers:
-            if loop is running_loop() or not loop.is_running():
-                self._forget(loop)
-            else:
-                loop.call_soon_threadsafe(self._forget, loop)
+            with contextlib.suppress(RuntimeError):  # it was closed meanwhile, and watches nothing
+                if loop is running_loop() or not loop.is_running():
+                    self._forget(loop)
+                else:
+                    loop.call_soon_threadsafe(self._forget, loop)
         self._end()
 
     def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
         """On the loop's thread: watch no more."""
         loop.remove_reader(self._epoll.fileno())
         with self._loops:
-            del self._readers[loop]
+            self._readers.pop(loop, None)
         if self._closed:
             self._end()
 

@@ -451,3 +451,28 @@ def test_a_loop_that_closes_while_a_thread_brings_its_reply_is_no_concern_of_tha
     thread.join()
     assert (raised, told) == ([], ["another"])
     waiting._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+class Runs(ClosesInBetween):
+    """And that runs until then, in a thread of its own."""
+
+    runs = False
+
+    def is_running(self) -> bool:
+        return self.runs
+
+    def call_soon_threadsafe(self, *asked: Any, **more: Any) -> asyncio.Handle:
+        self.runs = False
+        return super().call_soon_threadsafe(*asked, **more)
+
+
+def test_a_loop_that_closes_as_its_program_detaches() -> None:
+    """`close` raised, and the program stayed attached."""
+    kernel = os.pidfd_open(os.getpid())
+    host, loop = Outside(kernel, lambda channel, check: None), Runs()
+    loop.run_until_complete(host.wait(lambda notify: notify()))
+    loop.runs = True
+    host.close()
+    assert loop.is_closed()
+    assert host._epoll.closed
+    os.close(kernel)
