@@ -34,15 +34,15 @@ class RawReply(Protocol):
     def __await__(self) -> Generator[Any, Any, Payload]: ...
 
 
-_settling = threading.Lock()
+_settling = threading.RLock()
 """Between "is it done?" and what follows from the answer. One for all futures: it is held for a few assignments, and one
-each would cost more to make than the rest of a future."""
+each would cost more to make than the rest of a future. Reentrant: an object that is collected meanwhile may end others."""
 
 
 def _forked() -> None:
     """In a fork the thread that had it may be one that is not there any more."""
     global _settling
-    _settling = threading.Lock()
+    _settling = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from atoll.ipc import Interface, Serves, call, stream, upload
+from atoll.ipc import Interface, Serves, call, future, stream, upload
 from atoll.ipc.client import channel
 from atoll.ipc.context import Call, Fields, SystemClock, in_hand
 from atoll.ipc.errors import WouldBlock
@@ -218,3 +218,45 @@ def ended(post: Post) -> None:
     assert not transport_of(post).channel.pending  # type: ignore[attr-defined]
     while post.in_hand.now():
         pass
+
+
+class Collecting:
+    """A lock under which objects are collected, as may happen wherever one is made."""
+
+    def __init__(self, lock: Any, left: list[Any]) -> None:
+        self._lock = lock
+        self._left = left
+        self.stuck = False
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.stuck = True  # the thread that has it would wait for itself
+            raise RuntimeError
+        self._left.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_stream_that_is_collected_as_another_reply_is_waited_for(
+    served: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends its request needs the lock that is held at that moment."""
+    post = served.proxies[0]
+
+    def reading() -> Iterator[int]:
+        with post.numbers.now(2000) as numbers:
+            yield from numbers
+
+    left = [reading()]
+    assert next(left[0]) == 0
+    asked = post.late.start(1)
+    collecting = Collecting(future._settling, left)
+    with monkeypatch.context() as patched:
+        patched.setattr(future, "_settling", collecting)
+        asked.raw.add_done_callback(lambda: None)
+    if collecting.stuck:
+        served.close_channel(served.channels[0])  # else it would not come to its end
+    assert not collecting.stuck
+    assert asked.result() == 1
+    ended(post)
