@@ -146,6 +146,7 @@ class Ring:
                         self._begin(told)
                         if first:
                             self._fault = None
+                            self._asked.set()  # for whoever waits since the stream of before
                             nursery.start_soon(self._ask)
             except PeerFault as fault:
                 Log().debug("a private keyspace waits for its keys", reason=str(fault))
