@@ -170,13 +170,6 @@ class Launching:
                 os.close(given)
             for descriptor in entrances:
                 os.close(descriptor)
-        group.joined(process.pid)
-        if server.name == STORE and not reader:
-            # Every commit of the node waits for it, also for it to wake beside those that compute.
-            for sentence in group.short_turns(process.pid):
-                self._logs.line(
-                    server.name, 0, "warning", f"commits wait for whoever computes beside them: {sentence}"
-                )
         node.parties[serving.number] = serving
         reach("start: spawned")
         # Before its end can be told, and whatever comes of it: there is a process now.
@@ -187,6 +180,16 @@ class Launching:
         node.soon(attend, server, serving)
         connection = Connection(ours)
         try:
+            group.joined(process.pid)
+            if server.name == STORE and not reader:
+                # Every commit of the node waits for it, also for it to wake beside those that compute.
+                for sentence in group.short_turns(process.pid):
+                    self._logs.line(
+                        server.name,
+                        0,
+                        "warning",
+                        f"commits wait for whoever computes beside them: {sentence}",
+                    )
             await node.watching.watch(serving.number, process)
             self._introduce(server, serving, connection, version, beside)
         except BaseException as error:

@@ -22,6 +22,7 @@ from atoll.microkernel import launching, processes, tables
 from atoll.microkernel.accounts import Ledger
 from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.capabilities import Tree
+from atoll.microkernel.changes import Batch
 from atoll.microkernel.channels import Channels
 from atoll.microkernel.events import Events
 from atoll.microkernel.grants import Grants
@@ -32,6 +33,7 @@ from atoll.microkernel.readers import Readers
 from atoll.microkernel.remains import survivors
 from atoll.microkernel.slices.v1 import GroupV1
 from atoll.microkernel.tables import Table
+from atoll.microkernel.versions import Version
 from atoll.microkernel.watching import Watching
 
 from .children import OUT, VICTIMS, forge, planned, told
@@ -275,3 +277,47 @@ def test_a_table_that_cannot_grow_as_far_as_it_should_tells_how_far_it_has(
     told.extend(table.make_room(3 * tables.ENTRIES - 1))
     assert told == [1, 2]
     table.close()
+
+
+async def test_a_process_that_its_group_cannot_take_note_of_is_ended() -> None:
+    """Where there are no control groups the kernel looks when it started. Nobody would attend to its end, nor credit what
+    it cost."""
+    nothing: Any = None
+    ledger, ended = Ledger(), trio.Event()
+    process: Any = SimpleNamespace(pid=os.getpid(), kill=ended.set, close=lambda: None)
+
+    async def done(*_: object, **__: object) -> Any:
+        return process
+
+    group = SimpleNamespace(open=list, joined=failing_after(0, lambda pid: None))
+    store = SimpleNamespace(
+        batch=lambda note: Batch(b"1", note), commit_or_keep=done, later=lambda batch, keep=False: None
+    )
+    confinement: Any = SimpleNamespace(require=lambda: None, in_force=())
+
+    async def attend(server: object, serving: Serving) -> None:
+        await ended.wait()
+        ledger.release_all(serving.account, serving.cost)
+        serving.close()
+        serving.ended.set()
+
+    async with trio.open_nursery() as nursery:
+        logs: Any = SimpleNamespace(read_output=lambda *arguments: read_output(arguments[-1]))
+
+        async def read_output(output: int) -> None:
+            os.close(output)
+
+        node: Any = SimpleNamespace(
+            now=lambda: 1, boot=1, number=lambda: 1, ledger=ledger, store=store, parties={}, soon=nursery.start_soon,
+            group=lambda *_: group, uid=lambda _: 1, forge=SimpleNamespace(spawn=done), watching=SimpleNamespace(watch=done),
+        )  # fmt: skip
+        spec = SimpleNamespace(recording=None, account="")
+        server: Any = SimpleNamespace(name="counter", spec=spec, keeps_secrets=False)
+        version = Version("counter", "hash", Path())
+        starts = launching.Launching(node, logs, *(nothing,) * 5)
+        before = opened()
+        with pytest.raises(OSError, match="Too many open files"):
+            await starts.launch(server, version, confinement, attend)
+        assert ended.is_set()
+    assert opened() == before
+    assert not ledger.usage()
