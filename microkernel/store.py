@@ -112,9 +112,6 @@ class Store:
             if losses == self._losses:
                 self._serves = True
                 self._changed()
-        if self.journal.records > JOURNAL_RECORDS_MOST:
-            with suppress(OSError):  # no room for a second one: it stays as long as it is
-                self.journal.compact()
 
     def lost(self) -> None:
         """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""
@@ -205,6 +202,9 @@ class Store:
                 if key in waiting and waiting[key] == value:
                     del waiting[key]
                     self._owed.discard(key)
+        if self.journal.records > JOURNAL_RECORDS_MOST + len(self.journal.waiting):
+            with suppress(OSError):  # no room for a second one: it stays as long as it is
+                self.journal.compact()
 
     async def _send(self, changes: Changes) -> int:
         if not changes.writes:

@@ -15,7 +15,7 @@ from atoll.ipc.system.records import EventRow
 from atoll.ipc.system.state import StoreFull, Write
 from atoll.microkernel.changes import Batch, Changes
 from atoll.microkernel.journal import create, open_
-from atoll.microkernel.store import Store
+from atoll.microkernel.store import JOURNAL_RECORDS_MOST, Store
 
 
 class Taking:
@@ -279,6 +279,16 @@ async def test_what_is_owed_is_known_to_the_next_boot(tmp_path: Path) -> None:
             assert not state.rows
         journal.close()
     assert list(state.rows.values()) == [event("decided").value()]
+
+
+async def test_a_journal_grows_no_further_for_what_was_owed(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    for number in range(10 * JOURNAL_RECORDS_MOST):
+        store.owe(Batch(b"%d" % number, note="test").put(event(f"{number}")))
+        await store.flush()
+    assert store.journal.records <= JOURNAL_RECORDS_MOST
+    assert list(state.rows.values()) == [event(f"{10 * JOURNAL_RECORDS_MOST - 1}").value()]
 
 
 async def test_what_is_owed_does_not_overwrite_what_was_decided_since(table: tuple[Table, Store]) -> None:
