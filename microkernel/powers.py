@@ -298,7 +298,13 @@ class Powers:
             reach("revoke: cleared")
             batch = write_ended(self._node.store.batch(f"revoke {id}"), taken.ended)
             if batch:
-                await self._node.store.commit(batch.changes())
+                try:
+                    await self._node.store.commit(batch.changes())
+                except AtollError:
+                    self._node.store.owe(
+                        batch
+                    )  # if nobody tries again: without it the next boot brings it back
+                    raise
             reach("revoke: committed")
         if self._unwritten.pop(id, None) is not None:
             self._events.capabilities((), taken.ended)

@@ -374,6 +374,10 @@ FULL_FOR_STARTS = """        if note == "record" and any(each.key[4:5] == b"n" f
                 from atoll.ipc.system.state import StoreFull
                 raise StoreFull("the store", 2, 1)
 """
+FULL_FOR_REVOCATIONS = """        if note.startswith("revoke "):
+            from atoll.ipc.system.state import StoreFull
+            raise StoreFull("the store", 2, 1)
+"""
 REFUSES_ONCE = """        if note == "{note}" and not hasattr(self, "refused"):
             from atoll.ipc.system.state import StoreFull
             self.refused = True
@@ -523,3 +527,19 @@ def test_a_keyspace_of_a_load_that_the_store_had_no_room_for_is_a_row_of_the_nex
         found = rows.get.now(KeyspaceRow.key_of("mine.rows"))
         assert found is not None
         assert decode(KeyspaceRow, found.value or b"").keyspace == "mine.rows"
+
+
+def test_what_was_revoked_while_the_store_was_full_does_not_come_back(tmp_path: Path) -> None:
+    """Whoever revoked it is told that its row is not there yet; it is worth nothing from then on all the same."""
+    full = refusing(tmp_path, FULL_FOR_REVOCATIONS)
+    with booted(tmp_path, text=image(paired(tmp_path), "")) as node:
+        with node.attach() as attached:
+            number = grant(attached, "paired")
+            attached.kernel.swap.now(Swap(server="state", package=full))
+            with pytest.raises(StoreFull):
+                attached.kernel.revoke.now(number)
+            assert not capabilities(attached, "counter", "paired")
+        assert node.stop() == 0
+        node.boot()
+        with node.attach() as attached:
+            assert not capabilities(attached, "counter", "paired")
