@@ -33,7 +33,7 @@ class Conversation:
                 while (packet := await connection.receive()) is not None:
                     self._heard(serving, *packet)
             except Exception as error:
-                self._events.broke_off(serving.holder, error)
+                self._events.broke_off(serving.serves, error)
                 gone = False
             else:
                 gone = connection.hung_up

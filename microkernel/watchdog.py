@@ -96,7 +96,7 @@ class Watchdog:
         if busy and busy not in watch.named and len(watch.named) < NAMED_MOST:
             watch.named.add(busy)
             sentence = f"{busy} keeps its interpreter busy, and every call waits for it: use a worker process"
-            self._events.event("busy", server.name, f"{sentence} (atoll.ipc.runtime.workers)")
+            self._events.event("busy", serving.serves, f"{sentence} (atoll.ipc.runtime.workers)")
         if serving.pong == watch.asked and watch.asleep % ASLEEP_ROUNDS == 0:
             watch.asked += 1
             serving.send(control.Ping(number=watch.asked))
@@ -105,7 +105,7 @@ class Watchdog:
         method = self._handler(server, serving.status.signs().in_handler)
         what = f"the handler of {method} has run" if method else serving.busy or "its loop has stood still"
         sentence = f"it answered nothing for {watch.silent:.0f} s: {what}"
-        self._events.ended(server.name, sentence)
+        self._events.ended(serving.serves, sentence)
         watch.silent = 0.0
         if serving.process is not None:
             serving.process.kill()

@@ -38,6 +38,6 @@ class Windows:
             return
         if not serving.gone and serving.process is not None:
             why = f"its loop did not move for {WINDOW_WITHIN * 1000:g} ms between a check and its handler"
-            self._events.ended(serving.holder, why)
+            self._events.ended(serving.serves, why)
             doomed()
             serving.process.kill()
