@@ -33,14 +33,16 @@ TRY_AGAIN = 0.001
 
 
 class _Kept:
-    """A packet that the peer has no room for, and what rides along. `opens`: the channel that it opens, or 0."""
+    """A packet that the peer has no room for, and what rides along. `opens`: the channel that it opens, or 0; `about`: the
+    one without which it says nothing, or 0."""
 
-    __slots__ = ("data", "descriptors", "opens")
+    __slots__ = ("about", "data", "descriptors", "opens")
 
-    def __init__(self, data: bytes, descriptors: list[int], opens: int) -> None:
+    def __init__(self, data: bytes, descriptors: list[int], opens: int, about: int) -> None:
         self.data = data
         self.descriptors = descriptors
         self.opens = opens
+        self.about = about
 
 
 class Connection:
@@ -86,12 +88,13 @@ class Connection:
             self._keep(message, data, descriptors)
 
     def _never_opened(self, channel: int) -> bool:
-        """A channel that came and went while the peer did not read: it need not hear of it."""
-        kept = self._opening.get(channel)
-        if kept is None:
+        """A channel that came and went while the peer did not read: it need not hear of it, nor of what was said of it."""
+        if channel not in self._opening:
             return False
-        self._unsent.remove(kept)
-        self._forget(kept)
+        gone = [kept for kept in self._unsent if channel in (kept.opens, kept.about)]
+        self._unsent = deque(kept for kept in self._unsent if channel not in (kept.opens, kept.about))
+        for kept in gone:
+            self._forget(kept)
         return True
 
     def _forget(self, kept: _Kept) -> None:
@@ -113,7 +116,8 @@ class Connection:
             raise PeerMisbehaved(
                 "the control socket", f"{len(self._unsent)} packets are unread: {error}"
             ) from None
-        kept = _Kept(data, copies, message.channel if isinstance(message, control.OpenChannel) else 0)
+        opens = message.channel if isinstance(message, control.OpenChannel) else 0
+        kept = _Kept(data, copies, opens, _about(message))
         self._unsent.append(kept)
         self._copies += len(copies)
         if kept.opens:
@@ -208,6 +212,15 @@ class Connection:
                 close_all(kept.descriptors)
             self._unsent.clear()
             self._opening.clear()
+
+
+def _about(message: control.Message) -> int:
+    match message:
+        case control.Deliver() | control.DeliverBuffer() | control.WithdrawBuffer():
+            return message.channel
+        case control.ReadAt(port=control.Port(channel=channel)):
+            return channel
+    return 0
 
 
 def close_all(descriptors: list[int]) -> None:

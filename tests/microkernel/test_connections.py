@@ -68,6 +68,32 @@ async def test_channels_that_come_and_go_leave_nothing_behind() -> None:
         assert descriptors() == before
 
 
+async def test_of_a_channel_that_came_and_went_nothing_is_heard() -> None:
+    """A program that asks for nothing reads nothing, and would look for the reader's channel; a buffer that is told of stays
+    mapped until the channel is closed."""
+    before = descriptors()
+    port = control.Port(channel=7, slot=1, generation=1, interface="State", rights=("read",))
+    with unread() as (connection, _):
+        connection.send(control.ReadAt(channel=1, slot=1, generation=1, port=None))
+        connection.send(opening(7), (0, 1))
+        connection.send(control.ReadAt(channel=1, slot=1, generation=1, port=port))
+        connection.send(control.DeliverBuffer(token=1, size=1, mode="readonly", channel=7), (0,))
+        connection.send(control.DeliverBuffer(token=1, size=1, mode="readonly", channel=8), (0,))
+        connection.send(control.Deliver(token=2, port=port, channel=7))
+        connection.send(control.WithdrawBuffer(token=1, channel=7))
+        connection.send(control.CloseChannel(channel=7, reason="it went"))
+        connection.send(control.WithdrawBuffer(token=1, channel=8))
+        kept = [control.to_process.decode(each.data) for each in connection._unsent]
+        assert [type(message).__name__ for message in kept[-3:]] == [
+            "ReadAt",
+            "DeliverBuffer",
+            "WithdrawBuffer",
+        ]
+        assert not any(getattr(message, "channel", 0) == 7 for message in kept)
+        assert connection._copies == 1
+    assert descriptors() == before
+
+
 async def test_who_never_reads_is_given_up() -> None:
     """By what it makes the kernel keep: packets, or descriptors of which this process has no more."""
     with unread() as (connection, _), pytest.raises(PeerMisbehaved, match="65536 packets are unread"):
