@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import trio
@@ -173,7 +173,8 @@ class Grants:
             if had is None or (mode == "writable" and had != mode):
                 self._enter(shared, channel, mode if shared.mode != "immutable" else "immutable", party)
                 if receiver is not None:
-                    self._send(shared, receiver, channel, shared.shares[channel])
+                    with self._shared_or_not(shared, channel, had):
+                        self._send(shared, receiver, channel, shared.shares[channel])
         if receiver is not None:
             await _flushed(receiver)
         return shared.number
@@ -229,6 +230,19 @@ class Grants:
             )
         over.add(buffer)
         buffer.shares[channel] = mode
+
+    @contextmanager
+    def _shared_or_not(self, buffer: Buffer, channel: int, had: BufferMode | None) -> Iterator[None]:
+        """What could not be handed over is shared as it was before: who asks again is not told that it is."""
+        try:
+            yield
+        except BaseException:
+            if had is not None:
+                buffer.shares[channel] = had
+            else:
+                del buffer.shares[channel]
+                self._shared[channel].discard(buffer)
+            raise
 
     async def hand_again(self, party: Party, number: int, channel: int) -> None:
         """Hand a buffer once more to one that has unmapped it: its own, or one shared with it over a channel."""

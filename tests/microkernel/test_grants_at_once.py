@@ -3,6 +3,7 @@
 The kernel's own parts on real memory; only the processes are missing, so nobody maps what is handed over.
 """
 
+import errno
 import mmap
 import os
 import random
@@ -16,7 +17,9 @@ import trio.lowlevel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.ipc.errors import AtollError, BadRequest, NotFound, QuotaExceeded
+from atoll.ipc.buffer import BufferMode
+from atoll.ipc.errors import AtollError, BadRequest, NotFound, Overloaded, QuotaExceeded
+from atoll.ipc.system.control import DeliverBuffer
 from atoll.microkernel import grants as grants_module
 from atoll.microkernel.accounts import Ledger
 from atoll.microkernel.authority import SMALL
@@ -98,6 +101,38 @@ def test_one_that_leaves_while_its_buffer_is_copied_leaves_nothing() -> None:
                 await trio.lowlevel.checkpoint()
             ground.leave(party)
         assert (ground.used, memories()) == (0, 0)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("mode", ["writable", "readonly"])
+def test_what_could_not_be_handed_over_is_not_shared(
+    monkeypatch: pytest.MonkeyPatch, mode: BufferMode
+) -> None:
+    """Asked for again it is handed over: messages would name what their receiver does not know."""
+
+    def short(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            client, channel = ground.party()
+            owner, sent = Party(7, "server", "all"), list[object]()
+            monkeypatch.setattr(client, "send", lambda message, descriptors: sent.append(message))
+            made = await ground.grants.make(owner, SIZE)
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "open", short)
+                with pytest.raises(Overloaded, match="file descriptors"):
+                    await ground.grants.share(owner, made.number, channel, mode)
+            assert not sent
+            assert ground.grants.rows(owner)[0].shares == {}
+            token = await ground.grants.share(owner, made.number, channel, mode)
+            assert [message.token for message in sent if isinstance(message, DeliverBuffer)] == [token]
+            ground.leave(client)
+            ground.grants.leave(owner)
+            await settled(ground)
+            owner.close()
 
     trio.run(main)
 
