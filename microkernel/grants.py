@@ -105,6 +105,8 @@ class Grants:
             self._node.ledger.release_all(owner.account, accounts.buffer(size))
             if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
                 raise Overloaded("this machine's memory") from None
+            if isinstance(error, OSError) and short_of_descriptors(error):
+                raise Overloaded("the kernel's file descriptors") from None
             raise
         buffer.source = None
         self._all[buffer.number] = buffer

@@ -105,6 +105,26 @@ def test_one_that_leaves_while_its_buffer_is_copied_leaves_nothing() -> None:
     trio.run(main)
 
 
+def test_a_buffer_for_which_there_is_no_descriptor_is_for_another_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            party, _ = ground.party()
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "memfd_create", short)
+                with pytest.raises(Overloaded, match="file descriptors"):
+                    await ground.grants.make(party, SIZE)
+            assert ground.used == 0
+            ground.leave(party)
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("mode", ["writable", "readonly"])
 def test_what_could_not_be_handed_over_is_not_shared(
     monkeypatch: pytest.MonkeyPatch, mode: BufferMode
