@@ -3,7 +3,8 @@
 Before `state` serves for the first time in a boot, and for what is about `state` itself, changes go to the boot
 journal and become rows as soon as it does. Every other system call waits until it serves, up to its deadline. What it
 has sent it sees through, whatever its deadline: a commit whose outcome nobody waits for could be neither told nor
-undone. If `state` dies over it, the channel repeats it under its id.
+undone. If `state` dies over it, the channel repeats it under its id. A decision that the store has no room for, and that
+stands all the same, waits in the journal, too.
 """
 
 import math
