@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
@@ -265,10 +265,14 @@ class Grants:
     def hand_over(self, serving: Serving, channels: Iterable[Channel]) -> None:
         """Give a server's new process what clients have shared over channels that it serves from now on."""
         for channel in channels:
-            for buffer in self._shared.get(channel.number, ()):
+            for buffer in list(self._shared.get(channel.number, ())):
                 if buffer.owner.holder != channel.server:
-                    with suppress(Overloaded):  # a holder wants it so, and messages that name it are refused
+                    try:
                         self._send(buffer, serving, channel.number, buffer.shares[channel.number])
+                    except (
+                        Overloaded
+                    ):  # a holder wants it so, or there is no descriptor: its owner is to ask again
+                        self._withdraw(buffer, [channel.number])
 
     def rows(self, party: Party) -> list[BufferRow]:
         """What the party owns, or its server."""

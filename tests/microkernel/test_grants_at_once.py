@@ -157,6 +157,37 @@ def test_what_could_not_be_handed_over_is_not_shared(
     trio.run(main)
 
 
+def test_what_could_not_be_handed_to_the_next_process_is_handed_over_when_it_is_named_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its owner is told by its notice to ask again, which it does not else."""
+
+    def short(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            owner, number = ground.party()
+            made = await ground.grants.make(owner, SIZE)
+            await ground.grants.share(owner, made.number, number, "writable")
+            following, sent, told = Party(8, "server", "all"), list[object](), list[bool]()
+            monkeypatch.setattr(following, "send", lambda message, descriptors=(): sent.append(message))
+            monkeypatch.setattr(owner.notice, "withdrew", lambda: told.append(True))
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "open", short)
+                ground.grants.hand_over(following, [ground.channels._all[number]])  # type: ignore[arg-type]
+            assert told
+            monkeypatch.setattr(ground, "serving", lambda server: following)
+            await ground.grants.share(owner, made.number, number, "writable")
+            assert [message.token for message in sent if isinstance(message, DeliverBuffer)] == [made.number]
+            ground.leave(owner)
+            await settled(ground)
+            following.close()
+
+    trio.run(main)
+
+
 def test_where_no_thread_can_be_started_what_is_left_behind_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
