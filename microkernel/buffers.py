@@ -60,6 +60,8 @@ class Buffer:
         """What others have in its place, where its mode does not let them have the memory itself."""
         self.changing = trio.Lock()
         """Held while its pages or its shares change."""
+        self.given = False
+        """It was shared, if with nobody any more: who was asked to unmap it, or has gone, may map it still."""
         self.spent = False
         """It was taken back: former holders may still map the pages, so nobody is to be given them again."""
         self.over = False

@@ -232,6 +232,7 @@ class Grants:
             )
         over.add(buffer)
         buffer.shares[channel] = mode
+        buffer.given = True
 
     @contextmanager
     def _shared_or_not(self, buffer: Buffer, channel: int, had: BufferMode | None) -> Iterator[None]:
@@ -312,7 +313,7 @@ class Grants:
                     _, copy = buffer.copies.popitem()
                     count += len(copy.shares)
                     await self._end_in_turn(copy, True)
-                if buffer.shares:
+                if buffer.given and not buffer.spent:
                     buffer.spent = True
                     await self._empty(buffer)
         return count

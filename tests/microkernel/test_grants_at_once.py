@@ -188,6 +188,39 @@ def test_what_could_not_be_handed_to_the_next_process_is_handed_over_when_it_is_
     trio.run(main)
 
 
+@pytest.mark.parametrize("how", ["unshared", "gone"])
+def test_what_somebody_was_to_unmap_and_did_not_is_taken_back(how: str) -> None:
+    """Whoever revokes a buffer need not believe that it was unmapped, and nobody else is given that memory."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            ground = Ground(nursery)
+            client, channel = ground.party()
+            other = ground.channels.make(client, "another", SMALL).number
+            owner = Party(7, "server", "all")
+            made = await ground.grants.make(owner, SIZE)
+            await ground.grants.share(owner, made.number, channel, "writable")
+            buffer = ground.grants._all[made.number]
+            with mmap.mmap(buffer._descriptor, SIZE) as held:
+                held[:6] = b"secret"
+                if how == "unshared":
+                    assert await ground.grants.unshare(owner, made.number, channel)
+                else:
+                    ground.leave(client)
+                await ground.grants.revoke(owner, made.number)
+                assert held[:6] == bytes(6)
+            with pytest.raises((BadRequest, NotFound)):
+                await ground.grants.share(owner, made.number, other, "writable")
+            assert buffer.spent
+            if how == "unshared":
+                ground.leave(client)
+            ground.grants.leave(owner)
+            await settled(ground)
+            owner.close()
+
+    trio.run(main)
+
+
 def test_where_no_thread_can_be_started_what_is_left_behind_is_given_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
