@@ -17,18 +17,15 @@ import trio.testing
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.client.reading import Reads
-from atoll.ipc.errors import NotAllowed, PeerMisbehaved, Revoked
+from atoll.ipc.errors import NotAllowed, Revoked
 from atoll.ipc.proxy import DEFAULTS, bind, transport_of
 from atoll.ipc.system import records
 from atoll.ipc.system.kernel import ProcessRow, Swap
 from atoll.ipc.system.records import KEYSPACE, LOG
 from atoll.ipc.system.state import State, Write
-from atoll.microkernel.conversation import Conversation
 from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand, Reader, Readers
 from atoll.microkernel.slices import choose
 from atoll.microkernel.supervisor import Supervisor
-from atoll.microkernel.watchdog import Watch, Watchdog
-from atoll.microkernel.windows import Windows
 from atoll.servers.shell.then import Then
 
 from .nodes import PACKAGES, RealNode, booted, groups_of, interface, wait_for_end
@@ -584,37 +581,3 @@ def test_the_store_as_of_a_moment_is_its_writer(tmp_path: Path) -> None:
                 break
         assert rows[reader.pid] == reader.server
         assert [was.pid for was in then.servers() if was.server == "state"] == [writer.pid]
-
-
-class Ended:
-    """Hears whom the kernel says that it ended."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def ended(self, server: str, why: str) -> None:
-        self.names.append(server)
-
-    def broke_off(self, holder: str, error: Exception) -> None:
-        self.names.append(holder)
-
-
-async def test_a_reader_that_the_kernel_ends_is_named_and_not_the_store() -> None:
-    """Whether it hangs, stands still in its window, or says what it must not."""
-    nothing: Any = None
-    events: Any = Ended()
-
-    async def say_nonsense() -> None:
-        raise PeerMisbehaved("the control socket", "nonsense")
-
-    serving: Any = SimpleNamespace(
-        holder="state", serves="state.reader-1", gone=False, busy="", silent=trio.Event(),
-        status=SimpleNamespace(signs=lambda: SimpleNamespace(in_handler=0), window=lambda: 1),
-        process=SimpleNamespace(kill=lambda: None),
-        connection=SimpleNamespace(pump=trio.sleep_forever, receive=say_nonsense, hung_up=False),
-    )  # fmt: skip
-    server: Any = SimpleNamespace(name="state", description=SimpleNamespace(interfaces=()))
-    Watchdog(nothing, events, nothing)._end(server, serving, Watch())
-    await Windows(events).passed([serving])
-    await Conversation(nothing, events, nothing).hear(serving)
-    assert events.names == ["state.reader-1"] * 3

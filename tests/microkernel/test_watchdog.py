@@ -4,11 +4,17 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
 
 from atoll.ipc.attach import Node as Attached
-from atoll.ipc.errors import DeadlineExceeded
+from atoll.ipc.errors import DeadlineExceeded, PeerMisbehaved
+from atoll.microkernel.conversation import Conversation
+from atoll.microkernel.watchdog import Watch, Watchdog
+from atoll.microkernel.windows import Windows
 
 from .nodes import PACKAGES, booted, interface
 
@@ -85,3 +91,37 @@ def test_a_thread_that_computes_is_named(tmp_path: Path) -> None:
     with booted(tmp_path) as node, node.attach() as attached:
         attached.open("counter", Counter).think.now("ponderer")
         assert "thread ponderer keeps its interpreter busy" in said_of(attached, "counter", "busy")
+
+
+class Ended:
+    """Hears whom the kernel says that it ended."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def ended(self, server: str, why: str) -> None:
+        self.names.append(server)
+
+    def broke_off(self, holder: str, error: Exception) -> None:
+        self.names.append(holder)
+
+
+async def test_a_reader_that_the_kernel_ends_is_named_and_not_the_store() -> None:
+    """Whether it hangs, stands still in its window, or says what it must not."""
+    nothing: Any = None
+    events: Any = Ended()
+
+    async def say_nonsense() -> None:
+        raise PeerMisbehaved("the control socket", "nonsense")
+
+    serving: Any = SimpleNamespace(
+        holder="state", serves="state.reader-1", gone=False, busy="", silent=trio.Event(),
+        status=SimpleNamespace(signs=lambda: SimpleNamespace(in_handler=0), window=lambda: 1),
+        process=SimpleNamespace(kill=lambda: None),
+        connection=SimpleNamespace(pump=trio.sleep_forever, receive=say_nonsense, hung_up=False),
+    )  # fmt: skip
+    server: Any = SimpleNamespace(name="state", description=SimpleNamespace(interfaces=()))
+    Watchdog(nothing, events, nothing)._end(server, serving, Watch())
+    await Windows(events).passed([serving])
+    await Conversation(nothing, events, nothing).hear(serving)
+    assert events.names == ["state.reader-1"] * 3
