@@ -270,9 +270,7 @@ class Grants:
                 if buffer.owner.holder != channel.server:
                     try:
                         self._send(buffer, serving, channel.number, buffer.shares[channel.number])
-                    except (
-                        Overloaded
-                    ):  # a holder wants it so, or there is no descriptor: its owner is to ask again
+                    except Overloaded:  # no descriptor, or a holder wants it so: its owner is to ask again
                         self._withdraw(buffer, [channel.number])
 
     def rows(self, party: Party) -> list[BufferRow]:
