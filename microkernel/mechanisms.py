@@ -127,7 +127,7 @@ class Doors(Protocol):
     """Who is at the other end of a socket, and what tells others that the kernel lives."""
 
     def peer(self, end: socket.socket) -> Peer:
-        """Who connected. Raises `Refused`."""
+        """Who connected. Raises `Refused`, `OSError`."""
 
     def own(self) -> int:
         """A descriptor that is readable once this kernel has ended; the caller's."""

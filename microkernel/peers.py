@@ -26,7 +26,8 @@ class Refused(Exception):
 
 
 class Peer:
-    """A program that connected. Owns a pidfd of it. Raises `Refused` for one that is gone."""
+    """A program that connected. Owns a pidfd of it. Raises `Refused` for one that is gone, `OSError` where no descriptor is
+    left to look at it."""
 
     def __init__(self, end: socket.socket) -> None:
         data = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
@@ -44,8 +45,9 @@ class Peer:
             self.program = " ".join(word.decode(errors="replace") for word in words if word)[:200]
             if not self.lives():
                 raise Refused("the program that connected has ended")
-        except OSError:
+        except OSError as error:
             os.close(self.pidfd)
+            _unless_short(error)
             raise Refused("the program that connected has ended, or hides from /proc") from None
         except BaseException:
             os.close(self.pidfd)
@@ -56,12 +58,14 @@ class Peer:
             data = end.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
             return int.from_bytes(data, "little")
         except OSError as error:
+            _unless_short(error)
             if error.errno != errno.ENOPROTOOPT:  # the host knows the question: the process is gone
                 raise Refused("the program that connected has ended") from None
         self.certain = False
         try:
             return os.pidfd_open(self.pid)
-        except OSError:
+        except OSError as error:
+            _unless_short(error)
             raise Refused("the program that connected has ended") from None
 
     def lives(self) -> bool:
@@ -71,6 +75,12 @@ class Peer:
 
     def close(self) -> None:
         os.close(self.pidfd)
+
+
+def _unless_short(error: OSError) -> None:
+    """Where it is the kernel that has no descriptor left, nothing is known of the program: that very error is raised."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
 
 
 def _ancestors(pid: int) -> list[int]:

@@ -28,6 +28,7 @@ from atoll.microkernel.events import Events
 from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import Party, Serving
+from atoll.microkernel.peers import Peer
 from atoll.microkernel.processes import CannotConfine
 from atoll.microkernel.readers import Readers
 from atoll.microkernel.remains import survivors
@@ -321,3 +322,21 @@ async def test_a_process_that_its_group_cannot_take_note_of_is_ended() -> None:
         assert ended.is_set()
     assert opened() == before
     assert not ledger.usage()
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_program_that_cannot_be_looked_at_is_not_said_to_have_ended(free: int) -> None:
+    """It is not refused, and may come again: neither its pidfd nor what /proc says of it can be opened."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before, (soft, hard) = opened(), resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = [os.dup(0) for _ in range(free + 1)]
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + free, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                Peer(theirs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert opened() == before
