@@ -19,6 +19,8 @@ from .memory import Memory
 from .notices import CLOSED, LINE, OPEN, RESTARTING
 from .parties import Party
 
+LEFT_MOST = 1024
+"""Channels of which it is remembered whose they were: a server tells of what was refused there a little later."""
 PER_LOOP = 4096
 """A receive loop files channels by their number modulo this; so no two that live share a remainder."""
 
@@ -146,6 +148,8 @@ class Channels:
         self._all: dict[int, Channel] = {}
         self._of_client: dict[Party, dict[str, Channel]] = {}
         """By client, and by server."""
+        self._left: dict[int, tuple[str, str]] = {}
+        """Of channels that are no more, the latest ones: whose they were, client and server."""
         self._next = 1
 
     def __len__(self) -> int:
@@ -156,6 +160,12 @@ class Channels:
 
     def get(self, number: int) -> Channel | None:
         return self._all.get(number)
+
+    def holder(self, number: int, server: str) -> str | None:
+        """Who is the client of a channel that a server serves, or was of late."""
+        channel = self._all.get(number)
+        ends = (channel.client.holder, channel.server) if channel is not None else self._left.get(number)
+        return ends[0] if ends is not None and ends[1] == server else None
 
     def of_server(self, server: str) -> list[Channel]:
         """Channels that a server serves, oldest first."""
@@ -185,6 +195,9 @@ class Channels:
     def forget(self, channel: Channel) -> None:
         """The channel is no more."""
         del self._all[channel.number]
+        self._left[channel.number] = channel.client.holder, channel.server
+        if len(self._left) > LEFT_MOST:
+            del self._left[next(iter(self._left))]
         calls = self._of_client.get(channel.client, {})
         if calls.get(channel.server) is channel:
             del calls[channel.server]

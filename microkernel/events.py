@@ -112,9 +112,7 @@ class Events:
 
     def refused(self, server: str, channel: int, method: int, why: str, count: int) -> None:
         """A receive loop turned messages away: whoever sent them was refused."""
-        found = self._node.channels.get(channel)
-        known = found is not None and found.server == server
-        who = found.client.holder if found is not None and known else f"channel {channel}"
+        who = self._node.channels.holder(channel, server) or f"channel {channel}"
         if why == "quota":
             self.refuse(who, "quota", f"{server}: more calls pending than its account may have", count)
         else:

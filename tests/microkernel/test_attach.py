@@ -236,6 +236,26 @@ def test_less_than_the_right_is_refused_by_name(node: RealNode) -> None:
             reader.add.now("x")
 
 
+def test_what_a_program_was_refused_is_under_its_name_when_it_has_left(node: RealNode) -> None:
+    """It leaves at once: what its server says of it comes later."""
+    programs = set()
+    for _ in range(20):
+        with node.attach() as attached:
+            programs.add(f"@{attached.welcome.attachment}")
+            opened = attached.kernel.open.now("counter", "Counter", [])
+            reader = attached._deliveries.proxy(Counter, attached._port(opened.token))
+            for begun in [reader.get.start("x") for _ in range(20)]:
+                with pytest.raises(NotAllowed):
+                    begun.result()
+    with node.attach() as attached:
+        found = []
+        while sum(row.count for row in found) < 20 * len(programs):
+            found = [
+                row for row in all_refused(attached.kernel) if "Counter.get: the capability lacks" in row.what
+            ]
+        assert {row.server for row in found} == programs
+
+
 def test_a_flood_of_refusals_is_a_bounded_list_with_every_count(node: RealNode) -> None:
     """Coalesced per who and what; kinds beyond the first few hundred are one kind. Nothing is left uncounted."""
     from atoll.ipc.errors import BadRequest
