@@ -42,6 +42,8 @@ class CallRow(Struct, frozen=True, kw_only=True):
     version: str
 
 
+TRACE_MOST = (1 << 64) - 1
+
 COLUMNS: list[Column[CallRow]] = [
     Column("CALL", lambda row: row.id),
     Column("TIME", lambda row: clock(row.time)),
@@ -68,7 +70,8 @@ def row_of(records: Records, process: Process, call: Recorded) -> CallRow:
     return CallRow(
         id=call.id, server=process.opening.server, method=process.method(call), client=records.client(call, client),
         badge=call.badge, trace=trace_of(call), time=call.time,
-        duration=call.answered - call.time if call.answered else None, outcome=call.outcome, error=error,
+        # Both times are of a clock that may be set back in between.
+        duration=max(0, call.answered - call.time) if call.answered else None, outcome=call.outcome, error=error,
         size=call.size, reply_size=call.reply_size, recorded=call.arguments is not None,
         version=process.opening.version,
     )  # fmt: skip

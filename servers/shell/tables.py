@@ -183,10 +183,7 @@ class Moment:
         kept = Records(self._attached, self._revision)
         each = (found for server in kept.servers() for found in kept.all(server))
         while some := list(islice(each, CHANGES_AT_ONCE)):
-            rows = [row_of(kept, process, call) for process, call in some]
-            yield Batch(
-                [[_cell(getattr(row, column.name), column.kind) for row in rows] for column in OF_CALL]
-            )
+            yield of_calls([row_of(kept, process, call) for process, call in some])
 
 
 def _kind(name: str, hint: Any) -> Kind:
@@ -196,6 +193,10 @@ def _kind(name: str, hint: Any) -> Kind:
         return "moment" if name in MOMENTS else "integer"
     simple: dict[Any, Kind] = {str: "text", float: "real", bool: "truth", bytes: "text"}
     return simple.get(hint, "json")
+
+
+def of_calls(rows: Sequence[CallRow]) -> Batch:
+    return Batch([[_cell(getattr(row, column.name), column.kind) for row in rows] for column in OF_CALL])
 
 
 OF_CALL = tuple(Column(name, _kind(name, hint)) for name, hint in get_type_hints(CallRow).items())

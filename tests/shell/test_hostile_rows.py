@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.ipc.published import Field, Kind, TableShape
+from atoll.ipc.system.calls import LATEST, OpeningRow, Recorded
 from atoll.ipc.system.kernel import PublishedTable
 from atoll.ipc.system.state import Item
 from atoll.servers.shell import printing, sql
+from atoll.servers.shell.calls import COLUMNS, row_of
+from atoll.servers.shell.recorded import Process
 from atoll.servers.shell.rows import value_of
-from atoll.servers.shell.tables import OF_VERSION, Column, Table, of_shape
+from atoll.servers.shell.tables import OF_CALL, OF_VERSION, Column, Table, of_calls, of_shape
 
 pack = msgspec.msgpack.encode
 HOSTILE = {
@@ -89,3 +92,37 @@ def test_a_published_field_is_shown_or_none(kind: Kind, stored: bytes, shown: An
     sql.fill(database, sql.declare(database, sql.NOW, "main", "t", table), table)
     rows = database.execute("select f from memory.main.t order by _key").fetchall()
     assert len(rows) == 2 and (shown is ... or rows[0] == (shown,))
+
+
+class Nobody:
+    """Who knows no client of a channel."""
+
+    def client(self, *_: object) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"time": 5, "answered": 3},  # or a clock that was set back in between
+        {"channel": 2**32 - 1, "request": 2**64 - 1},
+        {"time": LATEST, "answered": LATEST, "trace": 2**64 - 1, "badge": 2**64 - 1},
+    ],
+)
+def test_a_recorded_call_is_a_row_whatever_its_process_wrote_of_it(lie: dict[str, int]) -> None:
+    opening = OpeningRow(
+        boot=1, process=1, server="liar", package="liar", version="v", payloads=False, began=0, methods=(), rights=(),
+        needs={}, keyspaces={},
+    )  # fmt: skip
+    honest: dict[str, Any] = {
+        "boot": 1, "process": 1, "channel": 1, "request": 1, "time": 1, "method": 1, "badge": 0, "rights": 0,
+        "interface": 0, "lane": 0, "deadline": 0, "trace": 0, "capability": 0, "cast": False, "again": False,
+        "context": b"", "arguments": None, "size": 0,
+    }  # fmt: skip
+    nobody: Any = Nobody()
+    row = row_of(nobody, Process(server="liar", opening=opening, state=nobody), Recorded(**honest | lie))
+    assert printing.table([row], COLUMNS)
+    database = sql.opened()
+    table = Table(OF_CALL, lambda: iter([of_calls([row])]))
+    sql.fill(database, sql.declare(database, sql.NOW, "kernel", "call", table), table)
+    assert database.execute("select count(*) from kernel.call").fetchall() == [(1,)]
