@@ -7,6 +7,8 @@ import typer
 from atoll.ipc.attach import connect
 from atoll.ipc.errors import AtollError
 
+from .when import DIGITS
+
 
 def server_names(incomplete: str) -> list[str]:
     """Completion of a server's name; without a node there is nothing to complete."""
@@ -61,7 +63,7 @@ At = Annotated[
 def capability_number(text: str) -> int:
     """A capability's number as `atoll caps` prints it (`1.6`), or as JSON has it (one number)."""
     boot, point, count = text.partition(".")
-    if not boot.isdecimal() or (point and not count.isdecimal()):
+    if not boot.isdecimal() or (point and not count.isdecimal()) or len(text) > DIGITS:
         raise typer.BadParameter(f"{text!r} is no capability's number: `atoll caps` prints them, as 1.6")
     return (int(boot) << 32) + int(count) if point else int(boot)
 

@@ -14,6 +14,7 @@ from atoll.ipc.system.records import AnyRow, ChannelRow, after, decode
 from atoll.ipc.system.state import Item, State
 
 from .rows import latest, pages
+from .when import DIGITS
 
 PAGE = 32
 """Chunks that are asked for at a time: each is half a MiB at most."""
@@ -140,7 +141,7 @@ class Records:
 
 def _parts(id: str) -> tuple[int, int, int]:
     parts = id.split(".")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and len(part) <= DIGITS for part in parts):
         raise BadRequest(
             where="CALL", expected="the id of a call, as `atoll calls` prints it: 2.14.381", got=id
         )

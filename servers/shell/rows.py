@@ -21,7 +21,7 @@ from .options import At, Json, Key, Keyspace, Node
 from .printing import Column
 from .when import clock, moment
 
-Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1)]
+Limit = Annotated[int, typer.Option("--limit", help="At most so many.", min=1, max=1 << 31)]
 
 
 AT_ONCE = 1000

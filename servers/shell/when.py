@@ -6,6 +6,8 @@ from datetime import datetime
 
 from atoll.ipc.errors import BadRequest
 
+DIGITS = 18
+"""Of a revision at most: what the store counts in has as many."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -16,7 +18,7 @@ def moment(text: str) -> int | float | None:
     """
     if not text:
         return None
-    if text.isdigit():
+    if text.isdecimal() and len(text) <= DIGITS:
         return int(text)
     if age := re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])(?: ago)?", text):
         return time.time() - float(age[1]) * UNITS[age[2]]

@@ -131,6 +131,25 @@ def test_rows_and_their_history(tally: Shell) -> None:
     assert newer["revision"] > older["revision"]
 
 
+HUGE = "9" * 26
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (exits.WRONG_INPUT, ("get", "tally.rows", "rain", "--at", HUGE)),
+        (exits.WRONG_INPUT, ("get", "tally.rows", "rain", "--at", "\u00b2")),
+        (exits.WRONG_INPUT, ("diff", "tally.rows", "--to", HUGE)),
+        (exits.WRONG_INPUT, ("replay", f"1.{HUGE}.1")),
+        (exits.USAGE, ("range", "tally.rows", "--limit", HUGE)),
+        (exits.USAGE, ("history", "tally.rows", "rain", "--limit", HUGE)),
+        (exits.USAGE, ("revoke", f"1.{HUGE}")),
+    ],
+)
+def test_a_number_that_is_none_is_a_sentence(tally: Shell, code: int, words: tuple[str, ...]) -> None:
+    assert "fault" not in tally.refused(code, *words)
+
+
 def test_a_range_ends_at_its_limit_and_not_where_a_page_of_the_store_does(tally: Shell) -> None:
     """Rows of 200 kB: two fit a page."""
     keys = [f"wide {number}" for number in range(7)]
