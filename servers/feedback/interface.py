@@ -336,7 +336,8 @@ class Feedback(Interface):
 
     @call("read", idempotent=True)
     def raters(self, after: str = "", limit: int = 1000) -> list[Rater]:
-        """The raters of whom something is known, by name, from the one after `after`."""
+        """The raters of whom something is known, by name, from the one after `after`. At most `limit`, and about 512 KiB: go
+        on after the last one until none come."""
 
     @call("appoint", idempotent=True)
     def appoint(self, rater: Rater) -> int:

@@ -552,8 +552,16 @@ class Server(Serves[Feedback]):
         if not 1 <= limit <= _MOST_LISTED:
             raise BadRequest("Feedback.raters, $.limit", f"1 to {_MOST_LISTED}", str(limit))
         start = f"{rater_key(after)}\0" if after else rater_key("")
-        rows = self.rows.range(start, "rater0", limit=limit)
-        return [row.value.rater async for row in rows if isinstance(row.value, Appointed)]
+        found: list[Rater] = []
+        size = 0
+        async with closing(self.rows.range(start, "rater0", limit=limit)) as rows:
+            async for row in rows:
+                if isinstance(row.value, Appointed):
+                    found.append(row.value.rater)
+                    size += len(msgspec.msgpack.encode(row.value))
+                if size > _LIST_BYTES:
+                    break
+        return found
 
     @Feedback.appoint.serve
     async def appoint(self, rater: Rater) -> int:

@@ -9,7 +9,7 @@ import pytest
 from atoll.ipc.errors import BadRequest, TooLarge
 from atoll.ipc.proxy import Options, transport_of
 from atoll.ipc.runtime.describe import describe
-from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback, Invalid, NoSuchTask, Selection
+from atoll.servers.feedback.interface import Batch, BatchInfo, Feedback, Invalid, NoSuchTask, Rater, Selection
 from atoll.servers.feedback.records import Preference, Record
 from atoll.servers.feedback.server import Server, Settings
 from atoll.servers.storage.interface import BlobRef
@@ -131,6 +131,18 @@ def test_many_tasks_and_groups_do_not_hide_the_rest(start: Callable[..., Node]) 
     told = node.feedback.statistics.now()
     assert (len(told.tasks), told.further_tasks, told.records) == (1000, 15_000, 16_000)
     assert len(msgspec.msgpack.encode(told)) < 1024 * 1024
+
+
+def test_a_list_of_raters_fits_a_reply(node: Node) -> None:
+    """However much was noted of each."""
+    names = [f"{number:04d}".ljust(64, "x") for number in range(1100)]
+    for name in names:
+        node.feedback.appoint.now(Rater(name, 0.5, note="x" * 1000))
+    found: list[Rater] = []
+    while page := node.feedback.raters.now(found[-1].name if found else ""):
+        assert len(msgspec.msgpack.encode(page)) < 1024 * 1024
+        found += page
+    assert [rater.name for rater in found] == names
 
 
 def test_a_batch_of_a_hundred_thousand_records(start: Callable[..., Node]) -> None:
