@@ -37,13 +37,15 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     value: object
     revision: int
     time: int
+    deleted: bool
+    """There is no value; one that is there may be `null`."""
 
 
 ITEMS: list[Column[Shown]] = [
     Column("REVISION", lambda row: row.revision, right=True),
     Column("TIME", lambda row: clock(row.time)),
     Column("KEY", lambda row: row.key, fold=True),
-    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value), cut=True),
+    Column("VALUE", lambda row: told_value(row.value, row.deleted), cut=True),
 ]
 
 
@@ -76,10 +78,15 @@ def value_text(value: object) -> str:
     return value if isinstance(value, str) else printing.json(value)
 
 
+def told_value(value: object, deleted: bool) -> str:
+    return "(deleted)" if deleted else value_text(value)
+
+
 def shown(item: Item) -> Shown:
     return Shown(
-        key=printing.text(item.key), value=value_of(item.value), revision=item.revision, time=item.time
-    )
+        key=printing.text(item.key), value=value_of(item.value), revision=item.revision, time=item.time,
+        deleted=item.value is None,
+    )  # fmt: skip
 
 
 def get(keyspace: Keyspace, key: Key, at: At = "", node: Node = "", as_json: Json = False) -> None:
@@ -222,5 +229,5 @@ def tell(change: Change, as_json: bool) -> None:
         print(printing.json(told), flush=True)
         return
     for item in items:
-        value = "(deleted)" if item.value is None else value_text(item.value)
+        value = told_value(item.value, item.deleted)
         print(f"{item.revision} {clock(item.time)} {item.key} = {value}", flush=True)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -31,7 +31,7 @@ from . import printing
 from .differences import Difference, differences
 from .options import Json, Key, Keyspace, Node, SomeKeyspace
 from .printing import Column
-from .rows import Limit, absent, key_of, latest, pages, revision, value_of, value_text
+from .rows import Limit, absent, key_of, latest, pages, revision, told_value, value_of, value_text
 from .when import clock, moment
 
 KERNEL = records.KEYSPACE
@@ -58,7 +58,8 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     before: object
     after: object
-    """None: there is no such key."""
+    """None: there is no such key, if `change` says so; else such is its value."""
+    change: Literal["added", "removed", "replaced"]
     revision: int
     """That wrote what is there afterwards; 0 where nothing is."""
     time: int
@@ -66,9 +67,9 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True):
 
 def sentence(row: Changed) -> str:
     """What happened to the key."""
-    if row.before is None:
+    if row.change == "added":
         return f"added {value_text(row.after)}"
-    if row.after is None:
+    if row.change == "removed":
         return f"removed {value_text(row.before)}"
     if not isinstance(row.before, dict) or not isinstance(row.after, dict):
         return f"{value_text(row.before)} -> {value_text(row.after)}"
@@ -152,6 +153,7 @@ def changed(keyspace: str, difference: Difference) -> Changed:
         table, key = named(difference.key)
     return Changed(
         keyspace=keyspace, table=table, key=key, before=old, after=new,
+        change="added" if difference.before is None else "removed" if now is None else "replaced",
         revision=now.revision if now else 0, time=now.time if now else 0,
     )  # fmt: skip
 
@@ -183,6 +185,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     """Of the store, by whoever wrote: channel:request."""
     trace: int
     value: object
+    deleted: bool
 
 
 VERSIONS: list[Column[Version]] = [
@@ -193,7 +196,7 @@ VERSIONS: list[Column[Version]] = [
     Column("NOTE", lambda row: row.note or "-", fold=True),
     Column("CALL", lambda row: row.call or "-", spare=3),
     Column("TRACE", lambda row: f"{row.trace:x}" if row.trace else "-", spare=2),
-    Column("VALUE", lambda row: "(deleted)" if row.value is None else value_text(row.value), cut=True),
+    Column("VALUE", lambda row: told_value(row.value, row.deleted), cut=True),
 ]
 
 
@@ -218,7 +221,7 @@ def version(state: State, kernel: State, item: Item) -> Version:
         by, asked = (client(kernel, boot, channel) for channel in (int(call.partition(":")[0]), trace >> 40))
     return Version(
         revision=item.revision, time=item.time, by=by, asked="" if asked == by else asked, note=note, call=call,
-        trace=trace, value=value_of(item.value),
+        trace=trace, value=value_of(item.value), deleted=item.value is None,
     )  # fmt: skip
 
 

@@ -211,8 +211,8 @@ def test_check_of_what_is_no_store(tmp_path: Path) -> None:
 
 
 LONG = [
-    Shown(key="rain", value="w" * 20_000, revision=12, time=1),
-    Shown(key="k" * 30, value=["x", 1], revision=13, time=2),
+    Shown(key="rain", value="w" * 20_000, revision=12, time=1, deleted=False),
+    Shown(key="k" * 30, value=["x", 1], revision=13, time=2, deleted=False),
 ]
 
 

@@ -131,6 +131,35 @@ def test_rows_and_their_history(tally: Shell) -> None:
     assert newer["revision"] > older["revision"]
 
 
+def test_a_value_that_is_none_is_not_taken_for_a_deletion(tally: Shell) -> None:
+    with connect(str(tally.folder / "node")) as node:
+        state = node.keyspace("tally.rows")
+        first, _, gone, _ = (
+            state.commit.now([Write(b"nil", value)]).revision for value in (b"\xc0", b"\x07", None, b"\xc0")
+        )
+        last = state.commit.now([Write(b"nil", b"\xc0")]).revision
+    try:
+        assert lines(tally.said("range", "tally.rows", "--prefix", "nil"))[1][-1] == "null"
+        told = [row[-1] for row in lines(tally.said("history", "tally.rows", "nil"))[1:]]
+        assert told == ["null", "null", "(deleted)", "7", "null"]
+        assert [row[-1] for row in lines(tally.said("blame", "tally.rows", "nil"))[1:]] == told
+        deleted = [row.get("deleted", False) for row in tally.json("history", "tally.rows", "nil")]
+        assert deleted == [False, False, True, False, False]
+        watched = tally.said("watch", "tally.rows", "--prefix", "nil", "--at", str(first - 1), "--count", "3")
+        assert [line.split(" = ")[1] for line in watched.splitlines()] == ["null", "7", "(deleted)"]
+        for start, end, change in (
+            (first - 1, first, "added null"), (first, first + 1, "null -> 7"), (first + 1, gone, "removed 7"),
+            (first + 1, last, "7 -> null"), (first, gone, "removed null"),
+        ):  # fmt: skip
+            told_of = tally.said(
+                "diff", "tally.rows", "--keys", "nil", "--from", str(start), "--to", str(end)
+            )
+            assert told_of.splitlines()[1].endswith(change)
+    finally:
+        with connect(str(tally.folder / "node")) as node:
+            node.keyspace("tally.rows").commit.now([Write(b"nil")])
+
+
 HUGE = "9" * 26
 
 
