@@ -117,6 +117,12 @@ class Server(Serves[State]):
     def take_over(self, state: bytes) -> None:
         self._handed_over = state
 
+    def client_gone(self, channel: int) -> None:
+        self._transactions.end_of(channel.__eq__)
+
+    def clients_present(self, channels: frozenset[int]) -> None:
+        self._transactions.end_of(lambda client: client not in channels)
+
     def idle(self) -> float | None:
         """The loop has drained its rings. Commits, or says in how many seconds to come again if nothing
         arrives before."""

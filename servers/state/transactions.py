@@ -143,8 +143,7 @@ class Transactions:
         if not 0 < seconds <= LONGEST:
             raise BadRequest("begin: deadline", f"more than 0 and at most {LONGEST:g} seconds", repr(seconds))
         now = self._now()
-        for over in [each for each, transaction in self._open.items() if transaction.ends <= now]:
-            self._drop(over)
+        self._drop_over(now)
         if sum(transaction.badge == badge for transaction in self._open.values()) >= OPEN_LIMIT:
             raise Overloaded(f"state (open transactions of keyspace {badge})")
         id = id or self._new_id()
@@ -317,6 +316,17 @@ class Transactions:
             del self._whole[part]
         return transaction
 
+    def _drop_over(self, now: float, but: Open | None = None) -> None:
+        """Nobody asks any more for one whose deadline has passed: what it held is given back all the same. `but`: one in
+        hand."""
+        for over in [id for id, each in self._open.items() if each.ends <= now and each is not but]:
+            self._drop(over)
+
+    def end_of(self, gone: Callable[[int], bool]) -> None:
+        """Ends those of clients that have gone, by the number of the channel: nobody else could."""
+        for each in [each for each, transaction in self._open.items() if gone(transaction.client)]:
+            self._drop(each)
+
     def take(self, id: bytes, badge: int, client: int) -> Open:
         """Ends a transaction and returns it, for its owner to commit or to forget."""
         transaction = self._get(id)
@@ -392,6 +402,8 @@ class Transactions:
         limit = self._history.engine.maximum_batch
         if transaction.size + size > limit:
             raise TooLarge("an open transaction", transaction.size + size, limit, do=IN_PARTS)
+        if self._sizes[transaction.badge] + size > OPEN_BYTES:
+            self._drop_over(self._now(), transaction)
         if self._sizes[transaction.badge] + size > OPEN_BYTES:
             raise Overloaded(f"state (bytes in open transactions of keyspace {transaction.badge})")
         transaction.size += size

@@ -128,6 +128,16 @@ def test_a_call_that_is_done_once_is_done_once_though_its_callee_dies(node: Real
         assert parties.ledger.get.now("k") == 1
 
 
+def test_a_transaction_of_a_program_that_left_is_no_more(node: RealNode) -> None:
+    with node.attach() as me:
+        parties = Parties(me)
+        with node.attach() as other:
+            other.keyspace("purse").begin.now(3600.0)
+            assert parties.own.statistics.now()["transactions"] == 1
+        while parties.own.statistics.now()["transactions"]:
+            assert parties.purse.move.now("k", 1)
+
+
 def test_what_a_callee_writes_after_its_deadline_is_refused(node: RealNode) -> None:
     with node.attach() as me:
         parties = Parties(me)

@@ -203,6 +203,23 @@ async def test_open_transactions_of_a_keyspace_are_bounded_in_bytes(
     await endpoint.server.stop()
 
 
+async def test_what_is_over_holds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody begins another one, which would find it."""
+    monkeypatch.setattr(transactions, "OPEN_BYTES", 1_000_000)
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        begun = [await store.begin(seconds) for seconds in (10.0, 10.0, 60.0)]
+        large = [Write(b"k", bytes(400_000))]
+        await store.commit(large, transaction=begun[0])
+        await store.commit(large, transaction=begun[1])
+        server = node.endpoint.server
+        assert isinstance(server, Server)
+        open_ones = server._transactions
+        monkeypatch.setattr(open_ones, "_now", lambda now=open_ones._now: now() + 30.0)
+        await store.commit(large, transaction=begun[2])
+        assert (await kernel.statistics())["transactions"] == 1
+
+
 async def test_what_is_said_of_a_pin_is_bounded(folder: Path) -> None:
     async with serving(folder) as (node, kernel):
         store = node.proxy(State, await kernel.make_keyspace("one"), {*ALL, "pin"})

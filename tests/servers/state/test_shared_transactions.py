@@ -49,6 +49,27 @@ async def test_what_a_call_sends_after_it_came_to_nothing_is_refused(tmp_path: P
         assert who is not None and who.others == ()
 
 
+async def test_a_transaction_ends_with_who_began_it(tmp_path: Path) -> None:
+    """By its deadline of an hour it would have kept its place, and what it holds."""
+    async with serving(tmp_path / "store") as (node, kernel):
+        badge = await kernel.make_keyspace("one")
+        gone, absent, stays = (node.proxy(State, badge, ALL, client=number) for number in (1, 2, 3))
+        parts = []
+        for owner in (gone, absent, stays):
+            parts.append(await owner.share(await owner.begin(3600.0)))
+            await owner.commit([Write(b"k", bytes(1000))], transaction=parts[-1])
+        server = node.endpoint.server
+        assert isinstance(server, Store)
+        server.client_gone(1)
+        assert (await kernel.statistics())["transactions"] == 2
+        server.clients_present(frozenset({3}))
+        assert (await kernel.statistics())["transactions"] == 1
+        for part in parts[:2]:
+            with pytest.raises(Aborted):
+                await stays.read(part, b"k")
+        assert await stays.read(parts[2], b"k") is not None
+
+
 async def test_which_key_of_a_callee_had_changed_is_not_the_owners_to_know(tmp_path: Path) -> None:
     async with serving(tmp_path / "store") as (node, kernel):
         owner = node.proxy(State, await kernel.make_keyspace("one"), ALL, client=1)
