@@ -8,8 +8,8 @@ he met, and where the engine refused that, he is held against what there is inst
 
 A group takes so much of class `bulk` and no more: what is over waits for the next ones, in its order, and whoever else
 arrives meanwhile is not behind it. It never asks more of the engine than one batch may have, in bytes or operations: whom it
-has no room for waits for the next one, too. A transaction that no batch has room for is refused; that it is not cut into
-several is docs/decisions/0027-a-bound-on-operations.md.
+has no room for waits for the next one, too, and so does whoever writes after him. What no batch has room for is
+refused; that it is not cut into several is docs/decisions/0027-a-bound-on-operations.md.
 """
 
 from collections import deque
@@ -225,7 +225,8 @@ class Group:
             writes = list(dict(writes).items())
         # Before a revision is taken: what the engine would refuse alone must not take a group with it.
         size, operations = self._measure(transaction, writes)
-        if self._members and not self._has_room(size, operations):
+        # A client that does not wait for its answers may have asked for both: what it asked for last must stand.
+        if self._members and (self._crowded or not self._has_room(size, operations)):
             self._crowded = True
             self._waiting.append((transaction, done))
             return

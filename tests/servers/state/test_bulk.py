@@ -1,11 +1,13 @@
 """Bulk waits for its next turn where a group has had enough of it, in its order; nobody else waits behind it, nor is
 anybody forgotten."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.system.state import Committed, Expect, StoreFull
+from atoll.servers.state import group
 from atoll.servers.state.group import BULK_MOST, Transaction
 from atoll.servers.state.memory_engine import MemoryEngine
 
@@ -82,3 +84,26 @@ def test_a_pin_is_durable_behind_bulk_of_which_each_fills_a_group() -> None:
     state.pin.start("here").result()
     assert [pin.name for pin in state.pins.start().result()] == ["here"]
     assert not len(group)
+
+
+def test_nobody_overtakes_who_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not wait for its first write of a row writes it again: what it wrote last stands."""
+    monkeypatch.setattr(group, "BULK_MOST", 1)
+    engine = MemoryEngine(maximum_operations=20)
+    kept = Kept(lambda: engine)
+    state = kept.keyspace_state("one")
+    kept.server._looped = True
+
+    def ask(name: str, count: int, *writes: tuple[bytes, bytes], bulk: bool = False) -> Deferred[Committed]:
+        rows: list[tuple[bytes, bytes | None]] = [(key(f"{name} {each}"), b"") for each in range(count)]
+        return kept.server._admit(Transaction(1, [*rows, *writes], [], bulk=bulk))
+
+    asked = [ask("first", 8, bulk=True), ask("second", 8, bulk=True)]
+    asked.append(ask("large", 11, (key("k"), b"before")))
+    asked.append(ask("small", 0, (key("k"), b"after")))
+    while len(kept.server._group):
+        kept.server._flush()
+    revisions = [each.result().revision for each in asked]
+    assert revisions == sorted(revisions)
+    found = state.get.start(b"k").result()
+    assert found is not None and found.value == b"after"
