@@ -40,7 +40,8 @@ from .write_ahead import FILES, Head, Segment, decode, encode, new_salt, newest,
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
 FAILED_FILE: Final = "failed"
-"""Left by a writer whose write to the disk failed: until the file was put back, nobody trusts the page cache."""
+"""Left by a writer whose write to the disk failed, or who died while he put the file back: until it was put back, nobody
+trusts the page cache."""
 OFTEN: Final = 1 << 20
 SELDOM: Final = 16 << 20
 """Bounds of how many bytes of pages are written, roughly, before a checkpoint is due."""
@@ -281,12 +282,16 @@ def opening(folder: Path) -> Iterator[list[Batch]]:
             yield []
         else:
             pages, bodies = found
+            # Who is killed between the two pages leaves something that was never the state, and a reader may open it.
+            with suppress(OSError):  # a disk that is full is recovered all the same
+                (folder / FAILED_FILE).touch()
             data = os.open(folder / DATA_FILE, os.O_RDWR | os.O_CLOEXEC)
             try:
                 os.pwrite(data, pages, 0)
                 os.fdatasync(data)
             finally:
                 os.close(data)
+            (folder / FAILED_FILE).unlink(missing_ok=True)
             yield [decode(body) for body in bodies]
         (folder / FAILED_FILE).unlink(missing_ok=True)
 

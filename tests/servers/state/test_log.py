@@ -62,6 +62,19 @@ print(events(engine), flush=True)
 sys.stdin.readline()
 """
 )
+PUTTING_BACK = (
+    OPEN
+    + """
+real = os.pwrite
+def pwrite(descriptor, data, offset):
+    real(descriptor, data[:len(data) // 2], offset)
+    print("half", flush=True)
+    sys.stdin.readline()
+os.pwrite = pwrite
+opened(sys.argv[1])
+"""
+)
+"""Stays where a kill may leave it: of what it writes to the file only the first page has got there."""
 READING = (
     OPEN
     + """
@@ -162,6 +175,32 @@ def test_what_was_put_back_is_brought_forward_though_somebody_reads_it(
             go_on(reader)
     engine.close()
     assert not checkpoint.needs_recovery(store)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_is_half_put_back_is_not_taken_for_all_there_is(tmp_path: Path, count: int) -> None:
+    """The writer is killed between the two pages, which leaves the state of one commit less, and a reader opens that.
+    Before, the next writer dropped the last commit, for which somebody had an answer."""
+    store, reached = tmp_path / "store", tmp_path / "reached"
+    LmdbEngine(store, **SMALL).close()
+    killed(store, count)
+    reached.mkdir()
+    for name in (checkpoint.DATA_FILE, checkpoint.LOCK_FILE):
+        os.link(store / name, reached / name)
+    with started(PUTTING_BACK, store) as writer:
+        assert told(writer) == "half"
+        with started(READING, reached) as reader:
+            while not waits_for_a_file(reader.pid):
+                assert reader.poll() is None
+            writer.kill()
+            assert told(reader)
+            with pytest.raises(Broken, match="end whoever reads it"):
+                LmdbEngine(store, **SMALL)
+            go_on(reader)
+    engine = LmdbEngine(store, **SMALL)
+    with engine.snapshot() as snapshot:
+        assert snapshot.bounds() == (1, count)
+    engine.close()
 
 
 def one(position: int) -> Batch:
