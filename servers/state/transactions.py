@@ -202,7 +202,7 @@ class Transactions:
         refuse_large(writes)
         reads: dict[bytes, int] = {}
         seen = transaction.ranges.copy()
-        size = sum(len(key) + len(value or b"") + _AROUND for key, value in writes)
+        size = _size_of(writes)
         for expect in expects:
             if isinstance(expect, Expect):
                 before = reads.get(expect.key, transaction.reads.get(expect.key))
@@ -247,6 +247,7 @@ class Transactions:
             )
         if whole:
             inner = list(transaction.parts)
+            self._shrink(transaction, transaction.log[savepoint:])
             del transaction.log[savepoint:], transaction.by[savepoint:]
         else:
             inner = self._inside(transaction, id)
@@ -298,6 +299,7 @@ class Transactions:
         """Undoes what was written in some parts from a savepoint on. Others' savepoints stay where they are."""
         for at in range(start, len(transaction.log)):
             if transaction.by[at] in parts:
+                self._shrink(transaction, [transaction.log[at]])
                 transaction.log[at] = None
 
     def _end(self, transaction: Open, part: bytes) -> None:
@@ -408,6 +410,16 @@ class Transactions:
             raise Overloaded(f"state (bytes in open transactions of keyspace {transaction.badge})")
         transaction.size += size
         self._sizes[transaction.badge] += size
+
+    def _shrink(self, transaction: Open, undone: list[tuple[bytes, bytes | None] | None]) -> None:
+        """What was written there is given back."""
+        size = _size_of([entry for entry in undone if entry is not None])
+        transaction.size -= size
+        self._sizes[transaction.badge] -= size
+
+
+def _size_of(writes: list[tuple[bytes, bytes | None]]) -> int:
+    return sum(len(key) + len(value or b"") + _AROUND for key, value in writes)
 
 
 def _fitting(items: list[Item]) -> int:

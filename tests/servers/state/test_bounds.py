@@ -203,6 +203,28 @@ async def test_open_transactions_of_a_keyspace_are_bounded_in_bytes(
     await endpoint.server.stop()
 
 
+async def test_what_was_undone_holds_nothing(folder: Path) -> None:
+    """However often a call under a transaction has to be made again, it may write as much as the first time."""
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        large = [Write(b"%d" % number, bytes(1_000_000)) for number in range(10)]
+        transaction = await store.begin(60.0)
+        for _ in range(2):
+            part = await store.share(transaction)
+            await store.commit(large, transaction=part)
+            await store.retract(part)
+        for _ in range(2):
+            savepoint = await store.savepoint(transaction)
+            await store.commit(large, transaction=transaction)
+            await store.undo(transaction, savepoint)
+        await store.commit(large, transaction=transaction)
+        await store.finish(transaction)
+        assert len((await store.range(b"")).items) == 1
+        server = node.endpoint.server
+        assert isinstance(server, Server)
+        assert not server._transactions._sizes
+
+
 async def test_what_is_over_holds_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody begins another one, which would find it."""
     monkeypatch.setattr(transactions, "OPEN_BYTES", 1_000_000)
