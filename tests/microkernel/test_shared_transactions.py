@@ -128,6 +128,19 @@ def test_a_call_that_is_done_once_is_done_once_though_its_callee_dies(node: Real
         assert parties.ledger.get.now("k") == 1
 
 
+def test_a_call_that_is_done_once_is_done_once_though_its_callee_is_swapped(node: RealNode) -> None:
+    with node.attach() as me:
+        parties = Parties(me)
+        moving = parties.purse.move.start("k", 1, "add_once", "written")
+        parties.ledger.held.now()
+        me.kernel.swap.now(Swap(server="ledger", deadline=0.1))
+        parties.ledger.held.now()
+        parties.ledger.let_go.now()
+        revision = moving.result(60)
+        assert parties.revisions(parties.own) == parties.revisions(parties.theirs) == {"k": revision}
+        assert parties.ledger.get.now("k") == 1
+
+
 def test_a_transaction_of_a_program_that_left_is_no_more(node: RealNode) -> None:
     with node.attach() as me:
         parties = Parties(me)
