@@ -77,6 +77,8 @@ class Process:
         self._notice: mmap.mmap | None = None
         self._served: list[tuple[control.OpenChannel, int, int]] = []
         self._waiting: list[tuple[control.ToProcess, list[int]]] = []
+        self._reading = trio.CancelScope()
+        """Around the wait for the next packet."""
         self._doorbells: dict[int, int] = {}
         self._segments: dict[int, mmap.mmap] = {}
         self._home = threading.get_ident()
@@ -360,13 +362,22 @@ class Process:
                 self._act(message, descriptors)
             else:
                 self._waiting.append(packet)
+                if self._trio is not None:
+                    with contextlib.suppress(trio.RunFinishedError):
+                        self._trio.run_sync_soon(self._stop_reading, idempotent=True)
+
+    def _stop_reading(self) -> None:
+        """Whoever waits for the socket does not know of a packet that was read meanwhile: it would hear later ones first."""
+        if self._waiting:
+            self._reading.cancel()
 
     async def _read_control(self) -> None:
         while True:
             while self._waiting:
                 await self._handle(*self._waiting.pop(0))
-            await self._handle(*await self.control.receive())
             self._report_refusals()
+            with trio.CancelScope() as self._reading:
+                self._waiting.append(await self.control.receive())
 
     async def _handle(self, message: control.ToProcess, descriptors: list[int]) -> None:
         loop = self.loop
