@@ -8,6 +8,7 @@ client: from threads, from trio and from asyncio, with the same proxies.
 import contextlib
 import mmap
 import os
+import select
 import socket
 import threading
 from pathlib import Path
@@ -185,13 +186,8 @@ class Node:
     # the control socket -----------------------------------------------------------------------------------------------
 
     def _receive(self) -> tuple[control.ToProcess, list[int]]:
-        self._control.socket.setblocking(True)
-        try:
-            packet = self._control.receive_nowait()
-        finally:
-            self._control.socket.setblocking(False)
-        if packet is None:
-            raise NodeDown(self.folder.name)
+        while (packet := self._control.receive_nowait()) is None:
+            self._control.wait_for(select.POLLIN)
         return packet
 
     def _pump(self) -> None:

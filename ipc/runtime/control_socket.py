@@ -60,16 +60,25 @@ class ControlSocket:
             await trio.lowlevel.wait_readable(self.socket)
         return packet
 
+    def wait_for(self, event: int) -> None:
+        """Halt this thread until the socket has something to read, or room (`select.POLLIN`, `POLLOUT`)."""
+        look = select.poll()  # not `select`, which knows no descriptor from 1024 on
+        look.register(self.socket, event)
+        look.poll()
+
     def send(self, message: control.Message, descriptors: tuple[int, ...] = ()) -> None:
-        """Send one packet. `NodeDown` if the kernel is gone. A full socket blocks: the kernel always reads."""
+        """Send one packet. `NodeDown` if the kernel is gone. A full socket halts this thread: the kernel always reads."""
         data = control.encode(message)
-        try:
-            self.socket.setblocking(True)
-            socket.send_fds(self.socket, [data], list(descriptors))
-        except (BrokenPipeError, ConnectionResetError):
-            raise NodeDown() from None
-        finally:
-            self.socket.setblocking(False)
+        while True:
+            try:
+                socket.send_fds(self.socket, [data], list(descriptors))
+                return
+            except (BrokenPipeError, ConnectionResetError):
+                raise NodeDown() from None
+            except BlockingIOError:
+                # Never by having it block: other threads, and worker processes, have it in that state, too, and one that
+                # reads what there is would stand in there.
+                self.wait_for(select.POLLOUT)
 
     def hang_up(self, kernel: int, within: float) -> None:
         """Say that nothing more will come, then wait until the kernel has closed its end, which it does when it has

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import socket
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import msgpack
@@ -11,10 +14,14 @@ from atoll.ipc import Buffer, Interface, Serves, call
 from atoll.ipc.capability import BUFFER_CODE
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.proxy import transport_of
+from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.system import control
 from atoll.ipc.transport import DEFAULTS
 from atoll.native import lib
 from tests.kit.serving import serving
+
+PACKETS = 1000
+"""More than a socket holds."""
 
 
 class Desk(Interface):
@@ -56,3 +63,32 @@ def test_a_packet_that_a_call_has_read_is_heard_before_the_next() -> None:
             asked.result()
         served._send(control.Ping(number=2))
         assert [served._expect(control.Pong).number for _ in range(2)] == [1, 2]
+
+
+def test_what_is_read_while_another_thread_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket blocked meanwhile, for all threads and for worker processes: whoever looked at it then stood in there."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end, send = ControlSocket(ours), socket.send_fds
+    blocking: list[bool] = []
+
+    def looked_at(*args: Any) -> int:
+        blocking.append(os.get_blocking(ours.fileno()))
+        return send(*args)
+
+    def read() -> None:
+        for number in range(PACKETS):
+            packet = control.to_kernel.decode(theirs.recv(control.PACKET_LIMIT))
+            numbers.append((number, packet.number))  # type: ignore[union-attr]
+
+    numbers: list[tuple[int, int]] = []
+    monkeypatch.setattr(socket, "send_fds", looked_at)
+    reading = threading.Thread(target=read)
+    for number in range(PACKETS):
+        if number == 1:
+            reading.start()
+        end.send(control.Pong(number=number, busy="x" * 4000))
+    reading.join()
+    assert not any(blocking)
+    assert numbers == [(number, number) for number in range(PACKETS)]
+    ours.close()
+    theirs.close()
