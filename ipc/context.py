@@ -95,7 +95,7 @@ FIELDS_MOST = 32768
 """Characters of all fields of a line, with their names: one packet holds them, whatever they are."""
 
 
-def _fitting(text: str, most: int) -> str:
+def fitting(text: str, most: int) -> str:
     """What can be sent of it: exceptions quote what was in hand, as long as it is and no UTF-8 if it is none."""
     return text[:most].encode(errors="backslashreplace").decode()[:most]
 
@@ -111,12 +111,12 @@ class Log:
     def _write(self, level: Level, text: str, fields: dict[str, object]) -> None:
         left, kept = FIELDS_MOST, dict[str, str]()
         for name, value in (self._fixed | fields).items():
-            called, told = _fitting(name, LINE_MOST), _fitting(str(value), LINE_MOST)
+            called, told = fitting(name, LINE_MOST), fitting(str(value), LINE_MOST)
             left -= len(called) + len(told)
             if left < 0:
                 break
             kept[called] = told
-        _sink(level, _fitting(text, LINE_MOST), kept)
+        _sink(level, fitting(text, LINE_MOST), kept)
 
     def debug(self, text: str, /, **fields: object) -> None:
         self._write("debug", text, fields)

@@ -216,7 +216,8 @@ class Process:
             raise
 
     def _failed(self, step: str, error: BaseException) -> None:
-        sentence, trace = discretion.told(error), discretion.trace(error)[-60_000:]
+        sentence = context.fitting(discretion.told(error), context.LINE_MOST)
+        trace = context.fitting(discretion.trace(error)[-context.FIELDS_MOST :], context.FIELDS_MOST)
         with contextlib.suppress(NodeDown):
             self.control.send(control.Failed(step=step, sentence=sentence, traceback=trace))
 

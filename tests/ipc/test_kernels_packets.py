@@ -15,6 +15,7 @@ from atoll.ipc.capability import BUFFER_CODE
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.proxy import transport_of
 from atoll.ipc.runtime.control_socket import ControlSocket
+from atoll.ipc.runtime.launch import Process
 from atoll.ipc.system import control
 from atoll.ipc.transport import DEFAULTS
 from atoll.native import lib
@@ -90,5 +91,20 @@ def test_what_is_read_while_another_thread_sends(monkeypatch: pytest.MonkeyPatch
     reading.join()
     assert not any(blocking)
     assert numbers == [(number, number) for number in range(PACKETS)]
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("text", ["\udcff", "\N{PILE OF POO}" * 1_000_000])
+def test_whatever_a_server_fails_with_is_told(text: str) -> None:
+    """A packet holds it, and it is text: else the kernel heard nothing but the end of the process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        Process(ours)._failed("start()", error)
+    told = control.to_kernel.decode(theirs.recv(control.PACKET_LIMIT))
+    assert isinstance(told, control.Failed)
+    assert told.sentence.startswith("ValueError: ")
     ours.close()
     theirs.close()
