@@ -460,11 +460,12 @@ class Keyspace(Generic[T]):
         """Every transaction after a revision that wrote here, in order, without a gap; then those to come.
         Without the right `history` a row that was written again since comes as it is now. `only`: rows with a value, or
         deletions."""
-        async for change in whole(self.state.watch(after, self._prefix, only)):
-            rows = await self._rows([item for item in change.items if item.key < RESERVED])
-            if rows:
-                told = change.provenance
-                yield RowChange(change.revision, change.time, rows, told.note, told.call, change.behind)
+        async with self.state.watch(after, self._prefix, only) as parts:  # it is left wherever this is
+            async for change in whole(parts):
+                rows = await self._rows([item for item in change.items if item.key < RESERVED])
+                if rows:
+                    told = change.provenance
+                    yield RowChange(change.revision, change.time, rows, told.note, told.call, change.behind)
 
     def transaction(self, *, deadline: float = 10.0) -> AbstractAsyncContextManager[Transaction[T]]:
         """Reads and writes of one moment; committed at the end of the block, given up if it raises. Under a
