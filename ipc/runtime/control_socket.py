@@ -4,6 +4,7 @@ import os
 import select
 import socket
 import time
+from array import array
 from typing import TypeVar
 
 import trio
@@ -45,14 +46,22 @@ class ControlSocket:
     def _receive(self) -> tuple[bytes, list[int], int]:
         """No data: the other end is closed, and all that it said was received."""
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self.socket, control.PACKET_LIMIT, DESCRIPTORS_MOST, socket.MSG_CMSG_CLOEXEC
+            # Without waiting, also where another holder of the socket has it block: that is one state for all of them.
+            # Not by `socket.recv_fds`, which drops the flags.
+            data, ancillary, flags, _ = self.socket.recvmsg(
+                control.PACKET_LIMIT,
+                socket.CMSG_LEN(DESCRIPTORS_MOST * array("i").itemsize),
+                socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT,
             )
         except (
             ConnectionResetError
         ):  # it closed with something of ours unread; what it said before lies here still
             return self._receive()
-        return data, descriptors, flags
+        descriptors = array("i")
+        for level, kind, packed in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(packed[: len(packed) - len(packed) % descriptors.itemsize])
+        return data, list(descriptors), flags
 
     async def receive(self) -> tuple[control.ToProcess, list[int]]:
         """The next packet, waited for in trio."""

@@ -90,6 +90,8 @@ def test_what_is_read_while_another_thread_sends(monkeypatch: pytest.MonkeyPatch
         end.send(control.Pong(number=number, busy="x" * 4000))
     reading.join()
     assert not any(blocking)
+    ours.setblocking(True)
+    assert end.receive_nowait() is None
     assert numbers == [(number, number) for number in range(PACKETS)]
     ours.close()
     theirs.close()
@@ -106,5 +108,22 @@ def test_whatever_a_server_fails_with_is_told(text: str) -> None:
     told = control.to_kernel.decode(theirs.recv(control.PACKET_LIMIT))
     assert isinstance(told, control.Failed)
     assert told.sentence.startswith("ValueError: ")
+    ours.close()
+    theirs.close()
+
+
+def test_descriptors_that_come_are_no_child_programs() -> None:
+    """Whatever a process starts by exec had its doorbells and buffers, and held them open."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memory = os.memfd_create("buffer")
+    told = control.DeliverBuffer(token=1, size=4096, mode="writable", channel=0)
+    socket.send_fds(theirs, [control.encode(told)], [memory])
+    received = ControlSocket(ours).receive_nowait()
+    assert received is not None
+    assert received[0] == told
+    (descriptor,) = received[1]
+    assert not os.get_inheritable(descriptor)
+    os.close(descriptor)
+    os.close(memory)
     ours.close()
     theirs.close()
