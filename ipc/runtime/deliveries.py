@@ -94,6 +94,8 @@ class Deliveries:
 
     def closed(self, channel: int) -> None:
         """A channel is no more: what only its messages could name, nobody names."""
+        for token in [token for token, delivered in self._ports.items() if delivered[0] == channel]:
+            del self._ports[token]
         for token in [token for token, channels in self._named_by.items() if channel in channels]:
             self.withdraw(WithdrawBuffer(token=token, channel=channel))
         for at in [at for at in self._reads if at[0] == channel]:

@@ -63,3 +63,10 @@ def test_a_buffer_shared_over_two_channels_is_named_by_both() -> None:
     told = DeliverBuffer(token=2, size=6, mode="immutable", channel=THIEF)
     deliveries.deliver_buffer(told, sealed(b"secret"))
     assert received(deliveries, VICTIM)[1] is received(deliveries, THIEF)[1] is not None
+
+
+def test_nothing_is_kept_of_what_a_channel_that_is_gone_never_named() -> None:
+    """A client could have a server keep more and more, by leaving before it named what it had passed."""
+    deliveries = given()
+    deliveries.closed(VICTIM)
+    assert received(deliveries, VICTIM) == (None, None)
