@@ -152,7 +152,8 @@ class Host:
         self.name = server.__name__
         self._seed = seed
         self._limit = in_hand
-        self._lock = threading.Lock()
+        # Reentrant: an object that is collected meanwhile may give up a call here.
+        self._lock = threading.RLock()
         self._arrived: deque[Callable[[], None]] = deque()
         self._token: trio.lowlevel.TrioToken | None = None
         self._dead = False

@@ -2,7 +2,8 @@
 
 import itertools
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import trio
@@ -318,3 +319,44 @@ def test_a_stream_that_never_waits_and_that_its_reader_has_left() -> None:
         with endless.numbers.now() as numbers:
             assert next(numbers) == 1
         assert endless.count.now() == 1
+
+
+class Collecting:
+    """A lock under which objects are collected, as may happen wherever one is made."""
+
+    def __init__(self, lock: Any, left: list[Any]) -> None:
+        self._lock = lock
+        self._left = left
+        self._owner = 0
+        self.stuck = False
+
+    def __enter__(self) -> None:
+        inner = self._owner == threading.get_ident()
+        if not self._lock.acquire(blocking=not inner):
+            self.stuck = True  # the thread that has it would wait for itself
+            raise RuntimeError
+        if not inner:
+            self._owner = threading.get_ident()
+            self._left.clear()
+            self._owner = 0
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_that_is_collected_as_a_call_is_made() -> None:
+    with testing.running(EndlessServer) as made:
+        endless = made.client(Endless)
+
+        def reading() -> Iterator[int]:
+            with endless.numbers.now() as numbers:
+                yield from numbers
+
+        left = [reading()]
+        assert next(left[0]) == 1
+        collecting = Collecting(made._host._lock, left)
+        made._host._lock = collecting  # type: ignore[assignment]
+        asked = endless.count.start()
+        assert not collecting.stuck
+        assert asked.result() == 1
