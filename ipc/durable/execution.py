@@ -209,6 +209,9 @@ class Execution:
             await trio.lowlevel.checkpoint()  # what a cancelled handler raises is no outcome
             await self._complete(flow)
             return "failed", {"fault": encode_error(as_reply(self.spec, error))}
+        except BaseExceptionGroup:  # of one with a nursery of its own, likewise
+            await trio.lowlevel.checkpoint()
+            raise
         await self._complete(flow)
         return "completed", {"reply": reply}
 

@@ -5,8 +5,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trio
 
-from atoll.ipc.durable import Start, administration
+from atoll.ipc.durable import Start, Workflow, administration
 from atoll.ipc.durable.rows import OPEN, name_in, open_key, workflow_of
 from atoll.ipc.errors import BadRequest, NotFound, PeerDied, PeerMisbehaved, WorkflowCancelled
 from atoll.ipc.system.state import Write
@@ -185,3 +186,31 @@ def test_what_lost_its_deduplication_key_is_not_resumed(here: Here, label: str) 
     here.stages.wait.begin.now(Start(id=f"{label} next", deduplicate=label), f"{label} next")
     with pytest.raises(BadRequest, match=f"no other workflow with the deduplication key '{label}'"):
         administration.resume(here.rows(), f"0/{label}")
+
+
+class Nursing(Server):
+    @Stages.wait.serve
+    async def wait(self, flow: Workflow, label: str) -> str:
+        async def fails() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("its cleaning up goes wrong")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(fails)
+        return label
+
+
+def test_a_workflow_that_fails_over_being_cancelled_ends_no_server(here: Here, label: str) -> None:
+    here.crash(server=Nursing)
+    here.stages.wait.begin.now(Start(id=label), label)
+    until(here, label, "running")
+    here.stages.wait.cancel.now(label)
+    with pytest.raises(WorkflowCancelled):
+        soon(here).wait.result.now(label)
+    here.pause()
+    here.go_on()
+    with pytest.raises(WorkflowCancelled):
+        soon(here).wait.result.now(label)
