@@ -42,8 +42,6 @@ class CallRow(Struct, frozen=True, kw_only=True):
     version: str
 
 
-TRACE_MOST = (1 << 64) - 1
-
 COLUMNS: list[Column[CallRow]] = [
     Column("CALL", lambda row: row.id),
     Column("TIME", lambda row: clock(row.time)),
