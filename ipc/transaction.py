@@ -23,7 +23,7 @@ from .local_view import after_prefix, decode_key, encode_key
 from .method import MethodSpec
 from .origin import Origins
 from .participation import Part, abandon, new_transaction, part_of
-from .system.state import Item, State, Write
+from .system.state import Expect, Item, Range, State, Write
 from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
 
 T = TypeVar("T")
@@ -53,7 +53,13 @@ class _Writes:
         self.pending: dict[bytes, tuple[Form[Any], Draft | None]] = {}
         self.new: set[bytes] = set()
         """Of those, the keys that must never have been written."""
+        self.expects: list[Expect | Range] = []
+        """What is taken for read. Like what was read, nothing that is undone takes it back."""
         self._state = state
+
+    @property
+    def all_told(self) -> bool:
+        return not self.pending and not self.expects
 
     def drop(self) -> None:
         self.pending.clear()
@@ -62,6 +68,7 @@ class _Writes:
     async def tell(self, id: bytes) -> None:
         """Tell the store what is pending now. What is written meanwhile stays to be told."""
         pending, never, writes = dict(self.pending), set(self.new), list[Write]()
+        expects = list(self.expects)
         for form in dict.fromkeys(form for form, _ in pending.values()):
             drafts = {key: draft for key, (its, draft) in pending.items() if its is form}
             await form.ready(draft for draft in drafts.values() if draft is not None)
@@ -71,8 +78,9 @@ class _Writes:
             ]
         new = [write for write in writes if write.key in never]
         changed = [write for write in writes if write.key not in never]
-        if changed:
-            await self._state.commit(changed, transaction=id)
+        if changed or expects:
+            await self._state.commit(changed, expects, transaction=id)
+            del self.expects[: len(expects)]
             self._told(changed, pending)
         if new:
             await self._state.append(new, transaction=id)
@@ -111,7 +119,7 @@ class _Untold:
 
     async def end(self, id: bytes) -> None:
         """Tell all, and take no more."""
-        while any(writes.pending for writes in self._writes.values()):
+        while not all(writes.all_told for writes in self._writes.values()):
             await self.tell(id)
         self.over = True
 
@@ -166,6 +174,13 @@ class Transaction(Generic[T]):
             if item.value is not None and item.key.startswith(self._prefix)
         ]
 
+    def expect(self, key: str | bytes, revision: int) -> None:
+        """Takes a row for read that is known from elsewhere, a local view (`LocalView.revision_of`) say, without asking the
+        store: its last write must be at `revision` when this is committed; 0: there must be no such row. `Conflict` at the
+        end where that is not so. Who tries again has to ask: what was known may be behind for a while."""
+        self._refuse_late()
+        self._writes.expects.append(Expect(self._prefix + encode_key(key), revision))
+
     def put(self, key: str | bytes, value: T) -> None:
         self._write(self._prefix + encode_key(key), self._form.draft(value))
 
@@ -175,9 +190,12 @@ class Transaction(Generic[T]):
         self._writes.new.discard(raw)
 
     def _write(self, raw: bytes, draft: Draft | None) -> None:
+        self._refuse_late()
+        self._writes.pending[raw] = self._form, draft
+
+    def _refuse_late(self) -> None:
         if self._untold.over:
             raise BadRequest("a write in a transaction", "one before the end of its block", "one after it")
-        self._writes.pending[raw] = self._form, draft
 
     def append(self, key: str | bytes, value: T) -> None:
         """Writes a row under a key that was never written, see `Keyspace.append`; `Conflict` at the end where it was."""

@@ -39,7 +39,7 @@ class Write(Struct, array_like=True, frozen=True):
     """None deletes."""
 
 
-class Expect(Struct, array_like=True, frozen=True, tag=0):
+class Expect(Struct, array_like=True, frozen=True, tag=0, gc=False):
     """The key's last write was at `revision`; 0: there is no such key; `NEVER`: nor was there ever one, as far as the
     keyspace keeps its past."""
 

@@ -14,7 +14,7 @@ from msgspec import ValidationError
 
 from atoll.ipc.context import Call, Fields, SystemClock, in_hand
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.errors import Conflict, NotFound
+from atoll.ipc.errors import BadRequest, Conflict, NotFound
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.keyspace import AHEAD, Keyspace, settled
 from atoll.ipc.local_view import LocalView
@@ -287,6 +287,51 @@ async def test_retry_runs_again_after_a_conflict(tmp_path: Path) -> None:
         runs = -100
         with pytest.raises(Conflict):
             await keyspace.retry(body, attempts=2)
+
+
+async def test_a_transaction_expects_rows_that_are_known_without_asking_for_them(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, kernel):
+        await settled(keyspace.put("a", 1))
+        asked = (await kernel.statistics())["reads"]
+
+        async def write(a: int, b: int, *, undone: bool = False) -> None:
+            async with keyspace.transaction() as transaction:
+                transaction.expect("a", a)
+                if undone:
+                    await transaction.undo(await transaction.savepoint())
+                transaction.expect("b", b)
+                transaction.put("c", 1)
+
+        known = keyspace.local.revision_of("a")
+        await write(known, keyspace.local.revision_of("b"))
+        await write(known, 0, undone=True)
+        assert (await kernel.statistics())["reads"] == asked
+        before = await keyspace.row("c")
+        await settled(keyspace.put("b", 1))
+        for undone in (False, True):
+            for a, b, key in ((known, 0, b"b"), (0, keyspace.local.revision_of("b"), b"a")):
+                with pytest.raises(Conflict) as found:
+                    await write(a, b, undone=undone)
+                assert found.value.key == key
+        assert await keyspace.row("c") == before
+
+
+async def test_a_transaction_that_expects_and_writes_nothing_conflicts_too(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, kernel):
+
+        async def expect(*revisions: int) -> Transaction[int]:
+            async with keyspace.transaction() as transaction:
+                for revision in revisions:
+                    transaction.expect("a", revision)
+            return transaction
+
+        done = await expect(0)
+        with pytest.raises(BadRequest, match="after it"):
+            done.expect("a", 0)
+        for revisions in ((1,), (0, 1), (1, 0)):
+            with pytest.raises(Conflict):
+                await expect(*revisions)
+        assert (await kernel.statistics())["transactions"] == 0
 
 
 async def test_a_keyspace_kept_remote_has_no_view(tmp_path: Path) -> None:
