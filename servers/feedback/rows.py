@@ -3,6 +3,7 @@
     batch/<id>                                  Head: what the batch is, and the keys of its segments
     task/<task>                                 Known: this task has been seen
     rater/<name>                                Appointed: what is thought of a rater
+    rater                                       Appointments: written with each of those rows
     set/<task>/<kind>/<band>/<id>/<number>      Segment: records of a batch of that task, kind, band of trust,
                                                 without the words of raters (words.py)
 
@@ -57,7 +58,14 @@ class Appointed(Struct, frozen=True, array_like=True, tag=4):
     rater: Rater
 
 
-Row = Head | Known | Segment | Appointed
+class Appointments(Struct, frozen=True, array_like=True, tag=5):
+    """At whose revision the last rater was appointed: who expects that expects that nobody was appointed since."""
+
+
+Row = Head | Known | Segment | Appointed | Appointments
+
+RATERS = "rater"
+"""What the keys of appointments begin with, and the key of the row that is written with each."""
 
 _encode = msgspec.msgpack.Encoder().encode
 

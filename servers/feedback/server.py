@@ -12,7 +12,7 @@ from msgspec import Meta, field, structs
 
 from atoll.ipc.context import current
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerDied, PeerMisbehaved
-from atoll.ipc.keyspace import Keyspace, settled
+from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.keyspace import Row as StoreRow
 from atoll.ipc.private.keyspace import Private
 from atoll.ipc.published import Published
@@ -46,12 +46,11 @@ from .interface import (
     TaskCount,
 )
 from .pairs import Pairs, Rated
-from .raters import Raters
+from .raters import Register
 from .records import BANDS, Rating, Record, blobs, is_purged, words_of
 from .rows import (
     Appointed,
     Head,
-    Known,
     Row,
     Segment,
     check_selection,
@@ -62,9 +61,9 @@ from .rows import (
     prefixes,
     rater_key,
     split,
-    task_key,
     trusted,
 )
+from .tasks import Tasks
 from .validation import Bounds, Rules, check_note, check_rater
 from .words import Opened, Words, apart, bounds, keys_of_batch, segment_of, together
 
@@ -121,32 +120,33 @@ class Server(Serves[Feedback]):
         bounds = Bounds(config.batch_records, config.inline_bytes, config.batch_bytes, config.batch_groups)
         self._rules = Rules(config.roles, bounds)
         self.rows.keep_remote()
-        self._stored = {row.key.removeprefix("task/") async for row in self.rows.range("task/", "task0")}
-        """Tasks that had a row, which only a roll-back of the keyspace takes; of one that is not here the store is asked."""
-        self._raters = Raters()
-        self._appointments = Keyspace[Appointed](
-            self.rows.state, Appointed, boot=self.rows.boot, prefix=rater_key("").encode(), view=self._raters
-        )
-        await self._appointments.load()
+        self._tasks = Tasks(self.rows)
+        await self._tasks.load()
+        self._register = Register(self.rows)
+        await self._register.load()
 
     async def run(self) -> None:
-        """Bring in what was appointed by a call that did not live to hear of it."""
-        await self._appointments.follow()
+        await self._register.follow()
 
     # batches ----------------------------------------------------------------------------------------------
 
     @Feedback.submit.serve
     async def submit(self, batch: Batch) -> Receipt:
         self._rules.check(batch)
-        self._raters.check(batch.records, current().badge)
+        checked = self._register.check(batch.records, current().badge)
+        if current().transaction is not None:
+            checked = None  # a conflict at its end would be told to its owner, and not here
         mark = (await self._marks(batch))[0]
         name = reference_name(batch.id, mark)
         await self._keep_blobs(batch, name)
         head = Head(self._info(batch), mark, [])
         for _ in range(_ATTEMPTS):
             try:
-                return await self._store(batch, head)
-            except (Conflict, Aborted, PeerDied):
+                async with self._register.asking(checked):
+                    return await self._store(batch, head, checked)
+            except Conflict:
+                checked = None  # what is known here may be behind
+            except (Aborted, PeerDied):
                 continue
             except (BatchExists, Invalid):
                 await self._forget_blobs(batch, mark, name)
@@ -197,8 +197,9 @@ class Server(Serves[Feedback]):
         if blobs(batch.records) and not (row and isinstance(row.value, Head) and row.value.digest == mark):
             await self.storage.release(OWNER, name)
 
-    async def _store(self, batch: Batch, head: Head) -> Receipt:
-        """One transaction: all rows of the batch, or none. Raises BatchExists, Invalid, Conflict, Aborted."""
+    async def _store(self, batch: Batch, head: Head, checked: int | None) -> Receipt:
+        """One transaction: all rows of the batch, or none. `checked`: as of which appointment its raters were; None:
+        the store is asked for them, and for its tasks. Raises BatchExists, Invalid, Conflict, Aborted."""
         groups, segments = split(batch)
         held, said = dict[str, Segment](), dict[str, dict[str, Words]]()
         for key, segment in segments.items():
@@ -210,6 +211,11 @@ class Server(Serves[Feedback]):
                     raise BatchExists(batch=batch.id, status=found.info.status)
                 row = await self._head(batch.id)
                 return Receipt(batch.id, row.revision, found.info.records, repeated=True)
+            tasks = {group.task for group in groups}
+            await self._register.hold(tx, batch.records, current().badge, checked)
+            if checked is None:
+                for task in tasks:
+                    await self._tasks.learn(task)
             info = structs.replace(head.info, groups=groups)
             counts = [len(words) for words in said.values()]
             tx.put(head_key(batch.id), Head(info, head.digest, list(held), counts if any(counts) else []))
@@ -221,11 +227,9 @@ class Server(Serves[Feedback]):
                 for words in said.values():
                     for key, each in words.items():
                         private.put(key, each)
-            tasks = {group.task for group in groups}
-            for task in tasks:
-                if task not in self._stored or await tx.get(task_key(task)) is None:
-                    tx.put(task_key(task), Known())
-        self._stored |= tasks
+            new = self._tasks.write(tx, tasks)
+        if tx.revision is not None:
+            self._tasks.written(new, tx.revision)
         return Receipt(batch.id, tx.revision or 0, len(batch.records), repeated=False)
 
     async def _check_purged(self, batch: Batch) -> None:
@@ -354,11 +358,9 @@ class Server(Serves[Feedback]):
                 yield pair
 
     async def _check_task(self, task: str) -> None:
-        if await self.rows.get(task_key(task)) is None:
-            self._stored.discard(task)
-            near = get_close_matches(task, list(islice(self._stored, _MOST_COMPARED)))
+        if not await self._tasks.learn(task):  # of the store, since a roll-back of the keyspace takes rows
+            near = get_close_matches(task, list(islice(self._tasks, _MOST_COMPARED)))
             raise NoSuchTask(task=task, near=near)
-        self._stored.add(task)
 
     async def _known(self, revision: int) -> list[str]:
         """All tasks, as of a revision, in the order of their names."""
@@ -566,7 +568,7 @@ class Server(Serves[Feedback]):
     @Feedback.appoint.serve
     async def appoint(self, rater: Rater) -> int:
         check_rater(rater)
-        return await settled(self._appointments.put(rater.name, Appointed(rater)))
+        return await self._register.appoint(rater)
 
 
 def _given_up(what: str) -> Aborted:

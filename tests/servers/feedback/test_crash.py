@@ -200,11 +200,6 @@ def test_a_rater_whose_appointment_was_given_up_during_its_commit_has_a_badge(no
     served = given_up(node, "State.commit", lambda feedback: feedback.appoint.start(Rater("ann", badge=21)))
     feedback: Feedback = served.client(badge=5)
     assert feedback.raters.now() == [Rater("ann", badge=21)]
-    for number in range(1000):  # the server hears of it by the store's feed
-        try:
-            feedback.submit.now(Batch(f"b-{number}", [rating("x", 1.0, rater="ann")]))
-        except Invalid:
-            break
-    else:
-        pytest.fail("another one speaks for a rater who has a badge of their own")
+    with pytest.raises(Invalid, match="who has a capability of their own"):
+        feedback.submit.now(Batch("b", [rating("x", 1.0, rater="ann")]))
     served.client(badge=21).submit.now(Batch("own", [rating("x", 1.0, rater="ann")]))
