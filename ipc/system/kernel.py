@@ -9,9 +9,8 @@ interface that it serves (`own`).
 Times are nanoseconds since the epoch; durations and deadlines are seconds; sizes are bytes.
 
 Any method may also end with `NotAllowed`, `NotFound` (the message suggests the nearest name), `QuotaExceeded`, or, when it
-needs the store, `DeadlineExceeded` (that is down for longer than the call's deadline) and `StoreFull` (the kernel's own
-reserve in it is spent). A change and its row commit together or not at all; a change may be repeated with its request
-id, hence `once`.
+needs the store, `DeadlineExceeded` (down for longer than the call's deadline) and `StoreFull` (the kernel's reserve is
+spent). A change and its row commit together or not at all; a change may be repeated with its request id, hence `once`.
 """
 
 from typing import Literal

@@ -9,7 +9,6 @@ a set as of now counts a rater who turned out to be bad for less, whenever they 
 
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import trio
@@ -98,9 +97,9 @@ class Register:
         self._rows = Keyspace[Appointed | Appointments](
             rows.state, Appointed | Appointments, boot=rows.boot, prefix=RATERS.encode(), view=self._raters
         )
-        self._asking = trio.Lock()
-        """Held by a submission that asks the store who is appointed. Whoever is to be appointed waits for that: one after
-        another, they could keep it from its end."""
+        self.asking = trio.Lock()
+        """Held by a submission as long as it asks the store who is appointed, and tries again. Whoever is to be appointed
+        waits for that: one after another, they could keep it from its end."""
 
     async def load(self) -> None:
         await self._rows.load()
@@ -110,7 +109,7 @@ class Register:
         await self._rows.follow()
 
     async def appoint(self, rater: Rater) -> int:
-        async with self._asking:
+        async with self.asking:
             pass
         return await settled(self._rows.put_all({_LAST: Appointments(), f"/{rater.name}": Appointed(rater)}))
 
@@ -118,10 +117,6 @@ class Register:
         """As of which appointment `badge` speaks for the raters of all records, for `hold`. Raises Invalid."""
         self._raters.check(records, badge)
         return self._raters.appointed
-
-    def asking(self, checked: int | None) -> AbstractAsyncContextManager[object]:
-        """Around a transaction with that `hold` in it."""
-        return self._asking if checked is None else nullcontext()
 
     async def hold(
         self, tx: Transaction[Any], records: list[Record], badge: int, checked: int | None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, ClassVar, TypeVar
@@ -140,17 +140,26 @@ class Server(Serves[Feedback]):
         name = reference_name(batch.id, mark)
         await self._keep_blobs(batch, name)
         head = Head(self._info(batch), mark, [])
+        try:
+            if checked is not None:
+                with suppress(Conflict):  # what is known here may be behind
+                    return await self._tried(batch, head, checked)
+            async with self._register.asking:
+                return await self._tried(batch, head, None)
+        except (BatchExists, Invalid):
+            await self._forget_blobs(batch, mark, name)
+            raise
+
+    async def _tried(self, batch: Batch, head: Head, checked: int | None) -> Receipt:
+        """`_store`, again where that may help; after a conflict only where the store is asked."""
         for _ in range(_ATTEMPTS):
             try:
-                async with self._register.asking(checked):
-                    return await self._store(batch, head, checked)
+                return await self._store(batch, head, checked)
             except Conflict:
-                checked = None  # what is known here may be behind
+                if checked is not None:
+                    raise
             except (Aborted, PeerDied):
                 continue
-            except (BatchExists, Invalid):
-                await self._forget_blobs(batch, mark, name)
-                raise
         raise _given_up(f"batch {batch.id!r}")
 
     async def _marks(self, batch: Batch) -> Marked:

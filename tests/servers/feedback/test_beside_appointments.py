@@ -14,7 +14,7 @@ from atoll.ipc.future import RawFuture, RawReply
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.proxy import Options, bind, transport_of
-from atoll.ipc.system.state import State
+from atoll.ipc.system.state import State, Write
 from atoll.servers.feedback.interface import Batch, Feedback, Invalid, NoSuchBatch, Rater
 from atoll.servers.feedback.rows import Row
 from atoll.servers.feedback.server import Server
@@ -97,16 +97,27 @@ def test_a_submission_that_is_committed_after_an_appointment_is_held_to_it(node:
 
 
 def test_a_submission_is_not_kept_from_its_end_by_appointments(node: Node) -> None:
+    """Those wait, from its first conflict on, also where another process's brings it a second one."""
+    state = bind(State, node.store.inner)
+
+    def again() -> None:
+        """Let it go on to the end of its next attempt."""
+        node.store.hold("State.finish")
+        node.store.release()
+        assert node.store.held.wait(60)
+        node.served.settle()
+
     node.store.hold("State.finish")
     submitted = node.feedback.submit.start(Batch("b", [rating("x", 1.0, rater="ann")]))
     assert node.store.held.wait(60)
     node.feedback.appoint.now(Rater("bob", trust=0.5))
-    first, _ = node.store.held, node.store.hold("State.finish")
-    assert first.is_set()
-    node.store.release()
-    assert node.store.held.wait(60)
+    again()
     appointed = node.feedback.appoint.start(Rater("carl", trust=0.5))
     node.served.settle()
+    last = state.get.now(b"rater")
+    assert last is not None
+    state.commit.now([Write(last.key, last.value)])
+    again()
     node.store.release()
     receipt = submitted.result()
     assert not receipt.repeated
