@@ -28,6 +28,14 @@ def tally(node: Shell) -> Shell:
     return node
 
 
+@pytest.fixture(scope="module")
+def spare(tally: Shell) -> Shell:
+    """With a keyspace `spare.rows` whose server is stopped: anything may be written there."""
+    tally.said("load", "spare", "tally", "--level", "process")
+    tally.said("stop", "spare")
+    return tally
+
+
 def lines(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
@@ -131,33 +139,33 @@ def test_rows_and_their_history(tally: Shell) -> None:
     assert newer["revision"] > older["revision"]
 
 
-def test_a_value_that_is_none_is_not_taken_for_a_deletion(tally: Shell) -> None:
-    with connect(str(tally.folder / "node")) as node:
-        state = node.keyspace("tally.rows")
+def test_a_value_that_is_none_is_not_taken_for_a_deletion(spare: Shell) -> None:
+    with connect(str(spare.folder / "node")) as node:
+        state = node.keyspace("spare.rows")
         first, _, gone, _ = (
             state.commit.now([Write(b"nil", value)]).revision for value in (b"\xc0", b"\x07", None, b"\xc0")
         )
         last = state.commit.now([Write(b"nil", b"\xc0")]).revision
     try:
-        assert lines(tally.said("range", "tally.rows", "--prefix", "nil"))[1][-1] == "null"
-        told = [row[-1] for row in lines(tally.said("history", "tally.rows", "nil"))[1:]]
+        assert lines(spare.said("range", "spare.rows", "--prefix", "nil"))[1][-1] == "null"
+        told = [row[-1] for row in lines(spare.said("history", "spare.rows", "nil"))[1:]]
         assert told == ["null", "null", "(deleted)", "7", "null"]
-        assert [row[-1] for row in lines(tally.said("blame", "tally.rows", "nil"))[1:]] == told
-        deleted = [row.get("deleted", False) for row in tally.json("history", "tally.rows", "nil")]
+        assert [row[-1] for row in lines(spare.said("blame", "spare.rows", "nil"))[1:]] == told
+        deleted = [row.get("deleted", False) for row in spare.json("history", "spare.rows", "nil")]
         assert deleted == [False, False, True, False, False]
-        watched = tally.said("watch", "tally.rows", "--prefix", "nil", "--at", str(first - 1), "--count", "3")
+        watched = spare.said("watch", "spare.rows", "--prefix", "nil", "--at", str(first - 1), "--count", "3")
         assert [line.split(" = ")[1] for line in watched.splitlines()] == ["null", "7", "(deleted)"]
         for start, end, change in (
             (first - 1, first, "added null"), (first, first + 1, "null -> 7"), (first + 1, gone, "removed 7"),
             (first + 1, last, "7 -> null"), (first, gone, "removed null"),
         ):  # fmt: skip
-            told_of = tally.said(
-                "diff", "tally.rows", "--keys", "nil", "--from", str(start), "--to", str(end)
+            told_of = spare.said(
+                "diff", "spare.rows", "--keys", "nil", "--from", str(start), "--to", str(end)
             )
             assert told_of.splitlines()[1].endswith(change)
     finally:
-        with connect(str(tally.folder / "node")) as node:
-            node.keyspace("tally.rows").commit.now([Write(b"nil")])
+        with connect(str(spare.folder / "node")) as node:
+            node.keyspace("spare.rows").commit.now([Write(b"nil")])
 
 
 HUGE = "9" * 26
@@ -179,20 +187,20 @@ def test_a_number_that_is_none_is_a_sentence(tally: Shell, code: int, words: tup
     assert "fault" not in tally.refused(code, *words)
 
 
-def test_a_range_ends_at_its_limit_and_not_where_a_page_of_the_store_does(tally: Shell) -> None:
+def test_a_range_ends_at_its_limit_and_not_where_a_page_of_the_store_does(spare: Shell) -> None:
     """Rows of 200 kB: two fit a page."""
     keys = [f"wide {number}" for number in range(7)]
-    with connect(str(tally.folder / "node")) as node:
-        state = node.keyspace("tally.rows")
+    with connect(str(spare.folder / "node")) as node:
+        state = node.keyspace("spare.rows")
         for key in keys:
             state.commit.now([Write(key.encode(), key.encode() * 30_000)])
-        words = "range", "tally.rows", "--prefix", "wide"
+        words = "range", "spare.rows", "--prefix", "wide"
         try:
-            assert [row["key"] for row in tally.json(*words)] == keys
-            assert [row["key"] for row in tally.json(*words, "--reverse", "--limit", "6")] == keys[:0:-1]
-            assert [row["key"] for row in tally.json(*words, "--at", "0s", "--limit", "10001")] == keys
-            assert "more after" not in tally.said(*words)
-            assert tally.said(*words, "--limit", "6").splitlines()[-1].startswith("more after these 6: ")
+            assert [row["key"] for row in spare.json(*words)] == keys
+            assert [row["key"] for row in spare.json(*words, "--reverse", "--limit", "6")] == keys[:0:-1]
+            assert [row["key"] for row in spare.json(*words, "--at", "0s", "--limit", "10001")] == keys
+            assert "more after" not in spare.said(*words)
+            assert spare.said(*words, "--limit", "6").splitlines()[-1].startswith("more after these 6: ")
         finally:
             state.commit.now([Write(key.encode()) for key in keys])
 
