@@ -52,6 +52,8 @@ class Admission:
         self._running: dict[str, int] = {}
         """With the order in which what was started here waited, until its row says that it runs."""
         self._starts = deque(starts)
+        self._began: dict[str, float] = {}
+        """When what was started here was, until its row says that it runs."""
 
     def __len__(self) -> int:
         return len(self._there)
@@ -68,7 +70,15 @@ class Admission:
     def runs(self, name: str) -> None:
         """A workflow of the queue's runs already."""
         self._there.pop(name, None)
+        self._began.pop(name, None)
         self._running[name] = _RUNS
+
+    def withdraw(self, name: str) -> None:
+        """What was to be started is not to be: it took nobody's turn."""
+        began = self._began.get(name)
+        if began is not None and began in self._starts:
+            self._starts.remove(began)
+        self.gone(name)
 
     def stays(self, name: str) -> None:
         """What was started could not be: its row may say that it waits, as it did."""
@@ -78,6 +88,7 @@ class Admission:
     def gone(self, name: str) -> None:
         """It waits or runs no more."""
         self._there.pop(name, None)
+        self._began.pop(name, None)
         self._running.pop(name, None)
 
     def next(self, now: float) -> str | None:
@@ -90,6 +101,7 @@ class Admission:
         self._running[waiting.name] = waiting.order
         if self.queue.rate is not None:
             self._starts.append(now)
+            self._began[waiting.name] = now
         return waiting.name
 
     def starts(self) -> list[float]:

@@ -428,7 +428,10 @@ class Workflows:
             )
         more: list[Write] = []
         admission = self._admissions.get(row.queue)
-        if row.status == "queued" and admission is not None and admission.queue.rate is not None:
+        if row.status == "queued" and admission is not None and claimed.status != "running":
+            admission.withdraw(row.name)
+            self._changed.set()
+        elif row.status == "queued" and admission is not None and admission.queue.rate is not None:
             more.append(Write(queue_key(row.queue), encode(QueueRow(starts=admission.starts()))))
         await self._rewrite(claimed, revision, more)
 

@@ -229,6 +229,22 @@ def test_a_rate_holds_over_a_crash(running: Running, label: str) -> None:
     assert row is not None and row.status == "queued"
 
 
+def test_what_another_version_does_not_start_takes_nobodys_turn(tmp_path: Path, label: str) -> None:
+    """Two an hour may start, and two were refused."""
+    with ExitStack() as stack:
+        here = Here(stack, tmp_path, version="1")
+        old = [f"{label} {number}" for number in range(2)]
+        here.pause()
+        for id in old:
+            here.stages.wait.begin.now(Start(id=id, queue="slow"), id)
+        here.crash(version="2")
+        for id in old:
+            until(here, id, "waiting")
+        new = f"{label} new"
+        here.stages.wait.begin.now(Start(id=new, queue="slow"), new)
+        let(here, new)
+
+
 def test_one_of_a_deduplication_key_at_a_time(running: Running, label: str) -> None:
     start = Start(id=label, queue="two", deduplicate=label)
     running.stages.wait.begin.now(start, label)
