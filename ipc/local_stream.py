@@ -10,7 +10,7 @@ from .changes import Signal
 from .errors import Aborted, AtollError, TooLarge
 from .limits import MAX_PAYLOAD
 from .method import MethodSpec
-from .streams import Receiver, Sender, cost
+from .streams import WINDOW, Receiver, Sender, cost
 
 
 class LocalStream:
@@ -29,6 +29,8 @@ class LocalStream:
         self._reply: bytes | None = None
         self._error: AtollError | None = None
         self._over = False
+        self._unread = 0
+        """Items that came after it was."""
         self._finished = False
 
     # the server's side
@@ -43,8 +45,14 @@ class LocalStream:
                 items = items[count:]
             else:
                 await self._changed.wait(self._affordable(cost(items[0])))
-        if self._over:  # its source is cancelled in a turn of the loop, which nothing else may give
-            await trio.lowlevel.checkpoint()
+        if self._over:
+            # Its source is cancelled in a turn of the loop, which nothing else may give; and where it waits, as in a server
+            # process. One that never waits hears of it here.
+            self._unread += len(items)
+            if self._unread > WINDOW:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _affordable(self, price: int) -> Callable[[], bool]:
         """Whether there is credit for it by now, or none is needed any more."""
