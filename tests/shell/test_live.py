@@ -261,8 +261,9 @@ def test_a_watch_that_is_behind_says_so_once_and_leaves_nothing_out(tally: Shell
 def test_how_far_back_and_what_is_pinned(tally: Shell) -> None:
     head, *rows = lines(tally.said("horizons"))
     assert head[:3] == ["KEYSPACE", "KEPT", "HORIZON"]
-    assert [row[0] for row in rows] == ["kernel", "kernel/log", "references", "tally.rows"]
-    assert rows[3][1:6] == ["for", "ever", "-", "-", "0"]
+    kept = {row[0]: row[1:6] for row in rows}
+    assert list(kept) == sorted(kept) and {"kernel", "kernel/log", "references", "tally.rows"} <= kept.keys()
+    assert kept["tally.rows"] == ["for", "ever", "-", "-", "0"]
     (one,) = tally.json("horizons", "tally.rows")
     assert (one["keyspace"], one["horizon"]["revision"]) == ("tally.rows", 0)
     assert tally.said("pins") == "nothing is pinned\n"
