@@ -80,8 +80,7 @@ def point(folder: Path, manifest: Manifest, at: int | float | None) -> Point:
         with archive.segment(folder, entries[index]) as segment:
             found = segment.last_at(int(at * 1e9)) if isinstance(at, float) else segment.last_upto(at)
         if not found:
-            # Then nothing was written between the one before and that moment; unless compaction took it.
-            index = index - 1 if entries[index].floor <= entries[index].after else None
+            index = index - 1 if _stands_before(entries, index, at) else None
     if index is None or not found or found <= entries[index].floor:
         raise Refused(
             f"{_said(at)} is not in the backup, which covers {covers(manifest)}: ask for one of those"
@@ -97,6 +96,13 @@ def _segment_of(entries: list[Entry], at: int | float) -> int | None:
     if isinstance(at, float) and at * 1e9 <= entries[-1].taken:
         return len(entries) - 1
     return None
+
+
+def _stands_before(entries: list[Entry], index: int, at: int | float) -> bool:
+    """Whether nothing was written from the end of the segment before to a moment for which this one has nothing: compaction
+    may have taken that, unless the other's backup was begun later than the moment."""
+    before = entries[index - 1].taken if index else 0
+    return entries[index].floor <= entries[index].after or (isinstance(at, float) and at * 1e9 <= before)
 
 
 def covers(manifest: Manifest) -> str:

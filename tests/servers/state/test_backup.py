@@ -337,6 +337,7 @@ def test_what_compaction_took_between_two_backups_stays_away(tmp_path: Path) -> 
 def test_a_moment_of_which_nothing_is_left_is_not_the_one_before_it(tmp_path: Path) -> None:
     """Before, what stood at the end of the backup before was restored for it, with a row that had been deleted by then."""
     held, folder = Held(), tmp_path / "archive"
+    held.kept.hands.now = clock.wall()
     short = held.kept.keyspace_state("short", Retention(age=1.0))
     short.commit.start([Write(b"gone", b"1")]).result()
     held.write(2)
@@ -353,6 +354,26 @@ def test_a_moment_of_which_nothing_is_left_is_not_the_one_before_it(tmp_path: Pa
         with pytest.raises(Refused, match="is not in the backup"):
             point(folder, manifest, at)
     assert point(folder, manifest, before).revision == before
+
+
+def test_a_moment_before_a_backup_began_is_as_it_says_whatever_compaction_took_later(tmp_path: Path) -> None:
+    """Before, such a moment was restored until the next backup was made, and refused from then on."""
+    held, folder = Held(), tmp_path / "archive"
+    short = held.kept.keyspace_state("short", Retention(age=1.0))
+    held.kept.hands.now = clock.wall() - 100
+    held.write(1)
+    before = held.back_up(folder)
+    quiet = clock.wall() - 50
+    assert point(folder, archive.existing(folder), quiet).revision == before
+    held.kept.hands.now += 200
+    for write in (Write(b"too", b"1"), Write(b"too")):
+        short.commit.start([write]).result()
+    held.kept.hands.now += 100
+    held.write(1)
+    held.kept.compact()
+    held.back_up(folder)
+    assert archive.existing(folder).segments[-1].floor > before
+    assert point(folder, archive.existing(folder), quiet).revision == before
 
 
 def test_who_may_not_copy_the_store() -> None:
