@@ -38,8 +38,9 @@ _RESUMED: Final = frozenset({"cancelled", "waiting", "parked"})
 def workflows(state: State, *, ended: bool, as_of: AsOf = None) -> Iterator[WorkflowRow]:
     """Those that have not ended; with `ended` the others as well. One that ends meanwhile has."""
     found: dict[str, WorkflowRow] = {}
+    at = _revision(state, as_of)
     for start, end in spans(ended=ended):
-        for item in _items(state, start, end, as_of):
+        for item in _items(state, start, end, at):
             row = workflow_of(item.value or b"")
             found[row.name] = row
     yield from found.values()
@@ -54,7 +55,7 @@ def find(state: State, name: str, as_of: AsOf = None) -> WorkflowRow | None:
 
 def steps(state: State, name: str, as_of: AsOf = None) -> list[tuple[int, StepRow]]:
     """What is recorded of a workflow's steps, in their order."""
-    items = _items(state, *steps_between(name), as_of)
+    items = _items(state, *steps_between(name), _revision(state, as_of))
     return [(number_in(item.key), step_of(item.value or b"")) for item in items]
 
 
@@ -147,7 +148,12 @@ def fork(state: State, name: str, step: int, id: str) -> WorkflowRow:
     return forked
 
 
-def _items(state: State, start: bytes, end: bytes, as_of: AsOf) -> Iterator[Item]:
+def _revision(state: State, as_of: AsOf) -> int | None:
+    """A moment as a revision: a time may stand for a later one when the next page is asked for."""
+    return state.revision_at.now(as_of) if isinstance(as_of, float) else as_of
+
+
+def _items(state: State, start: bytes, end: bytes, as_of: int | None) -> Iterator[Item]:
     while True:
         page = state.range.now(start, end, PAGE, as_of)
         yield from page.items

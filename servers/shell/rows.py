@@ -198,7 +198,7 @@ def pages(
     most: int = AT_ONCE,
     reverse: bool = False,
 ) -> Iterator[list[Item]]:
-    """A range, page by page; without a moment each is as it is when it is asked for."""
+    """A range, page by page; without a moment each is as it is when it is asked for, with one all are of one state."""
     more = True
     while more:
         page = state.range.now(start, end, most, as_of, reverse)
@@ -206,6 +206,8 @@ def pages(
             yield page.items
             last = page.items[-1].key
             start, end = (start, last) if reverse else (last + b"\0", end)
+        # As `Keyspace.range`: a time may stand for a later revision by then.
+        as_of = page.revision if isinstance(as_of, float) else as_of
         more = page.more and bool(page.items)
 
 

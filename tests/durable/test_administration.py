@@ -1,5 +1,6 @@
 """What a person does to workflows from outside: by writes of their rows, which the server learns of."""
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ class EndsMeanwhile:
     def __init__(self, state: State, name: str) -> None:
         self._state = state
         self._name = name
+        self.revision_at = state.revision_at
 
     @property
     def range(self) -> "EndsMeanwhile":
@@ -158,3 +160,10 @@ def test_a_workflow_that_ends_while_all_are_listed_is_listed_once(running: Runni
     state: Any = EndsMeanwhile(running.rows(), name)
     found = [row.status for row in administration.workflows(state, ended=True) if row.name == name]
     assert found == ["cancelled"]
+
+
+def test_all_are_listed_as_of_one_state_though_the_time_is_not_over(running: Running, label: str) -> None:
+    name = held(running, label, "after 2")
+    state: Any = EndsMeanwhile(running.rows(), name)
+    listed = administration.workflows(state, ended=True, as_of=time.time() + 3600)
+    assert [row.status for row in listed if row.name == name] == ["running"]

@@ -3,13 +3,16 @@
 import re
 import subprocess
 import sys
+import time
 
 import msgspec
 import pytest
 
 from atoll.ipc.attach import connect
+from atoll.ipc.memory_store import MemoryStore
 from atoll.ipc.system.state import Write
 from atoll.servers.shell import exits
+from atoll.servers.shell.rows import pages
 
 from .conftest import Shell
 
@@ -183,3 +186,16 @@ def test_more_is_put_back_than_a_message_holds(spare: Shell) -> None:
     ]
     (newest, *_) = spare.json("blame", "spare.rows", keys[0])
     assert newest["note"] == f"rollback to {then}" and newest["by"].startswith("@")
+
+
+def test_all_pages_as_of_a_time_are_of_one_state() -> None:
+    """Also where something is committed meanwhile that bears no later time; forwards and in reverse."""
+    store = MemoryStore()
+    state = store.state(store.state().make_keyspace.start("rows").result())
+    state.commit.now([Write(key, b"then") for key in (b"a", b"b", b"c")])
+    for reverse in (False, True):
+        found = []
+        for page in pages(state, b"", b"", time.time() + 3600, 1, reverse):
+            found += [item.value for item in page]
+            state.commit.now([Write(key, b"now") for key in (b"a", b"b", b"c")])
+        assert len(found) == 3 and len(set(found)) == 1
