@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import msgspec
+import trio
 
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.system import kernel as calls
@@ -17,6 +18,7 @@ from atoll.ipc.system.records import SliceRow
 
 from . import image
 from .events import Events
+from .image_check import STORE
 from .image_read import keys_of
 from .node import Node
 from .parties import Party, Serving
@@ -96,7 +98,13 @@ class Allotments:
                     unenforced=said,
                     by=by.holder,
                 )
-                await node.store.commit(node.store.batch(f"set_slice {server.name}").put(row).changes())
+                changes = node.store.batch(f"set_slice {server.name}").put(row).changes()
+                if server.name == STORE:
+                    # Its restart waits for this, so this cannot wait for it. Seen through, as what `commit` has sent.
+                    with trio.CancelScope(shield=True):
+                        await node.store.commit_or_keep(changes)
+                else:
+                    await node.store.commit(changes)
             except BaseException as error:
                 server.own, server.unenforced = before
                 with suppress(OSError):  # what could not be set as a whole may not be put back as a whole

@@ -13,6 +13,7 @@ from atoll.ipc.system.state import Item
 from atoll.microkernel.slices import Limits, io_priority
 
 from .nodes import PACKAGES, RealNode, booted, interface
+from .test_store_over_restarts import PLAIN, kill_store
 
 Counter = interface("counter", "Counter")
 Lessee = interface("lessee", "Lessee")
@@ -87,6 +88,19 @@ def test_what_a_person_set_stays_for_what_a_person_loaded(tmp_path: Path) -> Non
         node.stop()
         node.boot()
         assert not any("slice of server counter" in line for line in node.said)
+
+
+def test_the_store_may_be_given_other_limits_while_it_is_down(tmp_path: Path) -> None:
+    """Its restart waits until the change is through, which cannot wait for the store, then."""
+    late = PLAIN.replace("needs = {}", "needs = {}\nrestart = { first = 1, most = 1 }")
+    with booted(tmp_path, text=late) as node, node.attach() as attached:
+        kill_store(attached)
+        while next(row for row in attached.kernel.ps.now() if row.server == "state").state != "restarting":
+            pass
+        assert attached.kernel.set_slice.now("state", Slice(cpu_weight=200)).cpu_weight == 200
+        while not (kept := rows(attached, "server state")):  # it waits in the journal
+            pass
+        assert kept[0] is not None and kept[0].limits["cpu_weight"] == 200
 
 
 def priority_of(pid: int) -> list[int]:
