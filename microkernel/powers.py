@@ -51,6 +51,8 @@ class Powers:
         self._windows = windows
         self._unwritten: dict[int, _Taken] = {}
         """By capability the revocations whose rows are not there yet: whoever tries again finds and writes them."""
+        self._owed = set[int]()
+        """Capabilities of those of them that wait in the journal."""
 
     # for people ---------------------------------------------------------------------------------------------
 
@@ -301,11 +303,12 @@ class Powers:
                 try:
                     await self._node.store.commit(batch.changes())
                 except AtollError:
-                    self._node.store.owe(
-                        batch
-                    )  # if nobody tries again: without it the next boot brings it back
+                    if id not in self._owed:  # however often somebody tries again
+                        self._node.store.owe(batch)  # without it the next boot brings it back
+                        self._owed.add(id)
                     raise
             reach("revoke: committed")
+        self._owed.discard(id)
         if self._unwritten.pop(id, None) is not None:
             self._events.capabilities((), taken.ended)
         return len(taken.ended.gone)
