@@ -166,9 +166,9 @@ class Store:
     def _instead(self, changes: Changes) -> Iterator[None]:
         """These changes take the place of what `later` was told of the same rows before, which must not overwrite what
         somebody was told is so; unless they come to nothing."""
-        older = {
+        older = {  # the latest of them last: should this come to nothing, it is what is told
             key: waiting.pop(key)
-            for waiting in (self._taken, self._later, self._put_off)
+            for waiting in (self._put_off, self._taken, self._later)
             for key in changes.writes
             if key in waiting
         }

@@ -197,6 +197,21 @@ async def test_a_commit_that_fails_leaves_what_waited(table: tuple[Table, Store]
     assert list(state.rows.values()) == [event("old").value()]
 
 
+async def test_a_commit_that_fails_leaves_the_latest_of_what_waited(table: tuple[Table, Store]) -> None:
+    """Of one row, what the store refused is older than what was told since."""
+    state, store = table
+    state.answer.set()
+    state.fault = StoreFull("the store", 2, 1)
+    store.later(Batch(b"1", note="test").put(event("started")), keep=True)
+    await store.flush()
+    store.later(Batch(b"2", note="test").put(event("ended")))
+    with pytest.raises(StoreFull):
+        await store.commit(Batch(b"3", note="test").put(event("refused")).changes())
+    state.fault = None
+    await store.flush()
+    assert list(state.rows.values()) == [event("ended").value()]
+
+
 async def test_rows_that_the_store_refuses_are_counted(table: tuple[Table, Store]) -> None:
     state, store = table
     state.answer.set()
