@@ -287,7 +287,10 @@ class Store:
                 await self._some.wait()
             await trio.sleep(GATHER)
             await self.flush()
-            self._some = trio.Event() if not self._later else self._some
+            if self._later:  # what was put off is among it, for which nobody set this
+                self._some.set()
+            else:
+                self._some = trio.Event()
 
     async def flush(self) -> None:
         """Commits what is there now. What the store refuses is given up and counted: it is a record, not a decision."""

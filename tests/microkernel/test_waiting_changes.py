@@ -15,7 +15,7 @@ from atoll.ipc.system.records import EventRow
 from atoll.ipc.system.state import StoreFull, Write
 from atoll.microkernel.changes import Batch, Changes
 from atoll.microkernel.journal import create, open_
-from atoll.microkernel.store import JOURNAL_RECORDS_MOST, Store
+from atoll.microkernel.store import JOURNAL_RECORDS_MOST, ROOM_AGAIN, Store
 
 
 class Taking:
@@ -276,6 +276,25 @@ async def test_what_is_owed_is_kept_until_the_store_takes_it(table: tuple[Table,
     state.rows.clear()
     await store.flush()
     assert not state.rows
+
+
+async def test_what_is_owed_is_tried_until_a_busy_store_takes_it(
+    table: tuple[Table, Store], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also where nothing else is told that would have it tried."""
+    state, store = table
+    state.answer.set()
+    state.fault = StoreFull("the store", 2, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.write_later)
+        store.owe(Batch(b"1", note="test").put(event("decided")))
+        await trio.sleep(ROOM_AGAIN / 2)
+        state.fault = Overloaded("state")
+        await trio.sleep(2 * ROOM_AGAIN)
+        state.fault = None
+        await trio.sleep(2 * ROOM_AGAIN)
+        nursery.cancel_scope.cancel()
+    assert list(state.rows.values()) == [event("decided").value()]
 
 
 async def test_what_is_owed_is_known_to_the_next_boot(tmp_path: Path) -> None:
