@@ -100,19 +100,30 @@ class Store:
                 await self._settle()
 
     async def _settle(self) -> None:
-        """What waits is committed before the store takes anything else, as far as it takes it."""
-        losses, tried = self._losses, set[bytes]()
+        """What waits is committed before the store takes anything else, as far as it takes it. Raises the first refusal."""
+        losses, tried, refused = self._losses, set[bytes](), set[bytes]()
+        refusal: AtollError | None = None
         try:
             while left := [each for each in self.journal.waiting.values() if each.id not in tried]:
                 for changes in left:
                     tried.add(changes.id)
-                    await self._commit_waiting(changes)
+                    if refused.isdisjoint(changes.writes):
+                        try:
+                            await self._commit_waiting(changes)
+                            continue
+                        except PeerFault:
+                            raise
+                        except AtollError as error:
+                            refusal = refusal or error
+                    refused.update(changes.writes)  # nothing newer of these rows goes before it
         except PeerFault:
             pass  # what was not committed stays in the journal: nothing newer of its rows goes before it
         finally:
             if losses == self._losses:
                 self._serves = True
                 self._changed()
+        if refusal is not None:
+            raise refusal
 
     def lost(self) -> None:
         """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""

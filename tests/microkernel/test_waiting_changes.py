@@ -241,6 +241,35 @@ async def test_a_store_that_has_no_room_for_what_waits_ends_nobody(table: tuple[
     assert list(state.rows.values()) == [event("it was").value()]
 
 
+async def test_what_the_store_has_no_room_for_keeps_nothing_else_in_the_journal(
+    table: tuple[Table, Store],
+) -> None:
+    """A decision that was owed lies before what became of the store itself. What is newer of its rows waits with it."""
+    state, store = table
+    state.answer.set()
+    state.fault, state.only = StoreFull("the store", 2, 1), event("owed").value()
+    for number, rows in enumerate(
+        (
+            [event("owed")],
+            [event("since"), numbered(2, "since")],
+            [numbered(2, "last")],
+            [numbered(3, "other")],
+        )
+    ):
+        store.journal.wait(Batch(b"%d" % number, note="test").put(*rows).changes())
+    await store.settle()
+    assert store.serves
+    assert state.sent == [numbered(3, "other").value()]
+    state.fault = None
+    await store.settle()
+    assert not store.journal.waiting
+    assert set(state.rows.values()) == {
+        event("since").value(),
+        numbered(2, "last").value(),
+        numbered(3, "other").value(),
+    }
+
+
 async def test_rows_of_two_who_hand_them_over_at_once_are_all_kept(table: tuple[Table, Store]) -> None:
     """A shutdown does so while it is done in the background."""
     state, store = table
