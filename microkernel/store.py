@@ -192,12 +192,13 @@ class Store:
         self._owed.difference_update(changes.writes)
 
     def _before(self, changes: Changes) -> list[Changes]:
-        """What waits in the journal of the same rows."""
-        return [
-            older
-            for older in self.journal.waiting.values()
-            if older.id != changes.id and not older.writes.keys().isdisjoint(changes.writes)
-        ]
+        """What waits in the journal of the same rows, and of those that are written with them there."""
+        found, rows = list[Changes](), set(changes.writes)
+        for older in reversed(self.journal.waiting.values()):
+            if older.id != changes.id and not rows.isdisjoint(older.writes):
+                found.append(older)
+                rows.update(older.writes)
+        return found[::-1]
 
     async def _commit_before(self, changes: Changes) -> None:
         """What waits in the journal of the same rows goes first: later it would undo them. Whoever awaited this sends at

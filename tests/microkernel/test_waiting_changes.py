@@ -426,6 +426,21 @@ async def test_what_was_refused_and_waits_on_goes_before_what_is_decided_on_the_
     assert sorted(filter(None, state.rows.values())) == sorted([event("new").value(), others.value()])
 
 
+async def test_what_goes_first_goes_behind_what_waits_of_its_other_rows(table: tuple[Table, Store]) -> None:
+    state, store = table
+    state.answer.set()
+    state.fault, state.only = StoreFull("the store", 2, 1), event("first").value()
+    for number, rows in enumerate(([event("first")], [event("second"), numbered(2, "second")])):
+        store.journal.wait(Batch(b"%d" % number, note="test").put(*rows).changes())
+    third = Batch(b"3", note="test").put(numbered(2, "third")).changes()
+    with pytest.raises(StoreFull):
+        await store.commit(third)
+    state.fault = None
+    await store.commit(third)
+    await store.settle()
+    assert set(state.rows.values()) == {event("second").value(), numbered(2, "third").value()}
+
+
 async def test_rows_that_nobody_waits_for_do_not_go_before_what_waits_of_them(
     table: tuple[Table, Store],
 ) -> None:
