@@ -30,6 +30,8 @@ class Failing(FaultyTransport):
         super().__init__(transport_of(state))
         self.state = bind(State, self)
         self._planned: list[_Planned] = []
+        self.opened: list[bytes] = []
+        """Arguments of each stream that was opened. Who meets what is there, and then watches, has met it by then."""
 
     def fail(self, method: str, error: AtollError, *, about: bytes = b"", taken: bool = False) -> None:
         """The next call of the method that has `about` in its message ends with the error. `taken`: the store has done
@@ -81,4 +83,5 @@ class Failing(FaultyTransport):
         planned = self._next(method, payload)
         if planned is not None and planned.error is not None:
             raise planned.error
+        self.opened.append(bytes(payload))
         return self.inner.open(method, payload, options)

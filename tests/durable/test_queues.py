@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from atoll.ipc.durable import Queue, Start
 from atoll.ipc.durable.queues import Admission, Waiting
+from atoll.ipc.durable.rows import OPEN
 from atoll.ipc.errors import BadRequest, NotFound
 
 from .conftest import Here, Running, row_of, until
@@ -167,6 +168,8 @@ def test_one_that_is_heard_of_twice_as_it_is_started_keeps_its_place(tmp_path: P
     with ExitStack() as stack:
         here = Here(stack, tmp_path)
         first, better = f"{label} first", f"{label} better"
+        while not any(OPEN in each for each in here.store.opened):  # before that nothing is looked for
+            here.stages.counts.now()
         begins = here.store.hold("commit", about=f"{first}, begun".encode())
         looks = here.store.hold("get", about=first.encode())
         starts = here.store.hold("commit", about=f"{first}, running".encode(), taken=False)

@@ -142,4 +142,5 @@ def test_a_channel_that_is_closed_by_what_its_own_call_settles_takes_nobody_alon
         liar.rewind(1, memory.base + 64 * 999)
         ask("settle")
         lives(served)
-        assert served.misbehaved
+        while not served.misbehaved:  # the call is taken in a turn of the server's own
+            lives(served)
