@@ -33,6 +33,11 @@ class Failing(FaultyTransport):
         self.opened: list[bytes] = []
         """Arguments of each stream that was opened. Who meets what is there, and then watches, has met it by then."""
 
+    @property
+    def all_met(self) -> bool:
+        """Whether each call came that was to fail or to be held back."""
+        return not self._planned
+
     def fail(self, method: str, error: AtollError, *, about: bytes = b"", taken: bool = False) -> None:
         """The next call of the method that has `about` in its message ends with the error. `taken`: the store has done
         it all the same."""

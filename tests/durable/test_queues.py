@@ -199,6 +199,7 @@ def test_one_that_could_not_be_started_waits_as_before(tmp_path: Path, label: st
         )
         here.stages.wait.begin.now(Start(id=label, queue="one"), label)
         let(here, label)
+        assert here.store.all_met
 
 
 def arrives(here: Here, held: list[Callable[[], None]]) -> None:

@@ -144,3 +144,4 @@ def test_a_channel_that_is_closed_by_what_its_own_call_settles_takes_nobody_alon
         lives(served)
         while not served.misbehaved:  # the call is taken in a turn of the server's own
             lives(served)
+        assert {found.channel for found in served.misbehaved} == {memory.number}
