@@ -101,29 +101,33 @@ class Store:
 
     async def _settle(self) -> None:
         """What waits is committed before the store takes anything else, as far as it takes it. Raises the first refusal."""
-        losses, tried, refused = self._losses, set[bytes](), set[bytes]()
-        refusal: AtollError | None = None
+        losses = self._losses
         try:
-            while left := [each for each in self.journal.waiting.values() if each.id not in tried]:
-                for changes in left:
-                    tried.add(changes.id)
-                    if refused.isdisjoint(changes.writes):
-                        try:
-                            await self._commit_waiting(changes)
-                            continue
-                        except PeerFault:
-                            raise
-                        except AtollError as error:
-                            refusal = refusal or error
-                    refused.update(changes.writes)  # nothing newer of these rows goes before it
-        except PeerFault:
-            pass  # what was not committed stays in the journal: nothing newer of its rows goes before it
+            refusal = await self._commit_all_waiting()
         finally:
             if losses == self._losses:
                 self._serves = True
                 self._changed()
         if refusal is not None:
             raise refusal
+
+    async def _commit_all_waiting(self) -> AtollError | None:
+        """In the order in which it was decided, with what comes to wait meanwhile. Returns the first refusal: what was
+        refused stays in the journal, and nothing newer of its rows goes before it."""
+        tried, refused = set[bytes](), set[bytes]()
+        refusal: AtollError | None = None
+        while changes := next((each for each in self.journal.waiting.values() if each.id not in tried), None):
+            tried.add(changes.id)
+            try:
+                if refused.isdisjoint(changes.writes):
+                    await self._commit_waiting(changes)
+                    continue
+            except PeerFault:
+                break
+            except AtollError as error:
+                refusal = refusal or error
+            refused.update(changes.writes)
+        return refusal
 
     def lost(self) -> None:
         """`state` is down, or about to be swapped: what is about it goes to the journal meanwhile."""
