@@ -97,6 +97,7 @@ class Channel:
         """Begin a new epoch: nothing that the dead process left in the rings counts, except what it had taken."""
         taken = self.taken()
         self.epoch += 1
+        # Cannot be spared: another base, `self.base = base`.
         self.base = base
         self.state = RESTARTING
         self._tell(taken)

@@ -39,7 +39,9 @@ void ring_consumer_begin(struct consumer *ring, const unsigned char SHARED *data
     ring->consumed = consumed;
     ring->size = size;
     store_relaxed(&ring->position, position);
-    /* Ordered by nothing: the producer of this epoch begins after that of the one before has ended. */
+    /* Ordered by nothing of its own: the first request of the epoch is committed after it, and who produces
+     * here looks at it when it has that. Cannot be spared: the index at the new base,
+     * `store_relaxed(&consumed->position, position)`. */
     store_relaxed(&consumed->position, position);
 }
 

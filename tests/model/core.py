@@ -57,31 +57,42 @@ class Core:
 
     # ring.c -----------------------------------------------------------------------------------------------------------
 
-    def ring_produce(self, position: int, payload: dict[str, Value], lines: int, record: int = 1) -> Steps:
-        """A record at `position` of a ring of `lines` lines whose word N is `lineN`; `payload` are its words."""
+    def ring_consumer_begin(self, base: int, ring: str = "") -> Steps:
+        """Who takes from a ring of a new epoch says where it begins."""
+        return (
+            [Store(f"{ring}consumed", base)]
+            if self.has("ring.c ring_consumer_begin the index at the new base")
+            else []
+        )
+
+    def ring_produce(
+        self, position: int, payload: dict[str, Value], lines: int, record: int = 1, ring: str = ""
+    ) -> Steps:
+        """A record at `position` of a ring of `lines` lines whose word N is `lineN`; `payload` are its words. `ring`: what
+        its words' names begin with, where there are two."""
         return [
             *(Store(word, value) for word, value in payload.items()),
             *(
-                [Store(f"line{(position + record) % lines}", 0)]
+                [Store(f"{ring}line{(position + record) % lines}", 0)]
                 if self.has("ring.c ring_produce the zero where the next record will commit")
                 else []
             ),
-            self.store_release("ring.c ring_produce", f"line{position % lines}", position + 1),
+            self.store_release("ring.c ring_produce", f"{ring}line{position % lines}", position + 1),
         ]
 
     def ring_observe(self, to: str) -> Steps:
         return [self.load_acquire("ring.c ring_observe", to, "consumed")]
 
-    def ring_ready(self, position: int, lines: int, no: str) -> Steps:
+    def ring_ready(self, position: int, lines: int, no: str, ring: str = "") -> Steps:
         """Goes on if the record is there, to `no` if not."""
         commit = self.fresh("commit")
         return [
-            self.load_acquire("ring.h ring_ready", commit, f"line{position % lines}"),
+            self.load_acquire("ring.h ring_ready", commit, f"{ring}line{position % lines}"),
             Jump(no, (commit,), lambda seen, wanted=position + 1: seen != wanted),
         ]
 
-    def ring_finish(self, position: int, record: int = 1) -> Steps:
-        return [self.store_release("ring.c ring_finish", "consumed", position + record)]
+    def ring_finish(self, position: int, record: int = 1, ring: str = "") -> Steps:
+        return [self.store_release("ring.c ring_finish", f"{ring}consumed", position + record)]
 
     # wait.c -----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from .core import CLOSED, DOORBELL, FUTEX, OPEN, Claim, Core, Steps
-from .machine import WINDOW, Await, Exploration, Jump, Label, Load, Ring, Sleep, Store, Wake, explore
+from .machine import WINDOW, Await, Exploration, Jump, Label, Listen, Load, Ring, Sleep, Store, Wake, explore
 
 HOUSE = Path(__file__).parents[2]
 Programs = dict[str, Steps]
@@ -140,6 +140,45 @@ def a_notice_is_read_whole(core: Core) -> tuple[Programs, dict[str, int]]:
         Label("again"),
     ]
     return {"kernel": kernel, "client": client}, {"epoch": 1, "base": 10, "state": OPEN}
+
+
+@model
+def both_ends_go_on_at_a_new_base(core: Core) -> tuple[Programs, dict[str, int]]:
+    """A server died with a reply committed. Its client takes that, puts its words to the base of the new epoch, and calls; the
+    next server replies over it. Nothing of the old epoch is taken for something of the new one, what the client still
+    copies is not written over, and the index that the new server finds is one of its epoch: it accuses nobody."""
+    lines = 4
+    base = 40 if core.has("channels.py server_died another base") else 0
+    client: Steps = [
+        *core.ring_ready(0, lines, "lost"),
+        *taken(core, 0, "body0", 7),
+        Label("again"),
+        *core.notice_read("again"),
+        Jump("again", ("epoch",), lambda epoch: epoch == 1),
+        *core.ring_consumer_begin(base),
+        *core.ring_produce(base, {"asked": 9}, lines, ring="request "),
+        Label("nothing"),
+        *core.ring_ready(base, lines, "nothing"),
+        *taken(core, base, "body0", 8),
+        Jump("over"),
+        Label("lost"),
+        never("what was committed is there"),
+        Label("over"),
+    ]
+    kernel = [*core.atoll_notice_channel(2, OPEN, base), Ring("start")]
+    server: Steps = [
+        Listen("start"),
+        Label("none"),
+        *core.ring_ready(base, lines, "none", ring="request "),
+        Load("request", "asked"),
+        same("the request is whole", "request", 9),
+        *core.ring_finish(base, ring="request "),
+        *core.ring_observe("index"),
+        Claim("the index is of this epoch", ("index",), lambda index: index >= base),
+        *core.ring_produce(base, {"body0": 8}, lines),
+    ]
+    programs = {"client": client, "kernel": kernel, "server": server}
+    return programs, {"epoch": 1, "state": OPEN, "line0": 1, "body0": 7}
 
 
 # the ring -------------------------------------------------------------------------------------------------------------
