@@ -133,6 +133,7 @@ class Here:
             transaction=options.transaction,
             client=self._channel,
             request=options.request or self._store.requests,
+            service=options.service or method.service,
         )
         return Call(fields, self._store.clock)
 

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atoll.ipc.deferred import Deferred
-from atoll.ipc.system.state import Committed, Expect, StoreFull
+from atoll.ipc.future import Future
+from atoll.ipc.system.state import Committed, Expect, State, StoreFull, Write
 from atoll.servers.state import group
 from atoll.servers.state.group import BULK_MOST, Transaction
 from atoll.servers.state.memory_engine import MemoryEngine
@@ -84,6 +85,30 @@ def test_a_pin_is_durable_behind_bulk_of_which_each_fills_a_group() -> None:
     state.pin.start("here").result()
     assert [pin.name for pin in state.pins.start().result()] == ["here"]
     assert not len(group)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["commit", "finish"])
+def test_the_class_of_the_call_says_what_is_bulk(*, at_once: bool) -> None:
+    """Nothing else of a call does: a group takes its megabyte of what was asked for in class `bulk`, and all the others."""
+    kept = Kept(MemoryEngine)
+    kept.server._looped = True
+    state = kept.keyspace_state("one")
+    classes = {"bulk": state.with_(service="bulk"), "none": state, "control": state.with_(service="control")}
+
+    def ask(of: State, name: str) -> Future[Committed]:
+        writes = [Write(name.encode(), LARGE)]
+        if at_once:
+            return of.commit.start(writes)
+        transaction = state.begin.start(10.0).result()
+        state.commit.start(writes, transaction=transaction).result()
+        return of.finish.start(transaction)
+
+    asked = {name: [ask(of, f"{name} {each}") for each in range(4)] for name, of in classes.items()}
+    kept.server._flush()
+    taken = {name: sum(each.done() for each in those) for name, those in asked.items()}
+    assert taken == {"bulk": 3, "none": 4, "control": 4}
+    kept.server._flush_all()
+    assert all(each.done() for those in asked.values() for each in those)
 
 
 def test_nobody_overtakes_who_found_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

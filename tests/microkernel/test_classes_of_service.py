@@ -1,0 +1,71 @@
+"""Who commits at the store of a real node while another imports, by the revisions that each gets."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from atoll.ipc.attach import Node as Attached
+from atoll.ipc.future import Future
+from atoll.ipc.system.state import Committed, State, Write
+from atoll.servers.state.group import BULK_MOST
+
+from .nodes import RealNode
+
+IMPORTERS = 9
+BATCH = bytes(BULK_MOST * 3 // 5)
+"""Two of these are more than a group takes of class `bulk`."""
+ROUNDS = 4
+
+
+@contextmanager
+def held_up(attached: Attached) -> Iterator[None]:
+    """The store takes nothing until the block ends: then it has all at once of what was sent meanwhile."""
+    pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "state")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+            pass
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["commit", "finish"])
+def test_who_does_not_import_goes_ahead_of_the_batches_that_wait(node: RealNode, *, at_once: bool) -> None:
+    """Each importer's next batch is at the store before the rating is, and has a channel of its own, so that none waits for
+    another before the store has taken it. What was sent to a store that is held up is in the first group after
+    that, or in the second where it was just about to commit: a rating has no more batches ahead of it than those take."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(node.attach()) for _ in range(IMPORTERS + 2)]
+        keyspaces = [each.keyspace("counter") for each in clients]
+        # One rater was there before the importers, one came after them: in whichever order the store looks at channels.
+        raters, importers = (keyspaces[0], keyspaces[-1]), keyspaces[1:-1]
+        for round_ in range(ROUNDS):
+            key = b"%d" % round_
+            asked = [
+                prepared(each.with_(service="bulk"), key + b" batch %d" % number, BATCH, at_once=at_once)
+                for number, each in enumerate(importers)
+            ]
+            asked += [
+                prepared(each, key + b" rating %d" % number, b"5", at_once=at_once)
+                for number, each in enumerate(raters)
+            ]
+            with held_up(clients[0]):
+                started = [ask() for ask in asked]
+            *batches, first, last = (each.result().revision for each in started)
+            for rating in (first, last):
+                assert sum(batch < rating for batch in batches) <= 4, (batches, rating)
+
+
+def prepared(state: State, key: bytes, value: bytes, *, at_once: bool) -> Callable[[], Future[Committed]]:
+    """What commits a row when it is called: itself, or as the end of a transaction that has it already."""
+    writes = [Write(key, value)]
+    if at_once:
+        return lambda: state.commit.start(writes)
+    transaction = state.begin.now(60.0)
+    state.commit.now(writes, transaction=transaction)
+    return lambda: state.finish.start(transaction)
