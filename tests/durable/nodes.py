@@ -28,7 +28,11 @@ needs = {{}}
 
 [server.register]
 package = "{PACKAGES}/register"
-needs = {{ rows = {{ keyspace = "register", rights = ["read", "write"] }} }}
+restart = {{ first = 0, most = 0, limit = 1000, within = 1 }}
+
+[server.register.needs]
+rows = {{ keyspace = "register", rights = ["read", "write"] }}
+outside = {{ folder = "outside" }}
 
 [server.stages]
 package = "{PACKAGES}/stages"
@@ -54,15 +58,15 @@ def pid_of(attached: Attached, name: str) -> int:
 
 
 def hold(folder: Path, point: str) -> None:
-    """From now on a step that comes to this point stays there."""
+    """From now on whoever comes to this point stays there."""
     fresh = folder / "fresh"
     fresh.write_text(point)
     fresh.rename(folder / "hold")
 
 
-def folder_of(node: RealNode) -> Path:
-    """Where `stages` writes to outside of the store."""
-    return node.folder / "data" / "stages" / "outside"
+def folder_of(node: RealNode, server: str = "stages") -> Path:
+    """Where it writes to outside of the store, and reads where it is to stay."""
+    return node.folder / "data" / server / "outside"
 
 
 def outside(node: RealNode) -> dict[int, Counter[str]]:

@@ -1,5 +1,6 @@
 """A workflow of twenty steps is killed at each of them: each effect in the store and at another server happens once."""
 
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.durable import Start
+from atoll.ipc.system.kernel import Swap
 from tests.microkernel.nodes import RealNode, booted
 
 from .nodes import IMAGE, folder_of, hold, kill_server, outside
@@ -14,6 +16,11 @@ from .packages.register.interface import Register
 from .packages.stages.interface import Stages
 
 STEPS = 20
+CALLED = ("before noted", "after noted", "before entered", "after entered")
+"""Where the other server is in one of a step's calls: before and after what it does, which it commits in `noted`, and is the
+step's to commit in `entered`."""
+Way = Callable[[Attached], None]
+"""How a server ends."""
 POINTS = [f"{where} {number}" for number in range(1, STEPS + 1) for where in ("in", "after")]
 
 
@@ -31,6 +38,14 @@ def held_to_one_effect(node: RealNode) -> None:
     assert len({key for by_key in keys.values() for key in by_key}) == STEPS
 
 
+def kill(attached: Attached) -> None:
+    kill_server(attached, "register")
+
+
+def force(attached: Attached) -> None:
+    attached.kernel.swap.now(Swap(server="register", deadline=0.1, force=True))
+
+
 def test_a_server_killed_at_each_step_leaves_one_effect_of_each(tmp_path: Path) -> None:
     with booted(tmp_path, text=IMAGE) as node:
         with node.attach() as attached:
@@ -46,6 +61,51 @@ def test_a_server_killed_at_each_step_leaves_one_effect_of_each(tmp_path: Path) 
         assert (
             max(by_key.total() for by_key in outside(node).values()) == 2
         )  # in hand when it was killed: again
+
+
+@pytest.mark.parametrize("way", [kill, force])
+def test_a_server_that_is_called_and_ends_in_the_call_does_it_once(tmp_path: Path, way: Way) -> None:
+    _through_ends(tmp_path, (1, 10, STEPS) if way is kill else (10,), way)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("way", [kill, force])
+def test_a_server_that_is_called_and_ends_in_each_call_does_each_once(tmp_path: Path, way: Way) -> None:
+    _through_ends(tmp_path, range(1, STEPS + 1), way)
+
+
+def _through_ends(folder: Path, steps: Iterable[int], way: Way) -> None:
+    """What is called comes to each point again, by the same call or by another try of the step, and passes it then."""
+    points = [f"{where} {number}" for number in steps for where in CALLED]
+    with booted(folder, text=IMAGE) as node:
+        called = folder_of(node, "register")
+        hold(called, points[0])
+        with node.attach() as attached:
+            stages, register = attached.open("stages", Stages), attached.open("register", Register)
+            stages.run.begin.now(Start(id="twenty"), STEPS)
+            for point, following in pairwise([*points, ""]):
+                register.reached.now(point)
+                way(attached)
+                hold(called, following)
+            assert stages.run.result.now("twenty") == [number**2 for number in range(1, STEPS + 1)]
+        held_to_one_effect(node)
+
+
+@pytest.mark.parametrize("where", CALLED)
+def test_a_server_that_is_called_and_swapped_in_the_call_does_it_once(tmp_path: Path, where: str) -> None:
+    """It is let finish the call."""
+    with booted(tmp_path, text=IMAGE) as node:
+        called = folder_of(node, "register")
+        hold(called, f"{where} 10")
+        with node.attach() as attached:
+            stages, register = attached.open("stages", Stages), attached.open("register", Register)
+            stages.run.begin.now(Start(id="twenty"), STEPS)
+            register.reached.now(f"{where} 10")
+            swapping = attached.kernel.swap.start(Swap(server="register", deadline=60.0))
+            hold(called, "")
+            assert swapping.result().ended == {}
+            assert stages.run.result.now("twenty") == [number**2 for number in range(1, STEPS + 1)]
+        held_to_one_effect(node)
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["kernel", "server and kernel"])

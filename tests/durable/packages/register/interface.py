@@ -11,4 +11,8 @@ class Register(Interface):
         """Counts it, in the caller's transaction."""
 
     @call("read", idempotent=True)
+    def reached(self, point: str) -> None:
+        """Waits until somebody stays at the point."""
+
+    @call("read", idempotent=True)
     def counts(self) -> dict[str, int]: ...
