@@ -1,17 +1,19 @@
 """`atoll flow`, on a real node."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from atoll.ipc.durable import Start
+from atoll.ipc.system.kernel import Swap
 from atoll.servers.shell import exits
 from atoll.servers.shell.command import run
 from tests.microkernel.nodes import RealNode
 
-from .conftest import InNode
-from .nodes import hold
+from .conftest import InNode, until
+from .nodes import edited, hold
 from .packages.stages.interface import TooFar
 
 
@@ -69,6 +71,27 @@ def test_a_workflow_is_listed_shown_cancelled_and_resumed(running: InNode, flow:
     assert "there is no workflow" in flow("show", label, "--at", before, code=exits.NOT_FOUND)
     told = flow("resume", label, code=exits.WRONG_INPUT)
     assert "has completed; `atoll flow fork` repeats it" in told
+
+
+def test_a_workflow_that_waits_for_its_version_is_listed_with_why(
+    real_node: RealNode, running: InNode, flow: Shell, label: str, tmp_path: Path
+) -> None:
+    with real_node.attach() as attached:
+        hold(running.folder, f"{label} after 2")
+        running.stages.limited.begin.now(Start(id=label), label, 3, 9)
+        running.stages.reached.now(f"{label} after 2")
+        hold(running.folder, "")
+        another = Swap(server="stages", package=edited(tmp_path, "# another\n"), deadline=60.0)
+        done = attached.kernel.swap.now(another)
+        until(running, label, "waiting")
+        (row,) = [row for row in flow.json("ls") if row["id"] == label]
+        assert (row["status"], row["version"]) == ("waiting", done.old)
+        assert f"version {done.new} does not say that it goes on with that" in row["reason"]
+        (line,) = [line for line in flow("ls").splitlines() if label in line]
+        assert "waiting" in line and row["reason"] in line
+        attached.kernel.swap.now(Swap(server="stages", version=done.old, deadline=60.0))
+        assert running.stages.limited.result.now(label) == 3
+        assert label not in flow("ls")
 
 
 def test_a_failed_workflow_is_forked(running: InNode, flow: Shell, label: str) -> None:

@@ -1,6 +1,5 @@
 """A server with workflows in hand is swapped: they go on under the new version if it says so, else they wait for theirs."""
 
-import shutil
 from pathlib import Path
 
 from atoll.ipc.durable import Start
@@ -8,7 +7,7 @@ from atoll.ipc.system.kernel import Swap
 from tests.microkernel.nodes import RealNode
 
 from .conftest import InNode, effects, until
-from .nodes import PACKAGES, hold
+from .nodes import edited, hold
 
 LONG = 60.0
 """Seconds that a drain may take; no test here waits for it."""
@@ -16,15 +15,6 @@ MAY_GO_ON = """
     def may_go_on(self, method: str, version: str) -> bool:
         return method == "Stages.limited"
 """
-
-
-def edited(folder: Path, text: str) -> str:
-    """The package with something more at the end of its server class."""
-    package = folder / "stages"
-    shutil.copytree(PACKAGES / "stages", package, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(package / "server.py", "a") as server:
-        server.write(text)
-    return str(package)
 
 
 def test_workflows_go_on_under_a_version_that_says_so(
