@@ -2,11 +2,19 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from atoll.ipc.attach import Node as Attached
+from atoll.ipc.errors import NotAllowed
+from atoll.ipc.memory_store import MemoryStore
 from atoll.ipc.system import records
+from atoll.ipc.system.kernel import StartFailed, Swap, Swapped
 from atoll.ipc.system.records import (
     AttachmentRow,
     ChannelRow,
@@ -16,13 +24,20 @@ from atoll.ipc.system.records import (
     RefusalRow,
     ServerRow,
     SessionRow,
+    SwapRow,
     after,
     decode,
 )
-from atoll.ipc.system.state import Item, State
+from atoll.ipc.system.state import Item, State, Write, absolute, relative
+from atoll.microkernel.expiry import Expiry
+from atoll.microkernel.image import Keep
 from atoll.servers.shell.travel import version
 
-from .nodes import IMAGE, PACKAGES, booted, interface
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
+from .test_swap import version as edited
+
+Counter = interface("counter", "Counter")
+HAND_OVER = "    def hand_over(self) -> bytes:\n"
 
 AT_ONCE = """
 [keep]
@@ -36,7 +51,17 @@ attachments = 0
 sessions = 0
 history = 0
 """
-TELL_OF_WHAT_WAS = (EventRow, RefusalRow, CrashRow, ProcessRow, ChannelRow, AttachmentRow, SessionRow)
+TELL_OF_WHAT_WAS: dict[str, type[records.Row]] = {
+    "events": EventRow,
+    "refusals": RefusalRow,
+    "crashes": CrashRow,
+    "swaps": SwapRow,
+    "processes": ProcessRow,
+    "channels": ChannelRow,
+    "attachments": AttachmentRow,
+    "sessions": SessionRow,
+}
+"""By their keys in an image."""
 
 
 def kernel(attached: Attached) -> State:
@@ -60,6 +85,77 @@ def kill(attached: Attached, server: str) -> int:
     return pid
 
 
+def swapped(attached: Attached, folder: Path) -> tuple[Swapped, str]:
+    """The counter gives way to a new version, which another one is not fit to follow; why that was refused."""
+    done = attached.kernel.swap.now(
+        Swap(server="counter", package=edited(folder, HAND_OVER, "    # another\n" + HAND_OVER))
+    )
+    fails = "    async def start(self) -> None:\n        raise ValueError('not today')\n\n"
+    with pytest.raises(StartFailed) as refused:
+        attached.kernel.swap.now(
+            Swap(server="counter", level="seccomp", package=edited(folder, HAND_OVER, fails + HAND_OVER))
+        )
+    return done, str(refused.value)
+
+
+def something_of_each(attached: Attached, folder: Path) -> State:
+    """Has happen what each of these tables tells of; the kernel's rows, which do."""
+    state = kernel(attached)
+    swapped(attached, folder)
+    with pytest.raises(NotAllowed):
+        attached.open("counter", Counter, ["read"]).add.now("rain", 1)
+    kill(attached, "counter")
+    until(state, lambda: all(items(state, table) for table in TELL_OF_WHAT_WAS.values()))
+    return state
+
+
+def test_a_swap_is_told_of_done_or_refused(node: RealNode, tmp_path: Path) -> None:
+    with node.attach() as attached:
+        state = kernel(attached)
+        done, why = swapped(attached, tmp_path)
+        until(state, lambda: len(items(state, SwapRow)) == 2)
+        (one, first), (_, second) = items(state, SwapRow)
+        assert (first.boot, first.server, first.old, first.new) == (1, "counter", done.old, done.new)
+        assert (first.old_level, first.new_level) == ("process", "process")
+        assert (first.done, first.sentence) == (True, "")
+        assert (second.boot, second.server, second.old) == (1, "counter", done.new)
+        assert second.new not in {done.old, done.new}
+        assert (second.old_level, second.new_level) == ("process", "seccomp")
+        assert (second.done, second.sentence) == (False, why)
+        assert "not today" in why
+        assert first.began < first.ended < second.began < second.ended
+        (run,) = (row for _, row in items(state, ServerRow) if row.server == "counter")
+        assert (run.version, run.level) == (done.new, "process")
+        then = state.get.now(ServerRow.key_of("counter"), one.revision)
+        assert then is not None and then.revision == one.revision  # one commit
+
+
+async def test_of_each_table_goes_what_its_own_key_says(tmp_path: Path) -> None:
+    """The rows of a real node, swept as at its next boot with one key at a time."""
+    with booted(tmp_path) as node, node.attach() as attached:
+        something_of_each(attached, tmp_path)
+        found = list(attached.keyspace(records.KEYSPACE, ["read"]).range.now(b"").items)
+    left = {key: await left_by_a_sweep(found, Keep(**{key: 0.0})) for key in TELL_OF_WHAT_WAS}  # type: ignore[arg-type]
+    there = {item.key for item in found}
+    for key, table in TELL_OF_WHAT_WAS.items():
+        assert there - left[key] == {item.key for item in found if item.key.startswith(table.table)}, key
+
+
+async def left_by_a_sweep(items: list[Item], keep: Keep) -> set[bytes]:
+    store = MemoryStore()
+    state = store.state()
+    keyspace = await state.make_keyspace(records.KEYSPACE)
+    await state.commit([Write(absolute(keyspace, item.key), item.value) for item in items])
+    node: Any = SimpleNamespace(
+        store=SimpleNamespace(state=state, keyspace=keyspace),
+        image=SimpleNamespace(node=SimpleNamespace(keep_log=None, keep_calls=None), keep=keep),
+        now=time.time_ns,
+        boot=2,
+    )
+    await Expiry(node).sweep()
+    return {relative(item.key)[1] for item in (await state.range(absolute(keyspace, b""), limit=1000)).items}
+
+
 def test_a_crash_is_one_commit(tmp_path: Path) -> None:
     with booted(tmp_path) as node, node.attach() as attached:
         state = kernel(attached)
@@ -72,15 +168,13 @@ def test_a_crash_is_one_commit(tmp_path: Path) -> None:
 
 
 def test_rows_of_what_is_over_go_and_others_stay(tmp_path: Path) -> None:
-    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more="") + AT_ONCE
-    with booted(tmp_path, text=text) as node:
+    with booted(tmp_path) as node:
         with node.attach() as attached:
-            state = kernel(attached)
-            kill(attached, "counter")
-            until(state, lambda: bool(items(state, CrashRow)))
+            state = something_of_each(attached, tmp_path)
             named = [row.server for _, row in items(state, ServerRow)]
             held = sorted((row.holder, row.rights) for row in attached.kernel.caps.now() if row.lasting)
         assert node.stop() == 0
+        node.image.write_text(node.image.read_text() + AT_ONCE)
         node.boot()
         with node.attach() as attached:
             state = kernel(attached)
@@ -88,7 +182,7 @@ def test_rows_of_what_is_over_go_and_others_stay(tmp_path: Path) -> None:
             def of_the_first_boot() -> list[str]:
                 return [
                     records.name_of(table)
-                    for table in TELL_OF_WHAT_WAS
+                    for table in TELL_OF_WHAT_WAS.values()
                     for _, row in items(state, table)
                     if row.boot == 1
                 ]
