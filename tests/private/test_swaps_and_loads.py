@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from atoll.ipc.errors import BadRequest
+from atoll.ipc.errors import BadRequest, Sealed
 from atoll.ipc.system.kernel import Binding, KeyspaceBinding, Load, ServerBinding, StartFailed, Swap
+from atoll.microkernel.versions import hash_of
 from tests.microkernel.nodes import booted
 
-from .nodes import PACKAGES, image
+from .nodes import PACKAGES, diary, image
+from .packages.diary.interface import Entry
 
 STARTS = "it starts, and does not come up"
 
@@ -49,3 +51,27 @@ def test_a_swap_that_is_refused_lets_nobody_in_who_records(tmp_path: Path) -> No
         os.kill(new, signal.SIGKILL)
         with pytest.raises(StartFailed):
             swapping.result()
+
+
+def test_a_version_that_the_policy_does_not_name_is_given_no_keys(tmp_path: Path) -> None:
+    """Nor has it those that its forerunner had. Who comes back to the other version has all."""
+    named = hash_of(PACKAGES / "diary")[:16]
+    policy = f'policy = {{ diary = {{ versions = ["{named}"] }} }}'
+    with booted(tmp_path, text=image(level="process", config=policy)) as node, node.attach() as attached:
+        words, kernel = diary(attached), attached.kernel
+        words.write.now("monday", "ann", "rain")
+        edited = tmp_path / "next" / "diary"
+        shutil.copytree(PACKAGES / "diary", edited, ignore=shutil.ignore_patterns("__pycache__"))
+        with open(edited / "server.py", "a") as server:
+            server.write("# and no more\n")
+        done = kernel.swap.now(Swap(server="diary", package=str(edited)))
+        assert done.old.startswith(named) and done.new == hash_of(edited)
+        why = f"the policy wants version {named}, and it is version {done.new}"
+        with pytest.raises(Sealed, match=why):
+            words.read.now("monday")
+        with pytest.raises(Sealed, match=why):
+            words.write.now("tuesday", "bob", "snow")
+        assert words.raw.now("monday")
+        kernel.swap.now(Swap(server="diary", version=done.old))
+        assert words.read.now("monday") == Entry("ann", "rain")
+        assert words.read.now("tuesday") is None
