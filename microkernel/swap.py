@@ -131,7 +131,11 @@ class _Swap:
         node, server = self.node, self.server
         version = await self._version()
         level = self.what.level or server.spec.level
-        description = await self._describe(version)
+        try:
+            description = await self._describe(version)
+        except BaseException as error:
+            node.store.later(node.store.batch("swap refused").put(self._refused(version, level, _why(error))))
+            raise
         offers = self.authority.interfaces
         before = server.spec, server.description, offers[server.name]
         server.spec = msgspec.structs.replace(
@@ -409,9 +413,8 @@ class _Swap:
                 node.soon(node.store.settle)
         batch = node.store.batch("swap refused")
         self._unbind(batch)
-        batch.put(server.spec.row(), self._row(version, level, done=False, sentence=why))
+        batch.put(server.spec.row(), self._refused(version, level, why))
         write_change(batch, self.to_configure, self.configured)
-        self.events.event("swap refused", server.name, why)
         if not committed:
             node.store.later(batch)
         elif server.name == STORE:
@@ -448,6 +451,11 @@ class _Swap:
                 batch.put(NeedRow(server=name, need=need, capability=before))
 
     # rows ---------------------------------------------------------------------------------------------------
+
+    def _refused(self, version: Version, level: str, why: str) -> SwapRow:
+        """Its row; and it is an event."""
+        self.events.event("swap refused", self.server.name, why)
+        return self._row(version, level, done=False, sentence=why)
 
     def _row(self, version: Version, level: str, *, done: bool, sentence: str) -> SwapRow:
         node, server = self.node, self.server

@@ -31,6 +31,7 @@ from atoll.ipc.system.records import (
 from atoll.ipc.system.state import Item, State, Write, absolute, relative
 from atoll.microkernel.expiry import Expiry
 from atoll.microkernel.image import Keep
+from atoll.microkernel.versions import hash_of
 from atoll.servers.shell.travel import version
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
@@ -128,6 +129,22 @@ def test_a_swap_is_told_of_done_or_refused(node: RealNode, tmp_path: Path) -> No
         assert (run.version, run.level) == (done.new, "process")
         then = state.get.now(ServerRow.key_of("counter"), one.revision)
         assert then is not None and then.revision == one.revision  # one commit
+
+
+def test_a_swap_is_told_of_whose_version_cannot_be_imported(node: RealNode, tmp_path: Path) -> None:
+    """Nothing of it is ever started. The event of the next swap is written behind what tells of this one."""
+    package = edited(tmp_path, "import os\n", "import os\nimport no_such_module\n")
+    with node.attach() as attached:
+        state = kernel(attached)
+        with pytest.raises(StartFailed) as refused:
+            attached.kernel.swap.now(Swap(server="counter", package=package))
+        attached.kernel.swap.now(Swap(server="counter"))
+        until(state, lambda: any(event.kind == "swap" for _, event in items(state, EventRow)))
+        first, second = (row for _, row in items(state, SwapRow))
+        assert (first.done, first.sentence, first.new) == (False, str(refused.value), hash_of(Path(package)))
+        assert "no_such_module" in first.sentence
+        assert (second.done, second.new) == (True, first.old)
+        assert "swap refused" in [event.kind for _, event in items(state, EventRow)]
 
 
 async def test_of_each_table_goes_what_its_own_key_says(tmp_path: Path) -> None:
