@@ -432,7 +432,7 @@ class ServeLoop:
         wait = self._for_no_call(self._idle)
         self._idle_due = math.inf if wait is None else clock.monotonic() + wait
         if wait is not None:
-            lib.atoll_loop_until(self.c, trio_inside.moment_in(wait))
+            self._wait_until()  # it may have woken somebody, or others' time may come before
 
     # one call ---------------------------------------------------------------------------------------------------------
 
