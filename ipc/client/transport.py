@@ -83,6 +83,9 @@ class ChannelTransport:
             self._exit()
             if channel.turns or channel.pending or channel.outbox.owed or channel.bound_to_loop:
                 channel.pass_on()  # else nobody would take what it hands on
+        if pending is None:
+            # Sent only now: to wait for room is to receive, which nobody could while this thread kept it to itself.
+            pending = channel.request(self._site(method, options, Kind.CALL), payload, 0, 0, None)
         return _result(pending)
 
     def _interrupted(self, method: MethodSpec) -> None:
@@ -95,15 +98,15 @@ class ChannelTransport:
             pending.number, pending.end = lib.atoll_call_request(channel.c), lib.atoll_call_end(channel.c)
             channel.outbox.cancel(pending)
 
-    def _adopt(self, method: MethodSpec, payload: bytes, result: int) -> Pending:
-        """A quick call that no plain reply answered at once becomes a request like others. Holds `receiving`."""
+    def _adopt(self, method: MethodSpec, payload: bytes, result: int) -> Pending | None:
+        """A quick call that no plain reply answered at once becomes a request like others; None: it is still to be sent.
+        Holds `receiving`."""
         channel = self.channel
         if result >= 0:
             channel.faults += 1
             raise errors.decode(channel.long(result & LENGTH), method)
-        site = self._site(method, DEFAULTS, Kind.CALL)
         if result in (Result.AGAIN, Result.OTHER) or lib.atoll_call_waits(channel.c):
-            pending = Pending(channel, site, payload, 0, 0, None)
+            pending = Pending(channel, self._site(method, DEFAULTS, Kind.CALL), payload, 0, 0, None)
             pending.number = lib.atoll_call_request(channel.c)
             pending.end = lib.atoll_call_end(channel.c)
             channel.adopt(pending)
@@ -112,9 +115,9 @@ class ChannelTransport:
             else:
                 channel.trouble(result, method, receiving=True)
             return pending
-        if result != Result.FULL:  # `request` waits for room
+        if result != Result.FULL:
             channel.trouble(result, method, len(payload), receiving=True)
-        return channel.request(site, payload, 0, 0, None)
+        return None
 
     def _call_slowly(self, method: MethodSpec, payload: bytes, options: Options) -> bytes | memoryview:
         self.channel.host.may_block(method.label)

@@ -30,6 +30,9 @@ class Works(Interface):
     def note(self, text: str) -> None: ...
 
     @call("use")
+    def echo(self, text: str) -> str: ...
+
+    @call("use")
     def never(self, name: str) -> int: ...
 
     @call("use")
@@ -53,6 +56,10 @@ class WorksServer(Serves[Works]):
 
     @Works.note.serve
     def note(self, text: str) -> None: ...
+
+    @Works.echo.serve
+    def echo(self, text: str) -> str:
+        return text
 
     @Works.never.serve
     async def never(self, name: str) -> int:
@@ -186,6 +193,19 @@ def test_an_asyncio_task_that_is_cancelled_while_the_ring_is_full_is_heard(serve
             pass
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("deadline", [None, 3600.0])
+def test_a_thread_makes_the_room_that_its_call_waits_for(served: Serving, deadline: float | None) -> None:
+    """It kept itself from receiving the replies that the server had no room for, and its call was `Overloaded`."""
+    works, other = served.proxies
+    futures = [works.echo.start("x" * ITEM) for _ in range(20)]
+    other.begun.now()
+    sleeping(served)  # it takes nothing more of whoever leaves its replies there
+    fill(works)
+    asking = works if deadline is None else works.with_(deadline=deadline)
+    assert asking.begun.now() == 0
+    assert [future.result() for future in futures] == ["x" * ITEM] * 20
 
 
 async def test_awaiting_with_a_full_ring_halts_no_other_task(served: Serving) -> None:
