@@ -448,14 +448,14 @@ class ClientChannel:
             return
         if result == Result.TOO_LARGE:
             raise TooLarge(f"a message of {spec.label}", size, lib.atoll_channel_limit(self.c))
+        if result == Result.AGAIN:
+            self._look_at_kernel()
+            if (result := self.outbox.pay()) != Result.MISBEHAVED:
+                return
         if result == Result.MISBEHAVED:
             self.misbehaved()
             assert self.failed is not None
             raise copy(self.failed)
-        if result == Result.AGAIN:
-            self._look_at_kernel()
-            self.outbox.pay()
-            return
         raise errors.InternalFault(f"channel {self.number}", f"the C core answered {result}")
 
     def _deaf(self) -> None:

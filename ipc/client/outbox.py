@@ -115,13 +115,17 @@ class Outbox:
                 self._reckoned = sum(_weight(each.pending) for each in self.owed if each.kind is None)
             return not self._reckoned or self._reckoned + _weight(pending) <= OWED_MOST
 
-    def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> None:
-        """Send or owe a record that belongs to a request in hand, of a size that `fits`."""
+    def control(self, pending: Pending, kind: Kind, payload: bytes = b"") -> int:
+        """Send or owe a record that belongs to a request in hand, of a size that `fits`. Negative: a `Result`, by which it
+        will never leave."""
         with self._lock:
             record = Record(pending, pending.site.of(kind), kind, payload)
-            if self.owed or self._send(record) == FULL:
+            result = FULL if self.owed else self._send(record)
+            if result == FULL:
                 self.owed.append(record)
+                result = 0
         lib.atoll_ring_bell(self._c)
+        return result
 
     def cancel(self, pending: Pending) -> None:
         """A request is over before its reply, and out of the table. Its server hears of it, if it may have the request."""

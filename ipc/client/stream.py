@@ -13,7 +13,7 @@ import msgspec
 from atoll.ipc import clock
 from atoll.ipc.errors import Aborted, AtollError
 from atoll.ipc.streams import RECORD_ITEMS, Receiver, Sender, cost, total
-from atoll.native import Kind
+from atoll.native import Kind, Result
 
 from .channel import ClientChannel
 from .host import Subscribe
@@ -84,7 +84,8 @@ class ChannelStream:
         return items
 
     def _control(self, kind: Kind, payload: bytes = b"") -> None:
-        self._channel.outbox.control(self.pending, kind, payload)
+        if self._channel.outbox.control(self.pending, kind, payload) == Result.MISBEHAVED:
+            self._channel.misbehaved()
 
     def _end(self) -> None:
         if self._error is not None:

@@ -51,9 +51,12 @@ def _stream(target: Target) -> Callable[[], Any]:
     return target.numbers.now(5).__next__
 
 
+def _opened_upload(target: Target) -> Any:
+    return target.__dict__["_transport"].open(Target.total.spec, encode([]), target.__dict__["_options"])
+
+
 def _upload(target: Target) -> Callable[[], Any]:
-    opened = target.__dict__["_transport"].open(Target.total.spec, encode([]), target.__dict__["_options"])
-    return opened.receive_now  # type: ignore[no-any-return]
+    return _opened_upload(target).receive_now  # type: ignore[no-any-return]
 
 
 FULL = (Kind.ITEM, encode([encode(0)] * WINDOW))
@@ -90,6 +93,36 @@ def test_a_record_of_no_items_is_not_kept() -> None:
         assert served.accused == [(memory.number, "items without credit")]
         with pytest.raises(PeerMisbehaved):
             next(numbers)
+
+
+def _send(upload: Any, items: int) -> None:
+    for _ in range(items):
+        upload.send_now(encode(1))
+
+
+def test_an_index_that_cannot_be_is_found_by_an_upload() -> None:
+    """Its items were dropped, and whoever sent them waited for credit for ever."""
+    with serving(Server, clients=0) as served:
+        memory, channel, target = unserved(served)
+        upload = _opened_upload(target)
+        Attacker(memory, server=True).rewind(1, memory.base - LINE)
+        with pytest.raises(PeerMisbehaved):
+            _send(upload, WINDOW)
+        assert served.accused == [(memory.number, "consumed index")]
+        assert isinstance(channel.failed, PeerMisbehaved) and not channel.pending
+
+
+def test_an_index_that_cannot_be_is_found_by_whoever_waits_for_room() -> None:
+    """What was owed was tried again each second, and why it did not leave went unheard."""
+    with serving(Server, clients=0) as served:
+        memory, channel, target = unserved(served)
+        upload = _opened_upload(target)
+        while not channel.outbox.owed:
+            upload.send_now(encode(1))
+        Attacker(memory, server=True).rewind(1, memory.base - LINE)
+        with pytest.raises(PeerMisbehaved):
+            upload.receive_now()
+        assert served.accused == [(memory.number, "consumed index")]
 
 
 @pytest.mark.parametrize("tells", [reading._of_item, reading._of_revised])
