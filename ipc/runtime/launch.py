@@ -121,7 +121,13 @@ class Process:
             self._revive(channel)
         elif self._trio is not None:
             with contextlib.suppress(trio.RunFinishedError):
-                self._trio.run_sync_soon(self._revive, channel)
+                self._trio.run_sync_soon(self._look_again, channel)
+
+    def _look_again(self, channel: int) -> None:
+        """What the loop was told of a channel while another thread received, it was turned away from, and is told once."""
+        self._revive(channel)
+        if self.loop is not None and channel in self.clients:
+            self.loop.look(self.clients[channel])
 
     def _revive(self, channel: int) -> None:
         if self.loop is not None:

@@ -351,7 +351,7 @@ class ServeLoop:
             case Op.EXTERNAL:
                 await self._turn()
             case Op.CLIENT:
-                self._replies_of(self.clients[low])
+                self.look(self.clients[low])
             case Op.STREAM:
                 self._stream(low)
             case Op.IDLE:
@@ -384,7 +384,8 @@ class ServeLoop:
         finally:
             INLINE.read, INLINE.between = read, False
 
-    def _replies_of(self, client: ClientChannel) -> None:
+    def look(self, client: ClientChannel) -> None:
+        """Take what has arrived for a client of this process, and hear what the kernel says of its channel."""
         self._for_no_call(client.look)
         if isinstance(client.failed, PeerMisbehaved):
             # What it wrote stays in its ring: looked at again, it would take up every turn until the kernel closes it.
