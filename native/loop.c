@@ -118,13 +118,23 @@ int atoll_loop_add(atoll_loop *loop, atoll_channel *channel, uint32_t number, in
     return 0;
 }
 
+/* Was room made, and its client not told yet? The end of a burst tells it, but at the channel that is looked
+ * at then: another one, if the loop's channels have changed places meanwhile. Where we are the client,
+ * threads take, too, and tell themselves. */
+static int room_made(const struct atoll_channel *channel) {
+    return !channel->client_role && channel->freed;
+}
+
 void atoll_loop_remove(atoll_loop *loop, uint32_t number) {
     struct atoll_channel *channel = find(loop, number);
     if (!channel)
         return;
     epoll_ctl(loop->epoll, EPOLL_CTL_DEL, channel->doorbell, NULL);
+    /* Whoever serves it next knows nothing of what was put off here, nor of room that was made. */
     if (load_relaxed(&channel->bell_due))
-        channel_wake(channel); /* whoever serves it next knows nothing of what was put off here */
+        channel_wake(channel);
+    if (room_made(channel))
+        channel_freed(channel);
     loop->channels[number % CHANNELS_MOST] = NULL;
     for (uint32_t i = 0; i < loop->active_count; i++)
         if (loop->active[i] == channel)
@@ -375,7 +385,7 @@ static uint64_t poll(struct atoll_loop *loop) {
                 count++; /* its burst is over, it comes again in this pass */
             }
         }
-        if (loop->burst || loop->bell_count)
+        if (loop->burst || loop->bell_count || room_made(channel))
             batch_over(loop, channel);
         if (++channel->quiet > QUIET_POLLS && loop->active_count > 1 && !channel_pending(channel) &&
             arm(loop, channel))

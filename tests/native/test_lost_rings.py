@@ -101,20 +101,23 @@ def test_a_flooded_doorbell_still_rings_for_the_kernel(
 
 
 @contextlib.contextmanager
-def receive_loop(memory: Memory) -> Iterator[tuple[Any, Any]]:
-    """A server's loop with one channel, in this process."""
+def receive_loop(*memories: Memory) -> Iterator[tuple[Any, Any]]:
+    """A server's loop in this process, with these channels; and the last of them."""
     notice, status = Segment("notice", 65536), Segment("status", 4096, "writable")
     loop = lib.atoll_loop_new(notice.c, status.c, 1 << 20)
-    channel = lib.atoll_channel_open(
-        memory.descriptor, memory.server_bell.fileno(), 1, SHAPE.lanes, SHAPE.ring_bits, SHAPE.bulk_bits,
-        memory.epoch, memory.base, ffi.NULL,
-    )  # fmt: skip
-    assert lib.atoll_loop_add(loop, channel, NUMBER, 0) == 0
+    channels = {}
+    for memory in memories:
+        channel = channels[memory.number] = lib.atoll_channel_open(
+            memory.descriptor, memory.server_bell.fileno(), 1, SHAPE.lanes, SHAPE.ring_bits, SHAPE.bulk_bits,
+            memory.epoch, memory.base, ffi.NULL,
+        )  # fmt: skip
+        assert lib.atoll_loop_add(loop, channel, memory.number, 0) == 0
     try:
         yield loop, channel
     finally:
-        lib.atoll_loop_remove(loop, NUMBER)
-        lib.atoll_channel_close(channel)
+        for number, each in channels.items():
+            lib.atoll_loop_remove(loop, number)
+            lib.atoll_channel_close(each)
         lib.atoll_loop_free(loop)
         notice.close()
         status.close()
@@ -147,6 +150,45 @@ def test_rings_that_were_put_off_are_counted_once_a_channel(sleeper: Sleeper) ->
         lib.atoll_loop_flush(loop)
         lib.atoll_loop_until(loop, 1)
         assert lib.atoll_loop_next(loop, b"", 0) >> 56 == Op.EXTERNAL
+
+
+def fill(sleeper: Sleeper) -> int:
+    """Cancellations of calls that are over, until one finds no room and its sender sleeps; how many found some."""
+    site = ffi.new("atoll_site *", {"kind": Kind.CANCEL, "lane": LANE})
+    written = 0
+    while lib.atoll_send(sleeper.c, site, 1, bytes(1000), 1000, 0, 0, ffi.NULL) >= 0:
+        written += 1
+    assert lib.atoll_arm(sleeper.c)
+    return written
+
+
+def take(loop: Any, records: int) -> None:
+    while records:
+        records -= (
+            lib.atoll_loop_next(loop, b"", 0) >> 56 == Op.STREAM
+        )  # in between it may be the event loop's turn
+
+
+def test_room_that_was_made_is_told_when_the_channel_leaves_the_loop(sleeper: Sleeper) -> None:
+    """At a swap: the next process finds empty rings, and knows of nobody who waits for room in one."""
+    with receive_loop(sleeper.memory) as (loop, _):
+        take(loop, fill(sleeper))
+        assert not sleeper.rang(), "one ring a batch, and that is not over"
+        lib.atoll_loop_remove(loop, NUMBER)
+        assert sleeper.rang()
+
+
+def test_room_that_was_made_is_told_when_another_channel_leaves_the_loop(sleeper: Sleeper) -> None:
+    """The last one then takes its place: the batch in hand was over at whoever came next, and that one was looked at."""
+    others = [Memory(number, SHAPE, 0) for number in (NUMBER + 1, NUMBER + 2)]
+    with receive_loop(*others, sleeper.memory) as (loop, _):
+        lib.atoll_loop_until(loop, 1)
+        take(loop, fill(sleeper))
+        lib.atoll_loop_remove(loop, others[1].number)
+        assert lib.atoll_loop_next(loop, b"", 0) >> 56 == Op.EXTERNAL
+        assert sleeper.rang()
+    for memory in others:
+        memory.close()
 
 
 # a doorbell that was shut ---------------------------------------------------------------------------------------------
