@@ -19,7 +19,7 @@ from . import context, errors
 from .buffer import Buffer
 from .context import Call, Clock, Fields, SystemClock
 from .deferred import Deferred
-from .dispatch import as_reply
+from .dispatch import as_reply, internal
 from .errors import (
     Aborted,
     AtollError,
@@ -315,6 +315,9 @@ class Host:
                 outcome = entry.run(view, stream) if stream and spec.kind == "upload" else entry.run(view)
         except AtollError as error:
             self._fail(request, error)
+            return
+        except Exception as error:  # of an argument's own type, say: as in a server process
+            self._fail(request, internal(spec, error))
             return
         if isinstance(outcome, bytes):
             self._complete(request, outcome)

@@ -172,7 +172,7 @@ class Tasks:
         inhand.items = Items(inhand, self._replies)
         try:
             work = run(inhand.items)
-        except AtollError:
+        except BaseException:  # of whatever its arguments raise
             self.done(inhand)
             raise
         self._start(self._reply, inhand, work, call)
