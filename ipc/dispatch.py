@@ -146,7 +146,9 @@ def _later(spec: MethodSpec, encode: Encode, reply: Deferred[Any]) -> Deferred[b
                 with back_in_hand(call):
                     data = encode(value)
         except Exception as error:
-            encoded.fail(internal(spec, error))
+            encoded.fail(
+                as_reply(spec, error)
+            )  # what it carries may be refused, as in a reply that is given at once
         else:
             encoded.complete(data)
 
