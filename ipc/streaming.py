@@ -11,7 +11,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 import msgspec
 
-from . import codec
+from . import clock, codec
 from .bound import Bound, options_of, transport_of
 from .errors import DecodeFaults, PeerDied, PeerMisbehaved
 from .future import Payload
@@ -35,6 +35,8 @@ class _Source(Generic[T]):
         self.spec = spec
         self._transport: Transport = transport_of(proxy)
         self._options: Options = options_of(proxy)
+        self._until = self._options.expiry(clock.monotonic())
+        """When its time is over, however often it is opened."""
         translator = self._transport.translator
         self._encode = codec.encoder(spec, translator)
         self._decode = codec.decoder(spec, "item", translator)
@@ -66,6 +68,7 @@ class _Source(Generic[T]):
         if self.spec.resume is None or self._over or self._deaths > DEATHS_IN_A_ROW:
             self._over = True
             return False
+        self._options = msgspec.structs.replace(self._options, until=self._until)
         self._raw = self._open()
         return True
 

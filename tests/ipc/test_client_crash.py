@@ -242,6 +242,20 @@ def test_a_stream_with_positions_goes_on_where_it_stood(served: Serving) -> None
     assert seen == list(range(1, 2011))
 
 
+def test_a_stream_that_goes_on_has_what_is_left_of_its_time(served: Serving) -> None:
+    """With each death its deadline began anew."""
+    numbers = served.proxies[0].with_(deadline=3600.0).endless.now()
+    channel = served.client(served.channels[0])
+    assert next(numbers) == 1
+    (opened,) = channel.pending.values()
+    served.crash()
+    served.restart()
+    assert [next(numbers) for _ in range(2000)][-1] == 2001
+    (again,) = channel.pending.values()
+    assert again is not opened
+    assert again.until <= opened.until
+
+
 def test_an_upload_in_the_middle_ends_with_an_error(served: Serving) -> None:
     steps = served.proxies[0]
 
