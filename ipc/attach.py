@@ -192,7 +192,10 @@ class Node:
 
     def _pump(self) -> None:
         with self._lock:
-            while (packet := self._control.receive_nowait()) is not None:
+            # It is closed where this program has detached, and in a fork: nothing more is said there.
+            while (
+                self._control.socket.fileno() >= 0 and (packet := self._control.receive_nowait()) is not None
+            ):
                 self._act(*packet)
 
     def _act(self, message: control.ToProcess, descriptors: list[int]) -> None:

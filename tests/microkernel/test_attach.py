@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.attach import SOCKET
-from atoll.ipc.errors import NotAllowed
+from atoll.ipc.client.reading import LOOK_EVERY
+from atoll.ipc.errors import NotAllowed, PeerDied
 from atoll.ipc.system import control
 from atoll.servers.shell.watching import all_refused
 
@@ -48,6 +49,17 @@ def test_who_has_detached_holds_nothing_any_more(node: RealNode) -> None:
                 number = passing.welcome.attachment
             assert number not in {row.number for row in observer.kernel.attachments.now()}
             assert f"@{number}" not in {row.client for row in observer.kernel.channels.now("counter")}
+
+
+def test_who_has_detached_is_told_so_by_each_read(node: RealNode) -> None:
+    """Once in so many reads one looks whether the kernel has said something: over a socket that was closed it raised what no
+    caller expects."""
+    with node.attach() as attached:
+        rows = attached.keyspace("counter")
+        rows.get.now(b"one")
+    for _ in range(2 * LOOK_EVERY):
+        with pytest.raises(PeerDied):
+            rows.get.now(b"one")
 
 
 def test_detaching_from_a_dead_kernel_ends_at_once(tmp_path: Path) -> None:
