@@ -251,7 +251,9 @@ class Tasks:
 def _bound(scope: trio.CancelScope, deadline: int) -> None:
     """End what runs in the scope by a deadline (ns of CLOCK_MONOTONIC; 0: none)."""
     if deadline:
-        scope.deadline = trio.current_time() + max(0.0, deadline / NANOSECONDS - clock.monotonic())
+        # Looked at before trio's clock: who loses the core in between ends it late. Early, it would not know why.
+        left = max(0.0, deadline / NANOSECONDS - clock.monotonic())
+        scope.deadline = trio.current_time() + left
 
 
 def _ended(inhand: InHand) -> AtollError:

@@ -1,9 +1,13 @@
 """A deadline that a handler sets of a task that waits, in a process whose loop sleeps in C."""
 
+import time
+
 import pytest
 import trio
 
 from atoll.ipc import Interface, Serves, call
+from atoll.ipc.errors import DeadlineExceeded
+from atoll.ipc.runtime import tasks
 from tests.kit.serving import serving
 
 
@@ -20,6 +24,23 @@ class Alarm(Interface):
 
     @call("use")
     def arm_in_a_task(self) -> None: ...
+
+    @call("use")
+    def is_held_up(self) -> None:
+        """Its process loses its core whenever it is about to look how long a call has left."""
+
+
+class Late:
+    """A clock that is looked at by who has lost the core."""
+
+    monotonic_ns = time.monotonic_ns
+
+    @staticmethod
+    def monotonic() -> float:
+        until = time.monotonic() + 0.05
+        while (now := time.monotonic()) < until:
+            pass
+        return now
 
 
 class AlarmServer(Serves[Alarm]):
@@ -45,6 +66,10 @@ class AlarmServer(Serves[Alarm]):
     async def arm_in_a_task(self) -> None:
         self.arm()
 
+    @Alarm.is_held_up.serve
+    def is_held_up(self) -> None:
+        tasks.clock = Late  # type: ignore[assignment]
+
 
 @pytest.mark.parametrize("in_trio", [False, True])
 @pytest.mark.parametrize("way", ["arm", "arm_in_a_task"])
@@ -57,3 +82,12 @@ def test_the_loop_does_not_sleep_past_it(way: str, in_trio: bool) -> None:
             pass
         getattr(alarm, way).now()
         assert rings.result() == 1
+
+
+def test_whose_deadline_has_passed_is_told_so_by_a_server_that_was_held_up() -> None:
+    """It ended the call before its time, and said that somebody had cancelled it."""
+    with serving(AlarmServer) as served:
+        alarm = served.proxies[0]
+        alarm.is_held_up.now()
+        with pytest.raises(DeadlineExceeded):
+            alarm.with_(deadline=0.3).rings.now()
