@@ -9,7 +9,7 @@ is what a node gives.
 import itertools
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -399,13 +399,29 @@ class Host:
                     await stream.deliver([item])
         else:
             try:
-                while items := list(itertools.islice(source, RECORD_ITEMS)):
+                failure = None
+                while failure is None:
+                    items, failure = _taken(source)
+                    if not items:
+                        break
                     await stream.deliver(items)
                     await trio.lowlevel.checkpoint()
+                if failure is not None:
+                    raise failure
             finally:
                 source.close()
         if self._hands.pop(id(request), None) is not None:
             stream.end(None)
+
+
+def _taken(source: Iterator[bytes]) -> tuple[list[bytes], AtollError | None]:
+    """A record's items of a plain generator; and what it raised behind them."""
+    items: list[bytes] = []
+    try:
+        items.extend(itertools.islice(source, RECORD_ITEMS))
+    except AtollError as error:
+        return items, error
+    return items, None
 
 
 class InProcess:

@@ -234,18 +234,23 @@ class Tasks:
 
     async def _pump(self, inhand: InHand, work: Any) -> None:
         """A plain generator: its items fill records, and between two records others have their turn."""
-        over = False
+        over, failure = False, None
         while not over:
             items, size, end = [], 0, clock.monotonic_ns() + STREAM_TURN
-            for item in work:
-                items.append(item)
-                size += len(item)
-                if len(items) >= RECORD_ITEMS or size >= RECORD_BYTES or clock.monotonic_ns() >= end:
-                    break
-            else:
-                over = True
+            try:
+                for item in work:
+                    items.append(item)
+                    size += len(item)
+                    if len(items) >= RECORD_ITEMS or size >= RECORD_BYTES or clock.monotonic_ns() >= end:
+                        break
+                else:
+                    over = True
+            except AtollError as error:  # told behind what came before it
+                over, failure = True, error
             await self._replies.items(inhand, items)
             await trio.lowlevel.checkpoint()
+        if failure is not None:
+            raise failure
 
 
 def _bound(scope: trio.CancelScope, deadline: int) -> None:
