@@ -263,14 +263,22 @@ class Process:
             channel = ClientChannel(opened, memory, doorbell, self._notice, self)
             os.close(memory)
             self.clients[opened.channel] = channel
-            if self.loop is not None:
-                self.loop.add_client(channel)
+            if threading.get_ident() == self._home:
+                self._add_client(channel)
+            elif self._trio is not None:
+                with contextlib.suppress(trio.RunFinishedError):
+                    self._trio.run_sync_soon(self._add_client, channel)
         elif self.loop is None:
             self._served.append((opened, memory, doorbell))
         else:
             self.loop.add(opened, memory, doorbell)
             os.close(memory)
             self._doorbells[opened.channel] = doorbell
+
+    def _add_client(self, channel: ClientChannel) -> None:
+        """On the loop's thread: no other one touches what runs in C meanwhile. A thread that calls receives for itself."""
+        if self.loop is not None and self.clients.get(channel.number) is channel:
+            self.loop.add_client(channel)
 
     def _record(self, start: control.Start, sockets: list[int]) -> Recorder | None:
         """What records this process's calls, if the kernel gave it a tape."""
@@ -362,10 +370,13 @@ class Process:
     # the kernel's packets ---------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Read what lies on the control socket now: a message names a delivery that must be among it."""
+        """Read what lies on the control socket now: a message names a delivery that must be among it. To another thread than
+        the loop's it is nothing whom this process serves."""
+        home = threading.get_ident() == self._home
         while (packet := self.control.receive_nowait()) is not None:
             message, descriptors = packet
-            if isinstance(message, (*DELIVERED, control.OpenChannel)):
+            opens = isinstance(message, control.OpenChannel) and (home or message.role == "client")
+            if opens or isinstance(message, DELIVERED):
                 self._act(message, descriptors)
             else:
                 self._waiting.append(packet)

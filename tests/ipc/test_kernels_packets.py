@@ -1,5 +1,7 @@
 """What the kernel says to a server that reads it in the middle of a call, for what the call carries. (Raw cffi.)"""
 
+import contextlib
+import gc
 import os
 import signal
 import socket
@@ -14,11 +16,13 @@ from atoll.ipc import Buffer, Interface, Serves, call
 from atoll.ipc.capability import BUFFER_CODE
 from atoll.ipc.errors import BadRequest
 from atoll.ipc.proxy import transport_of
+from atoll.ipc.runtime import loop
 from atoll.ipc.runtime.control_socket import ControlSocket
 from atoll.ipc.runtime.launch import Process
 from atoll.ipc.system import control
 from atoll.ipc.transport import DEFAULTS
 from atoll.native import lib
+from tests.kit.played import played
 from tests.kit.serving import serving
 
 PACKETS = 1000
@@ -33,8 +37,19 @@ class Desk(Interface):
     @call("use")
     def take(self, buffer: Buffer) -> None: ...
 
+    @call("use")
+    def have_a_thread_look(self) -> None:
+        """For what a message names that it has got, as long as its loop stands."""
+
+    @call("use")
+    def touched(self) -> list[bool]:
+        """Whether it was the loop's own thread, each time that the loop was given a channel since."""
+
 
 class Server(Serves[Desk]):
+    def __init__(self) -> None:
+        self._touched: list[bool] = []
+
     @Desk.stand.serve
     def stand(self) -> None:
         lib.atoll_clock_stand(1)
@@ -42,6 +57,31 @@ class Server(Serves[Desk]):
 
     @Desk.take.serve
     def take(self, buffer: Buffer) -> None: ...
+
+    @Desk.have_a_thread_look.serve
+    def have_a_thread_look(self) -> None:
+        process = next(found for found in gc.get_objects() if isinstance(found, Process))
+        home, add = threading.get_ident(), lib.atoll_loop_add
+
+        class Core:
+            """The C core, of which a loop in C knows nothing of other threads."""
+
+            def atoll_loop_add(self, *given: Any) -> Any:
+                noted.append(threading.get_ident() == home)
+                return add(*given)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(lib, name)
+
+        noted = self._touched
+        loop.lib = Core()
+        thread = threading.Thread(target=process._pump)
+        thread.start()
+        thread.join()
+
+    @Desk.touched.serve
+    def touched(self) -> list[bool]:
+        return self._touched
 
 
 def stands(pid: int) -> bool:
@@ -64,6 +104,32 @@ def test_a_packet_that_a_call_has_read_is_heard_before_the_next() -> None:
             asked.result()
         served._send(control.Ping(number=2))
         assert [served._expect(control.Pong).number for _ in range(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_a_channel_that_another_thread_hears_of_is_given_to_the_loop_by_its_own(role: str) -> None:
+    """Which runs in C meanwhile, and looks at what that thread changed: a channel could be lost to it."""
+    with serving(Server) as served:
+        desk = served.proxies[0]
+        standing = desk.stand.start()
+        while not stands(served.pid):
+            pass
+        looking = desk.have_a_thread_look.start()
+        with contextlib.ExitStack() as stack:
+            if role == "server":
+                memory = served.add_channel()
+            else:
+                served.observe = lambda: None  # type: ignore[method-assign]
+                stack.enter_context(played(served))
+                del served.observe
+            os.kill(served.pid, signal.SIGCONT)
+            standing.result()
+            looking.result()
+            while not (touched := desk.touched.now()):
+                pass
+            assert touched == [True]
+            if role == "server":
+                assert served.bind(memory, Desk, served.grant(memory, Desk)).touched.now() == [True]
 
 
 def test_what_is_read_while_another_thread_sends(monkeypatch: pytest.MonkeyPatch) -> None:
