@@ -77,6 +77,7 @@ class Process:
         self._notice: mmap.mmap | None = None
         self._served: list[tuple[control.OpenChannel, int, int]] = []
         self._waiting: list[tuple[control.ToProcess, list[int]]] = []
+        self._hearing = trio.CancelScope()
         self._reading = trio.CancelScope()
         """Around the wait for the next packet."""
         self._doorbells: dict[int, int] = {}
@@ -87,6 +88,7 @@ class Process:
         self._refusals: dict[tuple[int, int, int, str], int] = {}
         self._recorder: Recorder | None = None
         self._took_over: bytes | None = None
+        self._stopping = False
 
     # Host of client channels, Observer of the loop --------------------------------------------------------------------
 
@@ -390,14 +392,15 @@ class Process:
             self._reading.cancel()
 
     async def _read_control(self) -> None:
-        while True:
-            while self._waiting:
-                await self._handle(*self._waiting.pop(0))
-            self._report_refusals()
-            with trio.CancelScope() as self._reading:
-                self._waiting.append(await self.control.receive())
+        with self._hearing:
+            while True:
+                while self._waiting:
+                    self._handle(*self._waiting.pop(0))
+                self._report_refusals()
+                with trio.CancelScope() as self._reading:
+                    self._waiting.append(await self.control.receive())
 
-    async def _handle(self, message: control.ToProcess, descriptors: list[int]) -> None:
+    def _handle(self, message: control.ToProcess, descriptors: list[int]) -> None:
         loop = self.loop
         assert loop is not None
         match message:
@@ -416,13 +419,13 @@ class Process:
             case control.Resume():
                 loop.take_back()
                 self._serve(loop)
-            case control.Stop(deadline=deadline):
+            case control.Stop(deadline=deadline) if not self._stopping:
+                assert self._nursery is not None
+                self._stopping = True
                 self._drain(loop)
-                await self._settled(loop, deadline)
-                with trio.move_on_after(_seconds(deadline)):
-                    await loop.endpoint.server.stop()
-                loop.stop()
-                self._ended.set()
+                self._nursery.start_soon(self._stop, loop, deadline)
+            case control.Stop():
+                pass  # it does so already
             case control.Ping(number=number):
                 self.control.send(control.Pong(number=number, busy=self._busy()))
             case _:
@@ -488,6 +491,15 @@ class Process:
         await self._settled(loop, deadline)
         pending, lost = _counted(loop.pending()), _counted(loop.pending(lost=True))
         self.control.send(control.Drained(pending=pending, lost=lost, number=number))
+
+    async def _stop(self, loop: ServeLoop, deadline: int) -> None:
+        """In a task of its own, too: who goes meanwhile is not waited for. To a server that ends nothing is told."""
+        await self._settled(loop, deadline)
+        self._hearing.cancel()
+        with trio.move_on_after(_seconds(deadline)):
+            await loop.endpoint.server.stop()
+        loop.stop()
+        self._ended.set()
 
     def _hand_over(self, loop: ServeLoop) -> None:
         told, memory = handover.write(loop.endpoint.server.hand_over(), loop.positions())

@@ -139,3 +139,28 @@ def test_however_many_calls_are_in_hand_the_old_version_says_so_and_runs_on() ->
         assert served.drain(deadline=1) == {"Works.wait_for_what_never_comes": HELD}
         served.resume()
         assert served.proxies[0].number.now() == 1
+
+
+# the end --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_goes_while_its_server_stops_is_heard_of(served: Serving) -> None:
+    """Its calls were waited for until the deadline."""
+    works, other = served.proxies
+    works.never.start()
+    until_begun(other, 1)
+    served.begin_stop()
+    served.close_channel(served.channels[0])
+    assert served.wait() == 0
+
+
+def test_a_server_that_stops_answers_pings_and_is_asked_to_stop_again(served: Serving) -> None:
+    works, other = served.proxies
+    works.never.start()
+    until_begun(other, 1)
+    served.begin_stop()
+    served.observe()
+    served.begin_stop()
+    served.observe()
+    served.close_channel(served.channels[0])
+    assert served.wait() == 0

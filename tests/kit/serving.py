@@ -174,8 +174,12 @@ class Serving:
 
     def stop(self, deadline: int = FOREVER) -> int:
         """End it, and calls in hand by the deadline (ns of CLOCK_MONOTONIC). Its exit code."""
-        self._send(control.Stop(deadline=deadline))
+        self.begin_stop(deadline)
         return self.wait()
+
+    def begin_stop(self, deadline: int = FOREVER) -> None:
+        """`stop`, waited for by `wait`."""
+        self._send(control.Stop(deadline=deadline))
 
     def close(self) -> None:
         for client in self.clients.values():
