@@ -59,6 +59,7 @@ class Conversation:
                 self._logs.line(serving.holder, serving.pid, "error", f"{message.step}: {message.sentence}",
                                 {"traceback": message.traceback} if message.traceback else {})  # fmt: skip
                 serving.ready.set()
+                serving.handed.set()
             case control.Refused(channel=channel, method=method, why=why, count=count):
                 self._events.refused(serving.serves, channel, method, why, count)
             case control.Misbehaved(channel=channel, check=check):

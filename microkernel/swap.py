@@ -260,6 +260,7 @@ class _Swap:
         self.ended = old.pending
         old.handed = trio.Event()
         old.forget_hand_over()  # an answer to an earlier swap lies before that of this one's drain
+        old.failed = None
         if self.server.name == STORE:
             node.store.lost()  # what is committed from now on waits for the new one
         old.send(control.HandOver())

@@ -502,7 +502,12 @@ class Process:
         self._ended.set()
 
     def _hand_over(self, loop: ServeLoop) -> None:
-        told, memory = handover.write(loop.endpoint.server.hand_over(), loop.positions())
+        """Where the server fails over it, the swap is refused, and it goes on: `Resume` comes."""
+        try:
+            told, memory = handover.write(loop.endpoint.server.hand_over(), loop.positions())
+        except Exception as error:
+            self._failed("hand_over", error)
+            return
         try:
             loop.let_go()
             self.control.send(told, (memory,))

@@ -105,6 +105,20 @@ def test_a_version_that_fails_before_its_first_call_leaves_the_old_one_in_place(
             ), step  # fmt: skip
 
 
+def test_a_hand_over_that_fails_leaves_its_server_in_place(tmp_path: Path) -> None:
+    """It ended the server, and what that had in memory was gone."""
+    with booted(tmp_path) as node:
+        swap(node, package=version(tmp_path, "return self._state", "raise ValueError('not now')"))
+        before = row_of(node)
+        with called_steadily(node), called(node, REPEATABLE) as callers:
+            for _ in range(2):
+                with pytest.raises(StartFailed, match="not now"):
+                    swap(node)
+                callers.go_on()
+                row = row_of(node)
+                assert (row.pid, row.state, row.restarts) == (before.pid, "serving", before.restarts)
+
+
 def test_a_version_that_dies_while_the_old_one_drains_leaves_that_in_place(node: RealNode) -> None:
     before = row_of(node)
     with called_steadily(node), called(node) as callers, node.attach() as attached:
