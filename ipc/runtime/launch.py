@@ -53,6 +53,8 @@ DELIVERED = (control.Deliver, control.DeliverBuffer, control.WithdrawBuffer)
 """Packets that a message may count on: acted upon in their order as soon as they are read."""
 SETTLING = 0.0005
 """Seconds between two looks at what a drain waits for."""
+THREAD_CLOCK = 6
+"""Of a thread's processor time: the clock's low bits; the others are the complement of the thread's number."""
 BUSY_SHARE = 0.5
 """A thread that used more than this share of the time since the last ping is named as busy."""
 
@@ -518,12 +520,14 @@ class Process:
         """The Python thread, other than the loop's, that has kept the interpreter busy since the last ping."""
         now, busiest, share = clock.monotonic_ns(), "", BUSY_SHARE
         for thread in threading.enumerate():
-            if thread.ident is None or thread.ident == self._home:
+            number = thread.native_id
+            if number is None or thread.ident == self._home:
                 continue
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                used = time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))
-                before, when = self._cpu.get(thread.ident, (used, now - 1))
-                self._cpu[thread.ident] = (used, now)
+            with contextlib.suppress(OSError):  # it has ended
+                # Not by its `ident`: where that was, the C library would look, and there may be nothing any more.
+                used = time.clock_gettime_ns(~number << 3 | THREAD_CLOCK)
+                before, when = self._cpu.get(number, (used, now - 1))
+                self._cpu[number] = (used, now)
                 if (used - before) / max(1, now - when) > share:
                     busiest, share = thread.name, (used - before) / max(1, now - when)
         return f"thread {busiest}" if busiest else ""
