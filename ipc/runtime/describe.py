@@ -133,6 +133,7 @@ def _tables(server: type[Any], declared: Mapping[str, NeedDescription]) -> dict[
 
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_VALUES = "[...]"
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 _EXPECTED = re.compile(r"^Expected (?P<expected>.*), got (?P<found>.*)$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$")
@@ -151,10 +152,11 @@ def _fault(sentence: str, given: object, kind: type[Any]) -> ConfigFault:
     """msgspec's sentence as expectation, finding and path."""
     whole = _AT.match(sentence)
     assert whole is not None
-    path: tuple[str | int, ...] = tuple(
-        int(index) if index else name for name, index in _STEP.findall(whole["path"] or "")
-    )
+    place, within, rest = (whole["path"] or "").partition(_VALUES)
+    path: tuple[str | int, ...] = tuple(int(index) if index else name for name, index in _STEP.findall(place))
     what = whole["what"]
+    if within:
+        return _fault_within(what, path, within + rest)
     if unknown := _UNKNOWN.match(what):
         known = [field.encode_name for field in msgspec.structs.fields(kind)] if not path else []
         expected = f"a key of {kind.__name__}" + (f": {', '.join(known) or 'none'}" if not path else "")
@@ -176,6 +178,21 @@ def _fault(sentence: str, given: object, kind: type[Any]) -> ConfigFault:
         return ConfigFault(path=path, expected=parts["expected"].replace("`", ""), found=found)
     expected = what.removeprefix("Expected ").replace("`", "")
     return ConfigFault(path=path, expected=expected, found=found)
+
+
+def _fault_within(what: str, path: tuple[str | int, ...], place: str) -> ConfigFault:
+    """Of a table whose keys are its author's own: msgspec does not say under which of them."""
+    if unknown := _UNKNOWN.match(what):
+        expected, found = "a known key", f"the key {_quoted(unknown['name'])}"
+    elif missing := _MISSING.match(what):
+        expected, found = f"the key {_quoted(missing['name'])}", "none"
+    elif parts := _EXPECTED.match(what):
+        expected, found = parts["expected"], parts["found"]
+    else:
+        expected, found = what.removeprefix("Expected "), "another kind of value"
+    return ConfigFault(
+        path=path, expected=f"{expected} at {place}".replace("`", ""), found=found.replace("`", "")
+    )
 
 
 def _quoted(value: object) -> str:
