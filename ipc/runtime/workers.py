@@ -42,6 +42,7 @@ class Workers:
             raise ValueError(f"a server has at least one worker, not {count}")
         self._send, self._free = trio.open_memory_channel[_Worker | None](count)
         """None in place of one that has ended: who takes it makes another, since none may be had at the moment."""
+        self._closed = False
         self._all = [_Worker() for _ in range(count)]
         for worker in self._all:
             self._send.send_nowait(worker)
@@ -60,7 +61,7 @@ class Workers:
             result = await worker.ask(name, args, kwargs)
             whole = True
         finally:
-            if not whole and worker is not None:
+            if not whole and worker in self._all:  # else all were ended meanwhile
                 self._all.remove(worker)
                 worker.end()
             self._send.send_nowait(worker if whole else None)
@@ -69,6 +70,8 @@ class Workers:
         return result  # type: ignore[no-any-return]
 
     def _another(self, name: str) -> "_Worker":
+        if self._closed:
+            raise PeerDied(name)
         try:
             worker = _Worker()
         except OSError as error:
@@ -77,7 +80,8 @@ class Workers:
         return worker
 
     def close(self) -> None:
-        """End them all."""
+        """End them all, with what they have in hand."""
+        self._closed = True
         for worker in self._all:
             worker.end()
         self._all.clear()
@@ -117,7 +121,7 @@ class _Worker:
                     view = view[await self._socket.send(view) :]
             (size,) = _length.unpack(await self._read(_length.size))
             return pickle.loads(await self._read(size))
-        except OSError:
+        except (OSError, trio.ClosedResourceError):  # it ended, or was ended
             raise PeerDied(name) from None
 
     async def _read(self, size: int) -> bytes:

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import trio
+import trio.testing
 
 from atoll.ipc.errors import InternalFault, Overloaded, PeerDied
 from atoll.ipc.runtime.workers import Workers
@@ -93,3 +94,25 @@ async def test_a_worker_that_cannot_be_replaced_is_replaced_later(monkeypatch: p
         assert await workers.run(square, 5) == 25
     finally:
         workers.close()
+
+
+async def test_work_that_is_in_hand_or_waits_when_all_are_ended_is_told() -> None:
+    """What was in hand failed over a list; who waited got a worker of their own, which nobody ended any more."""
+    workers = Workers(1)
+    told: list[Exception] = []
+
+    async def asks() -> None:
+        try:
+            await workers.run(endless)
+        except Exception as error:
+            told.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(asks)
+        nursery.start_soon(asks)
+        await trio.testing.wait_all_tasks_blocked()
+        workers.close()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [type(error) for error in told] == [PeerDied, PeerDied]
+    assert not workers._all
