@@ -36,12 +36,15 @@ class ControlSocket:
             return None
         if not data:
             raise NodeDown()
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise PeerMisbehaved("the control socket", "a packet or its descriptors were cut short")
-        try:
-            return self._decoder.decode(data), descriptors
-        except DecodeFaults as fault:
-            raise PeerMisbehaved("the control socket", str(fault)) from None
+        fault = "a packet or its descriptors were cut short"
+        if not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            try:
+                return self._decoder.decode(data), descriptors
+            except DecodeFaults as error:
+                fault = str(error)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise PeerMisbehaved("the control socket", fault)
 
     def _receive(self) -> tuple[bytes, list[int], int]:
         """No data: the other end is closed, and all that it said was received."""

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import threading
@@ -14,7 +15,7 @@ from msgspec import msgpack
 
 from atoll.ipc import Buffer, Interface, Serves, call
 from atoll.ipc.capability import BUFFER_CODE
-from atoll.ipc.errors import BadRequest
+from atoll.ipc.errors import BadRequest, PeerMisbehaved
 from atoll.ipc.proxy import transport_of
 from atoll.ipc.runtime import loop
 from atoll.ipc.runtime.control_socket import ControlSocket
@@ -191,5 +192,29 @@ def test_descriptors_that_come_are_no_child_programs() -> None:
     assert not os.get_inheritable(descriptor)
     os.close(descriptor)
     os.close(memory)
+    ours.close()
+    theirs.close()
+
+
+def test_descriptors_that_come_with_what_cannot_be_read_are_closed() -> None:
+    """A program without room for all of them lost the room that it had, each time that it tried again."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end, given = ControlSocket(ours), [0, 1, 2]
+    free = os.dup(0)
+    os.close(free)
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    socket.send_fds(theirs, [control.encode(control.Ping(number=1))], given)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises(PeerMisbehaved, match="cut short"):
+            end.receive_nowait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    socket.send_fds(theirs, [b"no packet"], given)
+    with pytest.raises(PeerMisbehaved):
+        end.receive_nowait()
+    again = os.dup(0)
+    os.close(again)
+    assert again == free
     ours.close()
     theirs.close()
