@@ -89,6 +89,9 @@ class Server(Serves[Importer]):
                 except TooLarge as large:
                     expected = f"a batch that is a message of {large.limit} bytes at most - at `$`"
                     done = done.and_then(refused(at, expected))
+                except OverflowError:  # JSON has numbers that no message has
+                    expected = "a batch with whole numbers of 64 bits at most - at `$`"
+                    done = done.and_then(refused(at, expected))
             for each in sent:
                 done = done.and_then(await outcome(each, since))
         finally:
@@ -129,7 +132,7 @@ def read(line: Line) -> Batch | Left | None:
         return None
     try:
         return _batch(line.content)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # What it found there may be what somebody wrote: that has no business in a row.
         _, there, where = str(error).rpartition(" - at ")
         return no_batch(line.place, f"a batch as JSON - at {where if there else '`$`'}")

@@ -102,6 +102,27 @@ def test_what_is_no_batch_is_refused_with_its_place_and_the_others_go_in(
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b'"\xff"', "a batch as JSON"),
+        (b'["AA==",%d]' % 2**64, "a batch with whole numbers of 64 bits at most"),
+    ],
+    ids=["no UTF-8", "a number that is too large"],
+)
+def test_what_no_message_can_hold_is_refused_and_the_others_go_in(
+    node: Node, importer: Importer, text: bytes, expected: str
+) -> None:
+    good, wrong = batches(3), line(batch("wrong")).replace(b'"wrong 1"', text)
+    importer.bring_in.begin.now(Start(id="monday"), put(node.storage, [good[0], wrong, *good[1:]]))
+    done = importer.bring_in.result.now("monday")
+    assert (done.taken, done.refused) == (3, 1)
+    assert [(each.place, each.reason) for each in done.left] == [
+        (len(line(good[0])) + 1, f"expected {expected} - at `$`")
+    ]
+    assert held(node.feedback) == said(good)
+
+
 def test_the_first_hundred_that_are_left_are_named(node: Node, importer: Importer) -> None:
     done = importer.bring_in.now(put(node.storage, [b"no"] * (MOST_LEFT + PART + 1)))
     assert done.refused == MOST_LEFT + PART + 1
