@@ -2,7 +2,7 @@
 
 Who owns what is copied copies it: the store its rows, `storage` its blobs, the kernel its versions. Each is a process of
 its own, since the shell knows of other servers no more than their interfaces. Here is the order in which they run, and the
-lock on the backup's folder, which they inherit: one that outlives the command keeps it.
+lock on the folder that is written, a backup's or a new node's, which they inherit: one that outlives the command keeps it.
 
 The order is what makes a backup whole. Blobs come before the rows that name them, so that one which is collected
 afterwards is there, and once more behind them, for those that came meanwhile; what the manifest says, it says last.
@@ -339,8 +339,9 @@ def restore(
         _refuse_a_node(home)
         fresh = home.with_name(f".{home.name}.restoring")
         fresh.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with _room_at(home), locked(fresh):
-            made = _build(folder, lock, fresh, name or node, when)
+        # What lies there is another's as long as the lock is: it must be had before anything goes.
+        with locked(fresh) as own, _room_at(home):
+            made = _build(folder, own, fresh, name or node, when)
             if keyring is not None:
                 _copy_keyring(keyring, fresh / "data" / KEYS)
             fresh.rename(home)
@@ -377,7 +378,7 @@ def _room_at(home: Path) -> Iterator[None]:
 
 
 def _build(folder: Path, lock: int, home: Path, name: str, when: int | float | None) -> Restored:
-    """The whole of a new node's folder, under a name at which nobody looks for one."""
+    """The whole of a new node's folder, under a name at which nobody looks for one. `lock`: the one on that folder."""
     for left in home.iterdir():
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     (home / "data").mkdir(mode=0o755)

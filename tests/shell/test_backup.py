@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,59 @@ def test_one_backup_at_a_time(person: Shell) -> None:
         holder.stdin.close()
     assert "another backup or restore is at work on" in sentence
     person.said("backup", "locked")
+
+
+def test_one_restore_at_a_time_into_a_folder(person: Shell) -> None:
+    """Who comes second leaves what the first has made so far."""
+    person.said("backup", "twice")
+    begun = person.folder / ".same.restoring"
+    (begun / "data").mkdir(parents=True)
+    with subprocess.Popen(
+        ["flock", str(begun), "sh", "-c", "echo; cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        holder.stdout.readline()
+        sentence = person.refused(exits.TRY_AGAIN, "restore", "twice", "--folder", "same")
+        left = (begun / "data").is_dir()
+        holder.stdin.close()
+    assert "another backup or restore is at work on" in sentence
+    assert left
+    person.said("restore", "twice", "--folder", "same")
+    assert person.said("check", "same").endswith(": whole\n")
+
+
+def test_a_part_of_a_restore_that_outlives_it_keeps_others_away(person: Shell) -> None:
+    person.said("backup", "whole")
+    shutil.copytree(person.folder / "whole", person.folder / "stuck", dirs_exist_ok=True)
+    blobs = person.folder / "stuck" / "blobs" / "server" / "need"
+    (blobs / "packs").mkdir(parents=True)
+    (blobs / "blobs" / "aa").mkdir(parents=True)
+    os.mkfifo(blobs / "blobs" / "aa" / ("aa" * 32))  # whoever reads it waits
+    command = [str(PROGRAM), "restore", "stuck", "--folder", "late"]
+    with subprocess.Popen(command, cwd=person.folder, env=person.environment) as killed:
+        try:
+            while (part := copying_blobs(killed.pid)) is None:
+                assert killed.poll() is None
+        finally:
+            killed.kill()
+    try:
+        sentence = person.refused(exits.TRY_AGAIN, "restore", "whole", "--folder", "late")
+        assert "another backup or restore is at work on" in sentence
+    finally:
+        signal.pidfd_send_signal(part, signal.SIGKILL)
+        select.select([part], [], [])
+        os.close(part)
+    person.said("restore", "whole", "--folder", "late")
+    assert person.said("check", "late").endswith(": whole\n")
+
+
+def copying_blobs(command: int) -> int | None:
+    """The part of a command that copies blobs, as a descriptor."""
+    for child in Path(f"/proc/{command}/task/{command}/children").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if b"atoll.servers.storage.backup" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                return os.pidfd_open(int(child))
+    return None
 
 
 def test_what_is_damaged_is_named(person: Shell) -> None:
