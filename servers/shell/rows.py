@@ -186,7 +186,7 @@ def watch(
             behind = change.behind
             tell(change, as_json)
             number += not change.more
-            if number == count:
+            if count and number == count:
                 break
 
 

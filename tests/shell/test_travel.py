@@ -14,7 +14,7 @@ from atoll.ipc.system.state import Write
 from atoll.servers.shell import exits
 from atoll.servers.shell.rows import pages
 
-from .conftest import Shell
+from .conftest import PROGRAM, Shell
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,30 @@ def test_what_is_different_between_two_moments(tally: Shell) -> None:
     assert "before revision" in tally.refused(
         exits.WRONG_INPUT, "diff", "tally.rows", "--from", str(second), "--to", str(first)
     )
+
+
+def test_a_watch_goes_on_after_a_transaction_that_comes_in_parts(node: Shell) -> None:
+    """Without `--count` it ends with its reader alone."""
+    keys = [f"part/{number}" for number in range(4)]
+    with connect(str(node.folder / "node")) as attached:
+        state = attached.keyspace("references")
+        before = state.head.now()
+        large = state.begin.now(60.0)
+        for key in keys:
+            value = msgspec.msgpack.encode("v" * 400_000)
+            state.commit.now([Write(key.encode(), value)], transaction=large)
+        state.finish.now(large)
+        state.commit.now([Write(key.encode(), None) for key in keys])
+    watching = [str(PROGRAM), "watch", "references", "--prefix", "part/", "--at", str(before)]
+    with subprocess.Popen(
+        watching, cwd=node.folder, env=node.environment, stdout=subprocess.PIPE, text=True
+    ) as watch:
+        assert watch.stdout is not None
+        told = [watch.stdout.readline().partition(":")[2].split()[1:] for _ in range(2 * len(keys))]
+    assert [[word[:9] for word in words] for words in told] == [
+        *([key, "=", "v" * 9] for key in keys),
+        *([key, "=", "(deleted)"] for key in keys),
+    ]
 
 
 def test_what_is_different_in_the_node_itself(tally: Shell) -> None:
