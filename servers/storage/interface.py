@@ -208,7 +208,7 @@ class Storage(Interface):
         what it held. `sizes`, if given: how many bytes each must have.
 
         Returns the store's revision of the row. Raises NoSuchBlob or WrongSize (index) or QuotaExceeded,
-        and then changes nothing.
+        and then changes nothing. Not under a transaction, nor is `release`: no blob waits for the end of one.
         """
 
     @call("write", idempotent=True)

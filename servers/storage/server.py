@@ -282,6 +282,7 @@ class Server(Serves[Storage]):
     @Storage.refer.serve
     async def refer(self, hashes: list[bytes], owner: str, name: str, sizes: list[int] | None = None) -> int:
         self._may_collect = True
+        _check_by_itself("Storage.refer")
         if not owner or "/" in owner or not name:
             raise BadRequest("Storage.refer", "an owner without `/`, and a name", repr((owner, name)))
         _check_addresses("Storage.refer, $.hashes", hashes, many=True)
@@ -319,6 +320,7 @@ class Server(Serves[Storage]):
     @Storage.release.serve
     async def release(self, owner: str, name: str) -> bool:
         self._may_collect = True
+        _check_by_itself("Storage.release")
         badge = current().badge
         await self._quotas.load(badge)
         async with self._rows.alone(badge, owner, name):
@@ -428,6 +430,13 @@ class Server(Serves[Storage]):
             damaged=len(self._blobs.damaged),
             priorities=self._io.applied,
         )
+
+
+def _check_by_itself(where: str) -> None:
+    """When a row is committed with a transaction, and whether at all, is not known here: what is charged, and how long a
+    blob is spared, would go by what may not be so."""
+    if current().transaction is not None:
+        raise BadRequest(f"{where} under a transaction", "a call of its own", "a part of a transaction")
 
 
 def _check_addresses(where: str, hashes: Sequence[bytes], *, many: bool = False) -> None:
