@@ -6,6 +6,8 @@ when the words do; what a crash leaves in between is no more than a pin of the r
 
 from typing import Final
 
+import trio
+
 from atoll.ipc.errors import QuotaExceeded
 from atoll.ipc.system.state import Compacted, Pin, State
 
@@ -15,25 +17,34 @@ _ALL: Final = "store"
 """As whose a pin is told that holds all keyspaces."""
 
 
-async def hold(rows: State, words: State, name: str, revision: int, why: str) -> Kept:
-    """Revision 0: now, or what the name holds. Raises Ahead, Compacted, PinExists, QuotaExceeded; then nothing is held
-    that was not before."""
-    pin = await rows.pin(name, revision, why)
-    try:
-        return _told(await words.pin(name, pin.revision, why))
-    except (Compacted, QuotaExceeded):
-        await rows.unpin(name)
-        raise
+class Moments:
+    """Of one process of the server. What is asked of them is done one after the other: between the two pins of one call
+    another that found the first one, or took it, would leave the words' alone."""
 
+    def __init__(self, rows: State, words: State) -> None:
+        self._rows = rows
+        self._words = words
+        self._turn = trio.Lock()
 
-async def let_go(rows: State, words: State, name: str) -> None:
-    await words.unpin(name)
-    await rows.unpin(name)
+    async def hold(self, name: str, revision: int, why: str) -> Kept:
+        """Revision 0: now, or what the name holds. Raises Ahead, Compacted, PinExists, QuotaExceeded; then nothing is held
+        that was not before."""
+        async with self._turn:
+            pin = await self._rows.pin(name, revision, why)
+            try:
+                return _told(await self._words.pin(name, pin.revision, why))
+            except (Compacted, QuotaExceeded):
+                await self._rows.unpin(name)
+                raise
 
+    async def let_go(self, name: str) -> None:
+        async with self._turn:
+            await self._words.unpin(name)
+            await self._rows.unpin(name)
 
-async def held(words: State) -> list[Kept]:
-    """By name."""
-    return [_told(pin) for pin in await words.pins() if pin.keyspace != _ALL]
+    async def held(self) -> list[Kept]:
+        """By name."""
+        return [_told(pin) for pin in await self._words.pins() if pin.keyspace != _ALL]
 
 
 def _told(pin: Pin) -> Kept:

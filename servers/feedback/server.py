@@ -20,7 +20,6 @@ from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.state import AsOf
 from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
 
-from . import moments
 from .agreement import Judgements
 from .check import Marked, Sentences, check_batch, reference_name
 from .interface import (
@@ -45,6 +44,7 @@ from .interface import (
     Stored,
     TaskCount,
 )
+from .moments import Moments
 from .pairs import Pairs, Rated
 from .raters import Register
 from .records import BANDS, Rating, Record, blobs, is_purged, words_of
@@ -124,6 +124,7 @@ class Server(Serves[Feedback]):
         await self._tasks.load()
         self._register = Register(self.rows)
         await self._register.load()
+        self._moments = Moments(self.rows.state, self.words.state)
 
     async def run(self) -> None:
         await self._register.follow()
@@ -405,15 +406,15 @@ class Server(Serves[Feedback]):
         revision = 0 if as_of is None else await self._moment(as_of)
         if as_of == 0:
             raise BadRequest("Feedback.keep, $.as_of", "a revision (1 or more) or a time", repr(as_of))
-        return await moments.hold(self.rows.state, self.words.state, name, revision, why)
+        return await self._moments.hold(name, revision, why)
 
     @Feedback.let_go.serve
     async def let_go(self, name: str) -> None:
-        await moments.let_go(self.rows.state, self.words.state, name)
+        await self._moments.let_go(name)
 
     @Feedback.kept.serve
     async def kept(self) -> list[Kept]:
-        return await moments.held(self.words.state)
+        return await self._moments.held()
 
     async def _selected(self, selection: Selection, revision: int) -> AsyncIterator[Stored]:
         """What fits, as of a revision, in the order of the keys (of a batch: of its indexes), numbered

@@ -7,14 +7,17 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import BadRequest, NotAllowed
-from atoll.ipc.system.state import Ahead, Compacted, PinExists
+from atoll.ipc.proxy import bind, transport_of
+from atoll.ipc.system.state import Ahead, Compacted, PinExists, State
 from atoll.servers.feedback import datasets
 from atoll.servers.feedback.datasets import Datasets
 from atoll.servers.feedback.interface import Batch, Feedback
+from atoll.servers.feedback.server import Server, Settings
 from tests.microkernel.nodes import booted
 
 from .conftest import Node
 from .said import ratings
+from .test_beside_appointments import Holding
 from .test_job import IMAGE
 
 KEYSPACES = ("feedback", "words")
@@ -108,3 +111,28 @@ def test_what_a_crash_left_of_holding_a_moment_is_made_whole_or_dropped(data: Da
     rows.pin.now("model-2")
     data.let_go("model-2")
     assert [pin.name for pin in rows.pins.now()] == ["model-1"]
+
+
+def test_a_moment_that_is_held_while_its_name_is_let_go_is_held_in_both_keyspaces_or_in_none(
+    node: Node, serve: Any
+) -> None:
+    rows = serve.keyspace("atoll.servers.feedback.server.rows", object)
+    way = Holding(transport_of(rows.state))
+    rows.state = bind(State, way)
+    node.served.stop()
+    feedback: Feedback = serve(Server, rows=rows, storage=node.storage, config=Settings()).client()
+    feedback.submit.now(Batch("one", ratings(3)))
+    feedback.keep.now("model-1")
+    way.hold("State.unpin")
+    gone = feedback.let_go.start("model-1")
+    way.held.wait()
+    held = feedback.keep.start("model-1")
+    for _ in range(100):  # as far as it gets: to the end, or to where it waits for the other
+        feedback.head.now()
+    way.release()
+    gone.result()
+    assert held.result().name == "model-1"
+    pinned = [
+        pin.name for pin in serve.keyspace("atoll.servers.feedback.server.rows", object).state.pins.now()
+    ]
+    assert pinned == [each.name for each in feedback.kept.now()] == ["model-1"]
