@@ -99,6 +99,8 @@ class Admission:
         self.changes: list[Change] = []
         self._free = {device.id: device.leasable for device in devices}
         self._next = 1
+        self._inherited: set[int] = set()
+        """Leases that had to give way before a restart: whether their holders heard of it nobody knows."""
         self._position = 0
         """Of the last notice: its time in microseconds, so that it rises across restarts."""
 
@@ -116,9 +118,18 @@ class Admission:
             elif self._free.get(lease.device, 0) >= lease.memory:
                 self._free[lease.device] -= lease.memory
                 self.leases[lease.id] = lease
+                if lease.leaving:
+                    self._inherited.add(lease.id)
             else:
                 self._told(lease, "ended", now, "its device is gone or has shrunk", now)
                 self.changes.append(Ended(Event(lease=lease, ended=now, how="device gone")))
+
+    def remind(self, now: float) -> None:
+        """Tell those who had to give way before a restart once more."""
+        for lease in [lease for lease in self.leases.values() if lease.id in self._inherited]:
+            why = f"a stronger request needs the memory of {lease.device}"
+            self._told(lease, "give way", lease.leaving, why, now)
+        self._inherited.clear()
 
     def ask(self, request: Request, now: float, may_wait: bool) -> None:
         """Queue a request and grant what can be granted. Raises NeverFits, BeyondSlice, QuotaExceeded, Overloaded;

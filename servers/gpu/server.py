@@ -163,6 +163,7 @@ class Server(Serves[Gpu]):
         held = {lease.client for lease in self._admission.leases.values()}
         for client in (held | {request.client for request in self._admission.waiting}) - present:
             self.client_gone(client)
+        self._admission.remind(self._now())
         self._work.set()
 
     # committing -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from atoll.ipc import Node, connect
@@ -32,7 +33,7 @@ level = "process"
 needs = {}
 
 [server.gpu]
-needs = { rows = { keyspace = "leases", rights = ["read", "write", "history"] } }
+needs = { rows = { keyspace = "leases", rights = ["read", "write", "history"] }, config = { config = { grace = 3600.0 } } }
 restart = { first = 0.05, limit = 100 }
 """
 HOLDER = """
@@ -162,6 +163,28 @@ def test_who_waits_goes_on_waiting_at_the_next_process(folder: Path, how: str) -
         waiter.join()
         assert gpu.leases.now() == got
         assert other.release.now(got[0].id) is True
+
+
+@pytest.mark.parametrize("how", ["swap", "crash"])
+def test_who_must_give_way_hears_of_it_though_the_process_that_decided_so_is_gone(
+    folder: Path, how: str
+) -> None:
+    with attached(folder) as (node, weak), attached(folder) as (_, strong):
+        every = leasable(weak)
+        held = weak.acquire.now("cpu", every - 4096, priority=10, ttl=3600.0)
+        passing = weak.acquire.now("cpu", 4096, priority=100, ttl=3600.0)
+        asked = strong.acquire.start("cpu", every - 4096, priority=90, wait=3600.0)
+        rows, key = node.keyspace("leases"), b"lease/%016d" % held.id
+        while not msgspec.msgpack.decode(rows.get.now(key).value)["leaving"]:  # type: ignore[union-attr, arg-type]
+            pass
+        replace(node, how, deadline=0.1)
+        weak.renew.now(passing.id, 0.001)
+        notices = weak.notices.now()
+        notice = next(notices)
+        assert (notice.lease, notice.what) == (held.id, "give way")
+        notices.cancel()
+        asked.cancel()
+        weak.release.now(held.id)
 
 
 def test_leases_are_neither_lost_nor_doubled_while_the_server_is_killed(folder: Path) -> None:
