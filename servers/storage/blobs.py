@@ -16,6 +16,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,7 +219,8 @@ class Blobs:
 
     def prove_table(self, number: int) -> None:
         """Note in the pack if its table has rotted: collection then writes it anew. Raises OSError."""
-        self.packs[number].rotten |= read_table(self._descriptor(number)).rebuilt
+        with suppress(FileNotFoundError):  # somebody has removed it, which its blobs are found damaged by
+            self.packs[number].rotten |= read_table(self._descriptor(number)).rebuilt
 
     # removing ---------------------------------------------------------------------------------------------
 

@@ -95,6 +95,19 @@ def test_packs_hold_no_descriptor_each(start: Callable[..., Any]) -> None:
     assert again.verify.now().blobs == DESCRIPTORS + 100
 
 
+def test_what_was_in_a_pack_that_somebody_removed_is_named(start: Callable[..., Any], tmp_path: Path) -> None:
+    """One that is not held open, as the first of many."""
+    storage: Storage = start().client()
+    refs = [storage.put.now([f"text {number}".encode()]) for number in range(DESCRIPTORS + 1)]
+    first, *_ = sorted((tmp_path / "packs").iterdir())
+    first.unlink()
+    told = storage.verify.now()
+    assert [each.hash for each in told.damaged] == [refs[0].hash]
+    assert told.blobs == DESCRIPTORS + 1
+    storage.put.now([b"text 0"])
+    assert storage.verify.now().damaged == []
+
+
 @pytest.mark.parametrize("size", [500, 300_000])
 def test_a_put_of_what_rotted_unseen_mends_it(start: Callable[..., Any], tmp_path: Path, size: int) -> None:
     """A put is acknowledged only if its content can be read again, also where the blob was there already."""
