@@ -18,7 +18,7 @@ from atoll.ipc.private.keyspace import Private
 from atoll.ipc.published import Published
 from atoll.ipc.serve import Config, Serves
 from atoll.ipc.system.state import AsOf
-from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
+from atoll.servers.storage.interface import Storage
 
 from .agreement import Judgements
 from .check import Marked, Sentences, check_batch, reference_name
@@ -47,7 +47,7 @@ from .interface import (
 from .moments import Moments
 from .pairs import Pairs, Rated
 from .raters import Register
-from .records import BANDS, Rating, Record, blobs, is_purged, words_of
+from .records import BANDS, Rating, Record, is_purged, words_of
 from .rows import (
     Appointed,
     Head,
@@ -64,13 +64,12 @@ from .rows import (
     trusted,
 )
 from .tasks import Tasks
+from .texts import OWNER, Texts
 from .validation import Bounds, Rules, check_note, check_rater
 from .words import Opened, Words, apart, bounds, keys_of_batch, segment_of, together
 
 T = TypeVar("T")
 
-OWNER = "feedback"
-"""Under which blobs are referred to in storage; the name is the batch's id and digest."""
 _ATTEMPTS = 8
 """Tries of a transaction that met another one of the same batch, or the end of the store's process."""
 _MOST_LISTED = 1000
@@ -125,6 +124,7 @@ class Server(Serves[Feedback]):
         self._register = Register(self.rows)
         await self._register.load()
         self._moments = Moments(self.rows.state, self.words.state)
+        self._texts = Texts(self.storage, self.rows)
 
     async def run(self) -> None:
         await self._register.follow()
@@ -138,18 +138,13 @@ class Server(Serves[Feedback]):
         if current().transaction is not None:
             checked = None  # a conflict at its end would be told to its owner, and not here
         mark = (await self._marks(batch))[0]
-        name = reference_name(batch.id, mark)
-        await self._keep_blobs(batch, name)
         head = Head(self._info(batch), mark, [])
-        try:
+        async with self._texts.kept(batch, mark):
             if checked is not None:
                 with suppress(Conflict):  # what is known here may be behind
                     return await self._tried(batch, head, checked)
             async with self._register.asking:
                 return await self._tried(batch, head, None)
-        except (BatchExists, Invalid):
-            await self._forget_blobs(batch, mark, name)
-            raise
 
     async def _tried(self, batch: Batch, head: Head, checked: int | None) -> Receipt:
         """`_store`, again where that may help; after a conflict only where the store is asked."""
@@ -182,30 +177,6 @@ class Server(Serves[Feedback]):
             badge=call.badge,
             note=batch.note,
         )
-
-    async def _keep_blobs(self, batch: Batch, name: str) -> None:
-        """Refer to the batch's blobs before its rows exist: a row never names a blob that may be collected.
-
-        A crash in between leaves a reference without a batch, which a repeated submission makes right.
-        """
-        kept = blobs(batch.records)
-        if not kept:
-            return
-        try:
-            hashes, sizes = [each.ref.hash for each in kept], [each.ref.size for each in kept]
-            await self.storage.refer(hashes, OWNER, name, sizes)
-        except (NoSuchBlob, WrongSize) as wrong:
-            index, field_name, ref = kept[wrong.index]
-            expected, got = "texts that are in storage (put them before the batch)", f"{ref}, which is not"
-            if isinstance(wrong, WrongSize):
-                expected, got = f"the size that this blob has ({wrong.got} bytes)", str(ref)
-            raise Invalid(index=index, field=field_name, expected=expected, got=got) from None
-
-    async def _forget_blobs(self, batch: Batch, mark: bytes, name: str) -> None:
-        """Release what a refused batch referred to, unless it is the very batch that stands there."""
-        row = await self.rows.row(head_key(batch.id))
-        if blobs(batch.records) and not (row and isinstance(row.value, Head) and row.value.digest == mark):
-            await self.storage.release(OWNER, name)
 
     async def _store(self, batch: Batch, head: Head, checked: int | None) -> Receipt:
         """One transaction: all rows of the batch, or none. `checked`: as of which appointment its raters were; None:

@@ -1,4 +1,4 @@
-"""A submission and an appointment beside each other; and what a submission asks the store."""
+"""Submissions beside appointments and beside each other; and what a submission asks the store."""
 
 import threading
 from collections import Counter
@@ -15,7 +15,7 @@ from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.proxy import Options, bind, transport_of
 from atoll.ipc.system.state import State, Write
-from atoll.servers.feedback.interface import Batch, Feedback, Invalid, NoSuchBatch, Rater
+from atoll.servers.feedback.interface import Batch, BatchExists, Feedback, Invalid, NoSuchBatch, Rater
 from atoll.servers.feedback.rows import Row
 from atoll.servers.feedback.server import Server
 from atoll.servers.storage.interface import Storage
@@ -65,6 +65,8 @@ class Node(NamedTuple):
     storage: Storage
     served: Any
     store: Holding
+    texts: Holding
+    """The server's way to storage."""
     others: Keyspace[int]
     """Of somebody who takes the server into a transaction."""
 
@@ -75,9 +77,10 @@ def node(serve: Callable[..., Any], tmp_path: Path) -> Node:
     storage: Storage = serve(StorageServer, folder=tmp_path, config=config).client(badge=3)
     rows: Keyspace[Row] = serve.keyspace("feedback", Row)  # type: ignore[attr-defined]
     store = Holding(transport_of(rows.state))
-    served = serve(Server, storage=storage, rows=Keyspace(bind(State, store), Row))
+    texts = Holding(transport_of(storage))
+    served = serve(Server, storage=bind(Storage, texts), rows=Keyspace(bind(State, store), Row))
     others = serve.keyspace("others", int)  # type: ignore[attr-defined]
-    return Node(served.client(badge=SUBMITTER), storage, served, store, others)
+    return Node(served.client(badge=SUBMITTER), storage, served, store, texts, others)
 
 
 @pytest.mark.parametrize("rater", [Rater("ann", badge=21), Rater("eve", badge=SUBMITTER)])
@@ -94,6 +97,30 @@ def test_a_submission_that_is_committed_after_an_appointment_is_held_to_it(node:
         node.feedback.batch.now("b")
     checked = node.feedback.check.now()
     assert (checked.problems, checked.stray) == ([], [])
+
+
+def test_a_batch_that_one_may_not_submit_keeps_its_texts_where_another_submits_it_meanwhile(
+    node: Node,
+) -> None:
+    """What the first had referred to, and lets go of, is what the other's rows name."""
+    [ref] = node.storage.put_many.now([b"a text"])
+    batch = Batch("b", [rating(ref, 1.0, rater="ann")])
+    node.store.hold("State.finish")
+    node.texts.hold("Storage.release")
+    refused = node.feedback.submit.start(batch)
+    assert node.store.held.wait(60)
+    node.feedback.appoint.now(Rater("ann", badge=21))
+    node.store.release()
+    assert node.texts.held.wait(60)
+    stored = node.served.client(badge=21).submit.start(batch)
+    for _ in range(100):  # as far as it gets: to the end, or to where it waits for the other
+        node.feedback.head.now()
+    node.texts.release()
+    with pytest.raises(Invalid):
+        refused.result()
+    assert not stored.result().repeated
+    checked = node.feedback.check.now()
+    assert (checked.batches, checked.problems, checked.stray) == (1, [], [])
 
 
 def test_a_submission_is_not_kept_from_its_end_by_appointments(node: Node) -> None:
@@ -159,3 +186,24 @@ async def test_a_submission_in_somebody_elses_transaction_is_committed_as_it_was
         await submit("second", meanwhile=Rater("ann", badge=21))
     assert [info.id for info in await node.feedback.batches()] == ["first"]
     assert (await node.feedback.check()).problems == []
+
+
+async def test_what_is_refused_in_somebody_elses_transaction_takes_no_texts_of_a_stored_batch(
+    node: Node,
+) -> None:
+    """As of the beginning of that transaction there is no such batch."""
+    [ref] = await node.storage.put_many([b"a text"])
+    stored = Batch("b", [rating(ref, 1.0)])
+
+    async def refused() -> None:
+        async with node.others.transaction() as tx:
+            shared = tx.share(node.feedback)
+            await shared.submit(Batch("b", [rating("x", 1.0)]))
+            assert not (await node.feedback.submit(stored)).repeated
+            with pytest.raises(BatchExists):
+                await shared.submit(stored)
+
+    with pytest.raises(Conflict):
+        await refused()
+    checked = await node.feedback.check()
+    assert (checked.batches, checked.problems, checked.stray) == (1, [], [])

@@ -12,7 +12,8 @@ from atoll.ipc.private.keyspace import Private
 from atoll.ipc.system.state import Write
 from atoll.servers.feedback.interface import Batch, Checked, Feedback, NoSuchTask
 from atoll.servers.feedback.rows import Head, Row, Segment
-from atoll.servers.feedback.server import OWNER, Server
+from atoll.servers.feedback.server import Server
+from atoll.servers.feedback.texts import OWNER
 from atoll.servers.feedback.words import Words
 from atoll.servers.storage.interface import Storage
 from atoll.servers.storage.server import Server as StorageServer
