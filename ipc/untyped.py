@@ -97,7 +97,13 @@ class UntypedProxy:
             for f in shape.fields
             if f.name in value
         }
-        return list(parts.values()) if shape.kind == "array" else {**value, **parts}
+        if shape.kind != "array":
+            return {**value, **parts}
+        names = [field.name for field in shape.fields]
+        missing, last = [name for name in names if name not in parts], next(reversed(parts), "")
+        if missing and last and names.index(missing[0]) < names.index(last):  # it would be taken for that
+            raise BadRequest(where, f"`{missing[0]}` to be given too, since `{last}` is", "none")
+        return list(parts.values())
 
     def _spec(self, name: str, shape: MethodShape) -> MethodSpec:
         return MethodSpec(
