@@ -3,7 +3,7 @@ start."""
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -36,7 +36,7 @@ def call(
     as_json: Json = False,
 ) -> None:
     """Call a method and print the reply as JSON; a stream prints one line an item."""
-    given = decoded(sys.stdin.read() if arguments == "-" else arguments)
+    given = decoded(sys.stdin.buffer.read() if arguments == "-" else arguments.encode())
     with connect(node=node or None) as attached:
         reply = attached.open_untyped(server, interface).now(method, given, deadline or None)
         if not isinstance(reply, Iterator):
@@ -48,10 +48,26 @@ def call(
                 break
 
 
-def decoded(text: str) -> dict[str, object] | list[object]:
+def decoded(text: bytes) -> dict[str, object] | list[object]:
     """The arguments as JSON. Raises `BadRequest` that says where the JSON breaks off."""
+    expected = """an object or an array, such as '{"key": "x"}' or '["x"]'"""
+    given: dict[str, object] | list[object] = json_of(
+        text, dict[str, object] | list[object], "JSON", expected
+    )
+    return given
+
+
+def json_of(text: bytes, kind: Any, where: str, expected: str) -> Any:
+    """What a person gave as JSON, if a message can hold it. Raises `BadRequest`."""
     try:
-        return msgspec.json.decode(text, type=dict[str, object] | list[object])
+        given = msgspec.json.decode(text, type=kind)
+        msgspec.msgpack.encode(given)
     except msgspec.DecodeError as error:
-        expected = """an object or an array, such as '{"key": "x"}' or '["x"]'"""
-        raise BadRequest(where="JSON", expected=expected, got=f"{text} ({error})") from None
+        raise BadRequest(where, expected, f"{text.decode(errors='replace')} ({error})") from None
+    except UnicodeDecodeError as error:
+        raise BadRequest(where, expected, f"what is no UTF-8 ({error})") from None
+    except RecursionError:
+        raise BadRequest(where, expected, "one that is nested too far to be read") from None
+    except OverflowError:
+        raise BadRequest(where, "whole numbers of 64 bits at most", "a larger one") from None
+    return given

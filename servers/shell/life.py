@@ -20,6 +20,7 @@ from atoll.ipc.system.kernel import (
 )
 
 from . import jobs, options, printing
+from .calling import json_of
 from .options import Deadline, Json, Node, Server
 
 
@@ -169,12 +170,7 @@ def binding(text: str) -> tuple[str, Binding]:
         case "listen":
             return name, SocketBinding(listen=value)
         case "config":
-            try:
-                table = msgspec.json.decode(value, type=dict[str, object])
-            except msgspec.DecodeError as error:
-                raise BadRequest(
-                    where=f"--need {name}", expected="a JSON object", got=f"{value}: {error}"
-                ) from None
+            table = json_of(value.encode(), dict[str, object], f"--need {name}", "a JSON object")
             return name, ConfigBinding(value=msgspec.Raw(msgspec.msgpack.encode(table)))
         case _:
             raise BadRequest(

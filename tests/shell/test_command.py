@@ -44,6 +44,8 @@ WRONG = [
         exits.WRONG_INPUT,
         """JSON: expected an object or an array, such as '{"key": "x"}' or '["x"]', got [1 (Input data was truncated)""",
     ),
+    (f"call a b {'[' * 5000}", exits.WRONG_INPUT, "JSON: expected an object or an array, such as"),
+    ("call a b [18446744073709551616]", exits.WRONG_INPUT, "JSON: expected whole numbers of 64 bits at most"),
     ("get rows 0x1", exits.WRONG_INPUT, "KEY: expected 0x and pairs of hexadecimal digits, got 0x1"),
     (
         "get rows k --at soon",
@@ -65,7 +67,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("line", "code", "sentence"), WRONG, ids=[line for line, _, _ in WRONG])
+@pytest.mark.parametrize(("line", "code", "sentence"), WRONG, ids=[line[:60] for line, _, _ in WRONG])
 def test_a_wrong_input_is_one_sentence(
     line: str, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +135,15 @@ def test_the_program_itself(tmp_path: Path) -> None:
     assert closed.stderr == ""
 
 
+def test_what_is_given_on_stdin_is_text_or_refused() -> None:
+    program = Path(sys.executable).parent / "atoll"
+    done = subprocess.run(
+        [program, "call", "a", "b", "-"], input=b'["\xff"]', capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (exits.WRONG_INPUT, b"")
+    assert b"got what is no UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
+
+
 def test_completion_script_names_the_program(tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "atoll"
     environment = os.environ | {
@@ -185,7 +196,18 @@ def test_a_need_of_configuration_is_messagepack() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "rows", "rows=", "rows=keyspace:", "rows=folder:x", "config=config:[1]"]
+    "text",
+    [
+        "",
+        "rows",
+        "rows=",
+        "rows=keyspace:",
+        "rows=folder:x",
+        "config=config:[1]",
+        'config=config:{"a":18446744073709551616}',
+        "config=config:" + '{"a":' * 5000,
+    ],
+    ids=lambda text: text[:40],
 )
 def test_a_wrong_need_is_refused(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="--need"):
