@@ -229,13 +229,26 @@ def tell(result: "DuckDBPyConnection", as_json: bool) -> None:
     names = [column[0] for column in result.description or ()]
     rows = result.fetchall()
     if as_json:
-        print(printing.json([dict(zip(names, map(plain, row), strict=True)) for row in rows]))
+        fields = distinct(names)
+        print(printing.json([dict(zip(fields, map(plain, row), strict=True)) for row in rows]))
         return
     columns: list[printing.Column[tuple[Any, ...]]] = [
         printing.Column(name, lambda row, at=at: "-" if row[at] is None else row[at], fold=True)  # type: ignore[misc]
         for at, name in enumerate(names)
     ]
     printing.rows(rows, columns, False, "no rows")
+
+
+def distinct(names: list[str]) -> list[str]:
+    """A name for each column, also where several have the same: as DuckDB makes them for the columns of a table."""
+    found: dict[str, None] = {}
+    for name in names:
+        number, field = 0, name
+        while field in found:
+            number += 1
+            field = f"{name}_{number}"
+        found[field] = None
+    return list(found)
 
 
 def plain(value: object) -> object:

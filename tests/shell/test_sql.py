@@ -1,5 +1,6 @@
 """The node's rows asked by SQL, on a live node: now, as of a moment, as of two at once; and nothing but them."""
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from atoll.ipc.system.records import ConfigurationRow
 from atoll.ipc.system.state import Item
 from atoll.servers import gpu
 from atoll.servers.gpu.interface import Gpu
-from atoll.servers.shell import exits
+from atoll.servers.shell import exits, sql
 from atoll.servers.shell.tables import of_shape
 from tests.microkernel.nodes import wait_for_end
 
@@ -351,3 +352,12 @@ def test_what_is_sealed_has_a_key_and_no_fields() -> None:
         Item(b"another", msgspec.msgpack.encode({"type": "test"}), 9, 3000),
     ]
     assert of_shape(table, items).columns == [["open", "sealed"], ["fire!", None], [7, 8], [1, 2]]
+
+
+def test_columns_of_one_name_are_all_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a join: in JSON the later ones are numbered, as DuckDB numbers them in a table."""
+    database = sql.opened()
+    sql.tell(database.execute("select 1 as time, 2 as time, 3 as time_1, 4 as time"), True)
+    assert json.loads(capsys.readouterr().out) == [{"time": 1, "time_1": 2, "time_1_1": 3, "time_2": 4}]
+    sql.tell(database.execute("select 1 as time, 2 as time"), False)
+    assert capsys.readouterr().out.split() == ["time", "time", "1", "2"]
