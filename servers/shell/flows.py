@@ -62,7 +62,11 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def when(seconds: float) -> str:
-    return clock(int(seconds * 1e9)) if seconds else "-"
+    """A time as it is printed: also one of no calendar, since whoever writes the row may write any."""
+    try:
+        return clock(int(seconds * 1e9)) if seconds else "-"
+    except (ValueError, OverflowError):
+        return f"{seconds:g} s"
 
 
 FOUND: list[Column[Found]] = [
@@ -101,6 +105,17 @@ def found(keyspace: str, row: WorkflowRow) -> Found:
     )
 
 
+def listed(keyspace: str, state: State, *, ended: bool, at: AsOf) -> Iterator[Found]:
+    """The workflows of a keyspace. One with a row that is none says so, and hides no other keyspace's."""
+    try:
+        yield from [found(keyspace, row) for row in administration.workflows(state, ended=ended, as_of=at)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        yield Found(
+            keyspace=keyspace, id="-", method="-", status="unreadable", begun=0.0, ended=0.0, queue="", version="",
+            reason=f"a row there is no workflow's: {error}", forked="",
+        )  # fmt: skip
+
+
 def told(number: int, step: StepRow) -> Told:
     result = value_of(step.reply) if step.fault is None else error(step.fault)
     return Told(
@@ -134,11 +149,7 @@ def place(states: dict[str, State], id: str, when: AsOf = None) -> tuple[str, St
         (name, state, row) for name, state in states.items() if (row := administration.find(state, id, when))
     ]
     if not there:
-        known = [
-            found(name, row).id
-            for name, state in states.items()
-            for row in administration.workflows(state, ended=True, as_of=when)
-        ]
+        known = [row.id for name, state in states.items() for row in listed(name, state, ended=True, at=when)]
         raise NotFound.among("workflow", id, known)
     if len(there) > 1:
         names = ", ".join(name for name, _, _ in there)
@@ -158,11 +169,7 @@ def ls(
     """Print the workflows that have not ended, or had not, and why one does not go on."""
     when = moment(at)
     with places(keyspace, node) as states:
-        rows = [
-            found(name, row)
-            for name, state in states.items()
-            for row in administration.workflows(state, ended=all_, as_of=when)
-        ]
+        rows = [row for name, state in states.items() for row in listed(name, state, ended=all_, at=when)]
     rows.sort(key=lambda row: row.begun)
     printing.rows(rows, FOUND, as_json, "no workflows" if all_ else "no workflow that has not ended")
 

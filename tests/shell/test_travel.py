@@ -1,5 +1,6 @@
 """Moments compared, versions traced to whom they are due, keys put back: on a live node, by the command."""
 
+import math
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from atoll.ipc.attach import connect
+from atoll.ipc.durable.rows import OPEN, WorkflowRow, encode
 from atoll.ipc.memory_store import MemoryStore
 from atoll.ipc.system.state import Write
 from atoll.servers.shell import exits
@@ -71,6 +73,26 @@ def test_a_watch_goes_on_after_a_transaction_that_comes_in_parts(node: Shell) ->
         *([key, "=", "v" * 9] for key in keys),
         *([key, "=", "(deleted)"] for key in keys),
     ]
+
+
+def test_workflows_of_others_are_listed_beside_rows_that_are_none(tally: Shell) -> None:
+    """Whoever writes a keyspace can put anything there."""
+    endless = WorkflowRow(
+        id="late", badge=0, method="Tally.wait", arguments=b"", status="running", version="", token=b"", begun=math.inf
+    )  # fmt: skip
+    wrong = {"references": (b"0/bad", b"\xc1"), "tally.rows": (b"0/late", encode(endless))}
+    with connect(str(tally.folder / "node")) as attached:
+        states = {name: attached.keyspace(name) for name in wrong}
+        for name, (id, row) in wrong.items():
+            states[name].commit.now([Write(OPEN + id, row)])
+        try:
+            told = {row["keyspace"]: row for row in tally.json("flow", "ls")}
+            assert (told["tally.rows"]["id"], told["tally.rows"]["status"]) == ("late", "running")
+            assert told["references"]["status"] == "unreadable"
+            assert "late" in tally.said("flow", "ls") and "late" in tally.said("flow", "show", "late")
+        finally:
+            for name, (id, _) in wrong.items():
+                states[name].commit.now([Write(OPEN + id, None)])
 
 
 def test_what_is_different_in_the_node_itself(tally: Shell) -> None:
