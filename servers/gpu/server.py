@@ -46,15 +46,15 @@ _PAUSE = 0.25
 
 
 class Settings(Config, frozen=True, kw_only=True):
-    share: float = 0.8
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.8
     """Of each device's memory, how much may be leased; the rest is for drivers and for programs that do
     not ask.
     """
-    grace: float = 5.0
+    grace: Annotated[float, Meta(ge=0)] = 5.0
     """Seconds that a preempted holder has to give way."""
-    queue: int = 64
+    queue: Annotated[int, Meta(ge=0)] = 64
     """Requests that may wait."""
-    queue_per_client: int = 16
+    queue_per_client: Annotated[int, Meta(ge=0)] = 16
     """Of them, those of one client."""
     leases: Annotated[int, Meta(ge=1, le=_LISTED)] = _LISTED
     """Leases that there may be, requests that wait for one counted in."""

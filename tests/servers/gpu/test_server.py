@@ -13,6 +13,7 @@ from atoll.ipc.future import RawReply
 from atoll.ipc.keyspace import Keyspace
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.proxy import Options, bind, transport_of
+from atoll.ipc.runtime.describe import describe
 from atoll.ipc.system.state import State, Write
 from atoll.servers.gpu.admission import Bound
 from atoll.servers.gpu.interface import Device, Event, Gpu, Lease, NeverFits, NoSuchLease
@@ -235,3 +236,19 @@ def test_leases_with_purposes_of_any_length_from_before_are_ended(serve: Any) ->
     gpu: Gpu = served.client()
     assert gpu.acquire.now("cuda", 100).id > 3
     assert [(each.how, len(each.lease.purpose)) for each in gpu.history.now()] == [("holder died", 100)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected", "found"),
+    [
+        ("share", 80.0, "float <= 1.0", "80.0"),
+        ("share", 0.0, "float > 0.0", "0.0"),
+        ("grace", -1.0, "float >= 0.0", "-1.0"),
+        ("queue", -1, "int >= 0", "-1"),
+        ("queue_per_client", -1, "int >= 0", "-1"),
+    ],
+)
+def test_a_wrong_setting_is_found_with_the_image(name: str, value: float, expected: str, found: str) -> None:
+    """A share of 80 would lease eighty times the memory that there is."""
+    fault = describe(Server, {"config": {name: value}}).config_faults["config"]
+    assert (fault.path, fault.expected, fault.found) == ((name,), expected, found)
