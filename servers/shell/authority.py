@@ -13,7 +13,10 @@ from .options import Capability, Expires, Json, Node, Rights, Server, rights_of,
 
 def mint(
     capability: Capability,
-    badge: Annotated[int, typer.Option("--badge", help="The object's badge; it never changes.", min=1)],
+    badge: Annotated[
+        int,
+        typer.Option("--badge", help="The object's badge; it never changes.", min=1, max=(1 << 64) - 1),
+    ],
     to: Annotated[
         str, typer.Option("--to", help="The server that is to hold it.", autocompletion=server_names)
     ],

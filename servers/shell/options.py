@@ -63,9 +63,13 @@ At = Annotated[
 def capability_number(text: str) -> int:
     """A capability's number as `atoll caps` prints it (`1.6`), or as JSON has it (one number)."""
     boot, point, count = text.partition(".")
+    wrong = f"{text!r} is no capability's number: `atoll caps` prints them, as 1.6"
     if not boot.isdecimal() or (point and not count.isdecimal()) or len(text) > DIGITS:
-        raise typer.BadParameter(f"{text!r} is no capability's number: `atoll caps` prints them, as 1.6")
-    return (int(boot) << 32) + int(count) if point else int(boot)
+        raise typer.BadParameter(wrong)
+    number = (int(boot) << 32) + int(count) if point else int(boot)
+    if number >= 1 << 64:
+        raise typer.BadParameter(wrong)
+    return number
 
 
 Capability = Annotated[

@@ -147,7 +147,9 @@ def top(
 def log(
     server: SomeServer = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
-    after: Annotated[int, typer.Option("--after", help="Only lines after this position.", min=0)] = 0,
+    after: Annotated[
+        int, typer.Option("--after", help="Only lines after this position.", min=0, max=(1 << 63) - 1)
+    ] = 0,
     at: At = "",
     limit: Annotated[
         int, typer.Option("--limit", help="With --at: at most so many, the last ones.", min=1)
