@@ -124,7 +124,7 @@ def calls(
 
 def time_of(option: str, text: str) -> int:
     """A moment in ns; 0: none was given."""
-    when = moment(text)
+    when = moment(text, option)
     if isinstance(when, int):
         raise BadRequest(where=option, expected="a time (2026-05-01T12:00) or an age (10m)", got="a revision")
     return 0 if when is None else int(when * 1e9)

@@ -68,12 +68,12 @@ def sql(
         node.get("table_name") in _LISTINGS for node in nodes(tree) if node.get("type") == "SHOW_REF"
     )
     with connect(node=node or None) as attached, told_by_the_database():
-        catalogs = {NOW: Moment(attached, moment(at), moment(since))}
+        catalogs = {NOW: Moment(attached, moment(at), moment(since, "--since"))}
         for name, when in others.items():
             if any(name == schema for schema, _ in catalogs[NOW].names()):
                 raise BadRequest(where="--as", expected="a name that no schema has", got=repr(name))
             database.execute(f"attach ':memory:' as {quoted(name)}")
-            catalogs[name] = Moment(attached, when, moment(since))
+            catalogs[name] = Moment(attached, when, moment(since, "--since"))
         for catalog, schema, name in dict.fromkeys(placed(catalogs, *each) for each in tables_of(tree)):
             bring(database, catalogs.get(catalog), catalog, schema, name)
         if listed:
@@ -87,7 +87,7 @@ def named_moment(text: str) -> tuple[str, int | float | None]:
     name, separator, when = text.partition("=")
     if not separator or not name.isidentifier() or name in (NOW, "system", "temp"):
         raise BadRequest(where="--as", expected="a name and a moment, such as before=10m", got=repr(text))
-    return name, moment(when)
+    return name, moment(when, "--as")
 
 
 def opened() -> "DuckDBPyConnection":

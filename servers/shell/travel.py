@@ -109,7 +109,7 @@ def diff(
     if keyspace == LOG or (table and letter_of(table) == LogRow.table):
         raise BadRequest(where="diff", expected="what changes", got="log lines: `atoll log --at` has them")
     start = letter_of(table) if table else key_of(prefix)
-    then, now = moment(first), moment(last)
+    then, now = moment(first, "--from"), moment(last, "--to")
     with connect(node=node or None) as attached:
         names = [KERNEL] if table else [keyspace] if keyspace else of_others(attached.kernel.keyspaces.now())
         found = [
@@ -271,7 +271,7 @@ def rollback(
         raise BadRequest(
             where="KEYSPACE", expected="the keyspace of a server", got=f"{keyspace}, whose rows say {says}"
         )
-    start, when = key_of(prefix), moment(to)
+    start, when = key_of(prefix), moment(to, "--to")
     # Workflows are not undone with what they did: whoever wants that says so by their prefix.
     end = after(start) if start else RESERVED
     with connect(node=node or None) as attached:

@@ -11,8 +11,8 @@ DIGITS = 18
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def moment(text: str) -> int | float | None:
-    """A revision (int), a time (float, seconds since the epoch), or None for now.
+def moment(text: str, where: str = "--at") -> int | float | None:
+    """A revision (int), a time (float, seconds since the epoch), or None for now. `where`: the option that it is given by.
 
     A time without an offset is local time. Raises `BadRequest` for anything else.
     """
@@ -26,7 +26,7 @@ def moment(text: str) -> int | float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         raise BadRequest(
-            where="--at",
+            where=where,
             expected="a revision (1234), a time (2026-05-01T12:00) or an age (10m)",
             got=repr(text),
         ) from None

@@ -55,6 +55,11 @@ WRONG = [
         exits.WRONG_INPUT,
         "--at: expected a revision (1234), a time (2026-05-01T12:00)",
     ),
+    ("rollback rows --to soon", exits.WRONG_INPUT, "--to: expected a revision (1234)"),
+    ("diff rows --from soon", exits.WRONG_INPUT, "--from: expected a revision (1234)"),
+    ("diff rows --to soon", exits.WRONG_INPUT, "--to: expected a revision (1234)"),
+    ("calls --to soon", exits.WRONG_INPUT, "--to: expected a revision (1234)"),
+    ("sql select --as x=soon", exits.WRONG_INPUT, "--as: expected a revision (1234)"),
     (
         "range rows --prefix a --start b",
         exits.WRONG_INPUT,
