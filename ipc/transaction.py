@@ -66,9 +66,19 @@ class _Writes:
         self.new.clear()
 
     async def tell(self, id: bytes) -> None:
-        """Tell the store what is pending now. What is written meanwhile stays to be told."""
-        pending, never, writes = dict(self.pending), set(self.new), list[Write]()
-        expects = list(self.expects)
+        """Tell the store what is pending now. What is written meanwhile stays to be told, over rows that are new no more."""
+        pending, never = dict(self.pending), self.new
+        self.new = set()
+        try:
+            await self._tell(id, pending, never)
+        except BaseException:
+            self.new |= {raw for raw in never if self.pending[raw][1] is not None}
+            raise
+
+    async def _tell(
+        self, id: bytes, pending: dict[bytes, tuple[Form[Any], Draft | None]], never: set[bytes]
+    ) -> None:
+        writes, expects = list[Write](), list(self.expects)
         for form in dict.fromkeys(form for form, _ in pending.values()):
             drafts = {key: draft for key, (its, draft) in pending.items() if its is form}
             await form.ready(draft for draft in drafts.values() if draft is not None)
@@ -83,14 +93,15 @@ class _Writes:
             del self.expects[: len(expects)]
             self._told(changed, pending)
         if new:
-            await self._state.append(new, transaction=id)
+            # Told twice it would meet itself: whoever is cancelled meanwhile, whether it was told must be known.
+            with trio.CancelScope(shield=True):
+                await self._state.append(new, transaction=id)
             self._told(new, pending)
 
     def _told(self, writes: list[Write], pending: dict[bytes, tuple[Form[Any], Draft | None]]) -> None:
         for write in writes:
             if self.pending[write.key] is pending[write.key]:
                 del self.pending[write.key]
-                self.new.discard(write.key)
 
 
 class _Untold:

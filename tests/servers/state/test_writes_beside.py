@@ -6,10 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from atoll.ipc import Deferred, Interface, Keyspace, Serves, call, testing
 from atoll.ipc.context import current, in_hand
-from atoll.ipc.errors import Aborted, BadRequest, DeadlineExceeded, Overloaded, TooLarge
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, DeadlineExceeded, Overloaded, TooLarge
 from atoll.ipc.keyspace import settled
 from atoll.ipc.serve import bind
 from atoll.ipc.system.state import State, UnknownTransaction, Write
@@ -62,6 +63,59 @@ async def test_a_row_that_is_appended_beside_a_read_is_told_once(tmp_path: Path)
                 for _ in range(5):
                     nursery.start_soon(tx.range)
         assert await keyspace.get("a") == 1
+
+
+async def test_a_row_is_written_over_while_it_is_told_as_a_new_one(tmp_path: Path) -> None:
+    """Before, it was told as new once more, and met itself."""
+    async with serving(tmp_path / "store") as (node, kernel):
+        failing = Failing(node.proxy(State, await kernel.make_keyspace("rows"), ALL | {"append"}))
+        keyspace = Keyspace[int](failing.state, int)
+        held = failing.hold("append")
+        async with keyspace.transaction() as tx, trio.open_nursery() as nursery:
+            tx.append("changed", 1)
+            tx.append("deleted", 1)
+            nursery.start_soon(tx.savepoint)
+            await trio.testing.wait_all_tasks_blocked()
+            tx.put("changed", 2)
+            tx.delete("deleted")
+            tx.append("later", 1)
+            held[0]()
+        assert {row.key: row.value async for row in keyspace.range()} == {"changed": 2, "later": 1}
+
+
+async def test_a_row_is_new_once_though_whoever_told_of_it_was_cancelled(tmp_path: Path) -> None:
+    async with serving(tmp_path / "store") as (node, kernel):
+        failing = Failing(node.proxy(State, await kernel.make_keyspace("rows"), ALL | {"append"}))
+        keyspace = Keyspace[int](failing.state, int)
+        held = failing.hold("append")
+        async with keyspace.transaction() as tx:
+            tx.append("a", 1)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tx.savepoint)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+                held[0]()
+        assert await keyspace.get("a") == 1
+
+
+async def test_a_row_that_could_not_be_told_is_still_to_be_a_new_one(tmp_path: Path) -> None:
+    async with serving(tmp_path / "store") as (node, kernel):
+        failing = Failing(node.proxy(State, await kernel.make_keyspace("rows"), ALL | {"append"}))
+        keyspace = Keyspace[int](failing.state, int)
+        await settled(keyspace.put("there", 1))
+
+        async def append(*keys: str) -> None:
+            async with keyspace.transaction() as tx:
+                for key in keys:
+                    tx.append(key, 2)
+                failing.fail("append", Overloaded("State.append"))
+                with pytest.raises(Overloaded):
+                    await tx.savepoint()
+
+        await append("new")
+        with pytest.raises(Conflict):
+            await append("there")
+        assert {row.key: row.value async for row in keyspace.range()} == {"new": 2, "there": 1}
 
 
 async def test_all_keyspaces_of_a_transaction_are_told_of_together(tmp_path: Path) -> None:
