@@ -241,7 +241,10 @@ class Transaction(Generic[T]):
 
     async def _finish(self, id: bytes) -> None:
         await self._untold.end(self.id)
-        self.revision = (await self.state.finish(self.id, id=id)).revision
+        # The next transaction of a call has this one's id if this one comes to nothing, and would be taken for it if it did
+        # not: whoever is cancelled, that must be known.
+        with trio.CancelScope(shield=bool(id)):
+            self.revision = (await self.state.finish(self.id, id=id)).revision
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ that read much, that only read, and that are done again."""
 from pathlib import Path
 
 import pytest
+import trio
 import trio.testing
 
 from atoll.ipc.context import Call, in_hand
@@ -148,6 +149,27 @@ async def test_transactions_of_one_call_beside_one_another_are_two(tmp_path: Pat
                 one.put("a", 1)
                 other.put("b", 1)
         assert [await keyspace.get("a"), await keyspace.get("b")] == [1, 1]
+
+
+async def test_what_a_call_commits_after_it_gave_a_transaction_up_is_committed(tmp_path: Path) -> None:
+    """Before, it was taken for what was given up and had been committed all the same: its writes were lost, without an
+    error."""
+    async with rows(tmp_path) as (node, keyspace, _kernel):
+
+        async def commit(key: str) -> None:
+            async with keyspace.transaction() as transaction:
+                transaction.put(key, 1)
+
+        with in_hand(hand(1)):
+            async with trio.open_nursery() as nursery:
+                node.held = True
+                nursery.start_soon(commit, "given up")
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+                node.held = False
+                node.drained()
+            await commit("in its place")
+        assert [row.key async for row in keyspace.range()] == ["given up", "in its place"]
 
 
 async def test_a_repeated_finish_finds_its_outcome_by_either_id(tmp_path: Path) -> None:
