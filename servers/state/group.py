@@ -85,6 +85,8 @@ class Group:
         self.committed = 0
         self._waiting: deque[_Asked] = deque()
         """Bulk that was too much for this group, and whoever had no room in it. Only while the group holds something."""
+        self._awaited: set[bytes] = set()
+        """Their keys and ids."""
         self._clear()
 
     def _clear(self) -> None:
@@ -120,22 +122,22 @@ class Group:
         )
 
     def holds(self, key: bytes) -> bool:
-        """Whether it writes a key."""
-        return key in self._heads
+        """Whether it, or whoever waits, writes a key."""
+        return key in self._heads or key in self._awaited
 
     def reaches(self, time: int) -> bool:
         """Whether it holds what bears a time at or before one, in ns."""
         return bool(self._written) and self._since <= time
 
     def knows(self, id: bytes) -> bool:
-        """Whether a transaction of that id, as it lies in COMMITS, is in it."""
-        return id in self._ids
+        """Whether a transaction of that id, as it lies in COMMITS, is in it, or waits."""
+        return id in self._ids or id in self._awaited
 
     def admit(self, transaction: Transaction, done: Deferred[Committed]) -> None:
         """Takes a transaction in, or settles it at once: refused, or done already by its id; or has it wait for the next
         group."""
         if transaction.bulk and (self._waiting or self._bulk >= BULK_MOST):
-            self._waiting.append((transaction, done))
+            self._wait(transaction, done)
             return
         try:
             if transaction.id or transaction.expects:
@@ -171,7 +173,7 @@ class Group:
             raise Disowned(self._ownership.sentence(failed.found)) from None
         except (Full, BatchTooLarge) as refusal:
             self._clear()
-            waiting, self._waiting = self._waiting, deque()
+            waiting = self._called()
             self._one_by_one(members, refusal)
             self._refill(waiting)
             return
@@ -187,8 +189,18 @@ class Group:
                 done.fail(outcome)
             else:
                 done.complete(outcome)
+        self._refill(self._called())
+
+    def _wait(self, transaction: Transaction, done: Deferred[Committed]) -> None:
+        self._waiting.append((transaction, done))
+        self._awaited.update(key for key, _ in transaction.writes)
+        self._awaited.add(transaction.id)
+
+    def _called(self) -> deque[_Asked]:
+        """Those who waited, who do so no more."""
         waiting, self._waiting = self._waiting, deque()
-        self._refill(waiting)
+        self._awaited = set()
+        return waiting
 
     def _refill(self, waiting: deque[_Asked]) -> None:
         """Those who waited are next."""
@@ -228,7 +240,7 @@ class Group:
         # A client that does not wait for its answers may have asked for both: what it asked for last must stand.
         if self._members and (self._crowded or not self._has_room(size, operations)):
             self._crowded = True
-            self._waiting.append((transaction, done))
+            self._wait(transaction, done)
             return
         if transaction.bulk:
             self._bulk += size

@@ -69,6 +69,7 @@ class Direct:
             transaction=options.transaction,
             client=self._client,
             request=options.request or self._node.requests,
+            service=options.service or method.service,
         )
         made = Call(fields, SystemClock())
         made.thread = -1

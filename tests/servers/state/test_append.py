@@ -14,6 +14,7 @@ from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.memory_store import MemoryStore
 from atoll.ipc.system.state import NEVER, Expect, State, Write
 from atoll.ipc.transaction import Transaction
+from atoll.servers.state.group import BULK_MOST
 
 from .test_keyspace import hand
 from .test_server import ALL, serving
@@ -119,6 +120,27 @@ async def test_a_transaction_that_comes_again_while_the_first_is_in_hand_has_its
             repeated = rows.finish.start(again, id=b"an id")
         assert (await repeated).repeated
         assert (await repeated).revision == (await outcome).revision
+
+
+async def test_bulk_that_waits_is_in_hand_as_well(folder: Path) -> None:
+    """What is added, or done, once more while the first is waiting for its turn finds what that came to."""
+    async with serving(folder) as (node, kernel):
+        state = node.proxy(State, await kernel.make_keyspace("rows"), ALL | APPEND)
+        rows = state.with_(service="bulk")
+        async with node.batch():
+            for number in range(3):
+                rows.commit.start([Write(b"import %d" % number, bytes(BULK_MOST // 2))])
+            first = await rows.begin(10.0, b"an id")
+            await rows.append([Write(b"a", b"1")], transaction=first)
+            outcome = rows.finish.start(first, id=b"an id")
+            again = await rows.begin(10.0, b"an id")
+            added = rows.append.start([Write(b"b", b"1")])
+            twice = rows.append.start([Write(b"b", b"1")])
+        assert (await twice).repeated
+        assert (await twice).revision == (await added).revision
+        await rows.append([Write(b"a", b"2")], transaction=again)
+        repeated = await rows.finish(again, id=b"an id")
+        assert (repeated.repeated, repeated.revision) == (True, (await outcome).revision)
 
 
 async def test_bulk_that_waits_is_held_to_it(folder: Path) -> None:
