@@ -102,7 +102,7 @@ def check(engine: Engine, at: At = lambda place: None) -> Report:
                     breaches.append(breach)
                     if len(breaches) >= MOST:
                         return _report(keyspaces, counts, breaches)
-            except (lmdb.Error, Broken) as error:
+            except (*UNREADABLE, lmdb.Error, Broken) as error:
                 breaches.append(Breach(place, f"cannot be read to its end: {error}"))
     if counts.versions != counts.writes and not breaches:
         what = f"{counts.versions} versions, and the feed tells of {counts.writes} writes"
@@ -231,7 +231,7 @@ def _entry(
             yield Breach(
                 path, f"its commit id {entry.id.hex()} points to {found.hex() if found else 'nothing'}"
             )
-        if entry.id[: layout.KEYSPACE_SIZE] != layout.prefix(entry.badge):
+        if keyspaces.exists(entry.badge) and entry.id[: layout.KEYSPACE_SIZE] != layout.prefix(entry.badge):
             yield Breach(
                 path, f"its commit id {entry.id.hex()} is not of keyspace {entry.badge}, which wrote it"
             )
@@ -295,6 +295,9 @@ def _commits(snapshot: Snapshot, counts: _Counts) -> Iterator[Breach]:
     for id, raw in _rows(snapshot.cursor(Table.COMMITS)):
         counts.commit_ids += 1
         path = f"commits/{id.hex()}"
+        if len(raw) != 8:
+            yield Breach(path, f"points to {raw.hex()}, which is no revision")
+            continue
         revision = int.from_bytes(raw, "big")
         event = snapshot.event(revision)
         if event is None:

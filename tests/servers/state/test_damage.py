@@ -214,6 +214,21 @@ PLANTED: dict[str, tuple[Plant, str, str]] = {
         "commits/6964",
         "another id",
     ),
+    "an id to what is no revision": (
+        lambda rows: rows.put("commits", b"id", bytes(9)),
+        "commits/6964",
+        "no revision",
+    ),
+    "an owner that no keyspace can be": (
+        lambda rows: rows.event(700, badge=1 << 40),
+        "feed/700",
+        f"keyspace {1 << 40}, which does not exist",
+    ),
+    "an event at no revision": (
+        lambda rows: rows.put("events", b"\xff" * 9, rows.get("events", layout.pack(700))),
+        "feed",
+        "cannot be read to its end",
+    ),
     "an owner cut short": (lambda rows: rows.put("meta", b"owner", b"x"), "meta/owner", "in place of 16"),
     "no owner": (lambda rows: rows.drop("meta", b"owner"), "meta/owner", "nobody ever claimed"),
     "a strange row": (lambda rows: rows.put("meta", b"strange", b"x"), "meta/b'strange'", "no row that"),
