@@ -43,6 +43,8 @@ ROW_MOST: Final = (1 << 20) - (16 << 10)
 """Bytes of a key and its value at most: with what a page or a change says besides they must go into a message."""
 NOTE_MOST: Final = 8 << 10
 """Bytes of a note at most: it is in each change that is told."""
+ID_MOST: Final = 64
+"""Bytes of a commit's id at most, besides its keyspace's number."""
 _EXPECTS_MOST: Final = 1 << 16
 """Keys of which one transaction may say at which revision they are."""
 
@@ -278,6 +280,8 @@ class Group:
         """Bytes that it takes, roughly, and operations. Raises `TooLarge`."""
         if len(note := transaction.note.encode()) > NOTE_MOST:
             raise TooLarge("a note", len(note), NOTE_MOST, do="shorten it")
+        if (length := len(transaction.id) - layout.KEYSPACE_SIZE) > ID_MOST:
+            raise BadRequest("id", f"at most {ID_MOST} bytes", f"{length}")
         size = len(transaction.reply) + len(transaction.note) + 256
         operations = len(writes) + 2 if transaction.id else len(writes) + 1
         for key, value in writes:

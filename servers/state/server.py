@@ -54,7 +54,6 @@ from .transactions import ID_SIZE, Transactions
 from .versions import time_of
 from .watchers import Watchers
 
-ID_LIMIT: Final = 64
 RANGE_LIMIT: Final = 10_000
 CHANGES_AT_ONCE: Final = 64
 """Read of the feed in one go."""
@@ -267,7 +266,7 @@ class Server(Serves[State]):
     ) -> Deferred[Committed]:
         badge = self._writing("commit", current().badge)
         checks = [scope.check(badge, expect) for expect in expects]
-        return self._commit("commit", badge, self._rows(badge, writes), checks, id, reply, note, transaction)
+        return self._commit(badge, self._rows(badge, writes), checks, id, reply, note, transaction)
 
     @State.append.serve
     def append(
@@ -293,7 +292,7 @@ class Server(Serves[State]):
                 self._transactions.meet(transaction, there)
         if done is not None:
             return Deferred.resolved(done)
-        return self._commit("append", badge, rows, new, id, reply, note, transaction)
+        return self._commit(badge, rows, new, id, reply, note, transaction)
 
     def _rows(self, badge: int, writes: list[Write]) -> list[tuple[bytes, bytes | None]]:
         """What is written, under absolute keys."""
@@ -304,7 +303,6 @@ class Server(Serves[State]):
 
     def _commit(
         self,
-        method: str,
         badge: int,
         rows: list[tuple[bytes, bytes | None]],
         checks: list[Expect | Range],
@@ -317,8 +315,6 @@ class Server(Serves[State]):
         if transaction:
             self._transactions.write(transaction, rows, checks)
             return Deferred.resolved(Committed(0, 0))
-        if len(id) > ID_LIMIT:
-            raise BadRequest(f"{method}: id", f"at most {ID_LIMIT} bytes", f"{len(id)}")
         return self._admit(
             Transaction(
                 badge,

@@ -45,6 +45,28 @@ async def test_the_largest_row_goes_into_each_answer(folder: Path) -> None:
         await feed.aclose()
 
 
+async def test_an_id_that_is_too_long_is_refused_and_keeps_nobody_from_the_group(folder: Path) -> None:
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL | {"append"})
+        before = (await store.statistics())["groups"]
+        for size in (65, 600):
+            transaction = await store.begin(60.0)
+            await store.commit([Write(b"a", b"")], transaction=transaction)
+            async with node.batch():
+                refused = [
+                    store.finish.start(transaction, id=bytes(size)),
+                    store.commit.start([Write(b"a", b"")], id=bytes(size)),
+                    store.append.start([Write(b"b", b"")], id=bytes(size)),
+                ]
+                taken = [store.commit.start([Write(b"c%d" % number, b"")]) for number in range(3)]
+            for each in refused:
+                with pytest.raises(BadRequest, match="64 bytes"):
+                    await each
+            assert len({(await each).revision for each in taken}) == 3
+        assert (await store.statistics())["groups"] == before + 2
+        await store.commit([Write(b"a", b"")], id=bytes(64))
+
+
 @pytest.mark.parametrize("rights", [{"read", "write"}, {"read", "write", "history"}])
 async def test_a_large_transaction_is_told_in_parts(folder: Path, rights: set[str]) -> None:
     async with serving(folder) as (node, kernel):
