@@ -77,7 +77,9 @@ class _Touched:
         if self.appends:
             appends, self.appends = self.appends, []
             try:
-                await self.state.append(appends, transaction=transaction)
+                # Told twice they would meet themselves: whoever is cancelled, whether they were told must be known.
+                with trio.CancelScope(shield=True):
+                    await self.state.append(appends, transaction=transaction)
             except BaseException:
                 self.appends = appends + self.appends
                 raise

@@ -61,6 +61,26 @@ def test_a_row_that_was_appended_is_written_again_by_the_same_step(
     assert (None if item is None else item.value) == value
 
 
+def test_a_row_that_a_step_appends_is_told_once_though_the_call_before_which_it_is_told_was_given_up(
+    store: Failing,
+) -> None:
+    async def step() -> None:
+        effects = Effects(store.state)
+        effects.write(store.state, [Write(b"effect", b"1")], lambda _: None, new=True)
+        held = store.hold("append")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(effects.part)
+            while not held:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+            held[0]()
+        await effects.commit([Write(b"record", b"1")], [], "step")
+
+    trio.run(step)
+    item = store.state.get.now(b"effect")
+    assert item is not None and item.value == b"1"
+
+
 def test_calls_beside_each_other_share_one_transaction(store: Failing) -> None:
     async def step() -> set[bytes]:
         effects, given = Effects(store.state), set[bytes]()
