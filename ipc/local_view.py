@@ -80,15 +80,16 @@ class LocalView(Generic[T]):
         return self._revisions.get(key if isinstance(key, str) else decode_key(key), 0)
 
     def put(self, key: str, value: T, revision: int) -> None:
-        """For the keyspace: a write at a revision; ignored if the view holds a later one."""
-        if revision > self._revisions.get(key, 0) and revision > self._gone.get(key, 0):
+        """For the keyspace: a write at a revision; ignored if the view holds a later one. Of one revision what is said last
+        stands: a step may write a row more than once, and another after it; the feed says what that came to."""
+        if revision >= self._revisions.get(key, 0) and revision >= self._gone.get(key, 0):
             self._values[key] = value
             self._revisions[key] = revision
             self._gone.pop(key, None)
 
     def delete(self, key: str, revision: int) -> None:
-        """For the keyspace: a deletion at a revision; ignored if the view holds a later write."""
-        if revision > self._revisions.get(key, 0):
+        """For the keyspace: a deletion at a revision; ignored if the view holds a later write. See `put`."""
+        if revision >= self._revisions.get(key, 0):
             self._values.pop(key, None)
             self._revisions.pop(key, None)
             if revision > self.revision:

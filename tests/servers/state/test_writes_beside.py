@@ -9,9 +9,11 @@ import trio
 import trio.testing
 
 from atoll.ipc import Deferred, Interface, Keyspace, Serves, call, testing
-from atoll.ipc.context import current, in_hand
+from atoll.ipc.context import Fields, SystemClock, current, in_hand
+from atoll.ipc.durable.effects import Effects
 from atoll.ipc.errors import Aborted, BadRequest, Conflict, DeadlineExceeded, Overloaded, TooLarge
 from atoll.ipc.keyspace import settled
+from atoll.ipc.participation import TakingPart
 from atoll.ipc.serve import bind
 from atoll.ipc.system.state import State, UnknownTransaction, Write
 from atoll.servers.state.opening import Settings
@@ -416,3 +418,40 @@ async def test_a_limit_counts_own_rows(tmp_path: Path) -> None:
                     found = [(row.key, row.value) async for row in keyspace.range(limit=limit)]
                     assert found == [("a", 2), ("b", 1), ("c", 2), ("f", 1)][:limit]
             await outer.state.join(part)
+
+
+# steps ------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_step_writes_twice_is_in_the_view_as_it_was_written_last(tmp_path: Path) -> None:
+    """Before, the view had the first of it for good; an update began with that, met nothing newer, and what the step had
+    written was lost."""
+    async with rows(tmp_path) as (_, keyspace, _):
+        effects = Effects(keyspace.state)
+        with in_hand(TakingPart(Fields(method="Counter.add"), SystemClock(), effects)):
+            for key in ("twice", "deleted", "put"):
+                await settled(keyspace.put(key, 1))
+            await settled(keyspace.put("twice", 2))
+            await settled(keyspace.delete("deleted"))
+            await settled(keyspace.delete("put"))
+            await settled(keyspace.put("put", 2))
+        await effects.commit([], [], "step")
+        assert dict(keyspace.local.items()) == {"twice": 2, "put": 2}
+        assert await settled(keyspace.update("twice", one_more)) == 3
+        await trio.testing.wait_all_tasks_blocked()
+        assert dict(keyspace.local.items()) == {"twice": 3, "put": 2}
+        assert {row.key: row.value async for row in keyspace.range()} == {"twice": 3, "put": 2}
+
+
+async def test_what_another_wrote_after_a_step_and_with_it_is_in_the_view(tmp_path: Path) -> None:
+    async with rows(tmp_path) as (_, keyspace, _):
+        effects = Effects(keyspace.state)
+        with in_hand(TakingPart(Fields(method="Counter.add"), SystemClock(), effects)):
+            await settled(keyspace.put("written over", 1))
+            await settled(keyspace.put("deleted", 1))
+        part = await effects.part()
+        await keyspace.state.commit([Write(b"written over", b"\x02"), Write(b"deleted")], transaction=part)
+        await keyspace.state.join(part)
+        await effects.commit([], [], "step")
+        await trio.testing.wait_all_tasks_blocked()
+        assert dict(keyspace.local.items()) == {"written over": 2}
