@@ -321,7 +321,8 @@ class State(Interface):
     def begin(self, deadline: float, id: bytes = b"", transaction: bytes = b"") -> bytes:
         """Opens a transaction: 16 random bytes that are the right to take part in it. It ends as aborted
         after `deadline` seconds. `id`: what `finish` will be given; if that was committed before, reads are of the state
-        before it, so that whoever does the same again decides the same. `transaction`: those bytes, drawn by the caller, who
+        before it, so that whoever does the same again decides the same; without the right `history` only if that was within
+        the last hour. `transaction`: those bytes, drawn by the caller, who
         can then `abort` it also if the reply does not come; one that the caller has open already is no error."""
 
     @call("write", idempotent=True)

@@ -50,7 +50,7 @@ from .opening import Settings, open_engine
 from .ownership import Disowned, Ownership
 from .passes import Passes
 from .pins import OWN
-from .transactions import ID_SIZE, Transactions
+from .transactions import ID_SIZE, Transactions, led_back
 from .versions import time_of
 from .watchers import Watchers
 
@@ -339,7 +339,7 @@ class Server(Serves[State]):
         if id and self._group.knows(layout.prefix(badge) + id):
             self._flush_all()
         done = self._committed(badge, id) if id else None
-        before = None if done is None else done.revision - 1
+        before = led_back(done, call.rights, int(call.now() * 1e9))
         return self._transactions.begin(badge, call.client, deadline, before, transaction)
 
     @State.read.serve

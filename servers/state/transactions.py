@@ -20,7 +20,7 @@ import msgspec
 
 from atoll.ipc import chance, clock
 from atoll.ipc.errors import Aborted, BadRequest, Overloaded, TooLarge
-from atoll.ipc.system.state import NEVER, Expect, Item, Page, Range, UnknownTransaction
+from atoll.ipc.system.state import NEVER, Committed, Expect, Item, Page, Range, UnknownTransaction
 
 from . import ranges
 from .group import IN_PARTS, refuse_large
@@ -99,6 +99,16 @@ class Open(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[bytes, Open])
+
+
+def led_back(done: Committed | None, rights: Collection[str], now: int) -> int | None:
+    """As of which revision the owner of a transaction reads whose id was committed before; None: as of its beginning.
+
+    Ids can be guessed, and are the keyspace's, whoever committed: without the right to the past they lead back no further
+    than a transaction could be open."""
+    if done is None or ("history" not in rights and now - done.time > LONGEST * 1e9):
+        return None
+    return done.revision - 1
 
 
 class Transactions:

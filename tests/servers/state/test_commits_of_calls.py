@@ -12,7 +12,10 @@ from atoll.ipc.errors import Conflict, TooLarge
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.system.state import Expect, State, Write
 from atoll.ipc.transaction import Transaction
+from atoll.servers.state.memory_engine import MemoryEngine
+from atoll.servers.state.transactions import LONGEST
 
+from .kept import Kept
 from .test_keyspace import hand, rows
 from .test_server import ALL, serving
 
@@ -196,3 +199,28 @@ async def test_one_that_cannot_be_finished_holds_no_place(tmp_path: Path) -> Non
             await too_much()
         await trio.testing.wait_all_tasks_blocked()
         assert (await keyspace.state.statistics())["transactions"] == 0
+
+
+@pytest.mark.parametrize("rights", [{"read", "write"}, {"read", "write", "history"}])
+async def test_what_was_committed_long_ago_leads_nobody_back_without_the_right_to_the_past(
+    rights: set[str],
+) -> None:
+    """Before, whoever might read and write saw all the past of a keyspace by ids of its commits, which can be guessed."""
+    kept = Kept(MemoryEngine)
+    badge = await kept.state().make_keyspace("vault")
+    owner, guest = kept.state(badge), kept.state(badge, frozenset(rights))
+    await owner.commit([Write(b"secret", b"1")])
+    committed = await owner.commit([Write(b"k", b"1")], id=b"an id")
+    await owner.commit([Write(b"secret")])
+
+    async def seen() -> bytes | None:
+        transaction = await guest.begin(10.0, b"an id")
+        item = await guest.read(transaction, b"secret")
+        assert len((await guest.scan(transaction, b"s")).items) == (item is not None)
+        await guest.commit([Write(b"k", b"2")], transaction=transaction)
+        assert (await guest.finish(transaction, id=b"an id")).revision == committed.revision
+        return None if item is None else item.value
+
+    assert await seen() == b"1", "as one that is done again after a crash"
+    kept.hands.now += LONGEST + 1
+    assert await seen() == (b"1" if "history" in rights else None)
