@@ -1,9 +1,10 @@
 """A keyspace in memory: what `Keyspace.local` gives.
 
 The view follows the store's feed. `revision` says up to where it is complete: everything at or before it is
-in the view. What this process itself has committed is in the view at once (read-your-writes), even before the
-feed brings it; that never makes a key older, because each key remembers the revision of what the view holds
-of it, deletions too until the feed has passed them.
+in the view. What this process itself has written by `put`, `append`, `update` and `delete`, or in a step, is in the
+view as soon as it is committed (read-your-writes), even before the feed brings it; that never makes a key older,
+because each key remembers the revision of what the view holds of it, deletions too until the feed has passed them.
+What a transaction wrote comes by the feed.
 
 Keys come back as `str` (UTF-8, with lone surrogates for bytes that are none, as `os.fsdecode` has it).
 """
