@@ -277,9 +277,13 @@ def opening(folder: Path) -> Iterator[list[Batch]]:
     Raises `Broken` where the log is not whole, OSError where it may not be written.
     """
     with _nobody_opens(folder, fcntl.LOCK_EX):
+        # Looked at first: whoever has the database open beside us may leave one at any time, which is not ours to take.
+        marked = (folder / FAILED_FILE).exists()
         found = _unfinished(folder) if (folder / FILES[0]).exists() else None
         if found is None:
             yield []
+            if marked:
+                (folder / FAILED_FILE).unlink(missing_ok=True)
         else:
             pages, bodies = found
             # Who is killed between the two pages leaves something that was never the state, and a reader may open it.
@@ -293,7 +297,6 @@ def opening(folder: Path) -> Iterator[list[Batch]]:
                 os.close(data)
             (folder / FAILED_FILE).unlink(missing_ok=True)
             yield [decode(body) for body in bodies]
-        (folder / FAILED_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -249,6 +249,24 @@ def test_a_store_whose_disk_failed_is_put_back_before_anyone_trusts_it(tmp_path:
     engine.close()
 
 
+def test_who_opens_a_store_leaves_the_mark_of_a_disk_that_fails_another_meanwhile(tmp_path: Path) -> None:
+    """As a new version does beside the old one, in a swap."""
+    engine = LmdbEngine(tmp_path, **SMALL)
+    engine.commit(one(1))
+    with checkpoint.opening(tmp_path) as batches:
+        assert not batches
+        engine._log._writing = fails()
+        engine._log._generation = 0
+        with pytest.raises(Broken):
+            engine.commit(one(2))
+    with pytest.raises(Broken, match="not to be trusted"):
+        LmdbEngine(tmp_path, **SMALL)
+    engine._log._writing = None
+    engine.close()
+    LmdbEngine(tmp_path, **SMALL).close()
+    assert not (tmp_path / checkpoint.FAILED_FILE).exists()
+
+
 def test_a_record_that_was_never_shown_does_not_come_back(tmp_path: Path) -> None:
     """A power failure kept the record of a segment and not its head; the segment is begun again under the same number."""
     engine = LmdbEngine(tmp_path, **SMALL)
