@@ -264,10 +264,10 @@ class State(Interface):
         """Writes all or nothing; returns when it is durable, together with whatever else arrived meanwhile.
 
         With an `id` (64 bytes at most) a repeated commit writes nothing and returns the first one's revision
-        and `reply`: for ever in a keyspace without retention, else for the store's `remember`, a day if the image says
-        nothing. Without one a repetition after a crash may write the same values again under a new
-        revision, which `expects` can rule out. With a `transaction` nothing is written yet: writes and
-        expectations join it, and `revision` is 0. Raises `Conflict`, `StoreFull`, `Aborted`.
+        and `reply` (who has no right `read` is told only his own): for ever in a keyspace without retention, else for the
+        store's `remember`, a day if the image says nothing. Without one a repetition after a crash may write the same
+        values again under a new revision, which `expects` can rule out. With a `transaction` nothing is written yet:
+        writes and expectations join it, and `revision` is 0. Raises `Conflict`, `StoreFull`, `Aborted`.
         """
 
     @call("read", idempotent=True)

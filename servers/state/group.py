@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.errors import AtollError, BadRequest, Conflict, TooLarge
 from atoll.ipc.system.state import NEVER, Ahead, Committed, Compacted, Expect, Range, StoreFull
@@ -66,6 +68,8 @@ class Transaction(NamedTuple):
     """When it was asked for, in ns; its revision's time is at least this, and rises with the revisions."""
     bulk: bool = False
     """Others go first."""
+    reads: bool = True
+    """Who asks may read."""
 
 
 Announce = Callable[[list[tuple[int, list[bytes]]]], None]
@@ -226,11 +230,11 @@ class Group:
         twin = self._ids.get(transaction.id)
         if twin is not None:
             # Settled after the first one: members are settled in order, and both or none become durable.
-            self._members.append((transaction, done, twin))
+            self._members.append((transaction, done, told(twin, transaction.reply, transaction.reads)))
             return True
         before = committed_before(snapshot, transaction.id)
         if before is not None:
-            done.complete(before)
+            done.complete(told(before, transaction.reply, transaction.reads))
         return before is not None
 
     def _write(self, transaction: Transaction, done: Deferred[Committed]) -> None:
@@ -402,6 +406,12 @@ def committed_before(snapshot: Snapshot, id: bytes) -> Committed | None:
     if event is None:
         return Committed(revision, time_of(snapshot, revision), None, True)
     return Committed(revision, layout.time_of(event), layout.entry_of(event).reply, True)
+
+
+def told(before: Committed, reply: bytes, reads: bool) -> Committed:
+    """What is told of a commit to who asks for it again, with a reply of his own. Ids can be guessed, and are the
+    keyspace's, whoever committed; and a reply may say what was in a row."""
+    return before if reads or before.reply in (None, reply) else replace(before, reply=None)
 
 
 def _refused(refusal: Full | BatchTooLarge, transaction: Transaction) -> AtollError:

@@ -42,7 +42,7 @@ from . import appending, export, layout, pins, scope
 from .compaction import Compactor, horizon_of
 from .engine import Broken
 from .gather import Gather
-from .group import Group, Transaction, committed_before
+from .group import Group, Transaction, committed_before, told
 from .history import History, moment
 from .keyspaces import Keyspaces
 from .notice import changes_of_file
@@ -282,7 +282,7 @@ class Server(Serves[State]):
         new: list[Expect | Range] = [Expect(key, NEVER) for key in appending.keys(rows)]
         if any(self._group.holds(key) for key, _ in rows):
             self._flush_all()
-        done = self._committed(badge, id) if id else None
+        done = self._committed(badge, id, reply) if id else None
         # Of a transaction that was committed before nothing is written: what it has appended then is no hindrance.
         if done is None and not (transaction and self._transactions.is_repeated(transaction)):
             with self._engine.snapshot() as snapshot:
@@ -329,6 +329,7 @@ class Server(Serves[State]):
                 self._keyspaces.reserved(badge),
                 int(call.now() * 1e9),
                 call.service == "bulk",
+                "read" in call.rights,
             )
         )
 
@@ -384,7 +385,7 @@ class Server(Serves[State]):
         badge = self._writing("finish", call.badge)
         known = layout.prefix(badge) + (id or transaction)
         if len(transaction) == ID_SIZE:
-            done = self._committed(badge, id or transaction)
+            done = self._committed(badge, id or transaction, reply)
             if done is not None:
                 if transaction in self._transactions:
                     self._transactions.take(transaction, badge, call.client)
@@ -408,13 +409,15 @@ class Server(Serves[State]):
                 self._keyspaces.reserved(badge),
                 int(call.now() * 1e9),
                 call.service == "bulk",
+                "read" in call.rights,
             )
         )
 
-    def _committed(self, badge: int, id: bytes) -> Committed | None:
+    def _committed(self, badge: int, id: bytes, reply: bytes = b"") -> Committed | None:
         """What the commit with that id of a keyspace came to, if it is durable."""
         with self._engine.snapshot() as snapshot:
-            return committed_before(snapshot, layout.prefix(badge) + id)
+            before = committed_before(snapshot, layout.prefix(badge) + id)
+        return None if before is None else told(before, reply, "read" in current().rights)
 
     @State.abort.serve
     def abort(self, transaction: bytes) -> None:

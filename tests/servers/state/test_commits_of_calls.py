@@ -10,7 +10,7 @@ import trio.testing
 from atoll.ipc.context import Call, in_hand
 from atoll.ipc.errors import Conflict, TooLarge
 from atoll.ipc.keyspace import Keyspace, settled
-from atoll.ipc.system.state import Expect, State, Write
+from atoll.ipc.system.state import Committed, Expect, State, Write
 from atoll.ipc.transaction import Transaction
 from atoll.servers.state.memory_engine import MemoryEngine
 from atoll.servers.state.transactions import LONGEST
@@ -224,3 +224,39 @@ async def test_what_was_committed_long_ago_leads_nobody_back_without_the_right_t
     assert await seen() == b"1", "as one that is done again after a crash"
     kept.hands.now += LONGEST + 1
     assert await seen() == (b"1" if "history" in rights else None)
+
+
+@pytest.mark.parametrize("rights", [{"append"}, {"write"}])
+async def test_what_another_was_answered_is_not_told_to_whoever_may_not_read(rights: set[str]) -> None:
+    """It is a row, as `update` has it, and ids can be guessed."""
+    kept = Kept(MemoryEngine)
+    badge = await kept.state().make_keyspace("rows")
+    owner, guest = kept.state(badge), kept.state(badge, frozenset(rights))
+    committed = await owner.commit([Write(b"k", b"secret")], id=b"an id", reply=b"secret")
+
+    async def again(reply: bytes) -> Committed:
+        if "append" in rights:
+            return await guest.append([Write(b"mine", b"1")], id=b"an id", reply=reply)
+        transaction = await guest.begin(10.0, b"an id")
+        finished = await guest.finish(transaction, reply, id=b"an id")
+        assert await guest.commit([Write(b"mine", b"1")], id=b"an id", reply=reply) == finished
+        return finished
+
+    for given, told in ((b"mine", None), (b"secret", b"secret")):
+        outcome = await again(given)
+        assert (outcome.revision, outcome.reply, outcome.repeated) == (committed.revision, told, True)
+    assert (await owner.commit([], id=b"an id")).reply == b"secret"
+
+
+async def test_whoever_commits_beside_another_by_his_id_is_not_told_what_that_one_is_answered(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "store") as (node, kernel):
+        badge = await kernel.make_keyspace("rows")
+        owner, guest = node.proxy(State, badge, ALL, client=1), node.proxy(State, badge, {"write"}, client=2)
+        async with node.batch():
+            first = owner.commit.start([Write(b"k", b"secret")], id=b"an id", reply=b"secret")
+            beside = guest.commit.start([Write(b"mine", b"1")], id=b"an id")
+            again = owner.commit.start([Write(b"k", b"secret")], id=b"an id", reply=b"secret")
+        assert (await beside).reply is None
+        assert ((await again).reply, (await again).revision) == (b"secret", (await first).revision)
