@@ -4,6 +4,8 @@ A key is new if the keyspace has no version of it, a deletion included. That is 
 write over a row is told so, and it is recorded; and it is a precondition of the commit (`NEVER`), for what comes meanwhile.
 """
 
+from hashlib import blake2b
+
 from atoll.ipc.context import current
 from atoll.ipc.errors import BadRequest, Conflict, NotAllowed
 from atoll.ipc.system.state import NEVER, Committed
@@ -25,6 +27,14 @@ def keys(rows: Rows) -> list[bytes]:
     if len(set(found)) < len(found):
         raise BadRequest("append: writes", "each key once", "a key twice")
     return found
+
+
+def id_of(id: bytes) -> bytes:
+    """An id as the store knows it. Those of whoever may not write are apart: ids can be guessed, and what commits under one
+    that is known writes nothing."""
+    if not id or "write" in current().rights:
+        return id
+    return blake2b(id, digest_size=32, person=b"append").digest()
 
 
 def there(snapshot: Snapshot, rows: Rows, names: Names) -> dict[bytes, int]:

@@ -277,7 +277,7 @@ class Server(Serves[State]):
         note: str = "",
         transaction: bytes = b"",
     ) -> Deferred[Committed]:
-        badge = self._writing("append", current().badge)
+        badge, id = self._writing("append", current().badge), appending.id_of(id)
         rows = self._rows(badge, writes)
         new: list[Expect | Range] = [Expect(key, NEVER) for key in appending.keys(rows)]
         if any(self._group.holds(key) for key, _ in rows):

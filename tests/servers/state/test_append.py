@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from struct import pack
+from zlib import crc32
 
 import pytest
 import trio
@@ -12,6 +14,7 @@ from atoll.ipc.context import in_hand
 from atoll.ipc.errors import BadRequest, Conflict, NotAllowed
 from atoll.ipc.keyspace import Keyspace, settled
 from atoll.ipc.memory_store import MemoryStore
+from atoll.ipc.origin import CALL
 from atoll.ipc.system.state import NEVER, Expect, State, Write
 from atoll.ipc.transaction import Transaction
 from atoll.servers.state.group import BULK_MOST
@@ -276,6 +279,24 @@ async def test_the_sdk_adds_a_row_once_a_call() -> None:
         assert await settled(audit.append("a", 2)) == 2
     with in_hand(hand(2)), pytest.raises(NotAllowed):
         await settled(audit.append("a", 2))
+
+
+async def test_whoever_adds_rows_keeps_nobody_from_writing() -> None:
+    """By an id of a commit to come, which can be guessed: that would be taken for one that was made already."""
+    store = MemoryStore()
+    badge = await store.state().make_keyspace("audit")
+    audit = store.state(badge, frozenset(APPEND))
+    owner = Keyspace[int](store.state(badge), int, boot=1)
+    one, other = (CALL.pack(1, 7, 0, request) for request in (1, 2))
+    for number, id in enumerate((one + pack(">II", crc32(b"a"), 0), other + pack(">I", 0))):
+        added = await audit.append([Write(b"%d" % number, b"\1")], id=id)
+        assert (await audit.append([Write(b"%d" % number, b"\2")], id=id)).revision == added.revision
+    with in_hand(hand(1)):
+        await settled(owner.put("a", 5))
+    with in_hand(hand(2)):
+        async with owner.transaction() as tx:
+            tx.put("b", 5)
+    assert [await owner.get("a"), await owner.get("b")] == [5, 5]
 
 
 async def test_a_call_that_is_delivered_again_has_its_transaction_whatever_it_would_add_now() -> None:
