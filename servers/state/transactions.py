@@ -216,7 +216,7 @@ class Transactions:
         for expect in expects:
             if isinstance(expect, Expect):
                 before = reads.get(expect.key, transaction.reads.get(expect.key))
-                reads[expect.key] = self._agreed(expect.key, before, expect.revision)
+                reads[expect.key] = self._agreed(transaction, expect.key, before, expect.revision)
                 size += 0 if before is not None else len(expect.key) + _AROUND
             else:
                 size += self._note_range(seen, expect)
@@ -388,15 +388,18 @@ class Transactions:
 
     def _note_read(self, transaction: Open, key: bytes, revision: int) -> None:
         before = transaction.reads.get(key)
-        agreed = self._agreed(key, before, revision)
+        agreed = self._agreed(transaction, key, before, revision)
         if before is None:
             self._grow(transaction, len(key) + _AROUND)
         transaction.reads[key] = agreed
 
-    def _agreed(self, key: bytes, before: int | None, revision: int) -> int:
-        """What is noted of a key that was seen twice. Raises `Conflict`."""
+    def _agreed(self, transaction: Open, key: bytes, before: int | None, revision: int) -> int:
+        """What is noted of a key that was seen twice. Raises `Conflict`; but not where nothing is to be written: who does
+        again what was committed reads rows as they were, and may expect them as he knows them to be by now."""
         if before is None or before == revision:
             return revision
+        if transaction.past is not None:
+            return before
         if {before, revision} == {0, NEVER}:
             return NEVER  # who found no row knows less than who says that there never was one
         raise self._history.conflict(key, revision, before)

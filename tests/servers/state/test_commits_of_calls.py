@@ -122,6 +122,25 @@ async def test_a_call_that_is_delivered_again_spends_once_and_says_the_same(tmp_
         assert await keyspace.get("purse") == 4
 
 
+async def test_what_a_call_expects_when_it_is_delivered_again_is_no_hindrance(tmp_path: Path) -> None:
+    """It knows rows as they are by then, from its local view say, and reads them as they were."""
+    async with rows(tmp_path) as (_, keyspace, _kernel):
+        await settled(keyspace.put("purse", 10))
+        for looks_first in (True, False):
+            for _ in range(2):
+                known = await keyspace.row("purse")
+                assert known is not None
+                with in_hand(hand(1 + looks_first)):
+                    async with keyspace.transaction() as transaction:
+                        if looks_first:
+                            assert await transaction.get("purse") == 10
+                        transaction.expect("purse", known.revision)
+                        await transaction.range("q")
+                        left = await transaction.get("purse") or 0
+                        transaction.put("purse", left - 1)
+        assert await keyspace.get("purse") == 8
+
+
 async def test_a_transaction_that_was_tried_again_is_not_done_again_at_the_next_delivery(
     tmp_path: Path,
 ) -> None:
