@@ -387,8 +387,7 @@ class Server(Serves[State]):
         if len(transaction) == ID_SIZE:
             done = self._committed(badge, id or transaction, reply)
             if done is not None:
-                if transaction in self._transactions:
-                    self._transactions.take(transaction, badge, call.client)
+                self._transactions.forget(transaction, badge, call.client)
                 return Deferred.resolved(done)
         taken = self._transactions.take(transaction, badge, call.client)
         if taken.only_read and not reply:
@@ -422,8 +421,7 @@ class Server(Serves[State]):
     @State.abort.serve
     def abort(self, transaction: bytes) -> None:
         call = current()
-        if transaction in self._transactions:
-            self._transactions.take(transaction, call.badge, call.client)
+        self._transactions.forget(transaction, call.badge, call.client)
 
     @State.pin.serve
     def pin(self, name: str, revision: int = 0, why: str = "") -> Pin:

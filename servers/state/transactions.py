@@ -14,6 +14,7 @@ any more, is refused; and it can undo no more than what was written in its part.
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -138,9 +139,6 @@ class Transactions:
             each.began if each.past is None else each.past for each in self._open.values() if each.ends > now
         )
         return min(seen, default=None)
-
-    def __contains__(self, id: bytes) -> bool:
-        return id in self._open
 
     def begin(
         self, badge: int, client: int, seconds: float, past: int | None = None, id: bytes = b""
@@ -347,6 +345,12 @@ class Transactions:
         if (transaction.badge, transaction.client) != (badge, client):
             raise UnknownTransaction("this transaction was begun by another client")
         return self._drop(id)
+
+    def forget(self, id: bytes, badge: int, client: int) -> None:
+        """Ends a transaction of which nothing is to be; one that has ended, also by its deadline, is no error."""
+        if id in self._open:
+            with suppress(Aborted):
+                self.take(id, badge, client)
 
     def hand_over(self) -> bytes:
         """All open transactions, for the next version of the server."""

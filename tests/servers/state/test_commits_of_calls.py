@@ -194,6 +194,19 @@ async def test_what_a_call_commits_after_it_gave_a_transaction_up_is_committed(t
         assert [row.key async for row in keyspace.range()] == ["given up", "in its place"]
 
 
+async def test_a_deadline_that_has_passed_keeps_nobody_from_an_outcome_nor_from_giving_up() -> None:
+    kept = Kept(MemoryEngine)
+    rows = kept.keyspace_state("rows")
+    seconds = 0.0
+    kept.server._transactions._now = lambda: seconds
+    committed = await rows.commit([Write(b"k", b"1")], id=b"an id")
+    again, given_up = await rows.begin(1.0, b"an id"), await rows.begin(1.0)
+    seconds = 2.0
+    assert (await rows.finish(again, id=b"an id")).revision == committed.revision
+    await rows.abort(given_up)
+    assert (await rows.statistics())["transactions"] == 0
+
+
 async def test_a_repeated_finish_finds_its_outcome_by_either_id(tmp_path: Path) -> None:
     async with rows(tmp_path) as (_, keyspace, _kernel):
         state = keyspace.state
