@@ -71,7 +71,7 @@ def test_a_row_that_a_step_appends_is_told_once_though_the_call_before_which_it_
         async with trio.open_nursery() as nursery:
             nursery.start_soon(effects.part)
             while not held:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
             held[0]()
         await effects.commit([Write(b"record", b"1")], [], "step")
