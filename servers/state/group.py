@@ -286,7 +286,7 @@ class Group:
             raise TooLarge("a note", len(note), NOTE_MOST, do="shorten it")
         if (length := len(transaction.id) - layout.KEYSPACE_SIZE) > ID_MOST:
             raise BadRequest("id", f"at most {ID_MOST} bytes", f"{length}")
-        size = len(transaction.reply) + len(transaction.note) + 256
+        size = len(transaction.reply) + len(note) + 256
         operations = len(writes) + 2 if transaction.id else len(writes) + 1
         for key, value in writes:
             length = len(key)

@@ -45,6 +45,27 @@ async def test_the_largest_row_goes_into_each_answer(folder: Path) -> None:
         await feed.aclose()
 
 
+async def test_a_note_counts_by_its_bytes(folder: Path) -> None:
+    """A transaction that the engine would refuse has everybody's group broken up."""
+    async with serving(folder) as (node, kernel):
+        store = node.proxy(State, await kernel.make_keyspace("one"), ALL)
+        note = "\U0001f600" * (NOTE_MOST // 4)
+        sizes = [1_000_000] * 16
+        around = len(note) + 256 + 17 * (4 * (layout.KEYSPACE_SIZE + 2) + 160)
+        sizes.append((16 << 20) - sum(sizes) - around)
+        before = (await store.statistics())["groups"]
+        async with node.batch():
+            large = store.commit.start(
+                [Write(b"%02d" % n, bytes(size)) for n, size in enumerate(sizes)], note=note
+            )
+            small = [store.commit.start([Write(b"small %d" % number, b"")]) for number in range(3)]
+        with pytest.raises(TooLarge, match="in parts"):
+            await large
+        for each in small:
+            await each
+        assert (await store.statistics())["groups"] == before + 1
+
+
 async def test_an_id_that_is_too_long_is_refused_and_keeps_nobody_from_the_group(folder: Path) -> None:
     async with serving(folder) as (node, kernel):
         store = node.proxy(State, await kernel.make_keyspace("one"), ALL | {"append"})
