@@ -21,6 +21,7 @@ from atoll.microkernel.notices import RESTARTING
 from atoll.microkernel.powers import Powers
 from atoll.microkernel.store import Store
 from atoll.microkernel.tables import Table
+from atoll.microkernel.windows import Windows
 from atoll.servers.state import group
 from atoll.servers.state import server as state
 
@@ -32,6 +33,14 @@ def no_second_look() -> None:
         self._status_words[0] = 0
 
     ServeLoop._recheck = recheck  # type: ignore[assignment,method-assign]
+
+
+def no_wait_for_windows() -> None:
+    """A revocation is answered while a call that was checked before it has not begun."""
+
+    async def passed(self: Windows, processes: Any, doomed: Any = None) -> None: ...
+
+    Windows.passed = passed  # type: ignore[method-assign,assignment]
 
 
 def row_after_reply() -> None:
@@ -127,7 +136,7 @@ def effect_apart() -> None:
 PLANTED: dict[str, Callable[[], None]] = {
     plant.__name__: plant
     for plant in (
-        no_second_look, row_after_reply, row_stays, epoch_stays, no_intent, outcome_without_rows, answered_before_durable,
-        commits_forgotten, entry_stays, entry_on_any_channel, effect_apart,
+        no_second_look, no_wait_for_windows, row_after_reply, row_stays, epoch_stays, no_intent, outcome_without_rows,
+        answered_before_durable, commits_forgotten, entry_stays, entry_on_any_channel, effect_apart,
     )
 }  # fmt: skip

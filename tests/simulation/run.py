@@ -20,6 +20,7 @@ import trio
 
 from atoll.ipc.client.outside import Outside
 from atoll.ipc.errors import AtollError
+from atoll.ipc.runtime.loop import ServeLoop
 from atoll.microkernel import failpoints
 from atoll.microkernel.connections import Connection
 from atoll.microkernel.journal import Journal
@@ -42,6 +43,10 @@ ANSWERED = 25.0
 STACK = 120 << 20
 STEPS_MOST = 150_000
 CLIENTS = 3
+WINDOW = 0
+"""The word of a status page that is odd while a message is between its check and its handler."""
+OFF_CORE = 0.02
+"""Seconds that a loop stands there at most: less than the kernel waits for one that runs."""
 MEMORY = Path("/dev/shm")
 
 
@@ -271,9 +276,28 @@ class Scenario:
         )  # fmt: skip
 
 
+class _Words:
+    """The status page of a loop that may have to wait for its core before it leaves the window between check and handler."""
+
+    def __init__(self, world: World, words: Any) -> None:
+        self._world = world
+        self._words = words
+
+    def __getitem__(self, index: int) -> Any:
+        return self._words[index]
+
+    def __setitem__(self, index: int, word: int) -> None:
+        world = self._world
+        if index == WINDOW and world.chance.random() < world.faults.off_core:
+            world.note(f"{world.moving[-1].name} is off its core in its window")
+            world.halt(world.chance.uniform(0.0, OFF_CORE))
+        self._words[index] = word
+
+
 def _instrument(world: World) -> None:
-    """Points at which the world looks into the kernel's steps: packets, records of the journal, fail points."""
-    send, append = Connection._try, Journal._append
+    """Points at which the world looks into the steps of processes: packets, records of the journal, fail points, and the
+    window of a receive loop."""
+    send, append, make = Connection._try, Journal._append, ServeLoop.__init__
 
     def sending(self: Connection, data: bytes, descriptors: list[int]) -> bool:
         world.pass_point("send")
@@ -290,6 +314,11 @@ def _instrument(world: World) -> None:
         append(self, record)
         world.pass_point("journalled")
 
+    def making(self: ServeLoop, *arguments: Any) -> None:
+        make(self, *arguments)
+        self._status_words = _Words(world, self._status_words)  # type: ignore[assignment]
+
+    ServeLoop.__init__ = making  # type: ignore[method-assign,assignment]
     Connection._try = sending  # type: ignore[method-assign]
     Journal._append = appending  # type: ignore[method-assign]
     failpoints.reach = world.pass_point

@@ -7,7 +7,7 @@ from .run import one
 
 WITHIN = 80
 """Seeds. Most are found in the first five."""
-QUICK = ("no_intent", "entry_stays", "entry_on_any_channel", "no_second_look")
+QUICK = ("no_intent", "entry_stays", "entry_on_any_channel", "no_second_look", "no_wait_for_windows")
 
 
 def found_at(plant: str) -> int:

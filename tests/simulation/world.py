@@ -250,6 +250,8 @@ class Faults:
         """The fork server dies while it is asked: once, and the next one answers; or twice."""
         self.unwatched = some(0.1)
         """Nobody can be told to hear what the filter of a process refuses."""
+        self.off_core = some(0.1)
+        """A loop is stopped between the check of a call and its handler."""
         self.ungrouped = some(0.2)
         """A control group does not take what is written into it."""
 
