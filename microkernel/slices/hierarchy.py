@@ -42,7 +42,10 @@ def mounts() -> tuple[Mount, ...]:
         _, place, kind, options, *_ = line.split()
         path = Path(place.replace("\\040", " "))
         if kind == "cgroup2" and "" in own:
-            controllers = frozenset((path / "cgroup.controllers").read_text().split())
+            try:
+                controllers = frozenset((path / "cgroup.controllers").read_text().split())
+            except OSError:  # something else is mounted over it
+                continue
             found[path] = Mount(path, 2, controllers, own[""])
         elif kind == "cgroup":
             held = frozenset(options.split(",")) & own.keys()
