@@ -15,6 +15,8 @@ from .nodes import RealNode, groups_of, wait_for_end
 
 FREED_WITHIN = 60.0
 """Seconds after which what is still there is taken to stay: a watchdog, no goal."""
+ORPHANED_MOST = 1.0
+"""Seconds from a kernel's death to that of the last process of its node, where no other test runs beside it."""
 
 
 class Held(NamedTuple):

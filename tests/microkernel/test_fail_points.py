@@ -1,9 +1,13 @@
 """The kernel is killed at each named step of a system call, under load: the next boot finds the call done, or not begun, all
 that was acknowledged, and nothing of the boot before."""
 
+import math
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -12,8 +16,8 @@ from atoll.ipc.errors import NodeDown
 from atoll.ipc.system.kernel import Load, ServerBinding, Swap
 from atoll.microkernel.failpoints import STEPS
 
-from .left import Held, checked, last_gone, no_more_than, nothing_left, own_memory
-from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
+from .left import ORPHANED_MOST, Held, checked, last_gone, no_more_than, nothing_left, own_memory
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 from .writers import Writers, writing
 
 Counter = interface("counter", "Counter")
@@ -69,16 +73,23 @@ def test_every_step_stands_in_the_kernel_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [step if step in OFTEN else pytest.param(step, marks=pytest.mark.soak) for step in STEPS]
+    ("step", "within"),
+    [
+        *((step, math.inf) for step in STEPS if step in OFTEN),
+        *(pytest.param(step, ORPHANED_MOST, marks=pytest.mark.soak) for step in STEPS),
+    ],
 )
-def test_a_kernel_that_dies_there_leaves_the_call_done_or_not_begun(tmp_path: Path, step: str) -> None:
+def test_a_kernel_that_dies_there_leaves_the_call_done_or_not_begun(
+    tmp_path: Path, step: str, within: float
+) -> None:
+    """`within`: seconds that a process of the node may outlive it."""
     before = own_memory()
     with booted(tmp_path, more=SECOND_IN_IMAGE if step.startswith("load: ") else "") as node:
         with writing(node, tmp_path / "acknowledged") as writers:
             writers.goes_on()
             most = Held.by(node)  # of the writers and whatever servers there may be at the end
             node.image.write_text(IMAGE.format(level="process", packages=PACKAGES, counter="", more=""))
-            die_at(step, node, writers)
+            orphaned = die_at(step, node, writers)
             writers.node_is(True)
             writers.goes_on()
             no_more_than(most, node)
@@ -86,24 +97,43 @@ def test_a_kernel_that_dies_there_leaves_the_call_done_or_not_begun(tmp_path: Pa
         node.stop()
         nothing_left(node)
     assert own_memory() <= before
+    print(f"the last process was gone {orphaned:.3f} s after the kernel")
+    assert orphaned < within
 
 
-def die_at(step: str, node: RealNode, writers: Writers) -> None:
-    """The kernel dies there, and the next boot is whole."""
+def die_at(step: str, node: RealNode, writers: Writers) -> float:
+    """The kernel dies there, and the next boot is whole. How many seconds processes outlived it."""
     call, _, point = step.partition(": ")
     with node.attach() as attached:
         capability = granted(attached) if call == "revoke" else 0
     boot_again(node, writers, f"{step}@{STARTED_AT_BOOT + 1}" if call == "start" else step)
     writers.goes_on()
     writers.node_is(False)
+    gone = outliving(node)
     with pytest.raises(NodeDown), node.attach() as attached:
         act(attached, call, capability)
     node.died()
-    last_gone(node)
+    orphaned = gone.result()
     checked(node)
     node.boot()
     with node.attach() as attached:
         whole(attached, call, point, capability)
+    return orphaned
+
+
+def outliving(node: RealNode) -> "Future[float]":
+    """The seconds from the death of its kernel, which is to come, to that of the last process. By a thread that sees it:
+    whoever waits for an answer hears of it up to a second later."""
+    assert node.kernel is not None
+    pid, seconds = node.kernel.pid, Future[float]()
+
+    def look() -> None:
+        wait_for_end(pid)
+        died = time.monotonic()
+        seconds.set_result(last_gone(node) - died)
+
+    Thread(target=look, daemon=True).start()
+    return seconds
 
 
 def boot_again(node: RealNode, writers: Writers, fail_at: str = "") -> None:

@@ -15,15 +15,13 @@ import pytest
 from atoll.microkernel.remains import survivors
 
 from .children import planned
-from .left import Held, checked, cleaned, last_gone, no_more_than, nothing_left, own_memory
+from .left import ORPHANED_MOST, Held, checked, cleaned, last_gone, no_more_than, nothing_left, own_memory
 from .nodes import IMAGE, PACKAGES, RealNode, booted, wait_for_end
 from .writers import Writers, writing
 
 SERVERS = ("state", "counter", "teller")
 VICTIMS = (*SERVERS, "zygote", "watcher", "kernel")
 QUICK = "restart = { first = 0, most = 0, limit = 1000, within = 1 }"
-ORPHANED_MOST = 1.0
-"""Seconds from a kernel's death to that of the last process of its node, where no other test runs beside it."""
 
 
 def lasting(node: RealNode) -> set[tuple[object, ...]]:
