@@ -133,10 +133,21 @@ def effect_apart() -> None:
     Effects.commit = apart  # type: ignore[method-assign]
 
 
-PLANTED: dict[str, Callable[[], None]] = {
-    plant.__name__: plant
-    for plant in (
-        no_second_look, no_wait_for_windows, row_after_reply, row_stays, epoch_stays, no_intent, outcome_without_rows,
-        answered_before_durable, commits_forgotten, entry_stays, entry_on_any_channel, effect_apart,
+PLANTED: dict[str, tuple[Callable[[], None], str]] = {
+    plant.__name__: (plant, said)
+    for plant, said in (
+        (no_second_look, "was served after the revocation"),
+        (no_wait_for_windows, "was served after the revocation"),
+        (row_after_reply, "a lasting grant was acknowledged and is gone"),
+        (row_stays, "a lasting grant was revoked and is there again"),
+        (epoch_stays, "it is not well"),
+        (no_intent, "is started, and nothing says that it was to be"),
+        (outcome_without_rows, "is settled, and no row says that"),
+        (answered_before_durable, "is started, and nothing says that it was to be"),
+        (commits_forgotten, "its commit id"),
+        (entry_stays, "is valid, and no capability is there"),
+        (entry_on_any_channel, "is on a channel of"),
+        (effect_apart, "happened 2 times"),
     )
-}  # fmt: skip
+}
+"""By name, with words of the sentence that a world says of it: another breakage does not stand in for that."""
