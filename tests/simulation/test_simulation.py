@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from .run import one
 KEPT = tomllib.loads((Path(__file__).parent / "seeds.toml").read_text())["seed"]
 """Seeds that found something, with what they found."""
 SOON = range(1, 3)
+HOUSE = Path(__file__).parents[2]
 LONG = range(1, 1001)
 
 
@@ -40,11 +42,14 @@ def test_nothing_breaks_in_a_thousand_worlds() -> None:
         lived(seed)
 
 
-def test_a_seed_has_one_way() -> None:
+@pytest.mark.parametrize(
+    "seed", [2, 5, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(6, 36))]
+)
+def test_a_seed_has_one_way(seed: int) -> None:
     """In two processes with two hash seeds: the same hash over all events."""
     ways = set()
     for hashing in ("1", "2"):
-        command = [sys.executable, "-m", "tests.simulation", "--seed", "2"]
+        command = [sys.executable, "-m", "tests.simulation", "--seed", str(seed)]
         told = subprocess.run(
             command,
             env=os.environ | {"PYTHONHASHSEED": hashing},
@@ -54,3 +59,14 @@ def test_a_seed_has_one_way() -> None:
         )
         ways.add(told.stdout.splitlines()[-1])
     assert len(ways) == 1 and ways.pop().startswith("hash ")
+
+
+BUILT = all((HOUSE / ".venv" / stamp).exists() for stamp in (".dev", ".core"))
+
+
+@pytest.mark.skipif(not BUILT or shutil.which("make") is None, reason="needs what `make` has built here")
+def test_the_command_that_is_printed_lives_through_the_same_world_again() -> None:
+    """What somebody types who is told that a seed found something."""
+    verdict = one(SOON[0])
+    told = subprocess.run(verdict.command.split(), cwd=HOUSE, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == f"hash {verdict.hash}"

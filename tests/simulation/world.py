@@ -192,7 +192,8 @@ def _hear_failures(world: World) -> None:
     def exits(runner: Runner, task: trio.lowlevel.Task, outcome: Any) -> None:
         error = getattr(outcome, "error", None)
         if error is not None and not isinstance(error, trio.Cancelled | BaseExceptionGroup):
-            told = f"{task.name}: {error!r} {_place(error)}"
+            # pytest has other names for the modules of the tests: they are no part of the world's way.
+            told = f"{task.name.removeprefix('tests.')}: {error!r} {_place(error)}"
             world.note(f"a task of {world.moving[-1].name} failed", told)
             if not isinstance(error, EXPECTED):
                 world.wrong(f"a task of {world.moving[-1].name} failed: {told}")
