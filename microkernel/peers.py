@@ -38,8 +38,8 @@ class Peer:
         try:
             self.ancestors = _ancestors(self.pid)
             self.groups = _groups(self.pid)
-            with open(f"/proc/{self.pid}/cgroup") as file:
-                self.cgroup = file.read()
+            with open(f"/proc/{self.pid}/cgroup", "rb") as file:
+                self.cgroup = os.fsdecode(file.read())  # whoever makes a group names it, in any bytes
             with open(f"/proc/{self.pid}/cmdline", "rb") as file:
                 words = file.read().split(b"\0")
             self.program = " ".join(word.decode(errors="replace") for word in words if word)[:200]
@@ -94,8 +94,8 @@ def _ancestors(pid: int) -> list[int]:
 
 
 def _groups(pid: int) -> set[int]:
-    with open(f"/proc/{pid}/status") as file:
+    with open(f"/proc/{pid}/status", "rb") as file:  # its name is its own, and may be no text
         for line in file:
-            if line.startswith("Groups:"):
+            if line.startswith(b"Groups:"):
                 return {int(group) for group in line.split()[1:]}
     return set()

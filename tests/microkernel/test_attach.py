@@ -215,6 +215,20 @@ def test_nonsense_at_the_gate_harms_nobody(node: RealNode) -> None:
         assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
 
 
+def test_a_program_whose_name_is_no_text_attaches_as_any_other(node: RealNode) -> None:
+    """A process names itself, in any bytes, and the host passes them on to whoever reads of it."""
+    script = f"""
+from atoll.ipc.attach import connect
+with open("/proc/self/comm", "wb") as file:
+    file.write(b"\\xff\\xfe")
+connect({str(node.folder)!r}).close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with node.attach() as attached:
+        assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
+
+
 def test_a_forged_slot_is_refused_and_recorded(node: RealNode) -> None:
     """Another slot, a stale generation: the server's own check turns them away."""
     from atoll.ipc.errors import Revoked
