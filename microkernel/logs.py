@@ -95,7 +95,8 @@ class Logs:
         """Make rows of the lines. Runs as long as the kernel."""
         while True:
             await trio.sleep(ROWS_EVERY)
-            self.write_rows()
+            if not self._node.store.behind:  # else it would be where lines pile up
+                self.write_rows()
 
     def write_rows(self) -> None:
         """Hand what is there to the store."""

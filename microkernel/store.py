@@ -280,6 +280,11 @@ class Store:
 
     # what nobody waits for ----------------------------------------------------------------------------------
 
+    @property
+    def behind(self) -> bool:
+        """Whether more rows of the record wait than one commit takes: who has many to tell of keeps them meanwhile."""
+        return len(self._later) > BATCH_MOST
+
     def later(self, batch: Batch, *, keep: bool = False) -> None:
         """Rows of the record (logs, refusals, events): committed in the background, together with others. `keep`: what the
         store refuses of them is not given up as long as the node lives."""

@@ -1,6 +1,7 @@
 """What servers say, under a flood of it."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,10 @@ import trio.testing
 from atoll.ipc.errors import PeerDied
 from atoll.ipc.system.kernel import LogRow
 from atoll.ipc.system.records import CrashRow, after, decode
-from atoll.microkernel.logs import LAST_KEPT, Logs
+from atoll.ipc.system.state import Write
+from atoll.microkernel.journal import create
+from atoll.microkernel.logs import LAST_KEPT, UNWRITTEN_MOST, Logs
+from atoll.microkernel.store import Store
 
 from .nodes import RealNode, interface
 
@@ -94,3 +98,42 @@ async def test_output_that_was_said_to_be_there_and_is_not_is_waited_for_again(t
         os.close(write)
     assert logs.last("patient")[-1] == "the last"
     logs.close()
+
+
+class Slow:
+    """A store that serves, and takes its time."""
+
+    def __init__(self) -> None:
+        self.answer = trio.Event()
+
+    async def commit(self, writes: Sequence[Write], *, id: bytes, note: str) -> SimpleNamespace:
+        await self.answer.wait()
+        return SimpleNamespace(revision=1)
+
+
+async def test_lines_that_come_faster_than_the_store_takes_them_are_counted_and_dropped(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The kernel keeps so many of a server and no more, however long the store takes for those before."""
+    journal = create(tmp_path / "journal", "node", 7)
+    journal.boot(10)
+    state: Any = Slow()
+    store = Store(journal, 1)
+    await store.opened(state, 0)
+    node: Any = SimpleNamespace(place=SimpleNamespace(folder=tmp_path), now=lambda: 1, boot=1, store=store)
+    logs = Logs(node)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.write_later)
+        nursery.start_soon(logs.keep)
+        for _ in range(10):
+            for _ in range(UNWRITTEN_MOST):
+                logs.line("wordy", 1, "info", "x")
+            await trio.sleep(1.0)
+        assert len(store._taken) + len(store._later) + len(logs._pending) <= 2 * UNWRITTEN_MOST
+        state.answer.set()
+        await trio.sleep(1.0)
+        (said,) = {line.text async for line in logs.follow(0, "wordy", False)} - {"x"}
+        assert said.startswith(f"{8 * UNWRITTEN_MOST} lines were dropped")
+        nursery.cancel_scope.cancel()
+    logs.close()
+    journal.close()
