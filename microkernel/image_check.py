@@ -242,7 +242,8 @@ class _Names:
         if not NAME.fullmatch(name):
             self.draft.note(("image", "name"), NAMES, quoted(name))
         for kind in ("server", "keyspace"):
-            if KERNEL in (self.raw.get(kind) or {}):
+            there = self.raw.get(kind)
+            if isinstance(there, dict) and KERNEL in there:
                 path = (kind, KERNEL)
                 self.draft.note(
                     path, f"a {kind} of another name", f"{quoted(KERNEL)}, the kernel's own", at_key=True
@@ -506,7 +507,9 @@ class _Wiring:
                 if isinstance(may, MayRead):
                     continue
                 path: TomlPath = ("attach", index, "may", number)
-                servers = self.draft.raw.get("server", {})
+                servers = self.draft.raw.get("server")
+                if not isinstance(servers, dict):
+                    return  # it was said, and who is there is not known
                 if may.server not in servers:
                     at = (*path, "server")
                     self.draft.note(

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import takewhile
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -26,6 +27,10 @@ from .image_text import Path, Places, Position, locate
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 """What names nodes, servers, keyspaces, slices, accounts and needs: they become folders, cgroups and attributes."""
+SCALAR_MOST = 300
+"""Characters of a size, a time, an address: more are none, and no number that can be reckoned with."""
+TIME_MOST = (1 << 63) / 1e9
+"""Seconds, which are counted in nanoseconds."""
 NAMES = "a name of at most 40 lower-case letters, digits, - and _, a letter first"
 
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)")
@@ -131,6 +136,8 @@ def quoted(value: object) -> str:
         return "a table" if value else "an empty table"
     if isinstance(value, list):
         return "an array" if value else "an empty array"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
     return str(value)
 
 
@@ -307,7 +314,8 @@ def _array(draft: Draft, path: Path, raw: object, hint: Any) -> Any:
             if entry in seen:
                 draft.note((*path, index), "each name once", f"{quoted(entry)} again")
             seen.add(entry)
-    return tuple(value for value in values if value is not _WRONG)
+    # Without it what comes behind one that is wrong would be at another index than in the text.
+    return tuple(takewhile(lambda value: value is not _WRONG, values))
 
 
 def _one_of_tables(draft: Draft, path: Path, raw: object, tables: dict[str, type[Table]]) -> Any:
@@ -342,8 +350,8 @@ def _scalar(draft: Draft, path: Path, raw: object, hint: type, key: Key) -> Any:
 
 def _parse(raw: object, hint: type) -> tuple[str, Any]:
     """What is expected of a value of this type, and the value, None if it is not one."""
-    number = isinstance(raw, int) and not isinstance(raw, bool)
-    text = raw if isinstance(raw, str) else ""
+    number = isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 1 << 63
+    text = raw if isinstance(raw, str) and len(raw) <= SCALAR_MOST else ""
     match hint:
         case _ if hint is Size:
             unit = _SIZE.fullmatch(text)
@@ -353,6 +361,8 @@ def _parse(raw: object, hint: type) -> tuple[str, Any]:
             unit = _TIME.fullmatch(text)
             plain = number or (isinstance(raw, float) and math.isfinite(raw))
             value = Seconds(raw) if plain else Seconds(float(unit[1]) * _TIMES[unit[2]]) if unit else None  # type: ignore[arg-type]
+            if value is not None and value > TIME_MOST:
+                return "a time of at most 292 years", None
             return 'a time such as "30s"', value
         case _ if hint is Uids:
             span = _UIDS.fullmatch(text)
