@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 from atoll.ipc.buffer import BufferMode
 from atoll.ipc.context import current
+from atoll.ipc.errors import BadRequest
 from atoll.ipc.serve import Serves
 from atoll.ipc.system import records
 from atoll.ipc.system.control import Described
@@ -47,7 +48,7 @@ from .logs import Logs
 from .looking import Looking
 from .node import Node
 from .parties import Party
-from .powers import Powers
+from .powers import LONGEST, Powers
 from .swap import Swaps
 
 
@@ -144,17 +145,20 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.swap.serve
     async def swap(self, what: Swap) -> Swapped:
+        _hold_to_time(what.deadline)
         return await self._swaps.swap(what)
 
     @Kernel.stop.serve
     async def stop_server(self, server: str, deadline: float = 5.0) -> ProcessRow:
         found = self._node.server(server)
+        _hold_to_time(deadline)
         await self._life.stop(found, deadline)
         return self._looking.process(found)
 
     @Kernel.restart.serve
     async def restart(self, server: str, deadline: float = 5.0) -> ProcessRow:
         found = self._node.server(server)
+        _hold_to_time(deadline)
         await self._life.restart(found, deadline)
         return self._looking.process(found)
 
@@ -176,6 +180,7 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.shutdown.serve
     def shutdown(self, deadline: float = 5.0) -> None:
+        _hold_to_time(deadline)
         self._node.end_soon(deadline)
 
     # capabilities -------------------------------------------------------------------------------------------
@@ -262,3 +267,10 @@ class Syscalls(Serves[Kernel]):
     @Kernel.buffer_release.serve
     async def buffer_release(self, buffer: int) -> None:
         await self._grants.release(self._caller(), buffer)
+
+
+def _hold_to_time(deadline: float) -> None:
+    """Before anything is begun: a process cannot be told of a time that is none, and half a stop is the worst of all. Raises
+    `BadRequest`."""
+    if not 0 <= deadline <= LONGEST:  # also where it is no number
+        raise BadRequest(where="deadline", expected=f"seconds up to {LONGEST:.0f}", got=str(deadline))

@@ -246,6 +246,24 @@ def test_a_server_is_loaded_stopped_and_remembered(tmp_path: Path) -> None:
             assert attached.open("second", Teller).total.now("x") == 2
 
 
+@pytest.mark.parametrize("deadline", [-5.0, float("nan"), float("inf"), 1e12])
+def test_a_deadline_that_is_none_changes_nothing(node: RealNode, deadline: float) -> None:
+    """A server that was stopped by half would serve nobody, and nobody would be told."""
+    with node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        before = next(row for row in attached.kernel.ps.now() if row.server == "counter")
+        for asked in (attached.kernel.stop, attached.kernel.restart):
+            with pytest.raises(BadRequest, match="deadline: expected"):
+                asked.now("counter", deadline)
+        with pytest.raises(BadRequest, match="deadline: expected"):
+            attached.kernel.swap.now(Swap(server="counter", deadline=deadline))
+        with pytest.raises(BadRequest, match="deadline: expected"):
+            attached.kernel.shutdown.now(deadline)
+        after = next(row for row in attached.kernel.ps.now() if row.server == "counter")
+        assert (after.state, after.pid) == ("serving", before.pid)
+        counter.get.now("x")
+
+
 def test_buffers_are_charged_and_given_back(node: RealNode) -> None:
     with node.attach() as attached:
         buffer = attached.buffer(1 << 20)
