@@ -285,6 +285,7 @@ def _named(draft: Draft, path: Path, raw: object, hint: Any) -> Any:
         draft.note(path, "a table", quoted(raw))
         return _WRONG
     if hint is Any:
+        _plain(draft, path, raw)
         return raw
     values = {}
     for name, entry in raw.items():
@@ -300,6 +301,15 @@ def _named(draft: Draft, path: Path, raw: object, hint: Any) -> Any:
         if value is not _WRONG:
             values[name] = value
     return values
+
+
+def _plain(draft: Draft, path: Path, raw: object) -> None:
+    """Of a configuration, which its server's type is held against later: that it can be written down at all."""
+    if isinstance(raw, dict | list):
+        for part, value in raw.items() if isinstance(raw, dict) else enumerate(raw):
+            _plain(draft, (*path, part), value)
+    elif isinstance(raw, int) and not -(1 << 63) <= raw < 1 << 64:
+        draft.note(path, "a number of 64 bits", quoted(raw))
 
 
 def _array(draft: Draft, path: Path, raw: object, hint: Any) -> Any:
