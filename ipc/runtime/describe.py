@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from atoll.ipc.naming import nearest
 
+from .. import context
 from ..published import TableShape, shape
 from . import bytecode
 
@@ -238,7 +239,8 @@ def answer(asked: Asked, find: Callable[[str, str], type[Any]] = find_server) ->
     try:
         return Answer(description=describe(find(asked.folder, asked.package), asked.configs))
     except (Exception, SystemExit) as error:  # whatever a package raises when it is imported
-        return Answer(fault=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        sentence = " ".join(str(error).split())
+        return Answer(fault=context.fitting(f"{type(error).__name__}: {sentence}", context.LINE_MOST))
 
 
 def framed(code: bytes) -> bytes:

@@ -115,3 +115,12 @@ def test_one_that_answers_for_itself_is_believed_of_itself_alone(tmp_path: Path)
 def test_one_that_eats_memory_is_bounded(tmp_path: Path) -> None:
     found = said(tmp_path, "held = bytearray(8 << 30)\n")
     assert str(found).startswith("MemoryError")
+
+
+@pytest.mark.parametrize("text", ["'\\udcff'", "'\\N{PILE OF POO}' * 1_000_000"])
+def test_why_a_package_cannot_be_imported_is_told_whatever_its_error_says(tmp_path: Path, text: str) -> None:
+    """A reply holds it, and it is text: else whoever loads it hears of the reply's size, or of a process that ended."""
+    fault = said(tmp_path, f"raise ValueError({text})")
+    assert isinstance(fault, str)
+    assert fault.startswith("ValueError: ")
+    assert len(fault.encode()) < 1 << 16
