@@ -30,6 +30,9 @@ from .store import Store
 from .uids import Uids
 from .versions import Versions
 
+IN_NO_SLICE = "_servers"
+"""The control group of servers that are in no slice: no slice can be called so, and bound them."""
+
 
 class Node:
     """Made by `boot`, which fills in what needs the event loop."""
@@ -136,7 +139,7 @@ class Node:
         """A server's control group, or that of the store's readers whose name is given."""
         if reader and server.spec.readers.slice:
             return self.slices.group(server.spec.readers.slice, reader)
-        return self.slices.group(server.spec.slice or "servers", server.name)
+        return self.slices.group(server.spec.slice or IN_NO_SLICE, server.name)
 
     def uid(self, server: Server) -> int | None:
         """The user id of a server's processes; None without root: the kernel's own."""

@@ -11,6 +11,8 @@ from .limits import Limits
 PERIOD = 100_000
 """Microseconds over which a CPU quota is counted."""
 USED = ("cpu", "memory", "pids", "io")
+KERNEL = "_kernel"
+"""The kernel's own group: no slice can be called so, and bound it."""
 
 
 def open_folder(folder: Path) -> int:
@@ -106,7 +108,7 @@ def make_room(base: Path, node: str) -> None:
     """
     if _is_root(base):
         return
-    kernel = base / hierarchy.ROOT / node / "kernel"
+    kernel = base / hierarchy.ROOT / node / KERNEL
     kernel.mkdir(parents=True, exist_ok=True)
     hierarchy.write(kernel / "cgroup.procs", str(os.getpid()))
 

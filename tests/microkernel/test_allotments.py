@@ -10,7 +10,7 @@ from atoll.ipc.errors import BadRequest
 from atoll.ipc.system.kernel import Load, ServerBinding, Slice
 from atoll.ipc.system.records import SliceRow, decode
 from atoll.ipc.system.state import Item
-from atoll.microkernel.slices import Limits, io_priority
+from atoll.microkernel.slices import Limits, choose, io_priority
 
 from .nodes import PACKAGES, RealNode, booted, interface
 from .test_store_over_restarts import PLAIN, kill_store
@@ -132,3 +132,32 @@ def test_a_slice_reaches_leases_and_the_disk(tmp_path: Path) -> None:
         assert "server second may lease 8192 bytes" in second.take.now(4096), (
             "what it had before counts, once renewed"
         )
+
+
+NAMED_ODDLY = """
+[slice.servers]
+pids = 64
+
+[slice.kernel]
+pids = 64
+"""
+
+
+def test_a_server_without_a_slice_is_in_none_however_slices_are_called(tmp_path: Path) -> None:
+    """Nor is the kernel: what a slice bounds are its servers, and no other processes of the node."""
+    trial = choose("trial")
+    trial.leave()
+    if trial.kind == "none":
+        pytest.skip(trial.lacks[0])
+    with (
+        booted(tmp_path, counter='slice = "servers"', more=NAMED_ODDLY) as node,
+        node.attach() as attached,
+    ):
+        pids = {row.server: row.pid for row in attached.kernel.ps.now()}
+        assert node.kernel is not None
+        groups = {
+            name: (Path("/proc") / str(pid) / "cgroup").read_text()
+            for name, pid in (*pids.items(), ("kernel", node.kernel.pid))
+        }
+        bounded = {name for name, text in groups.items() if "/servers/" in text or "/kernel\n" in text}
+        assert bounded == {"counter"}
