@@ -65,7 +65,7 @@ class Life:
                 where="load: server", expected="a-z, then a-z 0-9 _ -, 40 at most", got=repr(what.server)
             )
         self._free(what.server)
-        version = await self._packages.version_of(Path(what.package))
+        version = await self._packages.version_of(what.server, Path(what.package))
         spec = from_load(what, version, node.image.node.account)
         description = await self._packages.describe(spec, version)
         server = Server(spec, description, version)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +29,13 @@ class Packages:
         self._node = node
         self._launching = launching
 
-    async def version_of(self, package: Path) -> Version:
-        """The package's version, copied into the node's folder. Raises `NotFound`, `BadRequest`."""
+    async def version_of(self, server: str, package: Path) -> Version:
+        """The package's version, copied into the node's folder for a server. Raises `NotFound`, `BadRequest`,
+        `StartFailed` where the host cannot."""
         if not package.is_absolute():
             raise BadRequest(where="package", expected="an absolute path", got=str(package))
-        return await self._node.threads.run(partial(self._node.versions.add, package))
+        with _by_the_host(server, "copy"):
+            return await self._node.threads.run(partial(self._node.versions.add, package))
 
     async def describe(self, spec: Spec, version: Version) -> Description:
         """What a version says of itself, beside the configuration that a server's spec has for it. Raises `StartFailed`
@@ -44,17 +48,19 @@ class Packages:
         described = found[name]
         if isinstance(described, str):
             raise calls.StartFailed(server=name, step="import", reason=described)
-        self._node.versions.keep(version, described)
+        with _by_the_host(name, "copy"):
+            self._node.versions.keep(version, described)
         return described
 
     def check_level(self, server: Server, level: str, version: Version) -> Plan:
         """The protection plan. Raises `BadRequest` for a level that there is not, `MechanismMissing` where this host cannot
-        keep it."""
+        keep it, `StartFailed` where it cannot give the server its user or its folders."""
         if level not in levels():
             near = nearest(level, levels())
             hint = f", did you mean {near!r}?" if near else ""
             raise BadRequest(where="level", expected=f"one of {', '.join(levels())}", got=f"{level!r}{hint}")
-        plan = self._launching.protection(server, level, version)
+        with _by_the_host(server.name, "process"):
+            plan = self._launching.protection(server, level, version)
         try:
             plan.require()
         except Unprotected:
@@ -69,3 +75,12 @@ class Packages:
             package=version.package, hash=version.hash, added=self._node.now(), source=source,
             interfaces=tuple(offer.name for offer in description.interfaces),
         )  # fmt: skip
+
+
+@contextmanager
+def _by_the_host(server: str, step: str) -> Iterator[None]:
+    """What a step asks of the host may be refused: no room, no user id left. That is no bug."""
+    try:
+        yield
+    except OSError as error:
+        raise calls.StartFailed(server=server, step=step, reason=str(error)) from error

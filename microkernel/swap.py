@@ -178,7 +178,7 @@ class _Swap:
         if what.package and what.version:
             raise BadRequest(where="swap", expected="a package or a version", got="both")
         if what.package:
-            return await self.packages.version_of(Path(what.package))
+            return await self.packages.version_of(what.server, Path(what.package))
         return node.versions.get(self.server.spec.package, what.version or self.server.version.hash)
 
     async def _describe(self, version: Version) -> Description:

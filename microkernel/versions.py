@@ -66,6 +66,12 @@ def _walk(package: Path, below: str) -> Iterator[File]:
             if entry.name.startswith(".") or entry.name == "__pycache__":
                 continue
             path = f"{below}{entry.name}"
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                raise BadRequest(
+                    where=str(package), expected="files whose names are UTF-8", got=ascii(path)
+                ) from None
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(package, f"{path}/")
             elif entry.is_file(follow_symlinks=False):

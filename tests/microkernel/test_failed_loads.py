@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from atoll.ipc.errors import NotFound
-from atoll.ipc.system.kernel import Load, Slice, StartFailed
+from atoll.ipc.system.kernel import Load, Slice, StartFailed, Swap
 from atoll.ipc.system.records import KEYSPACE, SliceRow
 from atoll.microkernel.boot import take_down
 
-from .nodes import RealNode
+from .nodes import IMAGE, PACKAGES, RealNode, booted
 
 INTERFACE = """
 from atoll.ipc.interface import Interface, call
@@ -123,3 +123,32 @@ async def test_a_node_that_ends_while_a_load_fails_ends_all_that_are_left() -> N
     )
     await take_down(node, parts)
     assert ended == ["counter", "state", "the store"]
+
+
+def test_what_the_host_refuses_a_load_or_a_swap_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """No room, or no user id that is left: it came as a bug of the kernel."""
+    uids = 'account = "all"\nuids = "60010-60012"\n'
+    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more="").replace(
+        'account = "all"\n', uids, 1
+    )
+    load = Load(server="fourth", package=str(PACKAGES / "counter"))
+    with booted(tmp_path, text=text) as node, node.attach() as attached:
+        if not os.geteuid():
+            with pytest.raises(StartFailed, match="user ids 60010-60012 are all taken"):
+                attached.kernel.load.now(load)
+        versions, aside = node.folder / "versions", node.folder / "aside"
+        versions.rename(aside)
+        versions.touch()  # in its place there can be no copy
+        try:
+            with pytest.raises(StartFailed, match=r"'fourth' failed at copy: .*File exists"):
+                attached.kernel.load.now(load)
+            with pytest.raises(StartFailed, match=r"'counter' failed at copy: .*File exists"):
+                attached.kernel.swap.now(Swap(server="counter", package=load.package))
+        finally:
+            versions.unlink()
+            aside.rename(versions)
+        assert {row.server: row.state for row in attached.kernel.ps.now()}.keys() == {
+            "state",
+            "counter",
+            "teller",
+        }

@@ -115,6 +115,12 @@ def test_links_and_packages_without_a_server_are_refused(package: Path, tmp_path
         versions.add(tmp_path / "nowhere")
 
 
+def test_a_name_that_is_no_text_is_refused(package: Path, tmp_path: Path) -> None:
+    (package / os.fsdecode(b"odd\xff.py")).touch()
+    with pytest.raises(BadRequest, match=r"names are UTF-8, got 'odd\\udcff\.py'"):
+        Versions(tmp_path / "versions").add(package)
+
+
 def test_a_beginning_of_the_hash_is_enough_unless_it_fits_two(package: Path, tmp_path: Path) -> None:
     versions = Versions(tmp_path / "versions")
     first = versions.add(package)
