@@ -308,7 +308,7 @@ def folders(node: Node, server: Server) -> list[Path]:
 def sockets(server: Server) -> list[socket.socket]:
     """The listening sockets of a server's needs, in their order; they stay open from process to process.
 
-    Raises `OSError` where an address is taken."""
+    Raises `OSError` where an address is taken, `BadRequest` where it is none."""
     for need, bound in server.spec.needs.items():
         if isinstance(bound, ListenBinding) and need not in server.sockets:
             server.sockets[need] = _listen(bound.listen)
@@ -322,6 +322,9 @@ def _listen(address: str) -> socket.socket:
         end.bind(address)
         end.listen(128)
         return end
-    return socket.create_server(
-        (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-    )
+    try:
+        return socket.create_server(
+            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except (OverflowError, TypeError, ValueError):  # no number of a port, no name of a host
+        raise BadRequest(where="listen", expected="HOST:PORT", got=str(address)) from None

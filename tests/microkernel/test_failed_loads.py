@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from atoll.ipc.errors import NotFound
-from atoll.ipc.system.kernel import Load, Slice, StartFailed, Swap
+from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.system.kernel import Load, Slice, SocketBinding, StartFailed, Swap
 from atoll.ipc.system.records import KEYSPACE, SliceRow
 from atoll.microkernel.boot import take_down
 
@@ -152,3 +152,21 @@ def test_what_the_host_refuses_a_load_or_a_swap_is_told_as_what_it_is(tmp_path: 
             "counter",
             "teller",
         }
+
+
+LISTENS = SERVER.replace("import trio\n", "import socket\n\nimport trio\n").replace(
+    "    async def start", "    door: socket.socket\n\n    async def start"
+)
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["127.0.0.1:99999", "127.0.0.1:\N{SUPERSCRIPT TWO}", "\N{SNOWMAN}" * 70 + ":0"],
+    ids=["port", "digit", "host"],
+)
+def test_an_address_that_nobody_can_listen_at_is_named(node: RealNode, tmp_path: Path, listen: str) -> None:
+    package = hanging(tmp_path)
+    (package / "server.py").write_text(LISTENS)
+    load = Load(server="hanging", package=str(package), needs={"door": SocketBinding(listen=listen)})
+    with node.attach() as attached, pytest.raises(BadRequest, match=r"listen: expected HOST:PORT"):
+        attached.kernel.load.now(load)
