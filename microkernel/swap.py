@@ -72,14 +72,14 @@ class Swaps:
         self.packages = packages
         self._sequence = 0
 
-    async def swap(self, what: calls.Swap) -> Swapped:
-        """See `Kernel.swap`."""
+    async def swap(self, what: calls.Swap, deadline: float) -> Swapped:
+        """See `Kernel.swap`. `deadline`: seconds for the old version to finish what it has in hand."""
         server = self.node.server(what.server)
         async with self.node.changing(server):
             _require_serving(server)
             async with self.readers.aside(server):
                 _require_serving(server)  # it may have crashed meanwhile
-                return await _Swap(self, server, what).run()
+                return await _Swap(self, server, what, deadline).run()
 
     def number(self) -> int:
         self._sequence += 1
@@ -94,7 +94,7 @@ def _require_serving(server: Server) -> None:
 class _Swap:
     """One swap in hand."""
 
-    def __init__(self, swaps: Swaps, server: Server, what: calls.Swap) -> None:
+    def __init__(self, swaps: Swaps, server: Server, what: calls.Swap, deadline: float) -> None:
         self.node = node = swaps.node
         self.events = swaps.events
         self.grants = swaps.grants
@@ -105,6 +105,7 @@ class _Swap:
         self.packages = swaps.packages
         self.server = server
         self.what = what
+        self.deadline = deadline
         assert server.serving is not None
         self.old: Serving = server.serving
         self.began = node.now()
@@ -243,10 +244,10 @@ class _Swap:
         old.drain, old.drained = old.drain + 1, trio.Event()
         self.server.state = "draining"
         self.server.down()
-        end = node.clock.monotonic() + int(what.deadline * 1e9)
+        end = node.clock.monotonic() + int(self.deadline * 1e9)
         old.send(control.Drain(deadline=end, number=old.drain))
         self.paused = node.clock.monotonic()
-        with trio.move_on_after(what.deadline + OLD_ENDS_WITHIN):
+        with trio.move_on_after(self.deadline + OLD_ENDS_WITHIN):
             await old.drained.wait()
         if old.gone or not old.drained.is_set():
             raise StartFailed(

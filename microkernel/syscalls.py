@@ -74,6 +74,13 @@ class Syscalls(Serves[Kernel]):
     def _operator() -> bool:
         return "operate" in current().rights
 
+    def _time(self, server: str, deadline: float | None) -> float:
+        """Seconds for a server to finish what it has in hand. Raises `NotFound`, `BadRequest`."""
+        if deadline is None:
+            return self._node.server(server).spec.drain
+        _hold_to_time(deadline)
+        return deadline
+
     # what the node is ---------------------------------------------------------------------------------------
 
     @Kernel.node.serve
@@ -145,21 +152,18 @@ class Syscalls(Serves[Kernel]):
 
     @Kernel.swap.serve
     async def swap(self, what: Swap) -> Swapped:
-        _hold_to_time(what.deadline)
-        return await self._swaps.swap(what)
+        return await self._swaps.swap(what, self._time(what.server, what.deadline))
 
     @Kernel.stop.serve
-    async def stop_server(self, server: str, deadline: float = 5.0) -> ProcessRow:
+    async def stop_server(self, server: str, deadline: float | None = None) -> ProcessRow:
         found = self._node.server(server)
-        _hold_to_time(deadline)
-        await self._life.stop(found, deadline)
+        await self._life.stop(found, self._time(server, deadline))
         return self._looking.process(found)
 
     @Kernel.restart.serve
-    async def restart(self, server: str, deadline: float = 5.0) -> ProcessRow:
+    async def restart(self, server: str, deadline: float | None = None) -> ProcessRow:
         found = self._node.server(server)
-        _hold_to_time(deadline)
-        await self._life.restart(found, deadline)
+        await self._life.restart(found, self._time(server, deadline))
         return self._looking.process(found)
 
     @Kernel.freeze.serve

@@ -255,8 +255,8 @@ class Swap(Struct, frozen=True, kw_only=True):
     version: str = ""
     """Of `versions(server)`, any unambiguous beginning; not together with `package`."""
     level: Level | None = None
-    deadline: float = 10.0
-    """Seconds for the old version to finish what it has in hand."""
+    deadline: float | None = None
+    """Seconds for the old version to finish what it has in hand; unset: as many as the image says (`drain`)."""
     force: bool = False
     """After the deadline end what is left with `PeerDied` instead of refusing."""
 
@@ -460,12 +460,12 @@ class Kernel(Interface):
         `Incompatible`. After any of them the old version runs on."""
 
     @call("operate", once=True)
-    def stop(self, server: str, deadline: float = 5.0) -> ProcessRow:
-        """Let a server finish until the deadline, then end it; it stays stopped until `restart`."""
+    def stop(self, server: str, deadline: float | None = None) -> ProcessRow:
+        """Let a server finish until the deadline (as `Swap` has it), then end it; it stays stopped until `restart`."""
 
     @call("operate", once=True)
-    def restart(self, server: str, deadline: float = 5.0) -> ProcessRow:
-        """Stop a server, if it runs, and start its version anew; clears a crash loop."""
+    def restart(self, server: str, deadline: float | None = None) -> ProcessRow:
+        """Stop a server, if it runs, and start its version anew; clears a crash loop. The deadline is that of `stop`."""
 
     @call("operate", once=True)
     def freeze(self, server: str, reason: str = "") -> ProcessRow:

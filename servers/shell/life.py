@@ -21,7 +21,7 @@ from atoll.ipc.system.kernel import (
 
 from . import jobs, options, printing
 from .calling import json_of
-from .options import Deadline, Json, Node, Server
+from .options import Deadline, Drain, Json, Node, Server
 
 
 def load(
@@ -79,7 +79,7 @@ def swap(
         str, typer.Option("--version", help="An earlier version, as `atoll versions` prints it.")
     ] = "",
     level: options.Level = "",
-    deadline: Deadline = 10.0,
+    deadline: Drain = None,
     force: Annotated[
         bool, typer.Option("--force", help="End calls that are left after the deadline.")
     ] = False,
@@ -107,13 +107,13 @@ def swap(
     )
 
 
-def stop(server: Server, deadline: Deadline = 5.0, node: Node = "", as_json: Json = False) -> None:
+def stop(server: Server, deadline: Drain = None, node: Node = "", as_json: Json = False) -> None:
     """Stop a server; it stays stopped until `restart`."""
     with connect(node=node or None) as attached:
         state(attached.kernel.stop.now(server, deadline), as_json)
 
 
-def restart(server: Server, deadline: Deadline = 5.0, node: Node = "", as_json: Json = False) -> None:
+def restart(server: Server, deadline: Drain = None, node: Node = "", as_json: Json = False) -> None:
     """Stop a server, if it runs, and start it again."""
     with connect(node=node or None) as attached:
         state(attached.kernel.restart.now(server, deadline), as_json)

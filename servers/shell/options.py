@@ -90,6 +90,16 @@ Expires = Annotated[
 Deadline = Annotated[
     float, typer.Option("--deadline", metavar="SECONDS", help="Time to finish what is in hand.", min=0)
 ]
+Drain = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        metavar="SECONDS",
+        help="Time to finish what is in hand.",
+        show_default="the server's `drain`",
+        min=0,
+    ),
+]
 Level = Annotated[
     str,
     typer.Option("--level", help="Protection level: process, seccomp, sandbox.", show_default="unchanged"),

@@ -214,7 +214,7 @@ async def test_a_server_that_crashes_while_its_readers_are_set_aside_is_not_swap
     readers: Any = Readers()
     swaps = Swaps(node, *(nothing,) * 6, readers, nothing)
     with pytest.raises(WrongState, match="restarting"):
-        await swaps.swap(Swap(server="state"))
+        await swaps.swap(Swap(server="state"), 10.0)
 
 
 def test_the_row_of_a_process_says_which_version_it_ran(tmp_path: Path) -> None:
@@ -234,3 +234,21 @@ def test_the_row_of_a_process_says_which_version_it_ran(tmp_path: Path) -> None:
             ]:
                 break
         assert [row.version for row in ended] == [done.old, done.new]
+
+
+@pytest.mark.parametrize("how", ["swap", "stop", "restart"])
+def test_who_says_no_deadline_waits_as_long_as_the_image_says(tmp_path: Path, how: str) -> None:
+    """`drain`: here the server is given no time, so that a call in hand does not end."""
+    with booted(tmp_path, counter='drain = "0s"') as node, node.attach() as attached:
+        counter = attached.open("counter", Counter)
+        begun = counter.slow.start(4.0)
+        while not counter.begun.now():
+            pass
+        if how == "swap":
+            with pytest.raises(DrainTimedOut):
+                attached.kernel.swap.now(Swap(server="counter"))
+            assert begun.result() == "done"
+        else:
+            getattr(attached.kernel, how).now("counter")
+            with pytest.raises(PeerDied):
+                begun.result()
