@@ -203,6 +203,8 @@ def main(words: list[str]) -> int:
     """Returns the exit status: 0, 1 where something failed, 6 where the input was refused, 7 where a disk is full, 10 where
     `doctor` found something missing that nothing stands in for."""
     arguments = parser().parse_args(words)
+    # Who ignores it hands that down, and how children end would be told to nobody here.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         status: int = arguments.run(arguments)
         return status

@@ -5,14 +5,16 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from atoll.ipc.errors import NodeDown, NotFound
+from atoll.ipc.errors import NodeDown, NotFound, PeerDied
 
-from .nodes import RealNode, booted, interface, wait_for_end
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
 Counter = interface("counter", "Counter")
 Teller = interface("teller", "Teller")
@@ -33,6 +35,34 @@ def test_a_node_serves_and_ends_in_order(tmp_path: Path) -> None:
         assert node.stop() == 0
         assert node.processes() == []
         assert not (node.folder / "attach.sock").exists()
+
+
+FROM_ONE_THAT_IGNORES = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class OfOneThatIgnores(RealNode):
+    """A node that is booted by a program which does not want to hear of its children's end."""
+
+    def command(self, *more: str) -> list[str]:
+        return [sys.executable, "-c", FROM_ONE_THAT_IGNORES, *super().command(*more)]
+
+
+def test_a_node_is_booted_by_whoever_ignores_the_end_of_children(tmp_path: Path) -> None:
+    """That is handed down, and the host reaps them then itself: how they ended would be told to nobody."""
+    node = OfOneThatIgnores(tmp_path, IMAGE.format(level="process", packages=PACKAGES, counter="", more=""))
+    node.boot()
+    try:
+        with node.attach() as attached:
+            counter = attached.open("counter", Counter)
+            with suppress(PeerDied):
+                counter.die.now()
+            assert counter.get.now("x") == 0, "it was started again"
+    finally:
+        assert node.stop() == 0
 
 
 def test_the_next_boot_finds_what_was_acknowledged(tmp_path: Path) -> None:
