@@ -87,9 +87,11 @@ def disown(place: Place, owned: Owned) -> None:
 
 
 def make_folder(folder: Path, mode: int = 0o755) -> None:
-    """Make a folder, and have the ones above it remember that it is there, whatever happens to the host."""
+    """Make a folder, and have the ones above it remember that it is there, whatever happens to the host. In none of those
+    that are made can others write, whatever this process's umask lets through: what is in them could be replaced."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    for each in reversed(missing):
+        each.mkdir(mode=mode if each == folder else 0o755, exist_ok=True)
     for each in missing:
         sync_folder(each.parent)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atoll.microkernel.image import Uids as Range
-from atoll.microkernel.uids import Uids
+from atoll.microkernel.uids import Uids, give
 
 RANGE = Range(first=700_000, last=700_009)
 
@@ -67,3 +67,14 @@ def test_a_user_id_is_nobodys_before_the_folder_has_the_file(
     monkeypatch.setattr(os, "rename", renamed)
     opened(tmp_path / "uids").of("mine")
     assert steps == [str(tmp_path / "uids.new"), "renamed", str(tmp_path)]
+
+
+def test_nobody_else_may_write_on_the_way_to_a_servers_folder(tmp_path: Path) -> None:
+    """Whoever may could put a link to what is not the server's in its place, and root would give it that."""
+    before = os.umask(0)
+    try:
+        give(tmp_path / "data" / "storage" / "blobs", None)
+    finally:
+        os.umask(before)
+    folders = [tmp_path / "data", tmp_path / "data" / "storage", tmp_path / "data" / "storage" / "blobs"]
+    assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o755, 0o755, 0o700]
