@@ -31,15 +31,15 @@ class Mount(Struct, frozen=True):
 def mounts() -> tuple[Mount, ...]:
     """Every hierarchy that is mounted here."""
     own: dict[str, str] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in lines_of(Path("/proc/self/cgroup")):
         _, names, place = line.split(":", 2)
         for controller in names.split(",") if names else ("",):
             own[controller] = (
                 place.partition(f"/{ROOT}/")[0] or "/"
             )  # a kernel moves into a group of its node
     found: dict[Path, Mount] = {}
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, place, kind, options, *_ = line.split()
+    for line in lines_of(Path("/proc/self/mounts")):
+        _, place, kind, options, *_ = line.split(" ")
         path = Path(place.replace("\\040", " "))
         if kind == "cgroup2" and "" in own:
             try:
@@ -52,6 +52,11 @@ def mounts() -> tuple[Mount, ...]:
             if held:
                 found[path] = Mount(path, 1, held, own[min(held)])
     return tuple(found.values())
+
+
+def lines_of(path: Path) -> list[str]:
+    """What the host says in a file in which names of files and groups are: these may be any bytes."""
+    return [line for line in os.fsdecode(path.read_bytes()).split("\n") if line]
 
 
 def write(path: Path, text: str) -> str:

@@ -284,3 +284,30 @@ def test_all_nodes_together_weigh_as_much_as_ten_programs(slices):
     if not said:
         pytest.skip("no control group for processors here")
     assert said in ({"cpu.shares": 10240}, {"cpu.weight": 1000})
+
+
+ODD_MOUNT = """
+odd="$1/$(printf 'odd\\377\\014')"
+mount -t tmpfs none "$1" && mkdir "$odd" && mount -t tmpfs none "$odd" || exit 77
+exec "$2" -c "from atoll.microkernel.slices import hierarchy; print(len(hierarchy.mounts()))"
+"""
+
+
+def test_a_mount_whose_place_is_no_text_keeps_nobody_from_booting(tmp_path):
+    """Any user of the host may have one, and it is in the list that all read."""
+    command = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        ODD_MOUNT,
+        "sh",
+        str(tmp_path),
+        sys.executable,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) == len(hierarchy.mounts())
