@@ -11,7 +11,7 @@ from .authority import Authority
 from .connections import close_all
 from .events import Events
 from .logs import Logs
-from .parties import Serving
+from .parties import FIRST_PING, Serving
 
 
 class Conversation:
@@ -72,6 +72,8 @@ class Conversation:
             case control.HandedOver() if descriptors and serving.handed_over is None:
                 serving.handed_over = message, descriptors.pop(0)
                 serving.handed.set()
+            case control.Pong(number=number) if number == FIRST_PING:
+                serving.first_answered = True
             case control.Pong(number=number, busy=busy):
                 serving.pong, serving.busy = number, busy
             case control.Log(level=level, text=text, fields=fields):

@@ -19,6 +19,8 @@ from .tapes import Tape
 
 KERNEL = "kernel"
 """The kernel's own name as a holder and as a server."""
+FIRST_PING = 1 << 32
+"""What a swap asks of the new process: a number that no round of the watchdog comes to."""
 
 
 class Party:
@@ -103,6 +105,8 @@ class Serving(Party):
         """Of the package that it runs."""
         self.plan: Plan | None = None
         """How it is confined."""
+        self.first_answered = False
+        """It has answered `FIRST_PING`: maybe late, so that is none of the watchdog's count."""
         self.pong = 0
         self.busy = ""
 

@@ -37,7 +37,7 @@ from .launching import Launching, until_ready
 from .needs import Needs
 from .node import Node
 from .packages import Packages
-from .parties import Serving
+from .parties import FIRST_PING, Serving
 from .process_rows import process_row, protection_row
 from .processes import CannotConfine, ZygoteDied
 from .protection import Plan
@@ -51,8 +51,6 @@ HAND_OVER_WITHIN = 30.0
 OLD_ENDS_WITHIN = 5.0
 FIRST_TURN_WITHIN = 10.0
 """Seconds for the new process to take its first call, or to find that there is none."""
-FIRST_PING = 1 << 32
-"""A number that no round of the watchdog comes to."""
 LOOK_AGAIN = 0.001
 
 
@@ -333,16 +331,14 @@ class _Swap:
     async def _turned(self, new: Serving) -> bool:
         """Whether the process takes calls: it has begun one, or has looked at all rings and sleeps. What its status says
         is a claim, and of itself only."""
-        new.pong = 0
         new.send(control.Ping(number=FIRST_PING))
         turned = False
         with trio.move_on_after(FIRST_TURN_WITHIN):
             while not new.gone and not turned:
                 signs = new.status.signs()
                 # It answers after `Resume`; if it sleeps then, it has found nothing to take.
-                turned = bool(signs.served or (new.pong == FIRST_PING and signs.parked))
+                turned = bool(signs.served or (new.first_answered and signs.parked))
                 await trio.sleep(LOOK_AGAIN)
-        new.pong = 0  # the watchdog's count begins
         return turned
 
     # the two outcomes ---------------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ import trio
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import DeadlineExceeded, PeerMisbehaved
+from atoll.ipc.system import control
 from atoll.microkernel.conversation import Conversation
+from atoll.microkernel.notices import Signs
+from atoll.microkernel.swap import FIRST_PING
 from atoll.microkernel.watchdog import Watch, Watchdog
 from atoll.microkernel.windows import Windows
 
@@ -91,6 +94,22 @@ def test_a_thread_that_computes_is_named(tmp_path: Path) -> None:
     with booted(tmp_path) as node, node.attach() as attached:
         attached.open("counter", Counter).think.now("ponderer")
         assert "thread ponderer keeps its interpreter busy" in said_of(attached, "counter", "busy")
+
+
+def test_what_a_swap_asks_and_is_answered_late_keeps_nobody_from_being_watched() -> None:
+    """A first call that takes its time: the answer comes when the swap is over. Who was not asked again would be ended for
+    its silence as soon as it has nothing to do."""
+    nothing: Any = None
+    said: list[control.Message] = []
+    serving: Any = SimpleNamespace(
+        number=7, pid=os.getpid(), serves="counter", expected_end="", busy="", pong=0, send=said.append,
+        status=SimpleNamespace(signs=lambda: Signs(heartbeat=1, in_handler=0, served=1, parked=0, late=0)),
+    )  # fmt: skip
+    server: Any = SimpleNamespace(state="serving", spec=SimpleNamespace(watchdog=30.0))
+    Conversation(nothing, nothing, nothing)._take(serving, control.Pong(number=FIRST_PING), [])
+    watchdog = Watchdog(nothing, nothing, nothing)
+    watchdog._look(server, serving, 1.0)
+    assert said == [control.Ping(number=1)]
 
 
 class Ended:
