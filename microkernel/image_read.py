@@ -29,6 +29,8 @@ NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 """What names nodes, servers, keyspaces, slices, accounts and needs: they become folders, cgroups and attributes."""
 SCALAR_MOST = 300
 """Characters of a size, a time, an address: more are none, and no number that can be reckoned with."""
+UID_MOST = (1 << 32) - 2
+"""The number behind it stands for no user: a server that is given it would keep the kernel's own, which may be root."""
 TIME_MOST = (1 << 63) / 1e9
 """Seconds, which are counted in nanoseconds."""
 NAMES = "a name of at most 40 lower-case letters, digits, - and _, a letter first"
@@ -377,7 +379,7 @@ def _parse(raw: object, hint: type) -> tuple[str, Any]:
         case _ if hint is Uids:
             span = _UIDS.fullmatch(text)
             uids = Uids(raw, raw) if number else Uids(int(span[1]), int(span[2])) if span else None  # type: ignore[arg-type]
-            fits = uids is not None and 0 <= uids.first <= uids.last < 1 << 32
+            fits = uids is not None and 0 <= uids.first <= uids.last <= UID_MOST
             return 'a user id such as 1000, or a range such as "1000-1999"', uids if fits else None
         case _ if hint is Address:
             parts = _ADDRESS.fullmatch(text)
