@@ -41,6 +41,7 @@ from .parties import KERNEL
 from .priorities import circles
 from .protection.filters import GROUPS
 from .protection.plan import ladder, levels
+from .protection.process import SHARED_UID
 
 STORE = "state"
 """The server that holds the store; every image has one."""
@@ -251,7 +252,7 @@ class _Names:
         uids, servers = self.image.node.uids, len(self.image.server)
         if uids.first == 0:
             self.draft.note(("node", "uids"), "user ids above 0, since no server runs as root", str(uids))
-        elif (count := uids.last - uids.first + 1) < servers:
+        elif (count := uids.last - uids.first + (not uids.first <= SHARED_UID <= uids.last)) < servers:
             self.draft.note(
                 ("node", "uids"), f"a user id for each of the {servers} servers", f"{count} of them"
             )

@@ -9,6 +9,7 @@ from atoll.ipc.folders import sync_folder
 
 from .image import Uids as Range
 from .ownership import make_folder
+from .protection.process import SHARED_UID
 
 
 class Uids:
@@ -25,7 +26,7 @@ class Uids:
         if not self._root:
             return None
         if server not in self._known:
-            used = set(self._known.values())
+            used = {SHARED_UID, *self._known.values()}
             free = next(
                 (uid for uid in range(self._range.first, self._range.last + 1) if uid not in used), None
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from atoll.microkernel.image import Uids as Range
+from atoll.microkernel.protection.process import SHARED_UID
 from atoll.microkernel.uids import Uids, give
 
 RANGE = Range(first=700_000, last=700_009)
@@ -78,3 +79,11 @@ def test_nobody_else_may_write_on_the_way_to_a_servers_folder(tmp_path: Path) ->
         os.umask(before)
     folders = [tmp_path / "data", tmp_path / "data" / "storage", tmp_path / "data" / "storage" / "blobs"]
     assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o755, 0o755, 0o700]
+
+
+def test_no_server_is_given_the_user_that_others_share(tmp_path: Path) -> None:
+    """Servers that go without a user of their own run as that one, and packages that nobody has looked at yet."""
+    uids = Uids(tmp_path / "uids", Range(first=SHARED_UID - 1, last=SHARED_UID + 1), True)
+    assert [uids.of("first"), uids.of("second")] == [SHARED_UID - 1, SHARED_UID + 1]
+    with pytest.raises(OSError, match="all taken"):
+        uids.of("third")
