@@ -53,12 +53,14 @@ async def describe_all(
 
     async def ask(name: str, package: Path) -> None:
         given = {need: dict(table) for need, table in configs.get(name, {}).items()}
-        answer = await _ask(
-            forge, host, name, Asked(folder=str(package.parent), package=package.name, configs=given)
-        )
-        found[name] = answer.fault
-        if answer.description is not None:
-            found[name] = msgspec.structs.replace(answer.description, hash=hash_of(package))
+        asked = Asked(folder=str(package.parent), package=package.name, configs=given)
+        try:
+            answer = await _ask(forge, host, name, asked)
+            found[name] = answer.fault
+            if answer.description is not None:
+                found[name] = msgspec.structs.replace(answer.description, hash=hash_of(package))
+        except OSError as error:  # no descriptor is left, or no process
+            found[name] = str(error)
 
     async with trio.open_nursery() as nursery:
         for name, package in packages.items():
@@ -112,8 +114,12 @@ def _confined(name: str, folder: str, host: Host) -> Confinement:
 
 
 async def _ask(forge: Spawner, host: Host, name: str, asked: Asked) -> Answer:
-    ours, theirs = socket.socketpair()
     nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError:
+        os.close(nowhere)
+        raise
     try:
         process = await forge.spawn(
             _confined(name, asked.folder, host),

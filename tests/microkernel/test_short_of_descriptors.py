@@ -24,6 +24,7 @@ from atoll.microkernel.buffers import Buffer
 from atoll.microkernel.capabilities import Tree
 from atoll.microkernel.changes import Batch
 from atoll.microkernel.channels import Channels
+from atoll.microkernel.descriptions import describe_all
 from atoll.microkernel.events import Events
 from atoll.microkernel.grants import Grants
 from atoll.microkernel.mechanisms import HostChance
@@ -101,6 +102,20 @@ def test_a_process_whose_output_cannot_be_read_leaves_nothing_open(
     monkeypatch.setattr(os, "pipe2", failing_after(calls, os.pipe2))
     with pytest.raises(OSError, match="Too many open files"), ExitStack() as made:
         launching._ends(made)
+    assert opened() == before
+
+
+@pytest.mark.parametrize(("module", "name"), [(socket, "socketpair"), (os, "open")])
+async def test_a_package_that_cannot_be_asked_says_why(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    """It came as a group of errors, which nobody expects, and ended the load as a bug of the kernel."""
+    nothing: Any = None
+    before = opened()
+    with monkeypatch.context() as short:
+        short.setattr(module, name, failing_after(0, getattr(module, name)))
+        found = await describe_all(nothing, nothing, {"odd": Path("/nowhere")}, {})
+    assert "Too many open files" in str(found["odd"])
     assert opened() == before
 
 
