@@ -26,7 +26,7 @@ from .authority import RIGHTS
 from .capability_rows import write_ended
 from .descriptions import describe_copies
 from .expiry import Expiry
-from .image import ServerBinding
+from .image import About, ServerBinding
 from .image_check import STORE, STORE_INTERFACE, Checked, check
 from .image_read import Draft
 from .journal import Journal
@@ -132,6 +132,7 @@ class Boot:
                 checked = await self._checked(over)
                 if checked is not None:
                     self.say(graph.text(graph.graph(checked)).rstrip())
+                    self.say(meant_for(checked.image.image))
                     before = prepare(self.place, checked, self.owned.lock)
                     failure = await self._run(checked, before, over, up)
                 nursery.cancel_scope.cancel()
@@ -311,6 +312,12 @@ class Boot:
                 parts.authority.clear(ended)
                 parts.events.capabilities((), ended)
                 node.store.later(write_ended(node.store.batch("expiry"), ended))
+
+
+def meant_for(about: About) -> str:
+    """What the image says of itself to whoever boots it."""
+    machine = f"for {'an' if about.profile == 'edge' else 'a'} {about.profile} machine"
+    return f"{machine}: {about.about}" if about.about else machine
 
 
 def order(node: Node) -> list[str]:

@@ -37,6 +37,13 @@ def test_a_node_serves_and_ends_in_order(tmp_path: Path) -> None:
         assert not (node.folder / "attach.sock").exists()
 
 
+def test_whoever_boots_reads_what_the_image_is_and_for_which_machine(tmp_path: Path) -> None:
+    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more="")
+    about = 'name = "test"\nabout = "counters, and who tells them"\nprofile = "edge"'
+    with booted(tmp_path, text=text.replace('name = "test"', about, 1)) as node:
+        assert "for an edge machine: counters, and who tells them" in node.said
+
+
 FROM_ONE_THAT_IGNORES = """
 import os, signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
