@@ -11,7 +11,6 @@ The rule, for every row a boot finds:
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -21,6 +20,7 @@ from atoll.ipc.system.records import AccountRow, KeyspaceRow, NeedRow, Row, Serv
 from .image import Image, KeyspaceBinding, ServerBinding
 from .server import keys_of
 from .specs import from_image
+from .versions import Version
 
 Action = Literal["add", "change", "retire", "keep"]
 
@@ -69,13 +69,13 @@ def own_slice(server: str) -> str:
     return f"server {server}"
 
 
-def wanted_servers(image: Image, image_hash: str, versions: Mapping[str, str]) -> list[ServerRow]:
-    """The rows an image asks for. `versions`: by server the content hash of its package."""
+def wanted_servers(image: Image, image_hash: str, versions: Mapping[str, Version]) -> list[ServerRow]:
+    """The rows an image asks for. `versions`: by server its package as it was copied, which the image may name by a link."""
     return [
         ServerRow(
             server=name,
-            package=Path(image.package(name)).name,
-            version=versions[name],
+            package=versions[name].package,
+            version=versions[name].hash,
             level=image.level(name),
             image=image_hash,
             add=server.add,
@@ -88,7 +88,7 @@ def wanted_servers(image: Image, image_hash: str, versions: Mapping[str, str]) -
     ]
 
 
-def plan(image: Image, image_hash: str, versions: Mapping[str, str], known: Known) -> BootPlan:
+def plan(image: Image, image_hash: str, versions: Mapping[str, Version], known: Known) -> BootPlan:
     """What booting `image` over `known` does. Pure: `boot` writes it, `boot --plan` prints it."""
     steps: list[Step] = []
     before = {row.server: row for row in known.servers}

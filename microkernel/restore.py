@@ -68,8 +68,7 @@ class Restore:
 
     def row(self, name: str) -> ServerRow:
         """The image's row of a server."""
-        versions = {each: version.hash for each, version in self._versions.items()}
-        rows = plan.wanted_servers(self._checked.image, hash_of_text(self._checked.text), versions)
+        rows = plan.wanted_servers(self._checked.image, hash_of_text(self._checked.text), self._versions)
         return next(row for row in rows if row.server == name)
 
     def server(self, spec: Spec) -> Server:
@@ -97,8 +96,7 @@ class Restore:
             keyspaces=tuple(await load(store, KeyspaceRow)),
             needs=tuple(await load(store, NeedRow)),
         )
-        versions = {name: version.hash for name, version in self._versions.items()}
-        return known, plan.plan(self._checked.image, hash_of_text(self._checked.text), versions, known)
+        return known, plan.plan(self._checked.image, hash_of_text(self._checked.text), self._versions, known)
 
     async def rows(self, batch: Batch) -> None:
         """Make the node what image and rows say; the rows of this boot go into the batch."""

@@ -44,6 +44,16 @@ def test_whoever_boots_reads_what_the_image_is_and_for_which_machine(tmp_path: P
         assert "for an edge machine: counters, and who tells them" in node.said
 
 
+def test_a_package_that_an_image_names_by_a_link_is_the_one_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(PACKAGES / "counter")
+    text = IMAGE.format(level="process", packages=PACKAGES, counter="", more="")
+    with (
+        booted(tmp_path, text=text.replace(f"{PACKAGES}/counter", "./current", 1)) as node,
+        node.attach() as attached,
+    ):
+        assert attached.open("counter", Counter).add.now("x") == 1
+
+
 FROM_ONE_THAT_IGNORES = """
 import os, signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)

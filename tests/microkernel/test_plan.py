@@ -1,9 +1,12 @@
 """The boot plan: each rule of the module, on rows and an image."""
 
+from pathlib import Path
+
 from atoll.ipc.system.records import AccountRow, KeyspaceRow, NeedRow, ServerRow, SliceRow
 from atoll.microkernel.image import Image
 from atoll.microkernel.image_read import read
 from atoll.microkernel.plan import Known, plan, text
+from atoll.microkernel.versions import Version
 
 TEXT = """
 [image]
@@ -19,7 +22,10 @@ level = "seccomp"
 slice = "fast"
 needs = {}
 """
-VERSIONS = {"state": "s1", "counter": "c2"}
+VERSIONS = {
+    "state": Version("state", "s1", Path("versions/s1")),
+    "counter": Version("counter", "c2", Path("versions/c2")),
+}
 
 
 def image() -> Image:
