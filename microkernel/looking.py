@@ -25,6 +25,9 @@ from .readers import Readers
 from .server import Server
 from .usage import usage
 
+REASON_MOST = 500
+"""Characters of why a server does not serve: one reply tells of all servers, and it may be a server's own word."""
+
 
 class Looking:
     def __init__(self, node: Node, events: Events, readers: Readers) -> None:
@@ -66,7 +69,7 @@ class Looking:
             memory=memory, cpu=cpu, calls=signs.served if signs else 0, refused=self._events.count(name),
             channels=len(node.channels.of_server(name)),
             interfaces=[offer.name for offer in server.description.interfaces],
-            reason=server.reason if main else "", late=signs.late if signs else 0,
+            reason=server.reason[:REASON_MOST] if main else "", late=signs.late if signs else 0,
         )  # fmt: skip
 
     def measurement(self, party: Party, channel: int) -> Measurement:

@@ -215,3 +215,15 @@ async def test_a_server_that_few_freezes_find_there_goes_on(autojump_clock: trio
     with pytest.raises(DeadlineExceeded):
         await slow.halt()
     assert (slow.said, slow.server.state) == ([], "serving")
+
+
+def test_a_long_reason_keeps_nobody_from_seeing_how_servers_stand(node: RealNode) -> None:
+    """More of it than one reply holds: of a server that fails it is the server's own word."""
+    with node.attach() as attached:
+        for server in ("counter", "teller"):
+            attached.kernel.freeze.now(server, "because " * 20_000)
+        rows = {row.server: row for row in attached.kernel.ps.now()}
+        assert {rows[server].state for server in ("counter", "teller")} == {"frozen"}
+        assert rows["counter"].reason.startswith("because because")
+        for server in ("counter", "teller"):
+            attached.kernel.thaw.now(server)
