@@ -15,6 +15,7 @@ from atoll.ipc.system.control import Described
 from atoll.ipc.system.measurement import Measurement
 from atoll.ipc.system.records import VersionRow
 
+from .channels import Channel
 from .events import Events
 from .image import KeyspaceBinding
 from .image_check import STORE
@@ -27,6 +28,8 @@ from .usage import usage
 
 REASON_MOST = 500
 """Characters of why a server does not serve: one reply tells of all servers, and it may be a server's own word."""
+
+BYTES_MOST = (1 << 63) - 1
 
 
 class Looking:
@@ -170,7 +173,7 @@ class Looking:
         return [
             calls.ChannelRow(
                 channel=channel.number, client=channel.client.holder, epoch=channel.epoch, calls=0, pending=0,
-                bytes=sum(taken - channel.base for taken in channel.taken()[: channel.shape.lanes] if taken >= channel.base),
+                bytes=_passed(channel),
             )
             for channel in self._node.channels.of_server(server)
         ]  # fmt: skip
@@ -212,3 +215,9 @@ def release() -> str:
         return metadata.version("atoll")
     except metadata.PackageNotFoundError:
         return "source"
+
+
+def _passed(channel: Channel) -> int:
+    """Bytes of requests in this epoch, as its memory says, in which either end may write what it likes."""
+    lanes = channel.taken()[: channel.shape.lanes]
+    return min(sum(taken - channel.base for taken in lanes if taken >= channel.base), BYTES_MOST)

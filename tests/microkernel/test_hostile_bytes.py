@@ -1,6 +1,7 @@
 """Bytes that somebody attached sends the kernel: whatever they are, the node lives, and answers others."""
 
 import contextlib
+import ctypes
 import math
 import os
 import socket
@@ -23,6 +24,7 @@ from atoll.ipc.system.records import KeyPart, Row
 from atoll.ipc.transport import DEFAULTS
 from atoll.microkernel.connections import TURN, Connection
 from atoll.microkernel.conversation import Conversation
+from atoll.microkernel.notices import LINE
 
 from .nodes import PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -333,3 +335,16 @@ async def test_a_peer_that_does_not_stop_talking_leaves_others_their_turn() -> N
             assert turns >= heard // (2 * TURN)
             nursery.cancel_scope.cancel()
     connection.close()
+
+
+def test_positions_that_cannot_be_keep_nobody_from_listing_channels(node: RealNode) -> None:
+    """They lie in memory that a client can write."""
+    with node.attach() as attached:
+        counter = attached.open("counter", interface("counter", "Counter"))
+        counter.get.now("x")
+        number = transport_of(counter).port.channel
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        memory = next(int(line.partition("-")[0], 16) for line in maps if f"memfd:channel {number} " in line)
+        for lane in range(3):
+            ctypes.memset(memory + (2 + 2 * lane) * LINE, 0xFF, 8)
+        assert number in {row.channel for row in attached.kernel.channels.now("counter")}
