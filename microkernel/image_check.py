@@ -317,7 +317,7 @@ class _Names:
             self.table((*path, "server"), "server", bound.server)
         elif isinstance(bound, FolderBinding):
             parts = Path(bound.folder).parts
-            if len(parts) != 1 or parts[0] in ("..", "/") or bound.folder.startswith("."):
+            if len(parts) != 1 or parts[0] in ("..", "/") or bound.folder[0] == "." or "\0" in bound.folder:
                 self.draft.note(
                     (*path, "folder"), "a plain folder name, without / and no dot first", quoted(bound.folder)
                 )
