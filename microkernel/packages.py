@@ -32,8 +32,8 @@ class Packages:
     async def version_of(self, server: str, package: Path) -> Version:
         """The package's version, copied into the node's folder for a server. Raises `NotFound`, `BadRequest`,
         `StartFailed` where the host cannot."""
-        if not package.is_absolute():
-            raise BadRequest(where="package", expected="an absolute path", got=str(package))
+        if not package.is_absolute() or "\0" in str(package):
+            raise BadRequest(where="package", expected="an absolute path", got=repr(str(package)))
         with _by_the_host(server, "copy"):
             return await self._node.threads.run(partial(self._node.versions.add, package))
 

@@ -133,6 +133,8 @@ def test_what_the_host_refuses_a_load_or_a_swap_is_told_as_what_it_is(tmp_path: 
     )
     load = Load(server="fourth", package=str(PACKAGES / "counter"))
     with booted(tmp_path, text=text) as node, node.attach() as attached:
+        with pytest.raises(BadRequest, match="expected an absolute path"):
+            attached.kernel.load.now(Load(server="fourth", package="/no\0path"))
         if not os.geteuid():
             with pytest.raises(StartFailed, match="user ids 60010-60012 are all taken"):
                 attached.kernel.load.now(load)
