@@ -144,6 +144,7 @@ class Launching:
             if server.keeps_secrets:
                 said = tuple(group.keep_from_swap())
                 server.swappable = said if devices() and not may_lock() else ()
+            serving.starved_before = group.killed_for_memory()
             entrances = group.open()
             descriptors = {1: outputs[0][1], 2: outputs[1][1], CONTROL_DESCRIPTOR: theirs.fileno()}
             if server.name == STORE and not reader:

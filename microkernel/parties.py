@@ -101,6 +101,8 @@ class Serving(Party):
         """Numbers of the channels that it was given to serve."""
         self.started = 0
         """Nanoseconds since the epoch."""
+        self.starved_before = 0
+        """How many of its group were killed for want of memory before it was."""
         self.version = ""
         """Of the package that it runs."""
         self.plan: Plan | None = None

@@ -83,6 +83,8 @@ class Exit(Struct, frozen=True):
 
     status: int | None
     signal: int | None = None
+    why: str = ""
+    """Of a signal that may mean several things: what it did, where that is known."""
 
     @property
     def clean(self) -> bool:
@@ -92,7 +94,7 @@ class Exit(Struct, frozen=True):
         if self.signal is None:
             return f"exited with status {self.status}"
         name = NAMES.get(self.signal, f"signal {self.signal}")
-        why = MEANINGS.get(self.signal)
+        why = self.why or MEANINGS.get(self.signal)
         return f"was killed by {name} ({why})" if why else f"was killed by {name}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -77,7 +78,7 @@ class Supervisor:
     async def attend(self, server: Server, serving: Serving) -> None:
         """Wait for a process's end and tidy up after it, whatever else is given up; restart the server if nobody asked
         for the end."""
-        exit = await ending.has_ended(serving)
+        exit = self._explained(server, serving, await ending.has_ended(serving))
         await self._end_left(server, serving)
         await self._keep_calls(server, serving)
         crashed = server.serving is serving and not serving.expected_end and server.state != "starting"
@@ -94,6 +95,14 @@ class Supervisor:
             if serving.process is not None:
                 await self._logs.heard_out(serving.process.pid)
             await self.after_crash(server, serving, str(exit), ended)
+
+    def _explained(self, server: Server, serving: Serving, exit: Exit) -> Exit:
+        """An end with its cause, where the process's group knows that."""
+        if exit.signal == signal.SIGKILL and not serving.expected_end:
+            with suppress(OSError):  # a group that says nothing any more
+                if self._node.group(server).killed_for_memory() > serving.starved_before:
+                    return msgspec.structs.replace(exit, why="its slice had no memory left for it")
+        return exit
 
     async def _end_left(self, server: Server, serving: Serving) -> None:
         """What the last process of a server started ends with it: it would go on in its name, and fill its slice."""

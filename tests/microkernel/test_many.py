@@ -2,6 +2,7 @@
 nobody else notices."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.attach import Node as Attached
-from atoll.ipc.errors import Revoked
+from atoll.ipc.errors import PeerDied, Revoked
 from atoll.ipc.system.kernel import CapabilityRow
+from atoll.ipc.system.records import CrashRow
 from atoll.microkernel.slices import hierarchy
 from tests.kit.forked import forked
 from tests.kit.groups import control_groups
 
 from .nodes import STUBBORN, RealNode, booted, groups_of, interface
+from .test_kept_rows import items, kernel, until
 
 Counter = interface("counter", "Counter")
 Stubborn = interface("stubborn", "Stubborn")
@@ -184,3 +187,22 @@ def bomb(node: RealNode) -> None:
         assert hierarchy.members(group) == set()
         attached.kernel.restart.now("stubborn")
         assert attached.kernel.stop.now("stubborn").state == "stopped"
+
+
+def test_a_crash_for_want_of_memory_says_so(tmp_path: Path) -> None:
+    """SIGKILL has many senders: of this one the group knows. And others are unharmed."""
+    if not control_groups():
+        pytest.skip("no control groups here: nothing bounds what memory a server takes")
+    few = STUBBORN.replace("pids = 64", 'pids = 64\nmemory = "128MiB"')
+    with booted(tmp_path, more=few) as node, bystander(node), node.attach() as attached:
+        state = kernel(attached)
+        stubborn = attached.open("stubborn", Stubborn)
+        with pytest.raises(PeerDied):
+            stubborn.hoard.now()
+        until(state, lambda: bool(items(state, CrashRow)))
+        ((_, crash),) = items(state, CrashRow)
+        assert crash.how == "was killed by SIGKILL (its slice had no memory left for it)"
+        os.kill(next(row.pid for row in attached.kernel.ps.now() if row.server == "counter"), signal.SIGKILL)
+        until(state, lambda: len(items(state, CrashRow)) == 2)
+        (other,) = (row for _, row in items(state, CrashRow) if row.server == "counter")
+        assert "its slice had" not in other.how

@@ -17,5 +17,9 @@ class Stubborn(Interface):
         """Fork without end."""
 
     @call("act")
+    def hoard(self) -> None:
+        """Take memory without end."""
+
+    @call("act")
     def stay(self) -> None:
         """A plain handler that never returns, in a process that ignores what can be ignored."""

@@ -39,6 +39,12 @@ class Server(Serves[Stubborn]):
                 with suppress(OSError):
                     os.fork()
 
+    @Stubborn.hoard.serve
+    def hoard(self) -> None:
+        kept = []
+        while True:
+            kept.append(b"full" * (1 << 18))
+
     @Stubborn.stay.serve
     def stay(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
