@@ -7,6 +7,7 @@ missing is asked for by a task of its own, many at a time, and under no caller's
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -177,9 +178,7 @@ class Ring:
         while True:
             await self._asked.wait()
             self._asked = trio.Event()
-            labels = {label for each in self._waiting for label in self._all(each) if label not in self._held}
-            asked = list(labels)[:AT_ONCE]
-            if asked:
+            if asked := self._next():
                 try:
                     keys = await self._keys.release(asked)
                 except AtollError:
@@ -202,6 +201,18 @@ class Ring:
                 each.done.complete(None)
             _trim(self._held)
 
+    def _next(self) -> list[bytes]:
+        """What is asked for now: first what those lack who came first. They may want more together than is held at a time:
+        what came for one must not take the place of what the one before waits for."""
+        asked: dict[bytes, None] = {}
+        for each in self._waiting:
+            for label in self._all(each):
+                if label not in self._held:
+                    asked[label] = None
+                    if len(asked) == AT_ONCE:
+                        return list(asked)
+        return list(asked)
+
     def _all(self, wanted: _Wanted) -> Iterable[bytes]:
         yield from wanted.labels
         for subject in wanted.subjects:
@@ -210,5 +221,5 @@ class Ring:
 
 def _trim(held: dict[str, bytes] | dict[bytes, "AESGCM | None"]) -> None:
     """The oldest go; what was just asked for is at the end."""
-    for key in list(held)[: max(0, len(held) - MOST)]:
+    for key in list(islice(held, max(0, len(held) - MOST))):
         del held[key]  # type: ignore[arg-type]

@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+import pytest
 import trio
 import trio.testing
 
 from atoll.ipc.errors import PeerDied
 from atoll.ipc.keyspace import settled
-from atoll.ipc.private.ring import Ring
-from atoll.ipc.system.keys import KEY, Keys, Told
+from atoll.ipc.private.ring import MOST, Ring
+from atoll.ipc.system.keys import KEY, LABEL, Keys, Told
 
 
 class Leaving:
@@ -50,3 +51,42 @@ def test_keys_that_were_asked_for_when_the_stream_broke_are_asked_for_again() ->
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class Serving:
+    """A server of keys that has one for everybody."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def hold(self) -> AsyncIterator[Told]:
+        yield Told(0, badge=1, index=b"index")
+        await trio.sleep_forever()
+
+    async def release(self, labels: list[bytes]) -> list[bytes | None]:
+        self.asked += len(labels)
+        if self.asked > 10 * MOST:
+            pytest.fail("keys are asked for again and again, and nobody has all of theirs")
+        return [bytes(KEY) for _ in labels]
+
+
+def test_more_keys_than_are_held_are_wanted_by_several_at_once() -> None:
+    """None of them ever had all of theirs together: what came for one took the place of what had come for another."""
+
+    async def main() -> None:
+        ring = Ring(cast(Keys, cast(Any, Serving())))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ring.run)
+            await trio.testing.wait_all_tasks_blocked()
+            size = MOST // 2
+            for first in range(0, 3 * size, size):
+                waiting = ring.fetch(
+                    labels=[number.to_bytes(LABEL, "big") for number in range(first, first + size)]
+                )
+                assert waiting is not None
+                nursery.start_soon(settled, waiting)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not ring._waiting
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
