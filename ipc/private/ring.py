@@ -166,6 +166,10 @@ class Ring:
         self._index, self.badge = told.index, told.badge
         self._generation = bytes((told.generation,))
         self._labels.clear()
+        # It may be told by another process, over another keyring: the newest one, which was put back.
+        for label in self._unknown:
+            self._held.pop(label, None)
+        self._unknown.clear()
 
     async def _purged(self, told: Told) -> None:
         # Of all generations, also those whose keys are not here yet, but may be on their way.

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from atoll.ipc.errors import PeerDied
+from atoll.ipc.errors import PeerDied, Sealed
 from atoll.ipc.keyspace import settled
 from atoll.ipc.private.ring import MOST, Ring
 from atoll.ipc.system.keys import KEY, LABEL, Keys, Told
@@ -87,6 +87,48 @@ def test_more_keys_than_are_held_are_wanted_by_several_at_once() -> None:
                 nursery.start_soon(settled, waiting)
             await trio.testing.wait_all_tasks_blocked()
             assert not ring._waiting
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+class PutBack:
+    """A server of keys whose keyring is a copy from before new seeds, until the newest one is put back. To its clients that
+    is a stream which goes on: it begins again with what they work with."""
+
+    def __init__(self) -> None:
+        self.newest = trio.Event()
+
+    async def hold(self) -> AsyncIterator[Told]:
+        yield Told(0, badge=1, index=b"index")
+        await self.newest.wait()
+        yield Told(0, badge=1, index=b"index", generation=1)
+        await trio.sleep_forever()
+
+    async def release(self, labels: list[bytes]) -> list[bytes | None]:
+        return [bytes(KEY) if self.newest.is_set() or not label[0] else None for label in labels]
+
+
+def test_what_an_older_keyring_did_not_know_is_asked_for_again_when_the_newest_is_back() -> None:
+    """It was closed until its server was restarted."""
+
+    async def main() -> None:
+        keys = PutBack()
+        ring = Ring(cast(Keys, cast(Any, keys)))
+        label = bytes((1,)).ljust(LABEL, b"a")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ring.run)
+            waiting = ring.fetch(labels=[label])
+            assert waiting is not None
+            await settled(waiting)
+            with pytest.raises(Sealed, match="put back the newest one"):
+                ring.cipher(label)
+            keys.newest.set()
+            await trio.testing.wait_all_tasks_blocked()
+            again = ring.fetch(labels=[label])
+            assert again is not None
+            await settled(again)
+            assert ring.cipher(label)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
