@@ -108,7 +108,17 @@ class Server(Serves[Keys]):
 
     async def _open(self) -> None:
         """The keyring, and the rows that are to be there with it. What cannot be opened is said to each caller: to
-        end for it would help nobody."""
+        end for it would help nobody. Until it has caught up with the rows nobody is given a key: where that comes to
+        nothing it is as before."""
+        self._unreadable = ""
+        try:
+            await self._caught_up()
+        except BaseException:
+            self._unreadable = "whoever opened it last did not come to the end"
+            self._ring.close()
+            raise
+
+    async def _caught_up(self) -> None:
         row = await self.rows.get(RING)
         try:
             self._ring.open(row.id if isinstance(row, RingRow) else None, _now())
@@ -160,8 +170,8 @@ class Server(Serves[Keys]):
         badge = self._keyspace()
         who = await self._measured(call.client)
         self._policies.get(badge, Policy()).hold(who)
-        ring = self._opened()
         async with self._changing:
+            ring = self._opened()
             with written():
                 ring.know(badge)
         position = after or ring.contents.number
@@ -225,6 +235,7 @@ class Server(Serves[Keys]):
                 raise NotFound("private keyspace that was ever opened", keyspace)
         who = {(badge, tag_of(ring.index(badge), subject)) for badge in badges}
         async with self._changing:
+            self._opened()  # whoever opened it may not have come to the end
             fresh = [each for each in sorted(who) if not ring.is_purged(*each)]
             if call.badge and fresh and ring.asked_by_server(call.badge) >= self.config.purges_by_servers:
                 raise PurgesSpent(self.config.purges_by_servers)
