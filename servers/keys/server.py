@@ -281,10 +281,10 @@ class Server(Serves[Keys]):
 
     @Keys.rotate.serve
     async def rotate(self, passphrase: str = "", seeds: bool = False) -> KeyringRow:
-        ring = self._opened()
-        if seeds and ring.generation + 1 == GENERATIONS:
-            raise BadRequest("Keys.rotate, $.seeds", f"{GENERATIONS} generations at most", "one more")
         async with self._changing:
+            ring = self._opened()
+            if seeds and ring.generation + 1 == GENERATIONS:
+                raise BadRequest("Keys.rotate, $.seeds", f"{GENERATIONS} generations at most", "one more")
             if isinstance(self._root, PassphraseRoot):
                 self._root.change(passphrase)
             elif passphrase:

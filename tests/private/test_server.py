@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import trio
 from msgspec.structs import replace
 
 from atoll.ipc import testing
@@ -14,9 +15,10 @@ from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased, PurgesSpent
 from atoll.ipc.system.measurement import Measurement
 from atoll.servers.keys.attestation import Policy
 from atoll.servers.keys.holders import Holder, Holders
-from atoll.servers.keys.keyring import Keyring
+from atoll.servers.keys.keyring import GENERATIONS, Keyring, _fresh
 from atoll.servers.keys.root import FileRoot
 from atoll.servers.keys.server import PurgeRow, RingRow, Server, Settings
+from atoll.servers.keys.tree import Tree
 
 BADGE = 7
 WHO = Measurement(
@@ -208,3 +210,26 @@ def test_holders_are_told_apart_by_keyspace() -> None:
     assert holders.behind({1: 5, 2: 3}) == []
     holders.remove(9, one)
     assert holders.of(9, 2) is other
+
+
+def test_new_seeds_that_are_asked_for_twice_at_once_are_no_more_than_there_may_be(tmp_path: Path) -> None:
+    """A value says its generation in one byte: servers that were told of one more ended over it, for good."""
+    given = folders(tmp_path)
+    ring = Keyring(tmp_path / "keyring", FileRoot(tmp_path / "root"))
+    ring.open(None, 1)
+    for _ in range(GENERATIONS - 2):
+        ring._trees.append(Tree(_fresh()))
+    ring.know(BADGE)
+    with testing.running(Server, needs=given) as running:
+        server = running.server
+        assert isinstance(server, Server)
+        with pytest.raises(ExceptionGroup) as refused:
+            running._host.wait_for(twice, server)
+        assert refused.group_contains(BadRequest, match="256 generations at most")
+        assert running.client(Keys).keyring.now().generations == GENERATIONS
+
+
+async def twice(server: Server) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(server.rotate, "", True)
