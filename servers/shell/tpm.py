@@ -7,6 +7,8 @@ Five commands are all that is needed, so they are spoken here as the TPM hears t
 3; docs/decisions/0022). There are two places, so that a new secret is durable before the old one is given up.
 """
 
+import fcntl
+import os
 import socket
 import stat
 import struct
@@ -134,6 +136,7 @@ def _sized(content: bytes) -> bytes:
 class _Device:
     def __init__(self, path: Path) -> None:
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (closed by `close`)
+        self.lock = self._file.fileno()
 
     def exchange(self, command: bytes) -> bytes:
         self._file.write(command)
@@ -149,6 +152,8 @@ class _Emulated:
     def __init__(self, path: Path) -> None:
         self._end = socket.socket(socket.AF_UNIX)
         self._end.connect(str(path))
+        self.lock = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        """A socket cannot be locked; its folder can."""
 
     def exchange(self, command: bytes) -> bytes:
         self._end.sendall(command)
@@ -156,16 +161,19 @@ class _Emulated:
 
     def close(self) -> None:
         self._end.close()
+        os.close(self.lock)
 
 
 @contextmanager
 def opened(path: Path, node: str) -> Iterator[Tpm]:
-    """The TPM at a device, or at the socket of an emulator. Raises `BadRequest` where there is none."""
+    """The TPM at a device, or at the socket of an emulator, for one program at a time: the secret that one gives up may
+    be the one by which another seals the keyring meanwhile. Raises `BadRequest` where there is none."""
     try:
         line = _Emulated(path) if stat.S_ISSOCK(path.stat().st_mode) else _Device(path)
     except OSError as error:
         raise BadRequest("--tpm", "a TPM 2 that this user may use", f"{path} ({error.strerror})") from None
     try:
+        fcntl.flock(line.lock, fcntl.LOCK_EX)
         yield Tpm(line, node)
     finally:
         line.close()
