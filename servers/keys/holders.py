@@ -1,6 +1,6 @@
 """Which processes hold data keys, and what each has yet to let go of."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import trio
 
@@ -25,7 +25,27 @@ class Holders:
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], Holder] = {}
+        self._unheard: dict[int, str] = {}
+        """Who was there before this process of ours, by channel: it may have keys of the last one's, until it has said."""
         self._changed = trio.Event()
+
+    def before(self, channels: Iterable[int]) -> None:
+        """These were there before this process, or while another served in its place."""
+        self._unheard = {channel: f"whoever is at channel {channel}" for channel in channels}
+
+    def unheard(self) -> list[int]:
+        """The channels of those who were there before, and have not said what they hold."""
+        return list(self._unheard)
+
+    def named(self, channel: int, server: str) -> None:
+        """One of them is that server."""
+        if channel in self._unheard:
+            self._unheard[channel] = server
+
+    def heard(self, channel: int) -> None:
+        """It holds what it has said, or nothing."""
+        if self._unheard.pop(channel, None) is not None:
+            self._note()
 
     def add(self, channel: int, holder: Holder) -> None:
         """An older stream of the same is over for us."""
@@ -61,9 +81,8 @@ class Holders:
 
     def behind(self, numbers: Mapping[int, int]) -> list[str]:
         """The servers that may have a key yet that was destroyed by a purge of such a number in such a keyspace."""
-        return sorted(
-            {each.server for each in self._held.values() if each.let_go < numbers.get(each.badge, 0)}
-        )
+        behind = {each.server for each in self._held.values() if each.let_go < numbers.get(each.badge, 0)}
+        return sorted(behind.union(self._unheard.values() if numbers else ()))
 
     def _note(self) -> None:
         self._changed.set()

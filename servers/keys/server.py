@@ -168,15 +168,18 @@ class Server(Serves[Keys]):
     async def hold(self, after: int = 0) -> AsyncIterator[Told]:
         call = current()
         badge = self._keyspace()
-        who = await self._measured(call.client)
-        self._policies.get(badge, Policy()).hold(who)
-        async with self._changing:
-            ring = self._opened()
-            with written():
-                ring.know(badge)
-        position = after or ring.contents.number
-        holder = Holder(badge, who.server, position)
-        self._holders.add(call.client, holder)
+        try:
+            who = await self._measured(call.client)
+            self._policies.get(badge, Policy()).hold(who)
+            async with self._changing:
+                ring = self._opened()
+                with written():
+                    ring.know(badge)
+            position = after or ring.contents.number
+            holder = Holder(badge, who.server, position)
+            self._holders.add(call.client, holder)
+        finally:
+            self._holders.heard(call.client)  # whoever is refused has no keys any more
         try:
             while True:
                 more = holder.more
@@ -206,6 +209,20 @@ class Server(Serves[Keys]):
     @Keys.let_go.serve
     def let_go(self, position: int) -> None:
         self._holders.answered(current().client, self._keyspace(), position)
+
+    def clients_present(self, channels: frozenset[int]) -> None:
+        self._holders.before(channels)
+
+    def client_gone(self, channel: int) -> None:
+        self._holders.heard(channel)
+
+    async def _name_unheard(self) -> None:
+        """A crash of ours, or a swap, lets nobody's keys go: until it holds them here it is to be named."""
+        for channel in self._holders.unheard():
+            try:
+                self._holders.named(channel, (await self._attestation.measured(channel)).server)
+            except NotFound:
+                self._holders.heard(channel)  # a program, which has none
 
     async def _measured(self, channel: int) -> Measurement:
         try:
@@ -248,6 +265,7 @@ class Server(Serves[Keys]):
         left = call.remaining()
         numbers = {each.badge: each.number for each in done}
         patience = PATIENCE if left is None else min(PATIENCE, left / 2)
+        await self._name_unheard()
         holding = await self._holders.without(numbers, patience)
         if holding:
             call.log.warning("servers have not let go of a purged key", servers=", ".join(holding))

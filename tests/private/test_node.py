@@ -267,6 +267,20 @@ def test_who_does_not_let_go_is_named(person: Shell) -> None:
         assert node.open("keys", Keys).purge.now("zoe").holding == []
 
 
+def test_who_holds_keys_as_their_server_crashes_is_named(person: Shell) -> None:
+    """The next process knew of nobody who had any, and said that all had let go."""
+    with connect(str(home(person))) as node:
+        found, keys = diary(node), node.open("keys", Keys)
+        found.write.now("c", "cleo", "words")
+        person.said("freeze", "diary")
+        kill(person, "keys")
+        assert keys.with_(deadline=2.0).purge.now("cleo").holding == ["diary"]
+        person.said("thaw", "diary")
+        assert keys.purge.now("cleo").holding == []
+        with pytest.raises(Purged):
+            found.read.now("c")
+
+
 def test_nobody_else_can_read_the_keyring(person: Shell) -> None:
     folder = home(person) / "data" / "keys"
     for place in (folder / "keyring", folder / "root"):
