@@ -472,6 +472,14 @@ class _Wiring:
             self.draft.note(at, f"no {quoted(PURGE)}: only a private keyspace has it", quoted(PURGE))
         if not about.private:
             return
+        first = next(
+            need
+            for need, its in self.image.server[str(path[1])].needs.items()
+            if isinstance(its, KeyspaceBinding) and its.keyspace == bound.keyspace
+        )
+        if first != path[3]:
+            got = f"another one beside {quoted(first)}: a purge would not reach what each holds"
+            self.draft.note((*path, "keyspace"), "one need of a server for a private keyspace", got)
         if self.image.server[str(path[1])].record:
             expected = (
                 "no record of a server with a private keyspace: what its calls say would be rows in the clear"

@@ -155,11 +155,18 @@ def complete(server: Server) -> None:
 
 def as_private(server: Server, keyspaces: Mapping[str, KeyspaceSpec]) -> None:
     """Hold a server that a person loads or swaps to what the image says of its keyspaces: one that took a private one for
-    plain would write into it in the clear. Raises `BadRequest`."""
+    plain would write into it in the clear; what it has by two needs a purge would not reach by each. Raises `BadRequest`."""
+    first: dict[str, str] = {}
     for need, bound in server.spec.needs.items():
         about = server.description.needs.get(need)
         if not isinstance(bound, KeyspaceBinding) or about is None:
             continue
+        if about.private and first.setdefault(bound.keyspace, need) != need:
+            raise BadRequest(
+                where=f"{server.name}, need {need!r}",
+                expected="one need of a server for a private keyspace",
+                got=f"another one beside {first[bound.keyspace]!r}: {bound.keyspace}",
+            )
         spec = keyspaces.get(bound.keyspace)
         if spec is not None and spec.private != about.private:
             kinds = ("a private keyspace", "one that is not private")
