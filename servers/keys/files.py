@@ -6,7 +6,6 @@ every SSD, keeps them all the same until it has other use for their place: nobod
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from atoll.ipc.folders import sync_folder
@@ -28,8 +27,7 @@ def replace(path: Path, content: bytes) -> None:
     beside = path.with_name(path.name + BESIDE)
     old = _opened(path)
     try:
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
+        _give_up(beside)
         with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE), "wb") as file:
             file.write(content)
             file.flush()
@@ -43,6 +41,17 @@ def replace(path: Path, content: bytes) -> None:
             os.close(old)
 
 
+def _give_up(beside: Path) -> None:
+    """What somebody left there who died before it got its name: with the new secret it may have those of before."""
+    left = _opened(beside)
+    if left is not None:
+        try:
+            _overwrite(left)
+            os.unlink(beside)
+        finally:
+            os.close(left)
+
+
 def _opened(path: Path) -> int | None:
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -51,7 +60,7 @@ def _opened(path: Path) -> int | None:
 
 
 def _overwrite(descriptor: int) -> None:
-    """The name is another file's by now: this one has only the descriptor."""
+    """The name is another file's by now, or no secret's: this one has only the descriptor."""
     size = os.fstat(descriptor).st_size
     os.pwrite(descriptor, bytes(size), 0)
     os.fsync(descriptor)

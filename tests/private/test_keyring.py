@@ -293,3 +293,14 @@ def test_nothing_is_sealed_where_chance_is_a_seeds(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(chance, "token", bytes)
     with pytest.raises(RuntimeError, match="chance comes from a seed"):
         chance.secret(16)
+
+
+def test_what_was_left_beside_a_secret_is_overwritten(tmp_path: Path) -> None:
+    """By whoever was killed before it had its name: with the new root key it has the one of before."""
+    path, old = tmp_path / "root.key", tmp_path / "what lies on the disk"
+    files.replace(path, b"first")
+    (tmp_path / "root.key.new").write_bytes(b"second, first")
+    os.link(tmp_path / "root.key.new", old)
+    files.replace(path, b"third")
+    assert path.read_bytes() == b"third" and old.read_bytes() == bytes(len(b"second, first"))
+    assert not (tmp_path / "root.key.new").exists()
