@@ -376,6 +376,8 @@ class Workflows:
         admission = self._admissions.get(row.queue)
         if row.status == "running" and admission is not None:
             admission.runs(name)
+        elif row.status in ("waiting", "parked"):
+            self._release(name)  # whoever tells of it: its queue may count it
         execution = self._executions.get(name)
         if execution is not None:
             if execution.revision != revision:
@@ -459,11 +461,6 @@ class Workflows:
                 admission.stays(row.name)
             await self._surely_look_again(row.name)
             return
-        if row.status not in (
-            "queued",
-            "running",
-        ):  # the feed may have told of it first, and its queue count it
-            self._release(row.name)
         self._meet(row, outcome.revision, fresh=row.runs == 1)
 
     def _hindrance(self, row: WorkflowRow) -> str:

@@ -13,10 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from atoll.ipc.durable import Queue, Start
 from atoll.ipc.durable.queues import Admission, Waiting
 from atoll.ipc.durable.rows import OPEN
-from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.errors import BadRequest, NotFound, PeerDied
 
 from .conftest import Here, Running, row_of, until
 from .packages.stages.interface import Stages
+from .test_going_on import SOON
 
 
 class Decisions(RuleBasedStateMachine):
@@ -247,6 +248,24 @@ def test_what_another_version_does_not_start_takes_nobodys_turn(tmp_path: Path, 
         new = f"{label} new"
         here.stages.wait.begin.now(Start(id=new, queue="slow"), new)
         let(here, new)
+
+
+def test_what_waits_for_its_version_gives_its_place_away_also_where_the_store_died_over_that(
+    tmp_path: Path, label: str
+) -> None:
+    """It had been committed, and asked for again was in conflict with itself: the queue counted it as one that runs."""
+    with ExitStack() as stack:
+        here = Here(stack, tmp_path, version="1")
+        old, new = f"{label} old", f"{label} new"
+        here.stages.wait.begin.now(Start(id=old, queue="one"), old)
+        until(here, old, "running")
+        here.store.fail("commit", PeerDied("State.commit"), about=f"{old}, waiting".encode(), taken=True)
+        here.crash(version="2")
+        until(here, old, "waiting")
+        here.stages.wait.begin.now(Start(id=new, queue="one"), new)
+        here.stages.release.now(new)
+        assert here.stages.with_(deadline=SOON).wait.result.now(new) == new
+        assert here.store.all_met
 
 
 def test_one_of_a_deduplication_key_at_a_time(running: Running, label: str) -> None:
