@@ -54,9 +54,11 @@ def test_one_that_comes_further_each_time_is_no_culprit(here: Here, label: str) 
     (here.folder / "hold").write_text(f"{label} after 1")
     here.stages.limited.begin.now(Start(id=label), label, 3, 9)
     until_recorded(here, label, 1, 1)
+    here.stages.reached.now(f"{label} after 1")  # it does not look at the file any more
     (here.folder / "hold").write_text(f"{label} after 2")
     taken_up(here, label, RUNS_MOST - 1)
     until_recorded(here, label, 2, RUNS_MOST)
+    here.stages.reached.now(f"{label} after 2")
     (here.folder / "hold").unlink()
     taken_up(here, label, 2 * RUNS_MOST - 1)
     assert here.stages.limited.result.now(label) == 3
