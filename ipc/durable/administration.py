@@ -179,9 +179,9 @@ def _known(state: State, name: str) -> tuple[WorkflowRow, int]:
 
 
 def _commit(state: State, writes: list[Write], expects: list[Expect | Range], note: str) -> bool:
-    """Whether it was as expected."""
+    """Whether it was as expected. A store that dies over it is sent it again: by its id it is known, and not refused."""
     try:
-        state.commit.now(writes, expects, note=note)
+        state.commit.now(writes, expects, chance.token(16), note=note)
     except Conflict:
         return False
     return True

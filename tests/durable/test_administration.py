@@ -9,7 +9,10 @@ import pytest
 
 from atoll.ipc.durable import Start, administration
 from atoll.ipc.errors import BadRequest, NotFound, WorkflowCancelled
+from atoll.ipc.method import MethodSpec
+from atoll.ipc.proxy import bind, transport_of
 from atoll.ipc.system.state import Page, State
+from atoll.ipc.transport import Layer, Options
 
 from .conftest import Here, Running, effects, until
 from .nodes import hold
@@ -135,6 +138,28 @@ def test_what_waits_for_its_version_goes_on_with_it_or_when_a_person_says_so(
         assert here.stages.limited.result.now(label) == 4
         here.crash(version="A")
         assert here.stages.limited.result.now(f"{label}b") == 4
+
+
+class SentAgain(Layer):
+    """A capability on a store that dies over each commit once it is durable: the next process is sent it again."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def call_now(self, method: MethodSpec, payload: bytes, options: Options) -> Any:
+        if method is State.commit.spec:
+            bytes(self.inner.call_now(method, payload, options))
+        return self.inner.call_now(method, payload, options)
+
+
+def test_what_a_person_did_is_no_error_where_the_store_died_over_it(running: Running, label: str) -> None:
+    """Done, it was asked for again, and refused since it was done: the id was taken, or the workflow ran already."""
+    name = held(running, label, "after 2")
+    state = bind(State, SentAgain(transport_of(running.rows())))
+    assert administration.cancel(state, name).status == "cancelled"
+    assert administration.fork(state, name, 1, f"{label} again").id == f"{label} again"
+    assert administration.resume(state, name).status == "running"
+    assert running.stages.limited.result.now(label) == 4
 
 
 class EndsMeanwhile:
