@@ -247,7 +247,7 @@ class Keyspace(Generic[T]):
             return
 
         def committed(outcome: Committed) -> None:
-            if outcome.repeated:
+            if outcome.repeated and origin.id:
                 self._again(origin, outcome, lambda reply: self._given(raw, reply, done), done.fail)
                 return
             self._following.wrote(raw, draft, outcome.revision)
@@ -263,7 +263,8 @@ class Keyspace(Generic[T]):
             packed = self._form.written(raw, draft)
             # The stored reply is only looked at when there is an id to find it by.
             reply = origin.mark + packed if origin.id else b""
-            writes, own = [Write(raw, packed)], (origin.id, reply, origin.note)
+            # Of nobody's call, too: sent again to a store that died over it, it would be in conflict with itself.
+            writes, own = [Write(raw, packed)], (origin.id or chance.token(16), reply, origin.note)
             when(lambda: self.state.commit.start(writes, [Expect(raw, revision)], *own), committed, failed)
 
         self._form.before((draft,), (), write, done.fail)
