@@ -314,9 +314,10 @@ class Workflows:
             nursery.start_soon(self._admit)
             if self._kept != math.inf:
                 nursery.start_soon(forget, self._state, self._time, self._kept)
-            async for change in self._state.watch(revision, OPEN):
-                for item in change.items:
-                    await self._arrive(item)
+            async with self._state.watch(revision, OPEN) as changes:  # it is left wherever this is
+                async for change in changes:
+                    for item in change.items:
+                        await self._arrive(item)
             nursery.cancel_scope.cancel()
 
     async def _scan(self) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -10,7 +11,10 @@ import trio
 from atoll.ipc.durable import Start, Workflow, administration
 from atoll.ipc.durable.rows import OPEN, name_in, open_key, workflow_of
 from atoll.ipc.errors import BadRequest, NotFound, PeerDied, PeerMisbehaved, WorkflowCancelled
+from atoll.ipc.method import MethodSpec
 from atoll.ipc.system.state import Write
+from atoll.ipc.transport import Options
+from tests.ipc.test_left_watches import Watched
 
 from .conftest import Here, row_of, until
 from .packages.stages.interface import Stages
@@ -55,6 +59,36 @@ def test_what_ended_during_a_pause_is_told_after_it(here: Here, label: str) -> N
     here.go_on()
     with pytest.raises(WorkflowCancelled):
         waiting.result()
+
+
+def test_a_pause_ends_the_watch_also_as_what_it_told_is_looked_up(
+    here: Here, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each swap that was refused could leave one at the store."""
+    watches: list[Watched] = []
+    opened = here.store.open
+
+    def open_(method: MethodSpec, payload: bytes, options: Options) -> Any:
+        stream = Watched(opened(method, payload, options))
+        if OPEN in payload:
+            watches.append(stream)
+        return stream
+
+    monkeypatch.setattr(here.store, "open", open_)
+    here.crash(version="A")
+    assert soon(here).limited.now(label, 1, 9) == 1
+    done = next(row for row in administration.workflows(here.rows(), ended=True))
+    while not watches:
+        here.stages.counts.now()
+    looks = here.store.hold("get", about=f"{label} again".encode())
+    administration.fork(here.rows(), done.name, 1, f"{label} again")
+    while not looks:
+        here.stages.counts.now()
+    here.pause()
+    here.stages.counts.now()
+    assert [each.cancelled for each in watches] == [True]
+    here.go_on()
+    assert soon(here).limited.result.now(f"{label} again") == 1
 
 
 def test_workflows_outlive_the_feed(here: Here, label: str) -> None:
