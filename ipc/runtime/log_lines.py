@@ -6,11 +6,10 @@ where its events go if the server's package has imported it, and has not told it
 
 import logging
 import sys
-import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
-from atoll.ipc import context
+from atoll.ipc import context, discretion
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """Attributes of every record; others are the caller's `extra`."""
@@ -36,7 +35,7 @@ class Lines(logging.Handler):
             fields: dict[str, Any] = {name: value for name, value in vars(record).items() if name not in _OWN}
             fields["logger"] = record.name
             if record.exc_info and record.exc_info[1] is not None:
-                fields["traceback"] = "".join(traceback.format_exception(record.exc_info[1]))
+                fields["traceback"] = discretion.trace(record.exc_info[1])
             tell(record.levelname, record.getMessage(), fields)
         except Exception:  # as every handler: who logs must not fail over it
             self.handleError(record)
@@ -62,7 +61,7 @@ def listen_to_structlog() -> None:
         if isinstance(error, tuple):
             error = error[1]
         if isinstance(error, BaseException):
-            event["traceback"] = "".join(traceback.format_exception(error))
+            event["traceback"] = discretion.trace(error)
         tell(name, str(event.pop("event", "")), dict(event))
         raise structlog.DropEvent
 

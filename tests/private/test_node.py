@@ -112,6 +112,16 @@ def test_no_file_of_the_node_has_the_words(person: Shell) -> None:
     assert person.said("get", "diary", "scan").startswith("(sealed, ")
 
 
+def test_what_code_logs_of_an_error_has_no_words(person: Shell) -> None:
+    """By the usual means, which tell its text: that was a row in the clear."""
+    with connect(str(home(person))) as node:
+        diary(node).grumble.now("words of an error")
+        noted = (each for each in node.kernel.logs.now() if each.text == "noted")
+        for line in (next(noted), next(noted)):
+            assert "in grumble" in line.fields["traceback"], "as it is told where it was raised"
+            assert "words of an error" not in str(line.fields)
+
+
 def _plain(value: bytes) -> object:
     from atoll.ipc.system.state import Write
 

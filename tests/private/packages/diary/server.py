@@ -1,5 +1,9 @@
 """A server whose rows are sealed."""
 
+import logging
+
+import structlog
+
 from atoll.ipc import Deferred, Private, Serves
 from atoll.ipc.system.keys import Purge
 from atoll.ipc.system.state import Write
@@ -93,6 +97,15 @@ class Server(Serves[Diary]):
         """As a bug would, with the words in hand."""
         await self.words.get(text)
         raise RuntimeError(text)
+
+    @Diary.grumble.serve
+    def grumble(self, text: str) -> None:
+        """As code does that gets over an error, and notes it."""
+        try:
+            raise RuntimeError(text)
+        except RuntimeError:
+            logging.getLogger("diary").exception("noted")
+            structlog.get_logger().exception("noted")
 
     @Diary.forget.serve
     async def forget(self, subject: str) -> Purge:
