@@ -19,12 +19,13 @@ import pickle
 import signal
 import socket
 import struct
-import traceback
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import trio
 
+from atoll.ipc import discretion
 from atoll.ipc.errors import InternalFault, Overloaded, PeerDied
 
 P = ParamSpec("P")
@@ -48,8 +49,8 @@ class Workers:
             self._send.send_nowait(worker)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run it in a free worker. What it raises comes as the text of an `InternalFault`; `PeerDied` if the
-        worker ended over it, `Overloaded` if it could not be replaced yet.
+        """Run it in a free worker. What it raises comes as the text of an `InternalFault` (of a server with a private
+        keyspace its type alone); `PeerDied` if the worker ended over it, `Overloaded` if it could not be replaced yet.
 
         A cancelled call ends its worker: there is no other way to stop what it computes.
         """
@@ -173,5 +174,5 @@ def _work(data: bytes) -> bytes:
             found = getattr(found, part)
         return pickle.dumps(found(*args, **kwargs))
     except Exception as error:
-        traceback.print_exc()
-        return pickle.dumps(_Raised(f"{type(error).__name__}: {error}"))
+        print(discretion.trace(error), file=sys.stderr)
+        return pickle.dumps(_Raised(discretion.told(error)))

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from atoll.ipc import discretion
 from atoll.ipc.errors import InternalFault, Overloaded, PeerDied
 from atoll.ipc.runtime.workers import Workers
 
@@ -21,6 +22,10 @@ def who() -> int:
 
 def wrong() -> None:
     raise ValueError("no such number")
+
+
+def refuse(text: str) -> None:
+    raise ValueError(text)
 
 
 def fatal() -> None:
@@ -49,6 +54,22 @@ async def test_an_error_says_what_was_raised_and_the_worker_goes_on() -> None:
         assert await workers.run(square, 3) == 9
     finally:
         workers.close()
+
+
+async def test_of_a_private_server_an_error_says_its_type_and_where(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its text, which may quote what people said, was in the log and in the caller's error."""
+    monkeypatch.setattr(discretion, "_quiet", True)
+    workers = Workers(1)
+    try:
+        with pytest.raises(InternalFault, match="which raised ValueError: this is a bug") as caught:
+            await workers.run(refuse, "what they said")
+    finally:
+        workers.close()
+    printed = capfd.readouterr().err
+    assert "in refuse" in printed and "its text may be private" in printed
+    assert "what they said" not in printed + str(caught.value)
 
 
 async def test_a_dead_worker_is_told_and_replaced() -> None:
