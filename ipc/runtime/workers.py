@@ -28,6 +28,8 @@ import trio
 from atoll.ipc import discretion
 from atoll.ipc.errors import InternalFault, Overloaded, PeerDied
 
+from . import resident
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -145,6 +147,8 @@ def _serve(end: socket.socket, parent: int) -> NoReturn:
     status = 1
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if not resident.said():
+            resident.keep()  # a fork inherits no lock
         if os.getppid() == parent:
             while (head := _exactly(end, _length.size)) is not None:
                 (size,) = _length.unpack(head)

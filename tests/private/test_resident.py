@@ -14,6 +14,7 @@ from tests.microkernel.nodes import booted
 
 from .nodes import diary, image
 
+ROOT = Path(__file__).parents[2]
 LOCKS = """
 import mmap, resource
 from atoll.ipc.runtime import resident
@@ -37,6 +38,37 @@ def test_all_of_the_process_is_locked_and_what_it_maps_later() -> None:
         pytest.skip(f"not here: {done.stderr.splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     assert locked(done.stdout) > 64 << 10
+
+
+IN_A_WORKER = """
+import resource, trio
+from atoll.ipc.runtime import resident
+from atoll.ipc.runtime.workers import Workers
+from tests.private.test_resident import status
+resource.getrlimit = lambda which: (resource.RLIM_INFINITY,) * 2
+assert (resident.keep(), resident.said()) == ("", "")
+async def main():
+    workers = Workers(1)
+    print(await workers.run(status))
+    workers.close()
+trio.run(main)
+"""
+
+
+def status() -> str:
+    return Path("/proc/self/status").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who may lock without a limit is root, or has none")
+def test_so_is_its_worker_processes() -> None:
+    """A fork inherits no lock: what it works with, and what it has of its server's, could be swapped."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_WORKER], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    if "mlockall" in done.stderr:
+        pytest.skip(f"not here: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    assert locked(done.stdout) > 0
 
 
 def test_with_a_limit_nothing_is_locked_and_the_limit_is_told() -> None:
