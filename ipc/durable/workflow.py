@@ -33,7 +33,7 @@ from atoll.ipc import chance, clock
 from atoll.ipc.context import Call, Clock, Fields, SystemClock, current_or_none, in_hand
 from atoll.ipc.deferred import Deferred
 from atoll.ipc.dispatch import as_reply
-from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerFault
+from atoll.ipc.errors import Aborted, BadRequest, Conflict, PeerFault, TooLarge
 from atoll.ipc.errors import decode as decode_error
 from atoll.ipc.errors import encode as encode_error
 from atoll.ipc.future import wait_for
@@ -53,6 +53,8 @@ I = TypeVar("I", bound=Interface)  # noqa: E741
 
 MEETINGS: Final = 64
 """So often a step that meets others' writes is run again before that counts as a failed attempt."""
+FAULT_MOST: Final = 512 << 10
+"""Bytes of a step's error that are recorded."""
 _MEETING_PAUSE: Final = 0.002
 _ordinal = struct.Struct(">I")
 
@@ -312,6 +314,11 @@ class Workflow:
                 raise
             await trio.lowlevel.checkpoint()  # what a cancelled step raises is no outcome
             fault = encode_error(as_reply(run.spec, problem))
+            if (
+                len(fault) > FAULT_MOST
+            ):  # no row would hold it, and the workflow must not go on with what is none
+                what = f"{run.row.method}, step {number}: its error"
+                fault = encode_error(TooLarge(what, len(fault), FAULT_MOST, do="say less in it"))
             if attempt >= retry.attempts or not isinstance(problem, retry.on):
                 return await run.record(number, self._row(name, "failed", attempt, fault=fault), None)
             trying = self._row(name, "trying", attempt, fault=fault)

@@ -67,6 +67,18 @@ def test_a_step_with_a_bug_undoes_its_effects_and_is_told_again_as_it_was(
     assert effects(running, label) == {"1": 1}
 
 
+def test_an_error_that_no_row_holds_is_an_outcome_too(running: Running, label: str) -> None:
+    """The workflow went on with it, and nothing was recorded: run again, the step was made anew."""
+    hold(running.folder, f"{label} after 2")
+    running.stages.loud.begin.now(Start(id=label), label, 2 << 20)
+    running.stages.reached.now(f"{label} after 2")
+    hold(running.folder, "")
+    running.crash()
+    assert running.stages.loud.result.now(label) == "TooLarge"
+    lines = (running.folder / "log").read_text().splitlines()
+    assert lines.count(f"shouted {label}") == 1
+
+
 def test_attempts_are_counted_over_a_crash(running: Running, label: str) -> None:
     hold(running.folder, f"{label} in 3")
     running.stages.stumble.begin.now(Start(id=label), label, 3)

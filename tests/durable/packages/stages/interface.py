@@ -55,6 +55,10 @@ class Stages(Interface):
     def heap(self, size: int, *, in_step: bool) -> bytes:
         """So many bytes: what a step, or the workflow itself, gives."""
 
+    @durable("run")
+    def loud(self, label: str, size: int) -> str:
+        """A step fails, with so many characters in its error; gives the error's kind."""
+
     @call("run")
     def release(self, label: str) -> None: ...
 

@@ -12,7 +12,7 @@ import trio
 
 from atoll.ipc import Deferred, Interface, InternalFault, Keyspace, Serves, call, current
 from atoll.ipc.durable import Queue, Retry, Workflow, this_step
-from atoll.ipc.errors import Overloaded
+from atoll.ipc.errors import AtollError, Overloaded
 
 from .interface import Stages, TooFar
 
@@ -153,6 +153,20 @@ class Server(Serves[Stages]):
 
     def bytes_(self, size: int) -> bytes:
         return bytes(size)
+
+    @Stages.loud.serve
+    async def loud(self, flow: Workflow, label: str, size: int) -> str:
+        try:
+            await flow.step(self.shout, label, size)
+        except AtollError as fault:
+            told = type(fault).__name__
+        await flow.step(self.add, label, 2, 9)
+        await self._pass(f"{label} after 2")
+        return told
+
+    def shout(self, label: str, size: int) -> None:
+        self._tell(f"shouted {label}")
+        raise RuntimeError("x" * size)
 
     async def _count(self, key: str) -> None:
         self.rows.put(key, (await self.rows.get(key) or 0) + 1)
