@@ -6,7 +6,7 @@ nothing; `written` makes of these what the store gets, and may need a key that h
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,6 +25,9 @@ class NotReady(Exception):
 
 
 class Form(Generic[T]):
+    waits: ClassVar[bool] = False
+    """Whether a write may have to wait until it can be written down."""
+
     def __init__(self, kind: Any) -> None:
         self.encode = msgspec.msgpack.Encoder().encode
         self.decode: Callable[[bytes], T] = msgspec.msgpack.Decoder(kind).decode

@@ -341,13 +341,16 @@ class Keyspace(Generic[T]):
                 when(lambda: self.state.commit.start(writes, [], *own), committed, done.fail)
 
         def begin() -> None:
-            form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)
+            try:
+                form.before((draft for _, draft in drafts if draft is not None), (), write, done.fail)
+            except Exception as error:  # whoever's turn is over may stand above
+                done.fail(error)
 
-        if part is None:
+        if part is None and not form.waits:
             begin()
         else:
             # Behind updates of these rows: what they read would not be what they replace. Without a transaction it is at
-            # their commit that they find it out.
+            # their commit that they find it out. And behind writes of these rows that wait for a key, as this one may not.
             self._turns.take([(part, raw) for raw, _ in drafts], begin, done)
         return done
 

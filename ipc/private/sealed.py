@@ -25,6 +25,8 @@ P = TypeVar("P", bound=Personal)
 
 
 class SealedForm(Form[P]):
+    waits = True
+
     def __init__(self, kind: Any, ring: Ring) -> None:
         from cryptography.exceptions import InvalidTag
 

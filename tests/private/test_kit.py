@@ -109,6 +109,14 @@ def test_durable_methods_and_a_private_keyspace_do_not_go_together() -> None:
         pass
 
 
+def test_a_write_that_waits_for_its_key_is_not_overtaken(running: testing.Running) -> None:
+    """What was deleted after it was written came back: the deletion needs no key, and was first at the store."""
+    diary = running.client(Diary)
+    for subject in ("ann", "ann", "bob"):  # of the first and the last no key is at hand
+        diary.unsay.now("a", subject, "words")
+        assert diary.read.now("a") is None
+
+
 def test_keys_that_are_refused_for_a_moment_come_later(running: testing.Running) -> None:
     """As by a new process of `keys`, which hears of a request before it hears of the stream."""
     keys = running._keys

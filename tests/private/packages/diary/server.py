@@ -5,6 +5,7 @@ import logging
 import structlog
 
 from atoll.ipc import Deferred, Private, Serves
+from atoll.ipc.keyspace import settled
 from atoll.ipc.system.keys import Purge
 from atoll.ipc.system.state import Write
 
@@ -45,6 +46,13 @@ class Server(Serves[Diary]):
         async with self.words.transaction() as tx:
             assert len(await tx.range(first, second + "x")) == 2
         return tx.revision or 0
+
+    @Diary.unsay.serve
+    async def unsay(self, key: str, subject: str, text: str) -> None:
+        """Writes, and deletes at once what it wrote."""
+        written, deleted = self.words.put(key, Entry(subject, text)), self.words.delete(key)
+        await settled(written)
+        await settled(deleted)
 
     @Diary.read.serve
     async def read(self, key: str) -> Entry | None:
