@@ -195,6 +195,10 @@ class Keyring:
         """The purges of a keyspace after a number."""
         return [each for each in self.contents.purges if each.number > after and each.badge == badge]
 
+    def made_since(self, number: int) -> list[Made]:
+        """All purges after a number; none of a ring that is not open."""
+        return [each for each in self.contents.purges if each.number > number] if self.opened else []
+
     def _take(self, contents: Contents) -> None:
         self._contents = contents
         self._trees = [Tree(kept) for kept in contents.seeds]

@@ -256,10 +256,18 @@ class Server(Serves[Keys]):
             fresh = [each for each in sorted(who) if not ring.is_purged(*each)]
             if call.badge and fresh and ring.asked_by_server(call.badge) >= self.config.purges_by_servers:
                 raise PurgesSpent(self.config.purges_by_servers)
-            with written():
+            before, unwritable = ring.contents.number, None
+            try:
                 made = ring.purge(fresh, _now(), by_server=bool(call.badge))
+            except OSError as fault:
+                unwritable = KeyringUnwritable(str(fault))
+                made = ring.made_since(
+                    before
+                )  # what the disk did not take to the end it may have all the same
             self._holders.stir()  # whatever comes of this call
             await self._record(made, f"{call.client}:{call.request}")
+            if unwritable is not None:
+                raise unwritable
         done = [each for each in ring.contents.purges if (each.badge, each.tag) in who]
         last = max(done, key=lambda each: each.number) if done else Made(ring.contents.number, 0, b"", _now())
         left = call.remaining()

@@ -1,6 +1,8 @@
 """A private keyspace as its server has it: over the store in memory and the node's own server of keys."""
 
+import errno
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,8 @@ from atoll.ipc import Interface, Private, Serves, testing
 from atoll.ipc.durable import Workflow, durable
 from atoll.ipc.errors import InternalFault, PeerMisbehaved, Purged
 from atoll.ipc.runtime.describe import describe
-from atoll.ipc.system.keys import SUBJECT_MOST
+from atoll.ipc.system.keys import SUBJECT_MOST, KeyringUnwritable
+from atoll.servers.keys.root import FileRoot
 from tests.private.packages.diary.interface import Diary, Entry, Told
 from tests.private.packages.diary.server import Server
 
@@ -115,6 +118,37 @@ def test_a_write_that_waits_for_its_key_is_not_overtaken(running: testing.Runnin
     for subject in ("ann", "ann", "bob"):  # of the first and the last no key is at hand
         diary.unsay.now("a", subject, "words")
         assert diary.read.now("a") is None
+
+
+def test_a_purge_that_the_disk_took_but_for_its_end_is_told_and_recorded(
+    running: testing.Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had been made, and cannot be undone; whoever had the key went on reading, and the store knew nothing of it."""
+    diary, keys = running.client(Diary), running._keys
+    assert keys is not None
+    server: Any = keys.endpoint.server
+    diary.write.now("a", "ann", "words")
+
+    def full(self: FileRoot) -> None:
+        raise OSError(errno.ENOSPC, "no space is left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileRoot, "end", full)
+        with pytest.raises(KeyringUnwritable):
+            running.purge("ann")
+    (made,) = server._ring.contents.purges
+
+    async def told() -> list[str]:
+        behind: list[str] = await server._holders.without({made.badge: made.number}, 5.0)
+        return behind
+
+    async def recorded() -> list[int]:
+        return [row.value.number async for row in server.rows.range("purge/", "purge0")]
+
+    assert running._host.wait_for(told) == []
+    with pytest.raises(Purged):
+        diary.read.now("a")
+    assert running._host.wait_for(recorded) == [made.number]
 
 
 def test_keys_that_are_refused_for_a_moment_come_later(running: testing.Running) -> None:
