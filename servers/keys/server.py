@@ -175,7 +175,8 @@ class Server(Serves[Keys]):
                 ring = self._opened()
                 with written():
                     ring.know(badge)
-            position = after or ring.contents.number
+            # It may know of purges that a keyring which was put back does not: others will have their numbers.
+            position = min(after or ring.contents.number, ring.contents.number)
             holder = Holder(badge, who.server, position)
             self._holders.add(call.client, holder)
         finally:

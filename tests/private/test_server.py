@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -11,9 +12,9 @@ from atoll.ipc import testing
 from atoll.ipc.errors import BadRequest, NotFound
 from atoll.ipc.keyspace import Row, settled
 from atoll.ipc.memory_store import MemoryStore
-from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased, PurgesSpent
+from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased, PurgesSpent, tag_of
 from atoll.ipc.system.measurement import Measurement
-from atoll.servers.keys.attestation import Policy
+from atoll.servers.keys.attestation import Attestation, Policy
 from atoll.servers.keys.holders import Holder, Holders
 from atoll.servers.keys.keyring import GENERATIONS, Keyring, _fresh
 from atoll.servers.keys.root import FileRoot
@@ -210,6 +211,32 @@ def test_holders_are_told_apart_by_keyspace() -> None:
     assert holders.behind({1: 5, 2: 3}) == []
     holders.remove(9, one)
     assert holders.of(9, 2) is other
+
+
+class Trusting(Server):
+    """Takes whoever asks for what the image wants."""
+
+    def attestation(self) -> Attestation:
+        return cast(Attestation, self)
+
+    name = "its own word"
+
+    async def measured(self, channel: int) -> Measurement:
+        return WHO
+
+
+def test_who_knows_of_purges_that_the_keyring_does_not_hears_of_those_to_come(tmp_path: Path) -> None:
+    """An older copy was put back, and the store has no rows of what came since: purges are numbered as these were. Whoever
+    held keys meanwhile was told of none of them, and counted as having let go."""
+    with testing.running(Trusting, needs=folders(tmp_path)) as running:
+        server = running.client(Keys, badge=BADGE)
+        with server.hold.now(9) as told:
+            first = next(told)
+            assert (first.position, first.purged) == (1, b"")
+            done = server.purge.start("ann")
+            assert next(told).purged == tag_of(first.index, "ann")
+            server.let_go.now(2)
+            assert done.result().holding == []
 
 
 def test_new_seeds_that_are_asked_for_twice_at_once_are_no_more_than_there_may_be(tmp_path: Path) -> None:
