@@ -183,7 +183,8 @@ def unlock_by(keys: Keys, chip: Path, place: str, row: KeyringRow) -> KeyringRow
                 row = keys.unlock.now(secret)
             except BadRequest:
                 continue
-            held.keep_only(secret)
+            if not row.locked:  # a keyring that is away is opened by none, and refuses none
+                held.keep_only(secret)
             return row
     raise BadRequest("--tpm", "the TPM that has the root key of this keyring", f"{chip}, which has not")
 

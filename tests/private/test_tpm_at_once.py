@@ -1,4 +1,5 @@
-"""Two people at one TPM at once: whatever they do to the root key, the secret that opens the keyring is not given up."""
+"""Whatever people do to the root key at a TPM, two at once, or while the keyring is away: the secret that opens it is not
+given up."""
 
 import os
 import socket
@@ -100,3 +101,30 @@ def test_a_root_key_that_is_renewed_while_somebody_unlocks(tmp_path: Path) -> No
         assert not keys.unlock.now(secret).locked
         with pytest.raises(BadRequest, match="got another"):
             keys.unlock.now("not " + secret)
+
+
+def test_unlocking_while_the_keyring_is_away_gives_up_no_secret(tmp_path: Path) -> None:
+    """Any secret fits where there is none: of two, as a change that was cut short leaves, the first one was kept."""
+    (tmp_path / "chip").mkdir()
+    by_tpm = Settings(root="tpm")
+    with powered(tmp_path / "chip") as chip:
+        with testing.running(Server, config=by_tpm, needs=folders(tmp_path)) as running:
+            keys = running.client(Keys)
+            row = keys.keyring.now()
+            keyring.unlock_by(keys, chip, row.place, row)
+            keyring.renew(keys, chip, row.place)
+            with tpm.opened(chip, row.place) as held:
+                held.add()
+            running.kill()
+        kept = tmp_path / "keyring" / "keyring"
+        kept.rename(tmp_path / "away")
+        with testing.running(Server, config=by_tpm, needs=folders(tmp_path)) as running:
+            keys = running.client(Keys)
+            away = keys.keyring.now()
+            for _ in range(2):
+                with tpm.opened(chip, row.place) as held:
+                    assert len(held.secrets()) == 2
+                told = keyring.unlock_by(keys, chip, row.place, away)
+                assert "there is none, and there was one" in told.locked
+            (tmp_path / "away").rename(kept)
+            assert not keyring.unlock_by(keys, chip, row.place, keys.keyring.now()).locked
