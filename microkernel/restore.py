@@ -212,6 +212,20 @@ class Restore:
             batch.delete_row(row)
         self._needs.drop((row.capability for row in made.unneeded), batch)
         self._rejoin()
+        there = 0
+        # Who was bound before a server that it needs was left out is so, too.
+        while there != len(node.servers):
+            there = len(node.servers)
+            self._bind_all(batch)
+        for held in tree:
+            if held.holder in node.servers and held.parent and not self._authority.offered(held):
+                self._say(
+                    f"  {held.holder} is not given capability {written(held.id)}: no {held.server} offers {held.interface}"
+                )
+
+    def _bind_all(self, batch: Batch) -> None:
+        """The needs of all servers; one that a person loaded, and whose needs cannot be bound, is left out."""
+        node = self._node
         for server in list(node.servers.values()):
             for need in needs.lost(node, server):
                 self._say(f"  new capability for {server.name}.{need}: the last one was revoked")
@@ -221,11 +235,6 @@ class Restore:
                 if not server.spec.load:
                     raise
                 self._left_out(server.name, str(error))
-        for held in tree:
-            if held.holder in node.servers and held.parent and not self._authority.offered(held):
-                self._say(
-                    f"  {held.holder} is not given capability {written(held.id)}: no {held.server} offers {held.interface}"
-                )
 
     def _rejoin(self) -> None:
         """Those who run already, `state` and the kernel, get their capabilities of the real tree."""

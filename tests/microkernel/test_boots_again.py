@@ -160,3 +160,24 @@ def test_a_grant_on_a_loaded_server_whose_need_is_offered_no_more_waits_for_it(t
         (package / "server.py").write_text(SERVER)
         boot_again(node)
         assert not any("is not given" in line for line in node.said)
+
+
+def test_who_needs_a_server_that_cannot_be_there_is_left_out_too(tmp_path: Path) -> None:
+    """In whatever order their rows come: `above` is before `user`, and `visitor` behind it."""
+    package, user = paired(tmp_path), made(tmp_path, "user", USER)
+    guest = made(tmp_path, "guest", USER.replace("peer: Second", "peer: First"))
+    with booted(tmp_path, text=image(package, "")) as node:
+        with node.attach() as attached:
+            needs: dict[str, Binding] = {"peer": ServerBinding(server="paired")}
+            attached.kernel.load.now(Load(server="user", package=str(user), level="process", needs=needs))
+            for name, peer in (("visitor", "user"), ("above", "user"), ("highest", "above")):
+                needs = {"peer": ServerBinding(server=peer)}
+                attached.kernel.load.now(Load(server=name, package=str(guest), level="process", needs=needs))
+        (package / "server.py").write_text(ONE)
+        boot_again(node)
+        for name in ("user", "visitor", "above", "highest"):
+            assert any(f"server {name} is left out" in line for line in node.said)
+        (package / "server.py").write_text(SERVER)
+        boot_again(node)
+        with node.attach() as attached:
+            assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
