@@ -6,7 +6,6 @@ them everything else. Nothing is changed before the image is known to be good.
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from collections.abc import Awaitable, Callable
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import trio
+from msgspec import structs
 
 from atoll.ipc import clock
 from atoll.ipc.errors import AtollError, PeerFault
-from atoll.ipc.system.records import KEYSPACE, LOG, BootRow
+from atoll.ipc.system.records import KEYSPACE, LOG
 from atoll.ipc.system.state import Retention
 
 from . import graph, journal, plan, weakenings
@@ -176,7 +176,7 @@ class Boot:
                     await node.down.wait()
                 finally:
                     with trio.CancelScope(shield=True):
-                        await take_down(node, parts)
+                        await take_down(node, parts, record=not self.plan_only)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
@@ -252,13 +252,15 @@ class Boot:
         ours = node.tree.grant(root.id, by=STORE, to=KERNEL, rights=root.rights)
         proxy = parts.authority.state_proxy(ours)
         await parts.supervisor.start(server)
-        kept = Retention(age=float(node.image.keep.history))
-        number = await proxy.make_keyspace(KEYSPACE, kept, reserved=True)
-        node.keyspaces[KEYSPACE] = number
-        node.keyspaces[LOG] = node.store.log = await proxy.make_keyspace(
-            LOG, Retention(age=0.0), reserved=True
-        )
-        await node.store.opened(proxy, number)
+        there = await proxy.keyspaces() if self.plan_only else {}  # where they are, they stay as they are
+        kept = {KEYSPACE: Retention(age=float(node.image.keep.history)), LOG: Retention(age=0.0)}
+        for name, retention in kept.items():
+            number = there.get(name)
+            if number is None:
+                number = await proxy.make_keyspace(name, retention, reserved=True)
+            node.keyspaces[name] = number
+        node.store.log = node.keyspaces[LOG]
+        await node.store.opened(proxy, node.keyspaces[KEYSPACE])
 
     async def _servers_up(self, node: Node, parts: Parts) -> None:
         """All but `state`, which runs; a server's servers are started before it, and none waits for another."""
@@ -354,29 +356,31 @@ async def unless(down: trio.Event, action: Callable[[], Awaitable[None]]) -> boo
     return not down.is_set()
 
 
-async def take_down(node: Node, parts: Parts) -> None:
-    """End every server, callers before those they call, `state` last; whoever is being started or swapped meanwhile, too."""
+async def take_down(node: Node, parts: Parts, *, record: bool = True) -> None:
+    """End every server, callers before those they call, `state` last; whoever is being started or swapped meanwhile, too.
+    Without `record` nothing of that becomes a row."""
     parts.gate.close()
     node.down.set()
     if not node.nursery.cancel_scope.cancel_called:
         await parts.readers.close()
         for name in reversed(order(node) if node.servers else []):
             if (server := node.servers.get(name)) is not None:  # a load may have come to nothing meanwhile
-                await end_in_order(node, parts, server)
+                await end_in_order(node, parts, server, record)
     node.store.end()
     parts.authority.closed(STORE)
     kill_all(node)
 
 
-async def end_in_order(node: Node, parts: Parts, server: Server) -> None:
+async def end_in_order(node: Node, parts: Parts, server: Server, record: bool) -> None:
     """End one server. A change of its life that is under way is waited for no longer than the server itself is."""
     with trio.move_on_after(node.down_deadline):
         async with server.changing:
             pass
-    if server.name == STORE:
+    if server.name == STORE and record:
         parts.logs.write_rows()
-        if not node.failure:
-            node.store.later(node.store.batch("shutdown").put(ended_boot(node)))
+        if not node.failure and node.row is not None:
+            ended = structs.replace(node.row, ended=node.now())
+            node.store.later(node.store.batch("shutdown").put(ended))
         with trio.move_on_after(LAST_ROWS_WITHIN):
             await node.store.flush()
     await parts.supervisor.end(server, node.down_deadline, "the node was shut down")
@@ -388,14 +392,3 @@ def kill_all(node: Node) -> None:
         if isinstance(party, Serving) and party.process is not None:
             party.expected_end = party.expected_end or "the node was shut down"
             party.process.kill()
-
-
-def ended_boot(node: Node) -> BootRow:
-    return BootRow(
-        epoch=node.boot,
-        node=node.place.name,
-        started=node.started,
-        image="",
-        kernel=os.uname().release,
-        ended=node.now(),
-    )

@@ -16,6 +16,7 @@ import trio
 
 from atoll.ipc.errors import NotFound
 from atoll.ipc.runtime.loop import ServeLoop
+from atoll.ipc.system.records import BootRow
 
 from .accounts import Ledger
 from .capabilities import Tree
@@ -71,6 +72,8 @@ class Node:
         self.bound: dict[tuple[str, str], int] = {}
         """By server and need the capability that stands for it."""
         self.started = self.now()
+        self.row: BootRow | None = None
+        """Of this boot, once it has one."""
         self._lived, self._asked = self.started, self.clock.monotonic()
         self.weakenings: list[tuple[str, str, str]] = []
         """(server, mechanism, reason)."""

@@ -252,15 +252,16 @@ class Restore:
     def _put_boot(self, batch: Batch) -> None:
         node = self._node
         image = self._checked.image
+        node.row = BootRow(
+            epoch=node.boot,
+            node=node.place.name,
+            started=node.started,
+            image=hash_of_text(self._checked.text),
+            kernel=os.uname().release,
+            weakenings=tuple(f"{server}: {what}: {reason}" for server, what, reason in node.weakenings),
+        )
         batch.put(
-            BootRow(
-                epoch=node.boot,
-                node=node.place.name,
-                started=node.started,
-                image=hash_of_text(self._checked.text),
-                kernel=os.uname().release,
-                weakenings=tuple(f"{server}: {what}: {reason}" for server, what, reason in node.weakenings),
-            ),
+            node.row,
             ImageRow(
                 hash=hash_of_text(self._checked.text),
                 name=image.image.name,

@@ -11,8 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import NodeDown, NotFound, PeerDied
+from atoll.ipc.system.records import KEYSPACE, AnyRow, BootRow, ChannelRow, ProcessRow, after, decode
+from atoll.ipc.system.state import State, absolute
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -147,6 +151,42 @@ def test_a_plan_is_shown_and_nothing_changes(tmp_path: Path) -> None:
         node.image.write_text(text)
         node.boot()
         assert not any("change" in line for line in node.said)
+
+
+def rows(attached: Attached, table: type[AnyRow]) -> list[AnyRow]:
+    page = attached.keyspace(KEYSPACE).range.now(table.table, after(table.table))
+    return [decode(table, item.value or b"") for item in page.items]
+
+
+def test_the_row_of_a_boot_says_also_later_what_was_booted(tmp_path: Path) -> None:
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            (began,) = rows(attached, BootRow)
+        assert node.stop() == 0
+        node.boot()
+        with node.attach() as attached:
+            ended, _ = rows(attached, BootRow)
+        assert began.image and ended.ended and structs.replace(ended, ended=0) == began
+
+
+def test_a_plan_leaves_no_row_and_no_retention(tmp_path: Path) -> None:
+    """It was no boot, and nobody has decided on its image."""
+    with booted(tmp_path) as node:
+        node.stop()
+        text = node.image.read_text()
+        node.image.write_text(f'[keep]\nhistory = "1h"\n{text}')
+        subprocess.run(node.command("--plan"), capture_output=True, check=True)
+        node.image.write_text(text)
+        node.boot()
+        with node.attach() as attached:
+            for table in (BootRow, ProcessRow, ChannelRow):
+                assert 2 not in {
+                    row.boot if table is not BootRow else row.epoch for row in rows(attached, table)
+                }
+            state = attached.open("state", State)
+            kept = state.range.now(absolute(0, b""), absolute(1, b"")).items
+            assert kept
+            assert all(len(state.history.now(item.key)) == 1 for item in kept)
 
 
 def test_a_boot_does_what_its_plan_shows(tmp_path: Path) -> None:
