@@ -126,6 +126,7 @@ class Life:
         """As if it had never been loaded; its keyspaces stay."""
         node = self._node
         await self._supervisor.end(server, 0.0, "it could not be loaded")
+        server.state = "failed"
         self._grants.server_left(server.name)
         batch = node.store.batch(f"undo load {server.name}")
         for ended in (node.tree.withdraw(server.name), node.tree.forget(server.name)):

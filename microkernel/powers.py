@@ -29,9 +29,7 @@ from .parties import KERNEL, Party
 from .windows import Windows
 
 LONGEST = 100 * 365.25 * 86400
-"""Seconds that a capability may be asked to last: the table in shared memory holds 64 bits of nanoseconds."""
-ON_ITS_WAY = ("starting", "draining", "restarting")
-"""States of a server that is about to serve."""
+"""Seconds that a capability may be asked to last, or a server be given: 64 bits hold the nanoseconds of a time in them."""
 
 
 class _Taken(NamedTuple):
@@ -212,8 +210,8 @@ class Powers:
         if channel.server == party.holder:
             return channel.client
         server = node.servers.get(channel.server)
-        while server is not None and server.state in ON_ITS_WAY:
-            await server.up.wait()
+        if server is not None:
+            await server.arrived()
         serving = node.serving(channel.server)
         if channel.server == KERNEL or serving is None:
             raise BadRequest(

@@ -24,6 +24,9 @@ from .slices import Limits
 from .specs import Spec
 from .versions import Version
 
+ON_ITS_WAY: tuple[State, ...] = ("starting", "draining", "restarting")
+"""States of a server that is about to serve."""
+
 
 def keys_of(need: str) -> str:
     """The name of the need that goes with one for a private keyspace; no attribute is called so."""
@@ -41,7 +44,9 @@ class Server:
         self.version = version
         self.offered: tuple[control.Described, ...] = ()
         """As the latest process said it, with schemas."""
-        self.state: State = "stopped"
+        self._state: State = "stopped"
+        self._changed = trio.Event()
+        """Set at the next change of its state."""
         self.reason = ""
         self.serving: Serving | None = None
         self.plan: Plan | None = None
@@ -51,8 +56,6 @@ class Server:
         """When it crashed lately: CLOCK_MONOTONIC seconds."""
         self.changing = trio.Lock()
         """One change of its life at a time."""
-        self.up = trio.Event()
-        """Set while it serves."""
         self.own: Limits | None = None
         """What a person set for it to use, beneath its slice."""
         self.unenforced: tuple[str, ...] = ()
@@ -62,6 +65,21 @@ class Server:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, now: State) -> None:
+        self._state = now
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def arrived(self) -> None:
+        """Wait while it is about to serve: until it does, or will not."""
+        while self._state in ON_ITS_WAY:
+            await self._changed.wait()
 
     @property
     def needs(self) -> dict[str, Binding]:
@@ -93,8 +111,3 @@ class Server:
     def start(self) -> Literal["zygote", "exec"]:
         """How its processes start: a heavy one by `exec` always."""
         return "exec" if self.description.heavy or self.spec.start == "exec" else "zygote"
-
-    def down(self) -> None:
-        """It does not serve now; whoever waits for `up` goes on waiting."""
-        if self.up.is_set():
-            self.up = trio.Event()

@@ -71,7 +71,6 @@ class Supervisor:
         server.serving = serving
         server.state, server.reason = "serving", ""
         self._authority.served_again(server.name)
-        server.up.set()
 
     # down ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +138,6 @@ class Supervisor:
     def lost(self, server: Server, serving: Serving) -> None:
         """The process that served is gone: the channels wait for the next one."""
         server.serving = None
-        server.down()
         if server.name == STORE:
             self._node.store.lost()
         self._authority.server_died(serving)
@@ -231,7 +229,6 @@ class Supervisor:
         if serving is None or serving.process is None:
             return
         serving.expected_end = reason
-        server.down()
         if server.state == "frozen":
             with suppress(OSError):  # one that cannot end by itself is killed
                 await self._node.group(server).thaw()

@@ -241,7 +241,6 @@ class _Swap:
             raise StartFailed(server=self.server.name, step="drain", reason="the old version ended meanwhile")
         old.drain, old.drained = old.drain + 1, trio.Event()
         self.server.state = "draining"
-        self.server.down()
         end = node.clock.monotonic() + int(self.deadline * 1e9)
         old.send(control.Drain(deadline=end, number=old.drain))
         self.paused = node.clock.monotonic()
@@ -406,7 +405,6 @@ class _Swap:
             self.grants.hand_over(old, node.channels.of_server(server.name))
             old.send(control.Resume())
             server.state = "serving"
-            server.up.set()
             if server.name == STORE:
                 node.soon(node.store.settle)
         batch = node.store.batch("swap refused")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.ipc.errors import PeerDied
+from atoll.ipc.errors import BadRequest, PeerDied
 from atoll.ipc.system.kernel import ProcessRow
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
@@ -41,6 +41,27 @@ def test_a_server_that_dies_in_a_call_is_restarted_on_the_same_channel(node: Rea
         while row().state == "starting":  # it serves before the kernel has heard that it does
             pass
         assert (row().restarts, row().state) == (1, "serving")
+
+
+def test_who_passes_a_capability_to_a_server_that_stays_down_hears_of_it(tmp_path: Path) -> None:
+    """It waits for the restart, and that does not come."""
+    with (
+        booted(tmp_path, counter="restart = { first = 3600, most = 3600 }") as node,
+        node.attach() as attached,
+    ):
+
+        def state() -> str:
+            return next(row.state for row in attached.kernel.ps.now() if row.server == "counter")
+
+        channel = attached._port(attached.kernel.open.now("counter", "Counter").token).channel
+        opened = attached.kernel.open.now("teller", "Teller")
+        os.kill(pid_of(node, "counter"), signal.SIGKILL)
+        while state() != "restarting":
+            pass
+        passing = attached.kernel.transfer.start(opened.number, channel)
+        attached.kernel.stop.now("counter")
+        with pytest.raises(BadRequest, match="one to a server that runs"):
+            passing.result()
 
 
 def test_servers_that_call_each_other_survive_each_others_end(node: RealNode) -> None:

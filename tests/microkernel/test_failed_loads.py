@@ -73,6 +73,29 @@ def test_a_restart_of_a_server_whose_load_fails_meanwhile_finds_nobody(
         assert pids() == []
 
 
+def test_who_passes_a_capability_to_a_server_whose_load_fails_meanwhile_hears_of_it(
+    node: RealNode, tmp_path: Path
+) -> None:
+    package = hanging(tmp_path)
+    with node.attach() as attached:
+
+        def pids() -> list[int]:
+            return [row.pid for row in attached.kernel.ps.now() if row.server == "hanging"]
+
+        loading = attached.kernel.load.start(Load(server="hanging", package=str(package), level="process"))
+        while not any(found := pids()):
+            assert not loading.done()
+        root = next(row.number for row in attached.kernel.caps.now("hanging") if row.server == "hanging")
+        channel = attached._port(attached.kernel.mint.now(root, 1)).channel
+        passing = attached.kernel.transfer.start(attached.kernel.open.now("teller").number, channel)
+        assert pids() == found, "it waits: the kernel has heard of it by now"
+        os.kill(found[0], signal.SIGKILL)
+        with pytest.raises(StartFailed):
+            loading.result()
+        with pytest.raises(BadRequest, match="one to a server that runs"):
+            passing.result()
+
+
 def test_a_slice_of_a_server_whose_load_fails_meanwhile_is_none(node: RealNode, tmp_path: Path) -> None:
     """It would hold for whoever is loaded under that name next."""
     package = hanging(tmp_path)
