@@ -6,18 +6,20 @@ tables, then wait until no loop can still serve what was taken, then the row.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
 
-from atoll.ipc.errors import AtollError, BadRequest, NotAllowed, NotFound
+from atoll.ipc.errors import AtollError, BadRequest, NotAllowed, NotFound, Overloaded
 from atoll.ipc.system.control import CancelCalls
 from atoll.ipc.system.kernel import Granted, Opened, WrongState, written
 from atoll.ipc.system.records import KEYSPACE, written_by_the_node
 
 from .authority import Authority
+from .buffers import short_of_descriptors
 from .capabilities import NEVER, Capability, Ended
 from .capability_rows import write_ended, write_made
 from .events import Events
@@ -229,12 +231,17 @@ class Powers:
 
     @contextmanager
     def _or_none(self, made: Capability) -> Iterator[None]:
-        """What cannot be recorded, or put into its holder's hands, is none."""
+        """What cannot be recorded, or put into its holder's hands, is none. Raises `Overloaded` where no channel can be made
+        for it now."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             if self._node.tree.has(made.id):
                 self._authority.clear(self._node.tree.revoke(made.id, by=None))
+            if isinstance(error, OSError) and short_of_descriptors(error):
+                raise Overloaded("the kernel's file descriptors") from None
+            if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ENOSPC):
+                raise Overloaded("this machine's memory") from None
             raise
 
     async def _take_out(self, made: Capability) -> None:

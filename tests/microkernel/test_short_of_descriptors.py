@@ -39,6 +39,7 @@ from atoll.microkernel.versions import Version
 from atoll.microkernel.watching import Watching
 
 from .children import OUT, VICTIMS, forge, planned, told
+from .nodes import RealNode
 
 STEPS = [
     (socket, "socketpair", 0),
@@ -355,3 +356,18 @@ def test_a_program_that_cannot_be_looked_at_is_not_said_to_have_ended(free: int)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert opened() == before
+
+
+def test_who_asks_for_a_capability_is_told_so(node: RealNode) -> None:
+    with node.attach() as attached:
+        held = {row.number for row in attached.kernel.caps.now()}
+        assert node.kernel is not None
+        most = resource.prlimit(node.kernel.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(node.kernel.pid, resource.RLIMIT_NOFILE, (3, most[1]))
+        try:
+            with pytest.raises(Overloaded, match="file descriptors"):
+                attached.kernel.open.now("counter")
+        finally:
+            resource.prlimit(node.kernel.pid, resource.RLIMIT_NOFILE, most)
+        assert {row.number for row in attached.kernel.caps.now()} == held
+        attached.kernel.open.now("counter")
