@@ -70,7 +70,7 @@ async def end_survivors(marker: str) -> list[Survivor]:
                 try:
                     if survivor.is_still(_look(survivor.pid)):
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                        with trio.move_on_after(until - time.monotonic()):
+                        with trio.move_on_after(max(0.0, until - time.monotonic())):
                             await trio.lowlevel.wait_readable(pidfd)
                 finally:
                     os.close(pidfd)

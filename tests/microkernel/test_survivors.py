@@ -119,8 +119,8 @@ def test_survivors_of_kernel_and_zygote_are_ended_by_the_next_boot(tmp_path: Pat
             assert attached.open("counter", Counter).get.now("x") == 5
 
 
-def test_a_survivor_that_cannot_be_ended_is_named(tmp_path: Path) -> None:
-    """A control group of somebody else's, of version 1, keeps it frozen: it hears no signal until it is thawed."""
+def test_survivors_that_cannot_be_ended_are_named(tmp_path: Path) -> None:
+    """A control group of somebody else's, of version 1, keeps them frozen: they hear no signal until they are thawed."""
     mount = next((m for m in hierarchy.mounts() if m.version == 1 and "freezer" in m.controllers), None)
     if mount is None or not os.access(mount.base, os.W_OK):
         pytest.skip("no freezer of version 1 here")
@@ -129,17 +129,20 @@ def test_a_survivor_that_cannot_be_ended_is_named(tmp_path: Path) -> None:
     try:
         with booted(tmp_path, more=STUBBORN) as node:
             with node.attach() as attached:
-                pid = attached.open("stubborn", Stubborn).outlive.now()
-            (ice / "cgroup.procs").write_text(str(pid))
+                stubborn = attached.open("stubborn", Stubborn)
+                pids = sorted((stubborn.leave_child.now(False), stubborn.outlive.now()))
+            for pid in pids:
+                (ice / "cgroup.procs").write_text(str(pid))
             (ice / "freezer.state").write_text("FROZEN")
             while (ice / "freezer.state").read_text().strip() != "FROZEN":
                 pass
             node.kill()
             refused = subprocess.run(node.command(), capture_output=True, text=True, check=False)
             assert refused.returncode == 6
-            assert f"cannot be ended ({pid})" in refused.stderr
+            assert f"cannot be ended ({pids[0]}, {pids[1]})" in refused.stderr
             (ice / "freezer.state").write_text("THAWED")
-            wait_for_end(pid)
+            for pid in pids:
+                wait_for_end(pid)
             node.boot()
     finally:
         (ice / "freezer.state").write_text("THAWED")
