@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -326,8 +329,13 @@ def _listen(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         end = socket.socket(socket.AF_UNIX)
-        end.bind(address)
-        end.listen(128)
+        try:
+            _forget_dead(address)
+            end.bind(address)
+            end.listen(128)
+        except BaseException:
+            end.close()
+            raise
         return end
     try:
         return socket.create_server(
@@ -335,3 +343,14 @@ def _listen(address: str) -> socket.socket:
         )
     except (OverflowError, TypeError, ValueError):  # no number of a port, no name of a host
         raise BadRequest(where="listen", expected="HOST:PORT", got=str(address)) from None
+
+
+def _forget_dead(path: str) -> None:
+    """Remove a socket on which nobody listens any more: whoever made it has ended, and its file would be in the way."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as look:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            look.setblocking(False)
+            try:
+                look.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)

@@ -1,13 +1,17 @@
 """A boot over rows that fit the image, or the packages, no more: what was granted stays out of hands, and the node boots."""
 
+import importlib.util
 import shutil
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import NotFound
-from atoll.ipc.system.kernel import Binding, CapabilityRow, Load, ServerBinding
+from atoll.ipc.system.kernel import Binding, CapabilityRow, Load, ServerBinding, SocketBinding, StartFailed
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted
 
@@ -56,6 +60,23 @@ class Server(Serves[First]):
     def first(self) -> int:
         return 1
 """
+WEB = """
+import socket
+
+from atoll.ipc.serve import Serves
+
+from .interface import First
+
+
+class Server(Serves[First]):
+    web: socket.socket
+
+    @First.first.serve
+    def first(self) -> int:
+        end, _ = self.web.accept()
+        with end:
+            return int(end.recv(100))
+"""
 NEED = 'rows = { keyspace = "counter", rights = ["read"] }'
 
 
@@ -65,6 +86,14 @@ def made(folder: Path, name: str, server: str) -> Path:
     for module, text in {"__init__": "", "interface": INTERFACE, "server": server}.items():
         (package / f"{module}.py").write_text(text)
     return package
+
+
+def package_interface(package: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("first", package / "interface.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.First
 
 
 def paired(folder: Path) -> Path:
@@ -181,3 +210,33 @@ def test_who_needs_a_server_that_cannot_be_there_is_left_out_too(tmp_path: Path)
         boot_again(node)
         with node.attach() as attached:
             assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
+
+
+def test_who_listens_at_a_path_does_so_also_at_the_next_boot(tmp_path: Path) -> None:
+    """The socket's file is left by whoever had it before; where somebody listens there, it is theirs."""
+    package, path = made(tmp_path, "web", WEB), tmp_path / "web.sock"
+    needs: dict[str, Binding] = {"web": SocketBinding(listen=str(path))}
+    what = Load(server="web", package=str(package), level="process", needs=needs)
+    with booted(tmp_path) as node:
+        with socket.socket(socket.AF_UNIX) as others, node.attach() as attached:
+            others.bind(str(path))
+            others.listen()
+            with pytest.raises(StartFailed, match="Address already in use"):
+                attached.kernel.load.now(what)
+        with node.attach() as attached:
+            nowhere: dict[str, Binding] = {"web": SocketBinding(listen="127.0.0.1:99999")}
+            with pytest.raises(StartFailed, match="port must be"):
+                attached.kernel.load.now(structs.replace(what, needs=nowhere))
+            attached.kernel.load.now(what)
+        for _ in range(2):
+            with node.attach() as attached, socket.socket(socket.AF_UNIX) as client:
+                first = attached.open("web", package_interface(package)).first.start()
+                client.connect(str(path))
+                client.sendall(b"7")
+                assert first.result() == 7
+            boot_again(node)
+        path.unlink()
+        path.write_text("not theirs")
+        boot_again(node)
+        assert any("server web stays down" in line for line in node.said)
+        assert path.read_text() == "not theirs"
