@@ -62,6 +62,9 @@ class Store:
         self._later: dict[bytes, bytes | None] = {}
         self._taken: dict[bytes, bytes | None] = {}
         """Those of them that are being committed."""
+        self._sent: frozenset[bytes] = frozenset()
+        """Keys of those of them that were sent, and are not answered."""
+        self._answered = trio.Event()
         self._owed: set[bytes] = set()
         """Keys of those that are a decision, or end one: what the store refuses of them is not given up."""
         self._put_off: dict[bytes, bytes | None] = {}
@@ -153,10 +156,13 @@ class Store:
             with self._instead(changes):
                 self.journal.wait(changes)
             return 0
-        if not self._serves or self._turn.locked() or self._before(changes):
+        if not self._serves or self._turn.locked() or self._before(changes) or self._on_their_way(changes):
             async with self._turn:
                 await self._until_it_serves()
                 await self._commit_before(changes)
+                while self._on_their_way(changes):
+                    await self._answered.wait()
+                    await self._commit_before(changes)
         with trio.CancelScope(shield=True), self._instead(changes):
             return await self._send(changes)
         raise AssertionError("a shielded scope is not cancelled")
@@ -203,6 +209,11 @@ class Store:
                 found.append(older)
                 rows.update(older.writes)
         return found[::-1]
+
+    def _on_their_way(self, changes: Changes) -> bool:
+        """Whether rows of the record are that these are newer than. If the store dies over both, both are sent again; those
+        have no id, and would be written over these, of which it knows that it has them."""
+        return not self._sent.isdisjoint(changes.writes)
 
     async def _commit_before(self, changes: Changes) -> None:
         """What waits in the journal of the same rows goes first: later it would undo them. Whoever awaited this sends at
@@ -325,7 +336,7 @@ class Store:
             self._taken = self._some_of(most)
             try:
                 await self._commit_before(self._record())
-                await self._send(self._record())
+                await self._send_record()
             except PeerFault:
                 self._later = self._taken | self._later
                 return
@@ -345,6 +356,15 @@ class Store:
                     self._refused = 0
             finally:
                 self._taken = {}
+
+    async def _send_record(self) -> None:
+        record = self._record()
+        self._sent, self._answered = frozenset(record.writes), trio.Event()
+        try:
+            await self._send(record)
+        finally:
+            self._sent = frozenset()
+            self._answered.set()
 
     def _record(self) -> Changes:
         """What is being committed, less what was decided anew. Without an id, which the store would keep for ever: a

@@ -152,6 +152,53 @@ async def test_a_row_that_was_on_its_way_when_the_store_died_does_not_come_back_
     assert list(state.rows.values()) == [event("new").value()]
 
 
+class Dying:
+    """A store that makes durable what it is given, and dies before it answers. Its channel sends it again in that order, and
+    the next process knows by its id what was committed."""
+
+    revision = 1
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes | None] = {}
+        self._sent: list[tuple[Sequence[Write], bytes]] = []
+        self._ids: set[bytes] = set()
+        self._answers = trio.Event()
+
+    async def commit(self, writes: Sequence[Write], *, id: bytes, note: str) -> "Dying":
+        self._sent.append((writes, id))
+        self._take(writes, id)
+        await self._answers.wait()
+        return self
+
+    def _take(self, writes: Sequence[Write], id: bytes) -> None:
+        if not id or id not in self._ids:
+            self._ids.add(id)
+            self.rows |= {write.key: write.value for write in writes}
+
+    def die(self) -> None:
+        for sent in self._sent:
+            self._take(*sent)
+        self._answers.set()
+
+
+async def test_a_row_that_is_sent_again_does_not_come_back_over_a_newer_one(tmp_path: Path) -> None:
+    """It has no id, and what was decided since has: of that the store knows that it was there."""
+    journal = create(tmp_path / "journal", "node", 7)
+    journal.boot(10)
+    state: Any = Dying()
+    store = Store(journal, 1)
+    await store.opened(state, 0)
+    store.later(Batch(b"1", note="test").put(event("old")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(store.commit, Batch(b"2", note="test").put(event("new")).changes())
+        await trio.testing.wait_all_tasks_blocked()
+        state.die()
+    assert list(state.rows.values()) == [event("new").value()]
+    journal.close()
+
+
 async def test_what_waits_for_the_store_is_committed_in_the_order_in_which_it_was_decided(
     table: tuple[Table, Store],
 ) -> None:
