@@ -47,6 +47,8 @@ class Authority:
         self.tables: dict[str, Table] = {}
         self.interfaces: dict[str, list[str]] = {KERNEL: ["Kernel"]}
         """By server, in the order in which tables number them."""
+        self._closed: set[str] = set()
+        """Servers of which there will be no process until a person wants one."""
         self.services: dict[int, int] = {}
         """By capability the best class of service it may have (0 is the dearest), as far as it was asked for."""
 
@@ -85,6 +87,8 @@ class Authority:
         except BaseException:
             node.ledger.release_all(party.account, CHANNEL)
             raise
+        if server in self._closed:
+            channel.close_for_client()
         self._events.channel(channel)
         self._give_to_server(channel)
         self._give_to_client(channel)
@@ -295,11 +299,13 @@ class Authority:
             self._look(channel)
 
     def served_again(self, server: str) -> None:
+        self._closed.discard(server)
         for channel in self._node.channels.of_server(server):
             channel.served_again()
 
     def closed(self, server: str) -> None:
-        """There will be no process of a server until a person wants one: its callers are told."""
+        """There will be no process of a server until a person wants one: its callers are told, also those to come."""
+        self._closed.add(server)
         self._grants.server_left(server)
         for channel in self._node.channels.of_server(server):
             channel.close_for_client()

@@ -285,6 +285,7 @@ class Boot:
                     continue
                 if server.spec.stopped:
                     server.state, server.reason = "stopped", "stopped by a person"
+                    parts.authority.closed(name)
                     continue
                 nursery.start_soon(bring, server)
                 await trio.lowlevel.checkpoint()

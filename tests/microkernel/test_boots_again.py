@@ -10,10 +10,10 @@ import pytest
 from msgspec import structs
 
 from atoll.ipc.attach import Node as Attached
-from atoll.ipc.errors import NotFound
+from atoll.ipc.errors import NotFound, PeerDied
 from atoll.ipc.system.kernel import Binding, CapabilityRow, Load, ServerBinding, SocketBinding, StartFailed
 
-from .nodes import IMAGE, PACKAGES, RealNode, booted
+from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
 INTERFACE = """
 from atoll.ipc.interface import Interface, call
@@ -240,3 +240,25 @@ def test_who_listens_at_a_path_does_so_also_at_the_next_boot(tmp_path: Path) -> 
         boot_again(node)
         assert any("server web stays down" in line for line in node.said)
         assert path.read_text() == "not theirs"
+
+
+def test_who_calls_a_server_that_stays_stopped_is_told_so_also_after_a_boot(tmp_path: Path) -> None:
+    """As who called it when it was stopped, though the channel is another."""
+
+    def total(attached: Attached) -> int:
+        teller = attached.open("teller", interface("teller", "Teller"))
+        found: int = teller.with_(deadline=60.0).total.now("x")
+        return found
+
+    with booted(tmp_path) as node:
+        with node.attach() as attached:
+            attached.kernel.stop.now("counter")
+            attached.kernel.restart.now("teller")
+            with pytest.raises(PeerDied):
+                total(attached)
+        boot_again(node)
+        with node.attach() as attached:
+            with pytest.raises(PeerDied):
+                total(attached)
+            attached.kernel.restart.now("counter")
+            assert total(attached) == 0
