@@ -86,8 +86,8 @@ class Events:
         ]
 
     def count(self, server: str) -> int:
-        """How much a server was refused in this boot."""
-        return sum(row.count for row in self._refusals.values() if row.who == server)
+        """How much a server was refused in this boot. Others say so of it, as often as they like: there is an end to it."""
+        return min(COUNT_MOST, sum(row.count for row in self._refusals.values() if row.who == server))
 
     def refuse(self, who: str, by: str, what: str, count: int = 1) -> None:
         """Someone was refused something."""

@@ -4,13 +4,17 @@ The kernel's own parts on a channel of real memory; only the processes are missi
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from atoll.microkernel.accounts import CHANNEL, Ledger
 from atoll.microkernel.authority import SMALL, Authority
 from atoll.microkernel.channels import Channel, Channels
+from atoll.microkernel.events import COUNT_MOST, Events
+from atoll.microkernel.logs import Logs
 from atoll.microkernel.mechanisms import HostChance
 from atoll.microkernel.parties import KERNEL, Party
 
@@ -98,3 +102,22 @@ def test_nobody_blames_the_peer_of_another_channel(ground: Ground) -> None:
     assert ground.channels.get(channel.number) is channel
     ground.channels.forget(channel)
     client.close()
+
+
+def test_however_often_somebody_is_blamed_that_can_be_told() -> None:
+    """A server says how often it turned messages away, and whose."""
+    nothing: Any = SimpleNamespace(put=lambda row: None)
+    node: Any = SimpleNamespace(
+        boot=1,
+        now=lambda: 7,
+        servers={},
+        channels=SimpleNamespace(holder=lambda channel, server: "teller"),
+        store=SimpleNamespace(batch=lambda note: nothing, later=lambda batch: None),
+    )
+    events = Events(node, Logs.__new__(Logs))
+    most = (1 << 48) - 1
+    for method in range(5):
+        for _ in range(COUNT_MOST // most + 1):
+            events.refused("liar", 3, method, "rights", most)
+    assert {row.count for row in events.refusals("teller", 0)} == {COUNT_MOST}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(events.count("teller"))) == COUNT_MOST
