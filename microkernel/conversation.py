@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import trio
+from msgspec import structs
 
 from atoll.ipc.errors import PeerMisbehaved
 from atoll.ipc.system import control
 
 from .authority import Authority
 from .connections import close_all
-from .events import Events
+from .events import SENTENCE_MOST, Events
 from .logs import Logs
 from .parties import FIRST_PING, Serving
+
+STEP_MOST = 100
+"""Characters of what a process calls the step at which it failed: that, and why, is part of replies."""
 
 
 class Conversation:
@@ -55,7 +59,9 @@ class Conversation:
                 serving.offered = message
                 serving.ready.set()
             case control.Failed():
-                serving.failed = message
+                serving.failed = structs.replace(
+                    message, step=message.step[:STEP_MOST], sentence=message.sentence[:SENTENCE_MOST]
+                )
                 self._logs.line(serving.holder, serving.pid, "error", f"{message.step}: {message.sentence}",
                                 {"traceback": message.traceback} if message.traceback else {})  # fmt: skip
                 serving.ready.set()

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from atoll.ipc import attach
 from atoll.ipc.bound import transport_of
 from atoll.ipc.errors import AtollError, BadRequest, PeerDied, PeerMisbehaved
 from atoll.ipc.system import control, records
-from atoll.ipc.system.kernel import Kernel, Swap
+from atoll.ipc.system.kernel import Kernel, Load, StartFailed, Swap
 from atoll.ipc.system.records import KeyPart, Row
 from atoll.ipc.transport import DEFAULTS
 from atoll.microkernel.connections import TURN, Connection
@@ -162,6 +163,32 @@ def test_a_sum_of_what_a_server_counts_has_an_end(node: RealNode) -> None:
             babbler.say.now(packets)
         assert max(row.count for row in attached.kernel.refused.now()) < 2**63
         babbler.write.now(1, 1)
+    lives(node)
+
+
+AT_LENGTH = """
+from atoll.ipc.system import control
+
+
+class Server(Server):
+    async def start(self) -> None:
+        with _control_socket() as end:
+            end.send(control.encode(control.Failed(step="s" * 1000, sentence="x" * 190_000)))
+"""
+
+
+def test_a_server_that_says_at_length_why_it_does_not_start_is_quoted_in_part(
+    node: RealNode, tmp_path: Path
+) -> None:
+    """More is no reply to whoever wants it started, and no row of `ps` where it is not the first start."""
+    package = tmp_path / "babbler"
+    shutil.copytree(f"{PACKAGES}/babbler", package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (package / "server.py").open("a") as out:
+        out.write(AT_LENGTH)
+    with node.attach() as attached:
+        with pytest.raises(StartFailed) as told:
+            attached.kernel.load.now(Load(server="lengthy", package=str(package), level="process"))
+        assert "xxx" in told.value.reason and len(str(told.value)) < 5000
     lives(node)
 
 
