@@ -14,6 +14,7 @@ from atoll.ipc.system import kernel as calls
 from atoll.ipc.system.records import VersionRow
 
 from .descriptions import describe_all
+from .events import SENTENCE_MOST
 from .image import ConfigBinding
 from .launching import Launching
 from .node import Node
@@ -47,7 +48,7 @@ class Packages:
         found = await describe_all(self._node.forge, self._node.abilities, {name: package}, {name: configs})
         described = found[name]
         if isinstance(described, str):
-            raise calls.StartFailed(server=name, step="import", reason=described)
+            raise calls.StartFailed(server=name, step="import", reason=described[:SENTENCE_MOST])
         with _by_the_host(name, "copy"):
             self._node.versions.keep(version, described)
         return described

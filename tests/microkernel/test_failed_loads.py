@@ -51,6 +51,16 @@ def hanging(folder: Path) -> Path:
     return package
 
 
+def test_a_package_that_says_at_length_why_it_is_none_is_quoted_in_part(
+    node: RealNode, tmp_path: Path
+) -> None:
+    package = hanging(tmp_path)
+    (package / "server.py").write_text('raise ValueError("x" * 300_000)')
+    with node.attach() as attached, pytest.raises(StartFailed, match="import: ValueError: xxx") as told:
+        attached.kernel.load.now(Load(server="hanging", package=str(package), level="process"))
+    assert len(str(told.value)) < 5000
+
+
 def test_a_restart_of_a_server_whose_load_fails_meanwhile_finds_nobody(
     node: RealNode, tmp_path: Path
 ) -> None:
