@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +32,8 @@ class Background:
 
     def say(self, line: str) -> None:
         if self._caller:
-            os.write(self._caller[0], f"{line}\n".encode())
+            with suppress(OSError):  # nobody reads what it says; that it serves is what they wait for
+                os.write(self._caller[0], f"{line}\n".encode())
         else:
             print(line, flush=True)
 

@@ -249,6 +249,24 @@ def test_detached_it_returns_once_it_serves(tmp_path: Path) -> None:
         assert node.processes() == []
 
 
+def test_detached_it_serves_also_where_nobody_reads_what_boot_says(tmp_path: Path) -> None:
+    """As in `atoll boot --detach | head -1`."""
+    with booted(tmp_path) as node:
+        node.stop()
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            done = subprocess.run(node.command("--detach"), stdout=write, stderr=subprocess.PIPE, check=False)
+        finally:
+            os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")
+        kernel = int((node.folder / "lock").read_text())
+        with node.attach() as attached:
+            assert len(attached.kernel.ps.now()) == 3
+            attached.kernel.shutdown.now()
+        wait_for_end(kernel)
+
+
 def test_shutdown_answers_and_then_ends_the_node(tmp_path: Path) -> None:
     with booted(tmp_path) as node:
         with node.attach() as attached:
