@@ -179,7 +179,10 @@ class Powers:
                     if not node.tree.has(made.id):  # taken back while its row was on the way
                         raise NotFound(what="capability", name=written(id))
                     with self._or_none(made):
-                        for serving in node.processes_of(to):
+                        processes = list(node.processes_of(to))
+                        if not lasting and not processes:  # nobody whose end would be its end
+                            raise WrongState(server=to, state=server.state, wanted="serving")
+                        for serving in processes:
                             if not lasting:
                                 serving.session.add(made.id)
                             self._authority.deliver(made, serving)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atoll.ipc.interface import Interface, call
-from atoll.ipc.system.kernel import StartFailed, Swap
+from atoll.ipc.system.kernel import StartFailed, Swap, WrongState
 from atoll.ipc.system.records import ProcessRow, after, decode
 from atoll.ipc.system.state import State
 
@@ -103,3 +103,16 @@ def heirs(kernel: State, server: str = "heir") -> set[int]:
     page = kernel.range.now(ProcessRow.table, after(ProcessRow.table))
     found = [decode(ProcessRow, row.value or b"") for row in page.items]
     return {row.pid for row in found if row.server == server}
+
+
+def test_what_ends_with_a_process_is_not_granted_where_there_is_none(tmp_path: Path) -> None:
+    """It would be handed to nobody, and held all the same. A lasting one waits for the next start."""
+    with booted(tmp_path) as node, node.attach() as attached:
+        root = next(row.number for row in attached.kernel.caps.now("counter") if not row.parent)
+        attached.kernel.stop.now("teller")
+        before = {row.number for row in attached.kernel.caps.now()}
+        with pytest.raises(WrongState, match="teller"):
+            attached.kernel.grant.now(root, "teller", ["read"], 0.0, False)
+        assert {row.number for row in attached.kernel.caps.now()} == before
+        granted = attached.kernel.grant.now(root, "teller", ["read"])
+        assert {row.number for row in attached.kernel.caps.now()} == before | {granted}
