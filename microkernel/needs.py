@@ -130,6 +130,12 @@ def complete(server: Server) -> None:
                 expected=f"a {needed.kind}",
                 got=f"a {KINDS[type(bound)]}",
             )
+        if isinstance(bound, ServerBinding) and bound.server == server.name:
+            raise BadRequest(
+                where=f"load {server.name}, need {need!r}",
+                expected=f"a server other than {server.name} itself",
+                got=server.name,
+            )
     for need, about in server.description.needs.items():
         if need in needs or about.optional:
             continue

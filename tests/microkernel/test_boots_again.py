@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from atoll.ipc.attach import Node as Attached
-from atoll.ipc.errors import NotFound, PeerDied
+from atoll.ipc.errors import BadRequest, NotFound, PeerDied
 from atoll.ipc.system.kernel import Binding, CapabilityRow, Load, ServerBinding, SocketBinding, StartFailed
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
@@ -189,6 +189,13 @@ def test_a_grant_on_a_loaded_server_whose_need_is_offered_no_more_waits_for_it(t
         (package / "server.py").write_text(SERVER)
         boot_again(node)
         assert not any("is not given" in line for line in node.said)
+
+
+def test_a_server_that_is_to_call_itself_is_not_loaded(node: RealNode, tmp_path: Path) -> None:
+    guest = made(tmp_path, "guest", USER.replace("peer: Second", "peer: First"))
+    needs: dict[str, Binding] = {"peer": ServerBinding(server="guest")}
+    with node.attach() as attached, pytest.raises(BadRequest, match="a server other than guest itself"):
+        attached.kernel.load.now(Load(server="guest", package=str(guest), level="process", needs=needs))
 
 
 def test_who_needs_a_server_that_cannot_be_there_is_left_out_too(tmp_path: Path) -> None:
