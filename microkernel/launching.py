@@ -129,6 +129,8 @@ class Launching:
         except BaseException:
             node.ledger.release_all(server.spec.account, cost)
             raise
+        if not reader:
+            server.latest = serving.number
         serving.cost = cost
         serving.started = node.now()
         serving.version, serving.plan = version.hash, plan

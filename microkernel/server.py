@@ -49,6 +49,8 @@ class Server:
         """Set at the next change of its state."""
         self.reason = ""
         self.serving: Serving | None = None
+        self.latest = 0
+        """Number of the process that was started last, whatever came of it."""
         self.plan: Plan | None = None
         self.sockets: dict[str, socket.socket] = {}
         self.restarts = 0

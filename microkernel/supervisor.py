@@ -93,7 +93,7 @@ class Supervisor:
         else:
             if serving.process is not None:
                 await self._logs.heard_out(serving.process.pid)
-            await self.after_crash(server, serving, str(exit), ended)
+            await self.after_crash(server, serving.number, str(exit), ended)
 
     def _explained(self, server: Server, serving: Serving, exit: Exit) -> Exit:
         """An end with its cause, where the process's group knows that."""
@@ -166,10 +166,10 @@ class Supervisor:
         self._node.store.later(self._node.store.batch("a process ended").put(ended))
 
     async def after_crash(
-        self, server: Server, serving: Serving, how: str, ended: ProcessRow | None = None
+        self, server: Server, process: int, how: str, ended: ProcessRow | None = None
     ) -> None:
-        """Restart with a growing wait, or give up where crashes are a loop. `how` it crashed, or why it did not start;
-        `ended`: the row of the process, where nobody has recorded its end yet."""
+        """Restart with a growing wait, or give up where crashes are a loop. `process`: its number, and `how` it crashed, or
+        why it did not start; `ended`: its row, where nobody has recorded its end yet."""
         node, restart = self._node, server.spec.restart
         now = trio.current_time()
         server.crashes.append(now)
@@ -183,8 +183,8 @@ class Supervisor:
         words = _last_words(lines)
         told = how + (f"; last words: {words}" if words else "")
         row = CrashRow(
-            server=server.name, boot=node.boot, process=serving.number, version=server.version.hash,
-            time=node.now(), how=told, again=0 if loop else int(wait * 1e9), lines=lines,
+            server=server.name, boot=node.boot, process=process, version=server.version.hash,
+            time=node.now(), how=told, again=0 if loop else max(1, int(wait * 1e9)), lines=lines,
         )  # fmt: skip
         self._events.crashed(server.name, told, row, ended)
         if loop:
@@ -194,7 +194,7 @@ class Supervisor:
         await node.clock.sleep(wait)
         async with server.changing:
             if server.state == "restarting" and server.serving is None and not node.down.is_set():
-                await self.try_again(server, serving)
+                await self.try_again(server)
 
     async def _died_frozen(self, server: Server, exit: Exit) -> None:
         """Whoever froze it took its time away, and a restart would give it back: that is for a person to do."""
@@ -202,7 +202,7 @@ class Supervisor:
         with suppress(OSError):  # it has ended, and what is left in there does not matter before a restart
             await self._node.group(server).thaw()
 
-    async def try_again(self, server: Server, before: Serving) -> None:
+    async def try_again(self, server: Server) -> None:
         """Restart after a crash; what does not come up counts as a crash, too."""
         server.restarts += 1
         try:
@@ -210,7 +210,7 @@ class Supervisor:
         except AtollError as error:
             server.state = "restarting"
             self._events.event("restart failed", server.name, str(error))
-            self._node.soon(self.after_crash, server, before, f"could not be started again: {error}")
+            self._node.soon(self.after_crash, server, server.latest, f"could not be started again: {error}")
             return
         if server.name == STORE:
             self._node.soon(self._node.store.settle)  # not under the lock that its next restart waits for

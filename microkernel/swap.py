@@ -354,7 +354,7 @@ class _Swap:
         reach("swap: served")
         if died or new.gone:
             self.supervisor.lost(server, new)
-            node.soon(self.supervisor.after_crash, server, new, str(_exit(new)))
+            node.soon(self.supervisor.after_crash, server, new.number, str(_exit(new)))
         elif server.name == STORE:
             node.soon(node.store.settle)
         within = 0.0 if self.ended else OLD_ENDS_WITHIN
@@ -398,7 +398,7 @@ class _Swap:
         if self.on_trial and old.gone:
             # Neither is there any more: what is left is a crash of the old one.
             self.supervisor.lost(server, old)
-            node.soon(self.supervisor.after_crash, server, old, str(_exit(old)))
+            node.soon(self.supervisor.after_crash, server, old.number, str(_exit(old)))
         elif not old.gone and server.state == "draining":
             server.serving, old.retired = old, False
             self.authority.give_rest(server.name, old)

@@ -11,6 +11,7 @@ import pytest
 
 from atoll.ipc.errors import BadRequest, PeerDied
 from atoll.ipc.system.kernel import ProcessRow
+from atoll.ipc.system.records import KEYSPACE, CrashRow, after, decode
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface, wait_for_end
 
@@ -164,6 +165,35 @@ def test_a_crash_loop_stops_and_says_so(tmp_path: Path) -> None:
         assert not told.value.outcome_unknown
         attached.kernel.restart.now("counter")
         assert counter.get.now("x") == 0  # the same proxy, once a person has started it again
+
+
+ONCE = """
+
+class Server(Server):
+    async def start(self) -> None:
+        if await self.rows.get("started"):
+            raise ValueError("once is enough")
+        self.rows.put("started", 1)
+"""
+
+
+def test_a_crash_is_a_row_also_where_the_restarts_fail(tmp_path: Path) -> None:
+    package = tmp_path / "counter"
+    shutil.copytree(PACKAGES / "counter", package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (package / "server.py").open("a") as out:
+        out.write(ONCE)
+    text = IMAGE.format(level="process", packages=PACKAGES, counter=FRAGILE, more="")
+    text = text.replace(f'"{PACKAGES}/counter"', f'"{package}"')
+    with booted(tmp_path, text=text) as node, node.attach() as attached:
+        with pytest.raises(PeerDied):
+            attached.open("counter", Counter).die.now()
+        start, found = CrashRow.key_of("counter"), list[CrashRow]()
+        while not found or found[-1].again:
+            page = attached.keyspace(KEYSPACE).range.now(start, after(start))
+            found = [decode(CrashRow, item.value or b"") for item in page.items]
+        assert [row.how.partition(";")[0].partition(":")[0] for row in found] == [
+            "exited with status 3", "could not be started again", "could not be started again"
+        ]  # fmt: skip
 
 
 def test_a_crash_is_a_row_with_its_cause_and_last_words(node: RealNode) -> None:
