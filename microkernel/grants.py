@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from atoll.ipc.buffer import BufferMode
@@ -37,6 +38,8 @@ NOTE_MOST = 256
 """Bytes."""
 SHARES_MOST = 1024
 """Buffers shared over one channel: each is a mapping in the process at its other end, which has 65,530 of them."""
+ROWS_MOST = 128 << 10
+"""Bytes of a list of buffers that are told at once."""
 AT_ONCE = 1 << 20
 """Bytes whose pages are dealt with on the spot: a millisecond at most, and less than a thread takes to begin."""
 THREADS = 4
@@ -273,15 +276,21 @@ class Grants:
                     except Overloaded:  # no descriptor, or a holder wants it so: its owner is to ask again
                         self._withdraw(buffer, [channel.number])
 
-    def rows(self, party: Party) -> list[BufferRow]:
-        """What the party owns, or its server."""
-        return [
-            BufferRow(
-                number=each.number, size=each.size, mode=each.mode, note=each.note, shares=dict(each.shares)
+    def rows(self, party: Party, after: int = 0) -> list[BufferRow]:
+        """What the party owns, or its server, in the order of numbers from past one on: as much as one reply holds."""
+        rows, size = list[BufferRow](), 0
+        for number in sorted(number for number in self._all if number > after):
+            each = self._all[number]
+            if each.source is not None or not self._owns(party, each):
+                continue
+            row = BufferRow(
+                number=number, size=each.size, mode=each.mode, note=each.note, shares=dict(each.shares)
             )
-            for each in self._all.values()
-            if each.source is None and self._owns(party, each)
-        ]
+            size += len(msgspec.msgpack.encode(row))
+            if rows and size > ROWS_MOST:
+                break
+            rows.append(row)
+        return rows
 
     # taking back --------------------------------------------------------------------------------------------
 

@@ -261,8 +261,8 @@ class Syscalls(Serves[Kernel]):
         await self._grants.hand_again(self._caller(), buffer, channel)
 
     @Kernel.buffers.serve
-    def buffers(self) -> list[BufferRow]:
-        return self._grants.rows(self._caller())
+    def buffers(self, after: int = 0) -> list[BufferRow]:
+        return self._grants.rows(self._caller(), after)
 
     @Kernel.buffer_revoke.serve
     async def buffer_revoke(self, buffer: int) -> int:

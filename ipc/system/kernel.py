@@ -583,8 +583,9 @@ class Kernel(Interface):
         Its descriptor arrives on the control socket as `DeliverBuffer`."""
 
     @call("serve", idempotent=True)
-    def buffers(self) -> list[BufferRow]:
-        """The caller's buffers, and those of its server."""
+    def buffers(self, after: int = 0) -> list[BufferRow]:
+        """The caller's buffers, and those of its server, by their numbers. As many as one reply holds: ask again with the
+        last one's number as `after`, until none is left."""
 
     @call("serve", once=True)
     def buffer_revoke(self, buffer: int) -> int:

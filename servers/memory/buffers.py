@@ -12,6 +12,7 @@ import trio
 from atoll.ipc.buffer import Buffer, BufferMode
 from atoll.ipc.errors import NotFound
 from atoll.ipc.runtime import own_kernel
+from atoll.ipc.system.kernel import BufferRow
 
 
 class Held(NamedTuple):
@@ -106,7 +107,9 @@ class KernelBuffers:
         self._immutable.discard(handle)
 
     async def held(self) -> list[Held]:
-        rows = await self._kernel.buffers()
+        rows = list[BufferRow]()
+        while more := await self._kernel.buffers(rows[-1].number if rows else 0):
+            rows += more
         self._immutable.update(row.number for row in rows if row.mode == "immutable")
         return [
             Held(row.number, row.size, row.mode == "immutable", row.note, dict(row.shares))

@@ -285,3 +285,16 @@ def test_callers_of_a_server_whose_needs_cannot_be_paid_for_are_told(tmp_path: P
         for number in granted[:2]:
             attached.kernel.revoke.now(number)
         assert attached.kernel.restart.now("purse").state == "serving"
+
+
+def test_a_list_of_buffers_is_read_however_long(tmp_path: Path) -> None:
+    """More of them than one reply of the kernel's holds: a server that learns by it what is its own would lose them."""
+    count = 900
+    with booted(tmp_path) as node, node.attach() as attached:
+        made = [attached.kernel.buffer.start(1, "writable", False, bytes(256)) for _ in range(count)]
+        numbers = [each.result().number for each in made]
+        found = attached.kernel.buffers.now()
+        while page := attached.kernel.buffers.now(found[-1].number):
+            found += page
+        assert [row.number for row in found] == sorted(numbers)
+        assert {row.note for row in found} == {bytes(256)}
