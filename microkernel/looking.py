@@ -28,7 +28,8 @@ from .usage import usage
 
 REASON_MOST = 500
 """Characters of why a server does not serve: one reply tells of all servers, and it may be a server's own word."""
-
+CAPS_MOST = 192 << 10
+"""Bytes of a list of capabilities that are told at once."""
 BYTES_MOST = (1 << 63) - 1
 
 
@@ -139,14 +140,18 @@ class Looking:
         if server:
             node.server(server)
         wanted = (held for held in node.tree if held.id > after and server in ("", held.holder, held.server))
-        return [
-            calls.CapabilityRow(
+        rows, size = list[calls.CapabilityRow](), 0
+        for held in heapq.nsmallest(calls.CAPS_AT_ONCE, wanted, key=lambda held: held.id):
+            row = calls.CapabilityRow(
                 number=held.id, parent=held.parent, holder=held.holder, server=held.server, interface=held.interface,
                 badge=held.badge, rights=sorted(held.rights), lasting=held.lasting, made=held.id >> 32,
                 expires=held.expiry,
-            )
-            for held in heapq.nsmallest(calls.CAPS_AT_ONCE, wanted, key=lambda held: held.id)
-        ]  # fmt: skip
+            )  # fmt: skip
+            size += len(msgspec.msgpack.encode(row))
+            if rows and size > CAPS_MOST:
+                break
+            rows.append(row)
+        return rows
 
     def versions(self, server: str, rows: list[VersionRow]) -> list[calls.VersionRow]:
         node = self._node

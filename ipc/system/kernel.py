@@ -400,8 +400,8 @@ class Kernel(Interface):
 
     @call("observe", idempotent=True)
     def caps(self, server: str = "", after: int = 0) -> list[CapabilityRow]:
-        """Capabilities in the tree, parents first; with `server`, those it holds or serves. At most `CAPS_AT_ONCE`, which
-        one reply holds: ask again with the last one's number as `after`."""
+        """Capabilities in the tree, parents first; with `server`, those it holds or serves. At most `CAPS_AT_ONCE`, and
+        as many as one reply holds: ask again with the last one's number as `after`, until none is left."""
 
     @call("observe", idempotent=True)
     def versions(self, server: str = "") -> list[VersionRow]:

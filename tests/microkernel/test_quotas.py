@@ -12,6 +12,7 @@ import pytest
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import Unwelcome
 from atoll.ipc.errors import PeerDied, QuotaExceeded
+from atoll.ipc.system.kernel import Load
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
@@ -298,3 +299,40 @@ def test_a_list_of_buffers_is_read_however_long(tmp_path: Path) -> None:
             found += page
         assert [row.number for row in found] == sorted(numbers)
         assert {row.note for row in found} == {bytes(256)}
+
+
+MANY_RIGHTS = """
+from atoll.ipc.interface import Interface, call
+from atoll.ipc.serve import Serves
+
+
+class Many(Interface):
+{methods}
+
+class Server(Serves[Many]):
+{handlers}
+"""
+
+
+def test_a_list_of_capabilities_is_read_however_long_their_rights_are(tmp_path: Path) -> None:
+    names = [f"a_right_of_many_letters_{number}" for number in range(60)]
+    methods = "".join(f'    @call("{name}")\n    def {name}_call(self) -> int: ...\n' for name in names)
+    handlers = "".join(
+        f"    @Many.{name}_call.serve\n    def {name}_call(self) -> int:\n        return 1\n"
+        for name in names
+    )
+    package = tmp_path / "many"
+    package.mkdir()
+    for module in ("__init__", "interface"):
+        (package / f"{module}.py").write_text("")
+    (package / "server.py").write_text(MANY_RIGHTS.format(methods=methods, handlers=handlers))
+    with booted(tmp_path) as node, node.attach() as attached:
+        attached.kernel.load.now(Load(server="many", package=str(package), level="process"))
+        opened = attached.kernel.open.now("many").number
+        made = [attached.kernel.derive.start(opened) for _ in range(300)]
+        wanted = {each.result() for each in made}
+        found = attached.kernel.caps.now("many")
+        while page := attached.kernel.caps.now("many", found[-1].number):
+            found += page
+        numbers = [row.number for row in found]
+        assert numbers == sorted(set(numbers)) and wanted <= set(numbers)
