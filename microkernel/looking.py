@@ -193,15 +193,15 @@ class Looking:
             and bound.keyspace in keyspaces
         ]
 
-    def attachments(self) -> list[calls.AttachmentRow]:
+    def attachments(self, after: int) -> list[calls.AttachmentRow]:
         node = self._node
+        there = (each for each in node.parties.values() if isinstance(each, Attached) and each.number > after)
         return [
             calls.AttachmentRow(
                 number=party.number, pid=party.pid, uid=party.uid, command=party.program,
                 rights=sorted(party.rights), since=party.since, channels=len(node.channels.of_client(party)),
             )
-            for party in node.parties.values()
-            if isinstance(party, Attached)
+            for party in heapq.nsmallest(calls.ATTACHMENTS_AT_ONCE, there, key=lambda party: party.number)
         ]  # fmt: skip
 
     def interfaces(self, server: Server) -> list[Described]:

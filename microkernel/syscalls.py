@@ -132,8 +132,8 @@ class Syscalls(Serves[Kernel]):
         return self._looking.measurement(self._caller(), channel)
 
     @Kernel.attachments.serve
-    def attachments(self) -> list[AttachmentRow]:
-        return self._looking.attachments()
+    def attachments(self, after: int = 0) -> list[AttachmentRow]:
+        return self._looking.attachments(after)
 
     @Kernel.refused.serve
     def refused(self, server: str = "", after: int = 0) -> list[Refusal]:

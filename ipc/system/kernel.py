@@ -147,6 +147,7 @@ class Protection(Struct, frozen=True, kw_only=True):
 
 REFUSALS_AT_ONCE = 500
 CAPS_AT_ONCE = 1000
+ATTACHMENTS_AT_ONCE = 200
 
 
 class CapabilityRow(Struct, frozen=True, kw_only=True):
@@ -429,8 +430,9 @@ class Kernel(Interface):
         server's."""
 
     @call("observe", idempotent=True)
-    def attachments(self) -> list[AttachmentRow]:
-        """Programs outside the node that are attached to it."""
+    def attachments(self, after: int = 0) -> list[AttachmentRow]:
+        """Programs outside the node that are attached to it. At most `ATTACHMENTS_AT_ONCE`, which one reply holds: ask again
+        with the last one's number as `after`."""
 
     @call("observe", idempotent=True)
     def refused(self, server: str = "", after: int = 0) -> list[Refusal]:

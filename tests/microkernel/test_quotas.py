@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -336,3 +338,31 @@ def test_a_list_of_capabilities_is_read_however_long_their_rights_are(tmp_path: 
             found += page
         numbers = [row.number for row in found]
         assert numbers == sorted(set(numbers)) and wanted <= set(numbers)
+
+
+CROWD = """
+import sys
+from atoll.ipc.attach import connect
+nodes = [connect(sys.argv[1]) for _ in range(int(sys.argv[2]))]
+print(len(nodes), flush=True)
+sys.stdin.read()
+for node in nodes:
+    node.close()
+"""
+
+
+def test_a_list_of_attachments_is_read_however_long(tmp_path: Path) -> None:
+    """Programs say what they are called, and could else hide in a list that nobody can be told."""
+    more = "[account.operators]\nchannels = 1000\ndescriptors = 4000"
+    with booted(tmp_path, more=more) as node, node.attach() as attached:
+        words = [sys.executable, "-c", CROWD, str(node.folder), "400", "\U0001f600" * 200]
+        # Its own code is part of what it is called by: the long word goes first.
+        words = [words[0], "-X", words[5], *words[1:5]]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd:
+            assert crowd.stdout is not None and crowd.stdin is not None
+            assert crowd.stdout.readline() == b"400\n"
+            found = attached.kernel.attachments.now()
+            while page := attached.kernel.attachments.now(found[-1].number):
+                found += page
+            assert len({row.number for row in found}) == len(found) == 401
+            crowd.stdin.close()
