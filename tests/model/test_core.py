@@ -144,8 +144,8 @@ def a_notice_is_read_whole(core: Core) -> tuple[Programs, dict[str, int]]:
 
 @model
 def both_ends_go_on_at_a_new_base(core: Core) -> tuple[Programs, dict[str, int]]:
-    """A server died with a reply committed. Its client takes that, puts its words to the base of the new epoch, and calls; the
-    next server replies over it. Nothing of the old epoch is taken for something of the new one, what the client still
+    """A server died with a reply committed. Its client takes that, puts its words to the base of the new epoch, and calls;
+    the next server replies over it. Nothing of the old epoch is taken for something of the new one, what the client still
     copies is not written over, and the index that the new server finds is one of its epoch: it accuses nobody."""
     lines = 4
     base = 40 if core.has("channels.py server_died another base") else 0
