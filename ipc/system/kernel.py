@@ -426,13 +426,11 @@ class Kernel(Interface):
 
     @call("serve", idempotent=True)
     def measurement(self, channel: int) -> Measurement:
-        """What the process at the other end of a channel that the calling server serves is. `NotFound` where it is no
-        server's."""
+        """What the process at a served channel's other end is. `NotFound` where it is no server's."""
 
     @call("observe", idempotent=True)
     def attachments(self, after: int = 0) -> list[AttachmentRow]:
-        """Programs outside the node that are attached to it. At most `ATTACHMENTS_AT_ONCE`, which one reply holds: ask again
-        with the last one's number as `after`."""
+        """Programs outside the node that are attached to it, at most `ATTACHMENTS_AT_ONCE` after a number."""
 
     @call("observe", idempotent=True)
     def refused(self, server: str = "", after: int = 0) -> list[Refusal]:
@@ -586,8 +584,7 @@ class Kernel(Interface):
 
     @call("serve", idempotent=True)
     def buffers(self, after: int = 0) -> list[BufferRow]:
-        """The caller's buffers, and those of its server, by their numbers. As many as one reply holds: ask again with the
-        last one's number as `after`, until none is left."""
+        """The caller's buffers, and those of its server, after a number: as many as one reply holds, until none is left."""
 
     @call("serve", once=True)
     def buffer_revoke(self, buffer: int) -> int:

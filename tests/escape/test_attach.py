@@ -134,7 +134,7 @@ def what_it_left_behind_says(node: RealNode, attached: Attached) -> str:
     os.kill(pid, signal.SIGKILL)
     said = node.folder / "data" / "hostile" / "out" / "said"
     while not said.exists():
-        time.sleep(0.01)
+        time.sleep(0)
     return said.read_text()
 
 

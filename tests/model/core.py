@@ -3,7 +3,7 @@
 Every ordered access has a name, `file function accessor` (`#2` for a second one of its kind there), as has every look
 that is made again, and what else an argument rests on: `file function`, and what a comment there says cannot be spared. A
 `Core` that is told to leave one out makes it plain: a fence is gone, an acquire or a release is relaxed, a second look is
-not taken. `test_core.py` holds the names to the source and shows that none can be spared.
+not taken. `protocols.py` is made of them; `test_core.py` holds the names to the source and shows that none can be spared.
 """
 
 from .machine import (
