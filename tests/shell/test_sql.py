@@ -235,7 +235,7 @@ def test_nothing_but_the_nodes_rows_is_read_and_nothing_is_written(
 def test_a_moment_has_a_name(tally: Shell) -> None:
     for wrong in ("then", "=1", "memory=1", "a b=1", "kernel=1", "tally=1"):
         assert "--as" in tally.refused(exits.WRONG_INPUT, "sql", "select 1", "--as", wrong)
-    assert "--at" in tally.refused(exits.WRONG_INPUT, "sql", "select 1", "--as", "before=soon")
+    assert "--as" in tally.refused(exits.WRONG_INPUT, "sql", "select 1", "--as", "before=soon")
 
 
 def asked(word: str) -> str:
