@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from atoll.ipc.interface import Interface, call
 from atoll.ipc.keyspace import Keyspace
+from atoll.ipc.private.keyspace import Private
 from atoll.ipc.published import Published, cell, shape, tagged
 from atoll.ipc.runtime.describe import describe
 from atoll.ipc.serve import Serves
@@ -41,6 +42,7 @@ class Nothing(Interface):
 def declared(**publishes: Published) -> Any:
     class Server(Serves[Nothing]):
         rows: Keyspace[Any]
+        sealed: Private[Any]
 
         @Nothing.nothing.serve
         def nothing(self) -> None: ...
@@ -113,6 +115,7 @@ class Chain(Struct):
             Published("tests", Told),
             r"publishes\['t'\]: 'tests' is no keyspace of this server, only \['rows'\] are",
         ),
+        ("t", Published("sealed", Told), r"'sealed' is no keyspace of this server, only \['rows'\] are"),
         ("t", Published("rows", Told, moments=("when",)), "no column 'when' in Told, only"),
         ("t", Published("rows", int), "expected a Struct, whose fields are columns, not <class 'int'>"),
         ("a t", Published("rows", Told), "expected a name that SQL takes"),

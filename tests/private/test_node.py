@@ -335,6 +335,33 @@ def test_a_rollback_brings_back_what_was_sealed(person: Shell) -> None:
         assert diary(node).read.now("b") == Entry("bill", "as it was")
 
 
+SEALED = r'"\(sealed, \d+ bytes\)"'
+
+
+def test_sql_opens_nothing_whoever_asks(person: Shell) -> None:
+    """Who runs the node included: every row of every table, now and as they were, has values as the store has them."""
+    words, subject = "words that were asked for by SQL", "una-who-is-asked-for"
+    with connect(str(home(person))) as node:
+        first = diary(node).write.now("sql", subject, words)
+        assert diary(node).append.now("sql", ", twice").text == f"{words}, twice"
+        node.keyspace("keys", ["read", "write"]).commit.now([_plain(b"words in the clear")])
+    (row,) = person.json("sql", "select key, value from diary where key = 'sql'")
+    assert re.fullmatch(SEALED, row["value"]), row
+    asked = "select operation, value, note from store.change where keyspace = 'diary' and key = 'sql'"
+    changes = person.json("sql", asked)
+    assert [change["operation"] for change in changes] == ["put", "put"]
+    assert all(re.fullmatch(SEALED, change["value"]) for change in changes)
+    assert person.json("sql", "select value from diary where key = 'sql'", "--at", str(first))
+    for moment in ((), ("--at", str(first))):
+        tables = [(row["schema"], row["name"]) for row in person.json("sql", "show tables", *moment)]
+        assert {("main", "diary"), ("main", "keys"), ("store", "change")} <= set(tables)
+        assert not [name for schema, name in tables if schema == "diary"], "it publishes none of them"
+        rows = [f'select to_json(t)::varchar as row from "{a}"."{b}" t' for a, b in tables]
+        every = person.said("sql", " union all ".join(rows), *moment)
+        assert words not in every and subject not in every
+        assert moment or "words in the clear" in every, "what is not sealed is found so"
+
+
 def test_who_may_ask_for_keys_is_in_the_graph(person: Shell) -> None:
     told = person.said("image", "check", "image.toml", "--graph")
     assert "-> state.keyspace diary  read, write, history\n" in told
