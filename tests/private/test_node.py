@@ -17,7 +17,7 @@ import pytest
 from atoll.ipc.attach import Node, connect
 from atoll.ipc.errors import InternalFault, NotAllowed, NotFound, Purged, Sealed
 from atoll.ipc.naming import badge_number
-from atoll.ipc.private.envelope import BEGIN
+from atoll.ipc.private.envelope import BEGIN, label_in
 from atoll.ipc.system.keys import LABEL, Keys, NotReleased, tag_of
 from atoll.microkernel.disclosure import ways
 from atoll.servers.keys.keyring import Keyring, Unreadable
@@ -389,6 +389,38 @@ def test_a_new_root_key(person: Shell) -> None:
     assert (home(person) / "data" / "keys" / "root" / "root.key").stat().st_mode & 0o777 == 0o600
     told = person.said("keys", "show")
     assert "a file of mode 0600" in told and "a software stand-in" in told
+
+
+def test_a_backup_from_before_new_seeds_opens_with_the_newest_keyring(person: Shell) -> None:
+    with connect(str(home(person))) as node:
+        found = diary(node)
+        found.write.now("g gone", "gus", "first")
+        found.write.now("g kept", "gil", "second")
+        person.said("backup", "old seeds", "--node", str(home(person)))
+        before = _generation(found, "g kept")
+        assert person.json("keys", "rotate", "--seeds")["generations"] == before + 2
+        found.write.now("g kept", "gil", "third")
+        assert _generation(found, "g kept") == before + 1
+        found.forget.now("gus")
+    person.said("keys", "copy", "new seeds")
+    person.said("restore", "old seeds", "--folder", "seeded", "--name", "seeded", "--keyring", "new seeds")
+    with booted(person, "seeded") as node:
+        found = diary(node)
+        assert (found.read.now("g kept"), _generation(found, "g kept")) == (Entry("gil", "second"), before)
+        with pytest.raises(Purged):
+            found.read.now("g gone")
+        found.append.now("g kept", " again")
+        assert _generation(found, "g kept") == before + 1, "what comes is sealed by the new seeds"
+        assert [told.text for told in found.past.now("g kept")] == ["second again", "second"]
+        found.forget.now("gil")  # in both generations
+        assert [told.purged for told in found.past.now("g kept")] == [True, True]
+
+
+def _generation(found: Diary, key: str) -> int:
+    """By whose seeds a value is sealed."""
+    label = label_in(found.raw.now(key))
+    assert label is not None
+    return label[0]
 
 
 RECORDED = f"""
