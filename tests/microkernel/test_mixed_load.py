@@ -1,9 +1,13 @@
-"""All that clients do at a time, on keyspaces that give up their past: file, memory and descriptors do not grow."""
+"""All that clients and a person do at a time, on keyspaces that give up their past: file, memory and descriptors do not
+grow, in any process of the node."""
 
 import random
+import shutil
 import statistics
+import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,11 +17,15 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import AtollError, Conflict
+from atoll.ipc.system.kernel import Swap
 from atoll.ipc.system.state import Compacted, State, Write
 from atoll.servers.state.check import check_folder
+from tests.private import nodes as private
+from tests.private.packages.diary.interface import Entry
+from tests.shell.conftest import PROGRAM
 
 from .nodes import PACKAGES, RealNode, booted, interface
-from .test_swaps_in_a_row import Used
+from .test_swaps_in_a_row import Used, helpers
 
 IMAGE = f"""
 [image]
@@ -36,22 +44,50 @@ retention = "1s"
 versions = 2
 [keyspace.chores]
 retention = "1s"
+[keyspace.diary]
+private = true
+retention = "5s"
+[keyspace.keys]
+
+[keep]
+events = "1s"
+swaps = "1s"
+processes = "1s"
+channels = "1s"
+attachments = "1s"
+sessions = "1s"
+history = "5s"
 
 [server.state]
-readers = {{ most = 1, above = 100 }}
+readers = {{ most = 1, above = 20 }}
 needs = {{ config = {{ config = {{ grace = 0.0, remember = 1.0, compact_every = 0.1, limit = 300_000_000 }} }} }}
 
 [server.counter]
 package = "{PACKAGES}/counter"
 needs = {{ rows = {{ keyspace = "counter", rights = ["read", "write"] }} }}
 
+[server.keys]
+level = "sandbox"
+
+[server.keys.needs]
+keyring = {{ folder = "keyring" }}
+root = {{ folder = "root" }}
+rows = {{ keyspace = "keys", rights = ["read", "write"] }}
+
+[server.diary]
+package = "{private.PACKAGES}/diary"
+level = "sandbox"
+needs = {{ words = {{ keyspace = "diary", rights = ["read", "write", "history"] }} }}
+
 [server.chores]
 package = "{PACKAGES}/chores"
 needs = {{ rows = {{ keyspace = "chores", rights = ["read", "write"] }} }}
 """
 KEYS = 300
-LOOKS = 60
-"""Over the whole run; what is compared are those of its second and of its last third."""
+TURNS = 10
+"""Until a person does the same thing again."""
+READER = "state.reader"
+"""By whichever number: the last one is looked at."""
 Act = Callable[[random.Random], None]
 
 
@@ -63,7 +99,13 @@ class Load:
         self._open = ExitStack()
         self.done: dict[str, int] = {}
         self.wrong: list[BaseException] = []
-        acts = {"commits": commits, "transactions": transactions, "calls": calls, "reads": reads}
+        acts = {
+            "commits": commits,
+            "transactions": transactions,
+            "calls": calls,
+            "reads": reads,
+            "words": words,
+        }
         attached = {name: self._open.enter_context(node.attach()) for name in (*acts, "watch")}
         self._watch = (
             attached["watch"].keyspace("rows").watch.now(attached["watch"].keyspace("rows").head.now())
@@ -180,21 +222,65 @@ def reads(me: Attached) -> Act:
     return act
 
 
+def words(me: Attached) -> Act:
+    """Sealed by whoever owns them."""
+    diary = private.diary(me)
+
+    def act(chance: random.Random) -> None:
+        name = f"words {chance.randrange(50)}"
+        entry = Entry(f"subject {chance.randrange(20)}", "said " * chance.randrange(100))
+        diary.write.now(name, entry.subject, entry.text)
+        assert diary.read.now(name) == entry
+
+    return act
+
+
+class Person:
+    """Who runs the node: one thing after the other, so that in between there is nothing of it in hand."""
+
+    def __init__(self, node: RealNode, me: Attached) -> None:
+        self._node = node
+        self._kernel = me.kernel
+        self._backup = node.folder.with_name("backup")
+
+    def act(self, turn: int) -> None:
+        match turn % TURNS:
+            case 2:
+                self._said("sql", "select (select count(*) from kernel.swap), (select count(*) from diary)")
+            case 7:
+                self._said("backup", str(self._backup))
+                shutil.rmtree(self._backup)
+            case _:
+                self._kernel.swap.now(Swap(server=("counter", "diary")[turn % 2]))
+
+    def _said(self, *command: str) -> None:
+        line = [str(PROGRAM), *command, "--node", str(self._node.folder)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 class Growth:
     """What the store takes, and what processes use, look after look."""
 
     def __init__(self, node: RealNode, me: Attached) -> None:
         assert node.kernel is not None
         self._state: Any = me.open("state", State)
-        servers = {row.server: row.pid for row in me.kernel.ps.now() if "reader" not in row.server}
-        self._processes = servers | {"kernel": node.kernel.pid}
-        self.used = {name: Used() for name in self._processes}
+        self._kernel = me.kernel
+        self._others = helpers(node) | {"kernel": node.kernel.pid}
+        self.used = defaultdict[str, Used](Used)
         self.pages: list[int] = []
         self.file: list[int] = []
 
+    def processes(self) -> dict[str, int]:
+        rows = self._kernel.ps.now()
+        return self._others | {
+            READER if row.server.startswith(READER) else row.server: row.pid for row in rows
+        }
+
     def look(self) -> None:
-        for name, each in self.used.items():
-            each.look(self._processes[name])
+        for name, pid in self.processes().items():
+            with suppress(FileNotFoundError, ProcessLookupError):  # swapped, or ended, since it was asked for
+                self.used[name].look(pid)
         statistics_ = self._state.statistics.now()
         self.pages.append(statistics_["used"])
         self.file.append(statistics_["file"])
@@ -218,20 +304,28 @@ class Growth:
             said.append(f"bytes {name} {before:,.0f} and {after:,.0f}")
             assert after <= 1.1 * before + slack or (name == "in use" and not steady), said[-1]
         for name, each in self.used.items():
+            assert len(each.memory) > len(self.file) // 2, f"{name} was looked at {len(each.memory)} times"
+            third = len(each.memory) // 3
             each.files, each.memory = each.files[third:], each.memory[third:]
             said.append(f"{name}: {each.flat(third)}")
         return "; ".join(said)
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(1800, marks=pytest.mark.soak)])
-def test_a_store_that_gives_up_its_past_does_not_grow(tmp_path: Path, seconds: int) -> None:
+@pytest.mark.parametrize(("seconds", "looks"), [(8, 15), pytest.param(1800, 900, marks=pytest.mark.soak)])
+def test_a_store_that_gives_up_its_past_does_not_grow(tmp_path: Path, seconds: int, looks: int) -> None:
     with booted(tmp_path, text=IMAGE) as node, node.attach() as me:
         with Load(node) as load:
-            growth = Growth(node, me)
+            growth, person = Growth(node, me), Person(node, me)
+            for turn in range(TURNS):  # the first of each makes room for all that follow
+                person.act(turn)
+            while not load.wrong and READER not in growth.processes():
+                pass
             began = time.monotonic()
-            for number in range(LOOKS):
-                load.goes_on(began + seconds * (number + 1) / LOOKS)
+            for number in range(looks):
+                person.act(number)
+                load.goes_on(began + seconds * (number + 1) / looks)
                 growth.look()
+        assert {"zygote", "watcher", "kernel", READER, "keys", "diary"} <= set(growth.used)
         removed = {name: me.keyspace(name).horizon.now() for name in ("rows", "counter", "chores")}
         print(f"{seconds} s: {load.done}")
         growth.settles()
