@@ -28,6 +28,16 @@ def test_what_does_not_work_has_a_reason():
         assert (finding.verdict == "works") == (finding.detail == "")
 
 
+def test_it_says_what_of_its_keys_rests_on_no_hardware():
+    """A file of mode 0600 and the kernel's word stand in for a TPM and for attestation: nobody takes them for these."""
+    found = {finding.what: finding for finding in doctor.diagnose().findings}
+    attested = found["attestation of servers (SEV-SNP, TDX)"]
+    assert attested.verdict == "missing" and attested.detail.startswith("none: a software stand-in")
+    tpm = found["TPM"]
+    assert (tpm.verdict == "works") == os.path.exists("/dev/tpmrm0")
+    assert tpm.verdict == "works" or "files of mode 0600, or are made of a passphrase" in tpm.detail
+
+
 def test_text_and_json_say_the_same():
     found = doctor.diagnose()
     assert msgspec.json.decode(found.json(), type=Diagnosis) == found
