@@ -19,6 +19,7 @@ from atoll.servers import gpu
 from atoll.servers.gpu.interface import Gpu
 from atoll.servers.shell import exits, sql
 from atoll.servers.shell.tables import of_shape
+from atoll.servers.storage.interface import Storage
 from tests.microkernel.nodes import wait_for_end
 
 from .conftest import HOUSE, Shell
@@ -180,6 +181,15 @@ def test_the_rows_of_keyspaces_and_of_the_kernel_are_tables(tally: Shell) -> Non
     assert tally.said("sql", "select * from tally.rows where key = 'snow'") == "no rows\n"
     every = tally.json("sql", "select distinct client from kernel.channel where server = 'tally'")
     assert all(each["client"].startswith("@") for each in every) and every
+
+
+def test_what_storage_keeps_for_whom_is_a_table(tally: Shell) -> None:
+    with connect(str(tally.folder / "node")) as attached:
+        storage = attached.open("storage", Storage)
+        refs = storage.put_many.now([b"one blob", b"another one"])
+        storage.refer.now([ref.hash for ref in refs], "a model", "its weights")
+    (row,) = tally.json("sql", "select _key, size::int as size from storage.reference")
+    assert row["_key"].endswith("/a model/its weights") and row["size"] == sum(ref.size for ref in refs)
 
 
 def test_what_was_is_joined_with_what_is(tally: Shell) -> None:
