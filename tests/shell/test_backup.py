@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,12 @@ def test_a_moment_of_the_past(person: Shell) -> None:
         state = node.keyspace("references")
         state.commit.now([Write(b"\xff later", b"x")])
         state.commit.now([Write(b"\xff later", None)])
+        deleted, put = state.history.now(b"\xff later")
     covers = person.json("backup", "past")["covers"]
     assert person.json("restore", "past", "--at", str(first), "--folder", "then")["revision"] == first
+    when = datetime.fromtimestamp(deleted.time / 1e9 - 2e-6).isoformat()
+    restored = person.json("restore", "past", "--at", when, "--folder", "at a time")
+    assert put.revision <= restored["revision"] < deleted.revision
     sentence = person.refused(exits.WRONG_INPUT, "restore", "past", "--at", "99999", "--folder", "never")
     assert sentence.startswith("revision 99999 is not in the backup, which covers revisions 1 to ")
     assert f"to {covers[-1]['last']} (" in sentence
