@@ -48,8 +48,9 @@ class Texts:
                     await self._forget(batch, mark, name)
                     raise
         finally:
-            if not turn.locked():
-                self._turns.pop(name, None)
+            # Who waited and was cancelled comes here late: by then the name may be another turn's.
+            if not turn.locked() and self._turns.get(name) is turn:
+                del self._turns[name]
 
     async def _refer(self, kept: list[Mention], name: str) -> None:
         try:
