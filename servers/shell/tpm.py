@@ -136,7 +136,7 @@ def _sized(content: bytes) -> bytes:
 class _Device:
     def __init__(self, path: Path) -> None:
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 (closed by `close`)
-        self.lock = self._file.fileno()
+        fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def exchange(self, command: bytes) -> bytes:
         self._file.write(command)
@@ -150,10 +150,16 @@ class _Emulated:
     """An emulator's socket."""
 
     def __init__(self, path: Path) -> None:
-        self._end = socket.socket(socket.AF_UNIX)
-        self._end.connect(str(path))
-        self.lock = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        self._lock = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
         """A socket cannot be locked; its folder can."""
+        self._end = socket.socket(socket.AF_UNIX)
+        try:
+            # It hears one program at a time: who was connected, and had no lock, would keep it from who has.
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._end.connect(str(path))
+        except BaseException:
+            self.close()
+            raise
 
     def exchange(self, command: bytes) -> bytes:
         self._end.sendall(command)
@@ -161,7 +167,7 @@ class _Emulated:
 
     def close(self) -> None:
         self._end.close()
-        os.close(self.lock)
+        os.close(self._lock)
 
 
 @contextmanager
@@ -173,7 +179,6 @@ def opened(path: Path, node: str) -> Iterator[Tpm]:
     except OSError as error:
         raise BadRequest("--tpm", "a TPM 2 that this user may use", f"{path} ({error.strerror})") from None
     try:
-        fcntl.flock(line.lock, fcntl.LOCK_EX)
         yield Tpm(line, node)
     finally:
         line.close()

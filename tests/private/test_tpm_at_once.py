@@ -1,7 +1,9 @@
 """Whatever people do to the root key at a TPM, two at once, or while the keyring is away: the secret that opens it is not
 given up."""
 
+import fcntl
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -74,6 +76,28 @@ class Between:
 def waits_for_a_lock() -> bool:
     lines = Path("/proc/locks").read_text().splitlines()
     return any("-> FLOCK" in line and f" {os.getpid()} " in line for line in lines)
+
+
+def test_who_waits_at_an_emulator_is_not_connected(tmp_path: Path) -> None:
+    """It hears one program at a time. Who was connected first and locked later waited for the other, as that did for it."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "tpm"))
+        listening.listen()
+        lock = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def come() -> None:
+            with tpm.opened(tmp_path / "tpm", "node"):
+                pass
+
+        coming = threading.Thread(target=come)
+        coming.start()
+        while not waits_for_a_lock():
+            pass
+        connected, _, _ = select.select([listening], [], [], 0)
+        os.close(lock)
+        coming.join()
+    assert not connected
 
 
 def test_a_root_key_that_is_renewed_while_somebody_unlocks(tmp_path: Path) -> None:
