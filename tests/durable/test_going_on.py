@@ -20,7 +20,7 @@ from .conftest import Here, row_of, until
 from .packages.stages.interface import Stages
 from .packages.stages.server import Server
 
-SOON = 5.0
+SOON = 60.0
 """Seconds after which a call is given up, where none ever ended before."""
 
 

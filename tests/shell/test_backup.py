@@ -1,5 +1,6 @@
 """A node copied and brought back by the command, as a person does it."""
 
+import errno
 import json
 import os
 import random
@@ -178,11 +179,14 @@ def test_a_part_of_a_restore_that_outlives_it_keeps_others_away(person: Shell) -
     blobs = person.folder / "stuck" / "blobs" / "server" / "need"
     (blobs / "packs").mkdir(parents=True)
     (blobs / "blobs" / "aa").mkdir(parents=True)
-    os.mkfifo(blobs / "blobs" / "aa" / ("aa" * 32))  # whoever reads it waits
+    endless = blobs / "blobs" / "aa" / ("aa" * 32)
+    os.mkfifo(endless)  # whoever reads it waits
     command = [str(PROGRAM), "restore", "stuck", "--folder", "late"]
     with subprocess.Popen(command, cwd=person.folder, env=person.environment) as killed:
         try:
             while (part := copying_blobs(killed.pid)) is None:
+                assert killed.poll() is None
+            while (end := writing(endless)) is None:  # before, it may not have been told to begin
                 assert killed.poll() is None
         finally:
             killed.kill()
@@ -193,8 +197,19 @@ def test_a_part_of_a_restore_that_outlives_it_keeps_others_away(person: Shell) -
         signal.pidfd_send_signal(part, signal.SIGKILL)
         select.select([part], [], [])
         os.close(part)
+        os.close(end)
     person.said("restore", "whole", "--folder", "late")
     assert person.said("check", "late").endswith(": whole\n")
+
+
+def writing(pipe: Path) -> int | None:
+    """Its end, once somebody reads at the other one."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
 
 
 def copying_blobs(command: int) -> int | None:
