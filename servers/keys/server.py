@@ -245,15 +245,16 @@ class Server(Serves[Keys]):
             raise BadRequest(
                 "Keys.purge, $.subject", f"1 to {SUBJECT_MOST} bytes", f"{len(subject.encode())}"
             )
-        call, ring = current(), self._opened()
-        badges = {call.badge} if call.badge else set(ring.contents.badges)
-        if keyspace:
-            badges &= {badge_number(keyspace)}
-            if not badges:
-                raise NotFound("private keyspace that was ever opened", keyspace)
-        who = {(badge, tag_of(ring.index(badge), subject)) for badge in badges}
+        call = current()
         async with self._changing:
-            self._opened()  # whoever opened it may not have come to the end
+            # Asked for here: while it is opened it may be a copy that does not know of all keyspaces.
+            ring = self._opened()
+            badges = {call.badge} if call.badge else set(ring.contents.badges)
+            if keyspace:
+                badges &= {badge_number(keyspace)}
+                if not badges:
+                    raise NotFound("private keyspace that was ever opened", keyspace)
+            who = {(badge, tag_of(ring.index(badge), subject)) for badge in badges}
             fresh = [each for each in sorted(who) if not ring.is_purged(*each)]
             if call.badge and fresh and ring.asked_by_server(call.badge) >= self.config.purges_by_servers:
                 raise PurgesSpent(self.config.purges_by_servers)
