@@ -1,5 +1,6 @@
 """Which processes hold data keys, and what each has yet to let go of."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import trio
@@ -27,6 +28,8 @@ class Holders:
         self._held: dict[tuple[int, int], Holder] = {}
         self._unheard: dict[int, str] = {}
         """Who was there before this process of ours, by channel: it may have keys of the last one's, until it has said."""
+        self._asking: Counter[int] = Counter()
+        """By channel: of how many keyspaces it is about to say what it holds."""
         self._changed = trio.Event()
 
     def before(self, channels: Iterable[int]) -> None:
@@ -42,8 +45,19 @@ class Holders:
         if channel in self._unheard:
             self._unheard[channel] = server
 
+    def asks(self, channel: int) -> None:
+        """For keys of a keyspace; `heard` follows. Of several it asks at once: until all are answered it may have a key."""
+        self._asking[channel] += 1
+
     def heard(self, channel: int) -> None:
-        """It holds what it has said, or nothing."""
+        """It holds what it has said of a keyspace, or nothing."""
+        self._asking[channel] -= 1
+        if not self._asking[channel]:
+            del self._asking[channel]
+            self.gone(channel)
+
+    def gone(self, channel: int) -> None:
+        """Nobody is there who may have keys of the last process's."""
         if self._unheard.pop(channel, None) is not None:
             self._note()
 

@@ -168,6 +168,7 @@ class Server(Serves[Keys]):
     async def hold(self, after: int = 0) -> AsyncIterator[Told]:
         call = current()
         badge = self._keyspace()
+        self._holders.asks(call.client)
         try:
             who = await self._measured(call.client)
             self._policies.get(badge, Policy()).hold(who)
@@ -215,7 +216,7 @@ class Server(Serves[Keys]):
         self._holders.before(channels)
 
     def client_gone(self, channel: int) -> None:
-        self._holders.heard(channel)
+        self._holders.gone(channel)
 
     async def _name_unheard(self) -> None:
         """A crash of ours, or a swap, lets nobody's keys go: until it holds them here it is to be named."""
@@ -223,7 +224,7 @@ class Server(Serves[Keys]):
             try:
                 self._holders.named(channel, (await self._attestation.measured(channel)).server)
             except NotFound:
-                self._holders.heard(channel)  # a program, which has none
+                self._holders.gone(channel)  # a program, which has none
 
     async def _measured(self, channel: int) -> Measurement:
         try:

@@ -10,8 +10,10 @@ from msgspec.structs import replace
 
 from atoll.ipc import testing
 from atoll.ipc.errors import BadRequest, NotFound
+from atoll.ipc.inprocess import InProcess
 from atoll.ipc.keyspace import Row, settled
 from atoll.ipc.memory_store import MemoryStore
+from atoll.ipc.proxy import transport_of
 from atoll.ipc.system.keys import Keys, KeysLocked, NotReleased, PurgesSpent, tag_of
 from atoll.ipc.system.measurement import Measurement
 from atoll.servers.keys.attestation import Attestation, Policy
@@ -237,6 +239,50 @@ def test_who_knows_of_purges_that_the_keyring_does_not_hears_of_those_to_come(tm
             assert next(told).purged == tag_of(first.index, "ann")
             server.let_go.now(2)
             assert done.result().holding == []
+
+
+class Halting(Trusting):
+    """Has not heard yet what the first one is that asks for keys."""
+
+    async def start(self) -> None:
+        await super().start()
+        self.asked, self.go_on = trio.Event(), trio.Event()
+
+    async def measured(self, channel: int) -> Measurement:
+        if not self.asked.is_set():
+            self.asked.set()
+            await self.go_on.wait()
+        return WHO
+
+
+def test_a_server_of_two_private_keyspaces_is_waited_for_until_it_has_come_with_both(tmp_path: Path) -> None:
+    """As after a crash. It had come with one of them, and counted as having let go of what it held of the other."""
+    with testing.running(Halting, needs=folders(tmp_path)) as running:
+        server, host = running.server, running._host
+        assert isinstance(server, Halting)
+        one, other = running.client(Keys, badge=BADGE), running.client(Keys, badge=BADGE + 1)
+        channel = cast(InProcess, transport_of(one)).number
+        cast(InProcess, transport_of(other)).number = channel
+        host.wait_for(present, server, channel)
+        with one.hold.now():
+            host.wait_for(server.asked.wait)
+            with other.hold.now() as told:
+                assert next(told).badge == BADGE + 1
+                done = running.client(Keys, badge=BADGE).purge.start("ann")
+                for _ in range(100):  # as far as it gets
+                    one.keyring.now()
+                waits = not done.done()
+                host.wait_for(go_on, server)
+                assert done.result().holding == []
+    assert waits
+
+
+async def go_on(server: Halting) -> None:
+    server.go_on.set()
+
+
+async def present(server: Server, channel: int) -> None:
+    server.clients_present(frozenset({channel}))
 
 
 def test_new_seeds_that_are_asked_for_twice_at_once_are_no_more_than_there_may_be(tmp_path: Path) -> None:
