@@ -147,13 +147,15 @@ class Server(Serves[Memory]):
 
     @asynccontextmanager
     async def _alone(self, number: int, client: int) -> AsyncIterator[None]:
-        turn = self._turns.setdefault((number, client), trio.Lock())
+        key = number, client
+        turn = self._turns.setdefault(key, trio.Lock())
         try:
             async with turn:
                 yield
         finally:
-            if not turn.locked():
-                self._turns.pop((number, client), None)
+            # Who waited and was cancelled comes here late: by then the key may be another turn's.
+            if not turn.locked() and self._turns.get(key) is turn:
+                del self._turns[key]
 
     @Memory.allocate.serve
     async def allocate(self, size: int) -> Region:

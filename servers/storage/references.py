@@ -47,8 +47,9 @@ class References:
             async with turn:
                 yield
         finally:
-            if not turn.locked():
-                self._turns.pop(key, None)
+            # Who waited and was cancelled comes here late: by then the name may be another turn's.
+            if not turn.locked() and self._turns.get(key) is turn:
+                del self._turns[key]
 
     async def put(self, badge: int, owner: str, name: str, hashes: list[bytes], size: int) -> int:
         """Replaces the row; returns the revision at which it is durable."""
