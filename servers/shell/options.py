@@ -67,7 +67,7 @@ def capability_number(text: str) -> int:
     if not boot.isdecimal() or (point and not count.isdecimal()) or len(text) > DIGITS:
         raise typer.BadParameter(wrong)
     number = (int(boot) << 32) + int(count) if point else int(boot)
-    if number >= 1 << 64:
+    if number >= 1 << 64 or (point and int(count) >= 1 << 32):
         raise typer.BadParameter(wrong)
     return number
 

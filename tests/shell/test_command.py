@@ -34,6 +34,7 @@ WRONG = [
     ("image", exits.USAGE, "missing command; see `atoll image --help`"),
     ("ps --xyz", exits.USAGE, "no such option: --xyz; see `atoll ps --help`"),
     ("revoke x", exits.USAGE, "see `atoll revoke --help`"),
+    ("revoke 1.4294967302", exits.USAGE, "'1.4294967302' is no capability's number"),  # else it is 2.6
     ("revoke 9999999999.1", exits.USAGE, "'9999999999.1' is no capability's number"),
     ("mint 1.1 --badge 18446744073709551616 --to x", exits.USAGE, "invalid value for '--badge'"),
     ("log --after 18446744073709551616", exits.USAGE, "invalid value for '--after'"),
