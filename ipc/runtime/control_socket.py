@@ -36,15 +36,20 @@ class ControlSocket:
             return None
         if not data:
             raise NodeDown()
-        fault = "a packet or its descriptors were cut short"
-        if not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            try:
-                return self._decoder.decode(data), descriptors
-            except DecodeFaults as error:
-                fault = str(error)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise PeerMisbehaved("the control socket", fault)
+        try:
+            return self._decoded(data, flags), descriptors
+        except PeerMisbehaved:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+
+    def _decoded(self, data: bytes, flags: int) -> control.ToProcess:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise PeerMisbehaved("the control socket", "a packet or its descriptors were cut short")
+        try:
+            return self._decoder.decode(data)
+        except DecodeFaults as fault:
+            raise PeerMisbehaved("the control socket", str(fault)) from None
 
     def _receive(self) -> tuple[bytes, list[int], int]:
         """No data: the other end is closed, and all that it said was received."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from atoll.ipc.errors import AtollError
+from atoll.ipc.errors import AtollError, PeerDied
 from atoll.ipc.faults import FaultyTransport
 from atoll.ipc.future import Payload, RawFuture, RawReply
 from atoll.ipc.method import MethodSpec
@@ -21,6 +21,7 @@ class Countdown:
         self.left = at
         self.after = after
         self.kill: Callable[[], None] = lambda: None
+        self.dead = False
 
     def over(self) -> bool:
         self.left -= 1
@@ -35,25 +36,35 @@ class Fatal(FaultyTransport):
         self._countdown = countdown
 
     async def call(self, method: MethodSpec, payload: bytes, options: Options) -> Payload:
+        if self._countdown.dead:
+            raise PeerDied(method.label)
         if not self._countdown.over():
             return await self.inner.call(method, payload, options)
         if self._countdown.after:
             with suppress(AtollError):  # what it came to nobody lives to hear
                 await self.inner.call(method, payload, options)
+        self._die()
+        killed = trio.Event()
+        trio.lowlevel.current_trio_token().run_sync_soon(killed.set)
+        await killed.wait()  # cancelled; but for who shields this, who has to end all the same, and reaches nobody
+        raise PeerDied(method.label)
+
+    def _die(self) -> None:
         self._countdown.kill()
-        await trio.sleep_forever()
-        raise AssertionError
+        self._countdown.dead = True
 
     def start(self, method: MethodSpec, payload: bytes, options: Options) -> RawReply:
+        if self._countdown.dead:
+            return RawFuture()
         if not self._countdown.over():
             return self.inner.start(method, payload, options)
         if self._countdown.after:
             with suppress(AtollError):
                 self.inner.start(method, payload, options).result()
-        self._countdown.kill()
+        self._die()
         return RawFuture()
 
     def open(self, method: MethodSpec, payload: bytes, options: Options) -> RawStream:
-        if self._countdown.over():
-            self._countdown.kill()
+        if not self._countdown.dead and self._countdown.over():
+            self._die()
         return self.inner.open(method, payload, options)
