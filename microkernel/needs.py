@@ -333,22 +333,28 @@ def sockets(server: Server) -> list[socket.socket]:
 
 def _listen(address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        end = socket.socket(socket.AF_UNIX)
-        try:
-            _forget_dead(address)
-            end.bind(address)
-            end.listen(128)
-        except BaseException:
-            end.close()
-            raise
-        return end
     try:
+        if not port.isdigit():
+            return _listen_at(address)
         return socket.create_server(
             (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
-    except (OverflowError, TypeError, ValueError):  # no number of a port, no name of a host
+    except (OverflowError, TypeError, ValueError):  # no number of a port, no name of a host, no path
         raise BadRequest(where="listen", expected="HOST:PORT", got=str(address)) from None
+
+
+def _listen_at(path: str) -> socket.socket:
+    """At a path, or an abstract address, which begins with a null and has no file."""
+    end = socket.socket(socket.AF_UNIX)
+    try:
+        if not path.startswith("\0"):
+            _forget_dead(path)
+        end.bind(path)
+        end.listen(128)
+    except BaseException:
+        end.close()
+        raise
+    return end
 
 
 def _forget_dead(path: str) -> None:

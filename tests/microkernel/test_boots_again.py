@@ -232,7 +232,7 @@ def test_who_listens_at_a_path_does_so_also_at_the_next_boot(tmp_path: Path) -> 
                 attached.kernel.load.now(what)
         with node.attach() as attached:
             nowhere: dict[str, Binding] = {"web": SocketBinding(listen="127.0.0.1:99999")}
-            with pytest.raises(StartFailed, match="port must be"):
+            with pytest.raises(BadRequest, match="listen: expected HOST:PORT"):
                 attached.kernel.load.now(structs.replace(what, needs=nowhere))
             attached.kernel.load.now(what)
         for _ in range(2):
@@ -247,6 +247,17 @@ def test_who_listens_at_a_path_does_so_also_at_the_next_boot(tmp_path: Path) -> 
         boot_again(node)
         assert any("server web stays down" in line for line in node.said)
         assert path.read_text() == "not theirs"
+
+
+def test_who_listens_at_an_abstract_address_is_loaded(node: RealNode, tmp_path: Path) -> None:
+    package, address = made(tmp_path, "web", WEB), f"\0{tmp_path}"
+    needs: dict[str, Binding] = {"web": SocketBinding(listen=address)}
+    with node.attach() as attached, socket.socket(socket.AF_UNIX) as client:
+        attached.kernel.load.now(Load(server="web", package=str(package), level="process", needs=needs))
+        first = attached.open("web", package_interface(package)).first.start()
+        client.connect(address)
+        client.sendall(b"7")
+        assert first.result() == 7
 
 
 def test_who_calls_a_server_that_stays_stopped_is_told_so_also_after_a_boot(tmp_path: Path) -> None:

@@ -196,8 +196,8 @@ LISTENS = SERVER.replace("import trio\n", "import socket\n\nimport trio\n").repl
 
 @pytest.mark.parametrize(
     "listen",
-    ["127.0.0.1:99999", "127.0.0.1:\N{SUPERSCRIPT TWO}", "\N{SNOWMAN}" * 70 + ":0"],
-    ids=["port", "digit", "host"],
+    ["127.0.0.1:99999", "127.0.0.1:\N{SUPERSCRIPT TWO}", "\N{SNOWMAN}" * 70 + ":0", "no\0path"],
+    ids=["port", "digit", "host", "path"],
 )
 def test_an_address_that_nobody_can_listen_at_is_named(node: RealNode, tmp_path: Path, listen: str) -> None:
     package = hanging(tmp_path)
