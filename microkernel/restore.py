@@ -164,8 +164,8 @@ class Restore:
             wanted[name] = Retention(None if spec.retention is None else float(spec.retention), spec.versions)
         for server in list(node.servers.values()):
             if server.spec.load:
-                needs.complete(server)
                 try:
+                    needs.complete(server)
                     needs.as_private(server, node.image.keyspace)
                     needs.undisclosed(server, node.servers.values())
                 except AtollError as error:

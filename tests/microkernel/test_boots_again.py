@@ -6,12 +6,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import structs
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import BadRequest, NotFound, PeerDied
 from atoll.ipc.system.kernel import Binding, CapabilityRow, Load, ServerBinding, SocketBinding, StartFailed
+from atoll.ipc.system.records import KEYSPACE, ServerRow, decode
+from atoll.ipc.system.state import State, Write, absolute
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
 
@@ -196,6 +199,30 @@ def test_a_server_that_is_to_call_itself_is_not_loaded(node: RealNode, tmp_path:
     needs: dict[str, Binding] = {"peer": ServerBinding(server="guest")}
     with node.attach() as attached, pytest.raises(BadRequest, match="a server other than guest itself"):
         attached.kernel.load.now(Load(server="guest", package=str(guest), level="process", needs=needs))
+
+
+def test_a_server_whose_row_says_that_it_is_to_call_itself_keeps_no_node_from_booting(tmp_path: Path) -> None:
+    """Until lately it was loaded, and only its start failed: a kernel that died meanwhile left the row."""
+    guest = made(tmp_path, "guest", USER.replace("peer: Second", "peer: First"))
+    needs: dict[str, Binding] = {"peer": ServerBinding(server="paired")}
+    load = Load(server="guest", package=str(guest), level="process", needs=needs)
+    with booted(tmp_path, text=image(paired(tmp_path), "")) as node:
+        with node.attach() as attached:
+            attached.kernel.load.now(load)
+            state = attached.open("state", State)
+            key = absolute(state.keyspaces.now()[KEYSPACE], ServerRow.key_of("guest"))
+            found = state.get.now(key)
+            assert found is not None
+            itself: dict[str, Binding] = {"peer": ServerBinding(server="guest")}
+            bound = msgspec.msgpack.encode(structs.replace(load, needs=itself))
+            row = structs.replace(decode(ServerRow, found.value or b""), load=bound)
+            state.commit.now([Write(key, row.value())])
+        boot_again(node)
+        assert any(
+            "server guest is left out" in line and "other than guest itself" in line for line in node.said
+        )
+        with node.attach() as attached:
+            assert {row.state for row in attached.kernel.ps.now()} == {"serving"}
 
 
 def test_who_needs_a_server_that_cannot_be_there_is_left_out_too(tmp_path: Path) -> None:
