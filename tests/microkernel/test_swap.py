@@ -236,19 +236,18 @@ def test_the_row_of_a_process_says_which_version_it_ran(tmp_path: Path) -> None:
         assert [row.version for row in ended] == [done.old, done.new]
 
 
-@pytest.mark.parametrize("how", ["swap", "stop", "restart"])
-def test_who_says_no_deadline_waits_as_long_as_the_image_says(tmp_path: Path, how: str) -> None:
-    """`drain`: here the server is given no time, so that a call in hand does not end."""
-    with booted(tmp_path, counter='drain = "0s"') as node, node.attach() as attached:
+@pytest.mark.parametrize(("how", "seconds"), [("swap", 11.0), ("stop", 6.0), ("restart", 6.0)])
+def test_who_says_no_deadline_waits_as_long_as_the_image_says(
+    tmp_path: Path, how: str, seconds: float
+) -> None:
+    """`drain`: here longer than a call in hand takes, and that longer than each would wait by itself."""
+    with booted(tmp_path, counter='drain = "1h"') as node, node.attach() as attached:
         counter = attached.open("counter", Counter)
-        begun = counter.slow.start(4.0)
+        begun = counter.slow.start(seconds)
         while not counter.begun.now():
             pass
         if how == "swap":
-            with pytest.raises(DrainTimedOut):
-                attached.kernel.swap.now(Swap(server="counter"))
-            assert begun.result() == "done"
+            attached.kernel.swap.now(Swap(server="counter"))
         else:
             getattr(attached.kernel, how).now("counter")
-            with pytest.raises(PeerDied):
-                begun.result()
+        assert begun.result() == "done"
