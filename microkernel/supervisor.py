@@ -205,12 +205,15 @@ class Supervisor:
     async def try_again(self, server: Server) -> None:
         """Restart after a crash; what does not come up counts as a crash, too."""
         server.restarts += 1
+        before = server.latest
         try:
             await self.start(server)
         except AtollError as error:
             server.state = "restarting"
             self._events.event("restart failed", server.name, str(error))
-            self._node.soon(self.after_crash, server, server.latest, f"could not be started again: {error}")
+            # Where it came to no process: under the number of the last one it would take the place of that one's crash.
+            process = server.latest if server.latest != before else self._node.number()
+            self._node.soon(self.after_crash, server, process, f"could not be started again: {error}")
             return
         if server.name == STORE:
             self._node.soon(self._node.store.settle)  # not under the lock that its next restart waits for

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import BadRequest, PeerDied
 from atoll.ipc.system.kernel import ProcessRow
 from atoll.ipc.system.records import KEYSPACE, CrashRow, after, decode
@@ -187,13 +188,29 @@ def test_a_crash_is_a_row_also_where_the_restarts_fail(tmp_path: Path) -> None:
     with booted(tmp_path, text=text) as node, node.attach() as attached:
         with pytest.raises(PeerDied):
             attached.open("counter", Counter).die.now()
-        start, found = CrashRow.key_of("counter"), list[CrashRow]()
-        while not found or found[-1].again:
-            page = attached.keyspace(KEYSPACE).range.now(start, after(start))
-            found = [decode(CrashRow, item.value or b"") for item in page.items]
-        assert [row.how.partition(";")[0].partition(":")[0] for row in found] == [
+        assert [how.partition(";")[0].partition(":")[0] for how in crashes(attached)] == [
             "exited with status 3", "could not be started again", "could not be started again"
         ]  # fmt: skip
+
+
+def test_a_crash_is_a_row_also_where_no_process_is_started_again(tmp_path: Path) -> None:
+    with booted(tmp_path, counter=FRAGILE) as node, node.attach() as attached:
+        rows = attached.kernel.caps.now("counter")
+        need = next(row.number for row in rows if (row.holder, row.server) == ("counter", "state"))
+        attached.kernel.revoke.now(need)
+        os.kill(pid_of(node, "counter"), signal.SIGKILL)
+        first, *others = crashes(attached)
+        assert first.startswith("was killed by SIGKILL")
+        assert len(others) == 2 and all("was revoked" in how for how in others)
+
+
+def crashes(attached: Attached) -> list[str]:
+    """How the counter crashed each time, once it stays down."""
+    start, found = CrashRow.key_of("counter"), list[CrashRow]()
+    while not found or found[-1].again:
+        page = attached.keyspace(KEYSPACE).range.now(start, after(start))
+        found = [decode(CrashRow, item.value or b"") for item in page.items]
+    return [row.how for row in found]
 
 
 def test_a_crash_is_a_row_with_its_cause_and_last_words(node: RealNode) -> None:
