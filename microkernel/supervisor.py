@@ -96,11 +96,13 @@ class Supervisor:
             await self.after_crash(server, serving.number, str(exit), ended)
 
     def _explained(self, server: Server, serving: Serving, exit: Exit) -> Exit:
-        """An end with its cause, where the process's group knows that."""
+        """An end with its cause, where the process's group knows that; also for who waits for the process to start."""
         if exit.signal == signal.SIGKILL and not serving.expected_end:
             with suppress(OSError):  # a group that says nothing any more
                 if self._node.group(server).killed_for_memory() > serving.starved_before:
-                    return msgspec.structs.replace(exit, why="its slice had no memory left for it")
+                    exit = msgspec.structs.replace(exit, why="its slice had no memory left for it")
+        if serving.process is not None:
+            serving.process.exit = exit
         return exit
 
     async def _end_left(self, server: Server, serving: Serving) -> None:

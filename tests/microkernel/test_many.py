@@ -2,6 +2,7 @@
 nobody else notices."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,13 +14,13 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.errors import PeerDied, Revoked
-from atoll.ipc.system.kernel import CapabilityRow
+from atoll.ipc.system.kernel import CapabilityRow, StartFailed, Swap
 from atoll.ipc.system.records import CrashRow
 from atoll.microkernel.slices import hierarchy
 from tests.kit.forked import forked
 from tests.kit.groups import control_groups
 
-from .nodes import STUBBORN, RealNode, booted, groups_of, interface
+from .nodes import PACKAGES, STUBBORN, RealNode, booted, groups_of, interface
 from .test_kept_rows import items, kernel, until
 
 Counter = interface("counter", "Counter")
@@ -206,3 +207,24 @@ def test_a_crash_for_want_of_memory_says_so(tmp_path: Path) -> None:
         until(state, lambda: len(items(state, CrashRow)) == 2)
         (other,) = (row for _, row in items(state, CrashRow) if row.server == "counter")
         assert "its slice had" not in other.how
+
+
+HOARDS = """
+    async def start(self) -> None:
+        kept = []
+        while True:
+            kept.append(b"full" * (1 << 18))
+"""
+
+
+def test_a_start_for_which_there_is_no_memory_says_so(tmp_path: Path) -> None:
+    if not control_groups():
+        pytest.skip("no control groups here: nothing bounds what memory a server takes")
+    package = tmp_path / "stubborn"
+    shutil.copytree(PACKAGES / "stubborn", package, ignore=shutil.ignore_patterns("__pycache__"))
+    few = STUBBORN.replace("pids = 64", 'pids = 64\nmemory = "128MiB"')
+    with booted(tmp_path, more=few) as node, node.attach() as attached:
+        with (package / "server.py").open("a") as out:
+            out.write(HOARDS)
+        with pytest.raises(StartFailed, match=r"its process was killed by SIGKILL \(its slice had no memory"):
+            attached.kernel.swap.now(Swap(server="stubborn", package=str(package)))
