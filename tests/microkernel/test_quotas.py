@@ -341,8 +341,10 @@ def test_a_list_of_capabilities_is_read_however_long_their_rights_are(tmp_path: 
 
 
 CROWD = """
-import sys
+import resource, sys
 from atoll.ipc.attach import connect
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 nodes = [connect(sys.argv[1]) for _ in range(int(sys.argv[2]))]
 print(len(nodes), flush=True)
 sys.stdin.read()
