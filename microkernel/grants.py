@@ -276,10 +276,11 @@ class Grants:
                     except Overloaded:  # no descriptor, or a holder wants it so: its owner is to ask again
                         self._withdraw(buffer, [channel.number])
 
-    def rows(self, party: Party, after: int = 0) -> list[BufferRow]:
-        """What the party owns, or its server, in the order of numbers from past one on: as much as one reply holds."""
+    def rows(self, party: Party, after: int | None = None) -> list[BufferRow]:
+        """What the party owns, or its server, in the order of numbers from past one on: as much as one reply holds. Without
+        one all: who asks so takes what it is not told of for lost."""
         rows, size = list[BufferRow](), 0
-        for number in sorted(number for number in self._all if number > after):
+        for number in sorted(number for number in self._all if number > (after or 0)):
             each = self._all[number]
             if each.source is not None or not self._owns(party, each):
                 continue
@@ -287,7 +288,7 @@ class Grants:
                 number=number, size=each.size, mode=each.mode, note=each.note, shares=dict(each.shares)
             )
             size += len(msgspec.msgpack.encode(row))
-            if rows and size > ROWS_MOST:
+            if rows and size > ROWS_MOST and after is not None:
                 break
             rows.append(row)
         return rows

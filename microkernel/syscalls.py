@@ -261,7 +261,7 @@ class Syscalls(Serves[Kernel]):
         await self._grants.hand_again(self._caller(), buffer, channel)
 
     @Kernel.buffers.serve
-    def buffers(self, after: int = 0) -> list[BufferRow]:
+    def buffers(self, after: int | None = None) -> list[BufferRow]:
         return self._grants.rows(self._caller(), after)
 
     @Kernel.buffer_revoke.serve

@@ -583,8 +583,8 @@ class Kernel(Interface):
         Its descriptor arrives on the control socket as `DeliverBuffer`."""
 
     @call("serve", idempotent=True)
-    def buffers(self, after: int = 0) -> list[BufferRow]:
-        """The caller's buffers, and those of its server, after a number: as many as one reply holds, until none is left."""
+    def buffers(self, after: int | None = None) -> list[BufferRow]:
+        """The caller's buffers, and its server's: past a number some, till none is left; without one all, or `TooLarge`."""
 
     @call("serve", once=True)
     def buffer_revoke(self, buffer: int) -> int:

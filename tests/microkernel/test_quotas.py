@@ -13,7 +13,7 @@ import pytest
 
 from atoll.ipc.attach import Node as Attached
 from atoll.ipc.attach import Unwelcome
-from atoll.ipc.errors import PeerDied, QuotaExceeded
+from atoll.ipc.errors import PeerDied, QuotaExceeded, TooLarge
 from atoll.ipc.system.kernel import Load
 
 from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
@@ -296,11 +296,22 @@ def test_a_list_of_buffers_is_read_however_long(tmp_path: Path) -> None:
     with booted(tmp_path) as node, node.attach() as attached:
         made = [attached.kernel.buffer.start(1, "writable", False, bytes(256)) for _ in range(count)]
         numbers = [each.result().number for each in made]
-        found = attached.kernel.buffers.now()
+        with pytest.raises(TooLarge):
+            attached.kernel.buffers.now()
+        found = attached.kernel.buffers.now(0)
         while page := attached.kernel.buffers.now(found[-1].number):
             found += page
         assert [row.number for row in found] == sorted(numbers)
         assert {row.note for row in found} == {bytes(256)}
+
+
+def test_a_list_of_buffers_is_whole_for_who_knows_no_parts(tmp_path: Path) -> None:
+    """A server of an earlier release: what it is not told of is lost."""
+    count = 650
+    with booted(tmp_path) as node, node.attach() as attached:
+        made = [attached.kernel.buffer.start(1, "writable", False, bytes(256)) for _ in range(count)]
+        numbers = {each.result().number for each in made}
+        assert {row.number for row in attached.kernel.buffers.now()} == numbers
 
 
 MANY_RIGHTS = """
