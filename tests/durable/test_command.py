@@ -74,8 +74,14 @@ def test_a_workflow_is_listed_shown_cancelled_and_resumed(running: InNode, flow:
 
 
 def test_a_workflow_that_waits_for_its_version_is_listed_with_why(
-    real_node: RealNode, running: InNode, flow: Shell, label: str, tmp_path: Path
+    real_node: RealNode,
+    running: InNode,
+    flow: Shell,
+    label: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # what runs tests may say one, and lines are cut there
     with real_node.attach() as attached:
         hold(running.folder, f"{label} after 2")
         running.stages.limited.begin.now(Start(id=label), label, 3, 9)

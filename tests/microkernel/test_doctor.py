@@ -1,5 +1,6 @@
 """The doctor: every finding is a trial's, every failure a sentence, nothing is left behind."""
 
+import gc
 import os
 
 import msgspec
@@ -13,6 +14,7 @@ from atoll.microkernel.slices import hierarchy
 
 
 def test_it_speaks_of_every_level_and_mechanism_and_leaves_nothing():
+    gc.collect()  # what earlier tests left open
     open_before = len(os.listdir("/proc/self/fd"))
     found = doctor.diagnose()
     whats = [finding.what for finding in found.findings]

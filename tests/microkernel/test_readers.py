@@ -406,7 +406,7 @@ def test_each_reader_is_in_a_group_of_its_own_in_their_slice(tmp_path: Path) -> 
         state = me.keyspace("ledger")
         read_until(me, state, lambda: len(readers(me)) == 2)
         writer = next(row for row in me.kernel.ps.now() if row.server == "state")
-        assert group_of(writer.pid) == "servers/state"
+        assert group_of(writer.pid) == "_servers/state"
         before = {group_of(row.pid): row for row in readers(me)}
         assert set(before) == {"reading/state.reader-1", "reading/state.reader-2"}
         gone = before["reading/state.reader-1"]

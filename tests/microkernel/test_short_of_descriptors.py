@@ -306,7 +306,7 @@ async def test_a_process_that_its_group_cannot_take_note_of_is_ended() -> None:
     async def done(*_: object, **__: object) -> Any:
         return process
 
-    group = SimpleNamespace(open=list, joined=failing_after(0, lambda pid: None))
+    group = SimpleNamespace(open=list, killed_for_memory=int, joined=failing_after(0, lambda pid: None))
     store = SimpleNamespace(
         batch=lambda note: Batch(b"1", note), commit_or_keep=done, later=lambda batch, keep=False: None
     )

@@ -46,7 +46,9 @@ class Fatal(FaultyTransport):
         self._die()
         killed = trio.Event()
         trio.lowlevel.current_trio_token().run_sync_soon(killed.set)
-        await killed.wait()  # cancelled; but for who shields this, who has to end all the same, and reaches nobody
+        await (
+            killed.wait()
+        )  # cancelled; but for who shields this, who has to end all the same, and reaches nobody
         raise PeerDied(method.label)
 
     def _die(self) -> None:
