@@ -519,6 +519,7 @@ class Process:
     def _busy(self) -> str:
         """The Python thread, other than the loop's, that has kept the interpreter busy since the last ping."""
         now, busiest, share = clock.monotonic_ns(), "", BUSY_SHARE
+        known, self._cpu = self._cpu, {}  # of who has ended nothing is kept: no number comes again soon
         for thread in threading.enumerate():
             number = thread.native_id
             if number is None or thread.ident == self._home:
@@ -526,7 +527,7 @@ class Process:
             with contextlib.suppress(OSError):  # it has ended
                 # Not by its `ident`: where that was, the C library would look, and there may be nothing any more.
                 used = time.clock_gettime_ns(~number << 3 | THREAD_CLOCK)
-                before, when = self._cpu.get(number, (used, now - 1))
+                before, when = known.get(number, (used, now - 1))
                 self._cpu[number] = (used, now)
                 if (used - before) / max(1, now - when) > share:
                     busiest, share = thread.name, (used - before) / max(1, now - when)
