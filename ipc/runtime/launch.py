@@ -281,7 +281,9 @@ class Process:
 
     def _add_client(self, channel: ClientChannel) -> None:
         """On the loop's thread: no other one touches what runs in C meanwhile. A thread that calls receives for itself."""
-        if self.loop is not None and self.clients.get(channel.number) is channel:
+        if self.loop is None or channel.number in self.loop.clients:
+            return  # a loop that is made meanwhile begins with it
+        if self.clients.get(channel.number) is channel:
             self.loop.add_client(channel)
 
     def _record(self, start: control.Start, sockets: list[int]) -> Recorder | None:

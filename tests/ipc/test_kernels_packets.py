@@ -24,7 +24,7 @@ from atoll.ipc.system import control
 from atoll.ipc.transport import DEFAULTS
 from atoll.native import lib
 from tests.kit.played import played
-from tests.kit.serving import serving
+from tests.kit.serving import Serving, serving
 
 PACKETS = 1000
 """More than a socket holds."""
@@ -131,6 +131,41 @@ def test_a_channel_that_another_thread_hears_of_is_given_to_the_loop_by_its_own(
             assert touched == [True]
             if role == "server":
                 assert served.bind(memory, Desk, served.grant(memory, Desk)).touched.now() == [True]
+
+
+class EarlyServer(Server):
+    """While it is made a thread of its own hears of a channel: there is no loop yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        process = next(found for found in gc.get_objects() if isinstance(found, Process))
+
+        def look() -> None:
+            while not process.clients:
+                process._pump()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+
+
+def test_a_channel_that_another_thread_hears_of_before_there_is_a_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop had it from the beginning on, was given it again, and the server ended over that."""
+    begin, observe = Serving._begin, Serving.observe
+    with contextlib.ExitStack() as stack:
+
+        def begins(served: Serving, version: int, *, handover: bool) -> None:
+            begin(served, version, handover=handover)
+            monkeypatch.setattr(Serving, "observe", lambda _: None)
+            stack.enter_context(played(served))
+            monkeypatch.setattr(Serving, "observe", observe)
+
+        monkeypatch.setattr(Serving, "_begin", begins)
+        with serving(EarlyServer) as served:
+            served.observe()
+            assert served.proxies[0].touched.now() == []
 
 
 def test_what_is_read_while_another_thread_sends(monkeypatch: pytest.MonkeyPatch) -> None:
