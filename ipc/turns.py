@@ -4,17 +4,21 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
+from .context import Call, back_in_hand, current_or_none
 from .deferred import Deferred
 
 
 class _Turn:
-    __slots__ = ("ahead", "begin", "places")
+    __slots__ = ("ahead", "begin", "call", "later", "places")
 
     def __init__(self, begin: Callable[[], None], places: tuple[Hashable, ...]) -> None:
         self.begin = begin
         self.places = places
         self.ahead = 0
         """At how many of its places somebody is before it."""
+        self.later = False
+        """Others stand above where it begins: `call` is in hand again then, and none of theirs."""
+        self.call: Call | None = None
 
 
 class Turns:
@@ -34,6 +38,8 @@ class Turns:
             line = self._lines.setdefault(place, deque())
             turn.ahead += bool(line)
             line.append(turn)
+        if turn.ahead or self._beginning:
+            turn.later, turn.call = True, current_or_none()
         done.react(lambda _: self._leave(turn), lambda _: self._leave(turn))
         if not turn.ahead:
             self._next.append(turn)
@@ -58,6 +64,11 @@ class Turns:
         self._beginning = True
         try:
             while self._next:
-                self._next.popleft().begin()
+                turn = self._next.popleft()
+                if turn.later:
+                    with back_in_hand(turn.call):
+                        turn.begin()
+                else:
+                    turn.begin()
         finally:
             self._beginning = False
