@@ -1,11 +1,13 @@
 """A deadline that a handler sets of a task that waits, in a process whose loop sleeps in C."""
 
 import time
+from typing import cast
 
 import pytest
 import trio
 
-from atoll.ipc import Interface, Serves, call
+from atoll.ipc import Interface, Serves, call, testing
+from atoll.ipc.context import SystemClock
 from atoll.ipc.errors import DeadlineExceeded
 from atoll.ipc.runtime import tasks
 from tests.kit.serving import serving
@@ -91,3 +93,20 @@ def test_whose_deadline_has_passed_is_told_so_by_a_server_that_was_held_up() -> 
         alarm.is_held_up.now()
         with pytest.raises(DeadlineExceeded):
             alarm.with_(deadline=0.3).rings.now()
+
+
+class LateAtFirst(SystemClock):
+    """The clock of a server in this process, which is held up so until its handler runs."""
+
+    def __init__(self, server: AlarmServer) -> None:
+        self._server = server
+
+    def monotonic(self) -> float:
+        return Late.monotonic() if self._server._scope is None else super().monotonic()
+
+
+def test_whose_deadline_has_passed_is_told_so_in_one_process() -> None:
+    with testing.running(AlarmServer) as found:
+        found._host.clock = LateAtFirst(cast(AlarmServer, found.server))
+        with pytest.raises(DeadlineExceeded):
+            found.client(Alarm).with_(deadline=0.3).rings.now()
