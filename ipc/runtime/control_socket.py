@@ -3,8 +3,10 @@
 import os
 import select
 import socket
+import threading
 import time
 from array import array
+from collections.abc import Callable
 from typing import TypeVar
 
 import trio
@@ -16,6 +18,8 @@ from atoll.ipc.system import control
 DESCRIPTORS_MOST = 64
 
 P = TypeVar("P", bound=control.Message)
+Act = Callable[[control.ToProcess, list[int]], object]
+"""Takes a packet, and the descriptors that came with it."""
 
 
 class ControlSocket:
@@ -26,6 +30,7 @@ class ControlSocket:
     ) -> None:
         self.socket = end
         self._decoder = decoder
+        self._taking = threading.RLock()
         end.setblocking(False)
 
     def receive_nowait(self) -> tuple[control.ToProcess, list[int]] | None:
@@ -70,6 +75,20 @@ class ControlSocket:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 descriptors.frombytes(packed[: len(packed) - len(packed) % descriptors.itemsize])
         return data, list(descriptors), flags
+
+    def take(self, act: Act) -> bool:
+        """Have the next packet acted upon, if there is one; whether there was. One at a time, of all threads: who finds
+        nothing here finds all done that was said before."""
+        with self._taking:
+            packet = self.receive_nowait()
+            if packet is not None:
+                act(*packet)
+        return packet is not None
+
+    async def take_next(self, act: Act) -> None:
+        """`take` the next packet, waited for in trio."""
+        while not self.take(act):
+            await trio.lowlevel.wait_readable(self.socket)
 
     async def receive(self) -> tuple[control.ToProcess, list[int]]:
         """The next packet, waited for in trio."""

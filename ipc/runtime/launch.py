@@ -376,19 +376,19 @@ class Process:
     # the kernel's packets ---------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Read what lies on the control socket now: a message names a delivery that must be among it. To another thread than
-        the loop's it is nothing whom this process serves."""
-        home = threading.get_ident() == self._home
-        while (packet := self.control.receive_nowait()) is not None:
-            message, descriptors = packet
-            opens = isinstance(message, control.OpenChannel) and (home or message.role == "client")
-            if opens or isinstance(message, DELIVERED):
-                self._act(message, descriptors)
-            else:
-                self._waiting.append(packet)
-                if self._trio is not None:
-                    with contextlib.suppress(trio.RunFinishedError):
-                        self._trio.run_sync_soon(self._stop_reading, idempotent=True)
+        """Read what lies on the control socket now: a message names a delivery that must be among it."""
+        while self.control.take(self._hear):
+            if self._waiting and self._trio is not None:
+                with contextlib.suppress(trio.RunFinishedError):
+                    self._trio.run_sync_soon(self._stop_reading, idempotent=True)
+
+    def _hear(self, message: control.ToProcess, descriptors: list[int]) -> None:
+        """To another thread than the loop's it is nothing whom this process serves."""
+        opens = isinstance(message, control.OpenChannel) and (message.role == "client" or self.looping())
+        if opens or isinstance(message, DELIVERED):
+            self._act(message, descriptors)
+        else:
+            self._waiting.append((message, descriptors))
 
     def _stop_reading(self) -> None:
         """Whoever waits for the socket does not know of a packet that was read meanwhile: it would hear later ones first."""
@@ -402,7 +402,7 @@ class Process:
                     self._handle(*self._waiting.pop(0))
                 self._report_refusals()
                 with trio.CancelScope() as self._reading:
-                    self._waiting.append(await self.control.receive())
+                    await self.control.take_next(self._hear)
 
     def _handle(self, message: control.ToProcess, descriptors: list[int]) -> None:
         loop = self.loop

@@ -28,6 +28,8 @@ from tests.kit.serving import Serving, serving
 
 PACKETS = 1000
 """More than a socket holds."""
+MOMENT = 0.2
+"""Seconds in which a thread looks that waits for nobody."""
 
 
 class Desk(Interface):
@@ -43,6 +45,14 @@ class Desk(Interface):
         """For what a message names that it has got, as long as its loop stands."""
 
     @call("use")
+    def look_beside(self, token: int) -> None:
+        """A thread looks for what it names, once the loop has read that it is delivered and has done nothing about it."""
+
+    @call("use")
+    def found(self) -> list[bool]:
+        """Whether it found it."""
+
+    @call("use")
     def touched(self) -> list[bool]:
         """Whether it was the loop's own thread, each time that the loop was given a channel since."""
 
@@ -50,6 +60,7 @@ class Desk(Interface):
 class Server(Serves[Desk]):
     def __init__(self) -> None:
         self._touched: list[bool] = []
+        self._found: list[bool] = []
 
     @Desk.stand.serve
     def stand(self) -> None:
@@ -79,6 +90,31 @@ class Server(Serves[Desk]):
         thread = threading.Thread(target=process._pump)
         thread.start()
         thread.join()
+
+    @Desk.look_beside.serve
+    def look_beside(self, token: int) -> None:
+        process = next(found for found in gc.get_objects() if isinstance(found, Process))
+        receive, home = process.control.receive_nowait, threading.get_ident()
+        thread = threading.Thread(
+            target=lambda: self._found.append(process.deliveries.port(token) is not None)
+        )
+
+        def reads() -> Any:
+            packet = receive()
+            if (
+                packet is not None
+                and isinstance(packet[0], control.Deliver)
+                and threading.get_ident() == home
+            ):
+                thread.start()
+                thread.join(MOMENT)
+            return packet
+
+        process.control.receive_nowait = reads  # type: ignore[method-assign]
+
+    @Desk.found.serve
+    def found(self) -> list[bool]:
+        return self._found
 
     @Desk.touched.serve
     def touched(self) -> list[bool]:
@@ -131,6 +167,18 @@ def test_a_channel_that_another_thread_hears_of_is_given_to_the_loop_by_its_own(
             assert touched == [True]
             if role == "server":
                 assert served.bind(memory, Desk, served.grant(memory, Desk)).touched.now() == [True]
+
+
+def test_what_the_loop_has_read_another_thread_finds() -> None:
+    """It lay on the socket no more, and was not yet there: what had come with a reply was a token that names none."""
+    with serving(Server) as served:
+        desk = served.proxies[0]
+        desk.look_beside.now(77)
+        port = control.Port(channel=5, slot=0, generation=1, interface="Desk", rights=())
+        served._send(control.Deliver(token=77, port=port))
+        while not (found := desk.found.now()):
+            pass
+        assert found == [True]
 
 
 class EarlyServer(Server):
