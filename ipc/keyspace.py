@@ -30,7 +30,7 @@ import trio
 from msgspec import Struct
 
 from . import chance
-from .context import Call, current_or_none
+from .context import Call, back_in_hand, current_or_none
 from .deferred import Deferred
 from .errors import BadRequest, Conflict, Purged
 from .following import Following
@@ -214,6 +214,8 @@ class Keyspace(Generic[T]):
             self._replace(raw, lambda: self._following.find(raw), change, origin, left, done)
             return
 
+        call = current_or_none()
+
         def found(item: Item | None) -> None:
             packed = None if item is None else item.value
 
@@ -223,9 +225,10 @@ class Keyspace(Generic[T]):
                 return self._form.read(raw, packed), item.revision
 
             before = () if packed is None else (packed,)
-            self._form.before(
-                (), before, lambda: self._replace(raw, old, change, origin, left, done), done.fail
-            )
+            with back_in_hand(call):
+                self._form.before(
+                    (), before, lambda: self._replace(raw, old, change, origin, left, done), done.fail
+                )
 
         when(lambda: self.state.get.start(raw), found, done.fail)
 
@@ -245,6 +248,7 @@ class Keyspace(Generic[T]):
         except Exception as error:
             done.fail(error)
             return
+        call = current_or_none()
 
         def committed(outcome: Committed) -> None:
             if outcome.repeated and origin.id:
@@ -255,7 +259,8 @@ class Keyspace(Generic[T]):
 
         def failed(error: Exception) -> None:
             if isinstance(error, Conflict) and left > 1:
-                self._attempt(raw, change, origin, left - 1, done)
+                with back_in_hand(call):
+                    self._attempt(raw, change, origin, left - 1, done)
             else:
                 done.fail(error)
 
