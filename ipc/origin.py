@@ -46,6 +46,17 @@ class Origin(NamedTuple):
         return reply[_MARKED:]
 
 
+class Taken:
+    """A transaction's id."""
+
+    __slots__ = ("id", "in_doubt")
+
+    def __init__(self, id: bytes = b"") -> None:
+        self.id = id
+        self.in_doubt = False
+        """The store was asked to commit it, and has not said that it did not."""
+
+
 class Numbers:
     """Of one call, over all keyspaces: how its commits are told apart."""
 
@@ -83,19 +94,21 @@ class Origins:
         return self._call(call) + _WRITE.pack(kind, number)
 
     @contextmanager
-    def transaction(self, call: Call | None) -> Iterator[bytes]:
-        """The id of a transaction of the call in hand. One that comes to nothing leaves its id to the next, since that may
-        be the same thing tried again."""
+    def transaction(self, call: Call | None) -> "Iterator[Taken]":
+        """For a transaction of the call in hand. One that comes to nothing leaves its id to the next, since that may be the
+        same thing tried again; not so one of which nobody knows what it came to: the next would be taken for it."""
         if call is None or not call.request:
-            yield b""
+            yield Taken()
             return
         taken = _numbers(call).transactions
         number = next(number for number in range(len(taken) + 1) if number not in taken)
         taken.add(number)
+        own = Taken(self._call(call) + _TRANSACTION.pack(number))
         try:
-            yield self._call(call) + _TRANSACTION.pack(number)
+            yield own
         except BaseException:
-            taken.discard(number)
+            if not own.in_doubt:
+                taken.discard(number)
             raise
 
     def _call(self, call: Call) -> bytes:

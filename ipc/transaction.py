@@ -15,13 +15,25 @@ import trio
 
 from .bound import bind, options_of, transport_of
 from .context import current_or_none, in_hand, inherited
-from .errors import Aborted, AtollError, BadRequest, Conflict, Overloaded, PeerDied, QuotaExceeded
+from .errors import (
+    Aborted,
+    AtollError,
+    BadRequest,
+    Conflict,
+    DeadlineExceeded,
+    InternalFault,
+    NodeDown,
+    Overloaded,
+    PeerDied,
+    PeerMisbehaved,
+    QuotaExceeded,
+)
 from .form import Draft, Form
 from .future import Payload, RawReply
 from .interface import Interface
 from .local_view import after_prefix, decode_key, encode_key
 from .method import MethodSpec
-from .origin import Origins
+from .origin import Origins, Taken
 from .participation import Part, abandon, new_transaction, part_of
 from .system.state import Expect, Item, Range, State, Write
 from .transport import ChannelStatistics, Options, RawStream, Translator, Transport
@@ -36,6 +48,8 @@ _FIRST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.25
 _RETRACTED_WITHIN: Final = 10.0
 """Seconds in which a part is to be undone: a transaction whose owner says nothing else lasts no longer."""
+_IN_DOUBT: Final = (DeadlineExceeded, PeerDied, PeerMisbehaved, NodeDown, InternalFault)
+"""Errors of a commit that may have been made all the same."""
 
 
 class Held(Protocol[U]):
@@ -239,24 +253,26 @@ class Transaction(Generic[T]):
         await self._untold.tell(self.id)
         return await self.state.share(self.id)
 
-    async def _finish(self, id: bytes) -> None:
+    async def _finish(self, taken: Taken) -> None:
         await self._untold.end(self.id)
-        # The next transaction of a call has this one's id if this one comes to nothing, and would be taken for it if it did
-        # not: whoever is cancelled, that must be known.
-        with trio.CancelScope(shield=bool(id)):
-            self.revision = (await self.state.finish(self.id, id=id)).revision
+        taken.in_doubt = True
+        try:
+            self.revision = (await self.state.finish(self.id, id=taken.id)).revision
+        except AtollError as error:
+            taken.in_doubt = isinstance(error, _IN_DOUBT)
+            raise
 
 
 @asynccontextmanager
 async def _opened(
     state: State, form: Form[T], prefix: bytes, deadline: float, origins: Origins
 ) -> AsyncIterator[Transaction[T]]:
-    with origins.transaction(current_or_none()) as id:
+    with origins.transaction(current_or_none()) as taken:
         transaction = Transaction(state, new_transaction(), form, prefix)
         try:
-            transaction.id = await state.begin(deadline, id, transaction.id)
+            transaction.id = await state.begin(deadline, taken.id, transaction.id)
             yield transaction
-            await transaction._finish(id)
+            await transaction._finish(taken)
         except BaseException:
             # Also when cancelled: what is not aborted would hold its place until the deadline.
             abandon(state, transaction.id)

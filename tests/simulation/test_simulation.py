@@ -69,4 +69,4 @@ def test_the_command_that_is_printed_lives_through_the_same_world_again() -> Non
     """What somebody types who is told that a seed found something."""
     verdict = one(SOON[0])
     told = subprocess.run(verdict.command.split(), cwd=HOUSE, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == f"hash {verdict.hash}"
+    assert f"hash {verdict.hash}" in told.stdout.splitlines()
