@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from atoll.ipc.errors import BadRequest, NotFound, TooLarge
 from atoll.ipc.folders import sync_folder
@@ -78,9 +78,37 @@ def _walk(package: Path, below: str) -> Iterator[File]:
                 status = entry.stat(follow_symlinks=False)
                 yield File(path, bool(status.st_mode & stat.S_IXUSR), status.st_size)
             else:
-                raise BadRequest(
-                    where=str(package / path), expected="a plain file or folder", got="a link or special file"
-                )
+                raise _no_plain(package, path)
+
+
+def _opened(package: Path, path: str) -> BinaryIO:
+    """A file of a package as it lies there now. What has become a link since it was listed may lead to what whoever loads
+    the package must not read, and the kernel may. Raises `BadRequest`."""
+    *folders, name = path.split("/")
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    at = os.open(package, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        for folder in folders:
+            below = os.open(folder, flags | os.O_DIRECTORY, dir_fd=at)
+            os.close(at)
+            at = below
+        # A pipe would be waited for.
+        file = open(os.open(name, flags | os.O_NONBLOCK, dir_fd=at), "rb")  # noqa: SIM115 (the caller's)
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+    finally:
+        os.close(at)
+    raise _no_plain(package, path)
+
+
+def _no_plain(package: Path, path: str) -> BadRequest:
+    return BadRequest(
+        where=str(package / path), expected="a plain file or folder", got="a link or special file"
+    )
 
 
 def hash_of(package: Path) -> str:
@@ -92,7 +120,8 @@ def _hash(package: Path, files: list[File]) -> str:
     whole = blake2b(digest_size=HASH_BYTES, person=b"atoll package")
     whole.update(b"%d %s\n" % (len(package.name.encode()), package.name.encode()))
     for file in files:
-        data = (package / file.path).read_bytes()
+        with _opened(package, file.path) as source:
+            data = source.read()
         path = file.path.encode()
         # Lengths before contents, so that no two different packages give the same bytes.
         whole.update(b"%d %d %d\n" % (len(path), file.executable, len(data)))
@@ -210,7 +239,7 @@ def _copy(package: Path, to: Path, files: list[File], *, durable: bool) -> None:
         target = to / file.path
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as out, open(package / file.path, "rb") as source:
+        with os.fdopen(descriptor, "wb") as out, _opened(package, file.path) as source:
             shutil.copyfileobj(source, out)
             os.fchmod(out.fileno(), 0o555 if file.executable else 0o444)
             if durable:

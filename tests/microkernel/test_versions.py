@@ -115,6 +115,35 @@ def test_links_and_packages_without_a_server_are_refused(package: Path, tmp_path
         versions.add(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("where", ["file", "folder", "pipe"])
+def test_what_becomes_a_link_as_it_is_copied_is_not_followed(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Whoever may load packages may not read what the kernel may."""
+    secret = tmp_path / "secret" / "inner.py"
+    secret.parent.mkdir()
+    secret.write_text("what only root may read")
+    inner = package / "part" / "inner.py"
+    inner.parent.mkdir()
+    inner.write_text("what was listed")
+    listed = versions.contents
+
+    def listed_and_changed(package: Path) -> list[versions.File]:
+        found = listed(package)
+        if where == "folder":
+            shutil.rmtree(inner.parent)
+            inner.parent.symlink_to(secret.parent)
+        else:
+            inner.unlink()
+            inner.symlink_to(secret) if where == "file" else os.mkfifo(inner)
+        return found
+
+    monkeypatch.setattr(versions, "contents", listed_and_changed)
+    with pytest.raises(BadRequest, match="a link or special file"):
+        Versions(tmp_path / "versions").add(package)
+    assert not [path for path in (tmp_path / "versions").rglob("*") if path.name == "inner.py"]
+
+
 def test_a_name_that_is_no_text_is_refused(package: Path, tmp_path: Path) -> None:
     (package / os.fsdecode(b"odd\xff.py")).touch()
     with pytest.raises(BadRequest, match=r"names are UTF-8, got 'odd\\udcff\.py'"):
