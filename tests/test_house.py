@@ -58,6 +58,18 @@ def test_imports_run_one_way() -> None:
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.parametrize("words", [("check",), ("format", "--check")], ids=" ".join)
+def test_the_source_is_as_ruff_would_have_it(words: tuple[str, ...]) -> None:
+    run = subprocess.run(
+        [Path(sys.executable).parent / "ruff", *words, "--no-cache"],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_no_file_is_too_long() -> None:
     long = {named(path): count for path in sources() if (count := path.read_text().count("\n")) > LINES}
     assert not long, f"split by idea what has more than {LINES} lines: {long}"

@@ -3,9 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import trio
-
 from atoll.ipc.context import current
+from atoll.ipc.keyed_lock import KeyedLock
 from atoll.ipc.keyspace import Keyspace
 from atoll.servers.storage.interface import NoSuchBlob, Storage, WrongSize
 
@@ -22,8 +21,7 @@ class Texts:
     def __init__(self, storage: Storage, rows: Keyspace[Row]) -> None:
         self._storage = storage
         self._rows = rows
-        self._turns: dict[str, trio.Lock] = {}
-        """By name of a reference."""
+        self._references = KeyedLock[str]()
 
     @asynccontextmanager
     async def kept(self, batch: Batch, mark: bytes) -> AsyncIterator[None]:
@@ -38,19 +36,13 @@ class Texts:
             yield
             return
         name = reference_name(batch.id, mark)
-        turn = self._turns.setdefault(name, trio.Lock())
-        try:
-            async with turn:
-                await self._refer(kept, name)
-                try:
-                    yield
-                except (BatchExists, Invalid):
-                    await self._forget(batch, mark, name)
-                    raise
-        finally:
-            # Who waited and was cancelled comes here late: by then the name may be another turn's.
-            if not turn.locked() and self._turns.get(name) is turn:
-                del self._turns[name]
+        async with self._references.holding(name):
+            await self._refer(kept, name)
+            try:
+                yield
+            except (BatchExists, Invalid):
+                await self._forget(batch, mark, name)
+                raise
 
     async def _refer(self, kept: list[Mention], name: str) -> None:
         try:

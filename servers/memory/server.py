@@ -4,7 +4,7 @@ It keeps no table of its own. What a region is stands in the note on its buffer,
 that: so what the next process finds, after a swap or a crash, is what is so.
 
 Steps that move a region's memory (sealing it, giving it back) hold `_moving`, and look at the region again
-once they have it. What one client opens, maps and releases of one region is done one after the other (`_alone`):
+once they have it. What one client opens, maps and releases of one region is done one after the other (`_shares`):
 each finds what the one before has left. Everything else takes its place in the accounting before it awaits
 anything, and gives it back if that fails.
 """
@@ -13,8 +13,7 @@ import hashlib
 import hmac
 import os
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -23,6 +22,7 @@ from msgspec import Struct
 from atoll.ipc.buffer import BufferMode
 from atoll.ipc.context import current
 from atoll.ipc.errors import BadRequest, NotFound, QuotaExceeded
+from atoll.ipc.keyed_lock import KeyedLock
 from atoll.ipc.serve import Config, Serves
 
 from . import regions
@@ -67,7 +67,7 @@ class Server(Serves[Memory]):
         """Regions whose memory is to be given back by `run`."""
         self._lost: deque[tuple[int, int]] = deque()
         """Regions, and clients that do not hold them and may have been given them; `run` takes them away."""
-        self._turns: dict[tuple[int, int], trio.Lock] = {}
+        self._shares = KeyedLock[tuple[int, int]]()
         self._work = trio.Event()
         self._reclaimed = self._refused = 0
 
@@ -140,22 +140,10 @@ class Server(Serves[Memory]):
             self._regions.freed(number)
 
     async def _take_away(self, number: int, client: int) -> None:
-        async with self._alone(number, client), self._moving:
+        async with self._shares.holding((number, client)), self._moving:
             region, handle = self._regions.regions.get(number), self._handles.get(number)
             if region is not None and handle is not None and client not in region.holders:
                 await self._buffers.unshare(handle, client)
-
-    @asynccontextmanager
-    async def _alone(self, number: int, client: int) -> AsyncIterator[None]:
-        key = number, client
-        turn = self._turns.setdefault(key, trio.Lock())
-        try:
-            async with turn:
-                yield
-        finally:
-            # Who waited and was cancelled comes here late: by then the key may be another turn's.
-            if not turn.locked() and self._turns.get(key) is turn:
-                del self._turns[key]
 
     @Memory.allocate.serve
     async def allocate(self, size: int) -> Region:
@@ -183,7 +171,7 @@ class Server(Serves[Memory]):
     @Memory.map.serve
     async def map(self, region: int) -> Region:
         client = current().client
-        async with self._alone(region, client):
+        async with self._shares.holding((region, client)):
             return await self._told(self._regions.find(region, client), client)
 
     @Memory.seal.serve
@@ -227,7 +215,7 @@ class Server(Serves[Memory]):
     @Memory.open.serve
     async def open(self, share: Share) -> Region:
         client = current().client
-        async with self._alone(share.region, client):
+        async with self._shares.holding((share.region, client)):
             return await self._open(share, client)
 
     async def _open(self, share: Share, client: int) -> Region:
@@ -270,7 +258,7 @@ class Server(Serves[Memory]):
     @Memory.release.serve
     async def release(self, region: int) -> bool:
         client = current().client
-        async with self._alone(region, client):
+        async with self._shares.holding((region, client)):
             ended = self._regions.leave(region, client)
             if ended is not None:
                 with trio.CancelScope(shield=True):

@@ -5,12 +5,11 @@ batch of 500 texts is one row of 16 KB and not 500 rows. The badge comes from th
 nobody can release what another holds.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
-import trio
 from msgspec import Struct
 
+from atoll.ipc.keyed_lock import KeyedLock
 from atoll.ipc.keyspace import Keyspace, settled
 
 from .interface import HASH_BYTES
@@ -36,20 +35,11 @@ class References:
     def __init__(self, rows: Keyspace[Reference]) -> None:
         self._rows = rows
         rows.keep_remote()
-        self._turns: dict[str, trio.Lock] = {}
+        self._locks = KeyedLock[str]()
 
-    @asynccontextmanager
-    async def alone(self, badge: int, owner: str, name: str) -> AsyncIterator[None]:
+    def alone(self, badge: int, owner: str, name: str) -> AbstractAsyncContextManager[None]:
         """One at a time for each row: who writes it finds what the one before has left."""
-        key = _key(badge, owner, name)
-        turn = self._turns.setdefault(key, trio.Lock())
-        try:
-            async with turn:
-                yield
-        finally:
-            # Who waited and was cancelled comes here late: by then the name may be another turn's.
-            if not turn.locked() and self._turns.get(key) is turn:
-                del self._turns[key]
+        return self._locks.holding(_key(badge, owner, name))
 
     async def put(self, badge: int, owner: str, name: str, hashes: list[bytes], size: int) -> int:
         """Replaces the row; returns the revision at which it is durable."""

@@ -282,11 +282,9 @@ def test_who_held_the_gpu_when_the_alarm_rang(published: Shell) -> None:
 def test_which_refusals_rose_after_the_last_swap(published: Shell) -> None:
     found: list[dict[str, int]] = []
     while sum(row["more"] for row in found) < 3:  # they are written down in batches
-        found = [
-            row
-            for row in published.json("sql", asked("after the last swap"))
-            if row["who"] != "storage"  # its start is after that swap, too, and is refused what it does without
-        ]
+        told = published.json("sql", asked("after the last swap"))
+        # Storage's start is after that swap, too, and is refused what it does without.
+        found = [row for row in told if row["who"] != "storage"]
     assert all(str(row["what"]).startswith("gpu, Gpu.acquire: ") for row in found), found
     assert sum(row["more"] for row in found) == 3
 
