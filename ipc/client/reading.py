@@ -35,7 +35,8 @@ from .stream import ChannelStream
 from .transport import ChannelTransport
 
 LOOK_EVERY: Final = 64
-"""Calls after which a program that nobody wakes looks whether the kernel has said something."""
+"""Reads after which a program that nobody wakes looks whether the kernel has said something. It looks sooner at first: who
+asks one question of a keyspace, and reads all of it, is to read at a reader too."""
 GONE: Final = (PeerDied, PeerMisbehaved, Revoked, InternalFault)
 """After one of these nothing more is asked of this reader."""
 ELSEWHERE: Final = (*GONE, NotAllowed, Overloaded, Ahead)
@@ -186,13 +187,14 @@ class StoreTransport(ChannelTransport):
         self.streams = reads.watched
         self._reads = reads
         self._look = look
-        self._until_look = LOOK_EVERY
+        self._looks_after = self._until_look = 1
 
     def _reader(self) -> ChannelTransport | None:
         if self._look is not None:
             self._until_look -= 1
             if self._until_look <= 0:
-                self._until_look = LOOK_EVERY
+                self._looks_after = min(2 * self._looks_after, LOOK_EVERY)
+                self._until_look = self._looks_after
                 self._look()
         return self._reads.at()
 

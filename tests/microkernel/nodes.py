@@ -189,6 +189,19 @@ def groups_of(node: RealNode) -> list[Path]:
     return hierarchy.left_by(Place(name="test", folder=node.folder, image_path="", degrade=False).group)
 
 
+@contextmanager
+def halted(attached: Attached) -> Iterator[None]:
+    """The store does nothing meanwhile, as where its disk is slow; then it has all at once of what was sent."""
+    pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "state")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+            pass
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def wait_for_end(pid: int) -> None:
     """Until a process that is not our child is gone."""
     try:

@@ -1,38 +1,21 @@
 """Who commits at the store of a real node while another imports, by the revisions that each gets."""
 
-import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
-from atoll.ipc.attach import Node as Attached
 from atoll.ipc.future import Future
 from atoll.ipc.system.state import Committed, State, Write
 from atoll.servers.state.group import BULK_MOST
 
-from .nodes import RealNode
+from .nodes import RealNode, halted
 
 IMPORTERS = 9
 BATCH = bytes(BULK_MOST * 3 // 5)
 """Two of these are more than a group takes of class `bulk`."""
 ROUNDS = 6
-
-
-@contextmanager
-def held_up(attached: Attached) -> Iterator[None]:
-    """The store takes nothing until the block ends: then it has all at once of what was sent meanwhile."""
-    pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "state")
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
-            pass
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["commit", "finish"])
@@ -57,7 +40,7 @@ def test_who_does_not_import_goes_ahead_of_the_batches_that_wait(node: RealNode,
                     prepared(each, key + b" rating %d" % number, b"5", at_once=at_once)
                     for number, each in enumerate(raters)
                 ]
-                with held_up(clients[0]):
+                with halted(clients[0]):
                     started = [ask() for ask in asked]
                 *batches, first, last = (each.result().revision for each in started)
                 ahead[service] += sum(batch < rating for batch in batches for rating in (first, last))

@@ -2,9 +2,14 @@
 
 import importlib.util
 import os
+import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,6 +48,51 @@ def test_a_server_that_dies_in_a_call_is_restarted_on_the_same_channel(node: Rea
         while row().state == "starting":  # it serves before the kernel has heard that it does
             pass
         assert (row().restarts, row().state) == (1, "serving")
+
+
+def cores_are_left(folder: Path) -> str:
+    """Why this host leaves no core of a program that crashes in a folder; empty if it does."""
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    if pattern.startswith(("|", "/")):
+        return f"a core goes to {pattern} here, which is not this test's"
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    done = subprocess.run([sys.executable, "-c", "import os; os.abort()"], cwd=folder, check=False)
+    assert done.returncode == -signal.SIGABRT
+    found = list(folder.glob("core*"))
+    for core in found:
+        core.unlink()
+    return "" if found else f"a program may write {hard} bytes of core here, and wrote none"
+
+
+@pytest.fixture
+def unlimited_cores(tmp_path: Path) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    (tmp_path / "plain").mkdir()
+    try:
+        if why := cores_are_left(tmp_path / "plain"):
+            pytest.skip(why)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+@pytest.mark.parametrize("level", ["process", "seccomp"])
+def test_a_server_that_crashes_leaves_no_core(tmp_path: Path, unlimited_cores: None, level: str) -> None:
+    """It may hold private words; where the node was booted by somebody whose programs leave cores. At level `sandbox` it is
+    the first process of its own: none but SIGKILL reaches it from outside."""
+    with booted(tmp_path, level=level) as node, node.attach() as attached:
+        folders = {tmp_path, Path.cwd(), Path("/")}
+        for server in ("counter", "state"):
+            pid = pid_of(node, server)
+            with suppress(PermissionError):  # who is not root may not look where it is
+                folders.add(Path(os.readlink(f"/proc/{pid}/cwd")))
+            os.kill(pid, signal.SIGABRT)
+            wait_for_end(pid)
+        assert attached.open("counter", Counter).add.now("x", 7) == 7
+        left = {core for folder in folders for core in folder.glob("core*") if core.is_file()}
+        left |= {core for core in tmp_path.rglob("core*") if core.is_file()}
+    assert not left
 
 
 def test_who_passes_a_capability_to_a_server_that_stays_down_hears_of_it(tmp_path: Path) -> None:

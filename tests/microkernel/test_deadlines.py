@@ -4,7 +4,7 @@ began for them does not end with them."""
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,23 +16,12 @@ from atoll.ipc.errors import DeadlineExceeded, NotFound
 from atoll.ipc.system.kernel import Load
 from atoll.microkernel.node import Node
 
-from .nodes import IMAGE, PACKAGES, RealNode, booted, interface
+from .nodes import IMAGE, PACKAGES, RealNode, booted, halted, interface
 from .test_failed_loads import hanging
 
 Counter = interface("counter", "Counter")
 SHORT = 0.5
 """Seconds: the store is asked within them, and answers only later."""
-
-
-@contextmanager
-def halted(attached: Attached) -> Iterator[None]:
-    """The store does not get on meanwhile, as where its disk is slow."""
-    pid = next(row.pid for row in attached.kernel.ps.now() if row.server == "state")
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def root(attached: Attached) -> int:

@@ -26,6 +26,7 @@ from atoll.ipc.system.state import State, Write
 from atoll.microkernel.readers import BUSY_ROUNDS, IDLE_ROUNDS, Demand, Reader, Readers
 from atoll.microkernel.slices import choose
 from atoll.microkernel.supervisor import Supervisor
+from atoll.servers.shell.tables import Moment
 from atoll.servers.shell.then import Then
 
 from .nodes import PACKAGES, RealNode, booted, groups_of, interface, wait_for_end
@@ -337,6 +338,18 @@ def test_a_backup_is_read_at_the_reader(tmp_path: Path) -> None:
         assert pieces[-1].position == 0
         told = [piece.position for piece in pieces if not piece.more]
         assert told == sorted(told, reverse=True)
+
+
+def test_the_rows_of_a_query_come_from_the_reader(tmp_path: Path) -> None:
+    with node_with_readers(tmp_path) as node, node.attach() as me:
+        ledger = me.keyspace("ledger")
+        for number in range(300):
+            ledger.commit.now([Write(b"key %d" % number, b"x" * 2000)])
+        with_reader(me, ledger)
+        there = at_reader(ledger)
+        before = there.statistics.now()["reads"], ledger.statistics.now()["reads"]
+        assert sum(map(len, Moment(me, None).table("ledger").batches())) == 300
+        assert there.statistics.now()["reads"] > before[0]
 
 
 def test_a_swap_of_the_store_replaces_its_readers(tmp_path: Path) -> None:

@@ -29,10 +29,15 @@ restart = { first = 0.01, limit = 50 }
 
 
 @pytest.fixture
-def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sets the faults to come, the next one last; the library that makes them is loaded into every process."""
-    with preloaded(Path(__file__).with_name("failing_sync.c"), "FAULTS", tmp_path, monkeypatch) as orders:
-        yield lambda kinds: orders.write_text(kinds) and None
+def orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The faults to come, the next one last; the library that makes them is loaded into every process."""
+    with preloaded(Path(__file__).with_name("failing_sync.c"), "FAULTS", tmp_path, monkeypatch) as file:
+        yield file
+
+
+@pytest.fixture
+def faults(orders: Path) -> Callable[[str], None]:
+    return lambda kinds: orders.write_text(kinds) and None
 
 
 @pytest.mark.parametrize("kinds", ["s", "m", "l", "r", "lmsr"])
@@ -60,6 +65,25 @@ def test_nothing_is_acknowledged_that_a_failed_sync_may_have_lost(
                 assert outcome.reply == b"r%d" % number
         assert any("a commit to" in line.text for line in me.kernel.logs.now(0, "state", False))
         assert not check_folder(node.folder / "data" / "state").breaches
+
+
+def test_writers_that_arrive_while_a_sync_runs_share_the_next(
+    tmp_path: Path, orders: Path, faults: Callable[[str], None]
+) -> None:
+    with booted(tmp_path, text=IMAGE) as node, node.attach() as me:
+        rows = me.keyspace("rows")
+        before = rows.statistics.now()
+        faults("h")
+        first = rows.commit.start([Write(b"first", b"v")])
+        while orders.read_text():
+            pass
+        later = [rows.commit.start([Write(b"%d" % number, b"v")]) for number in range(50)]
+        faults("g")
+        assert len({each.result().revision for each in (first, *later)}) == 51
+        after = rows.statistics.now()
+        kernels = after["committed"] - before["committed"] - 51
+        # The one that was held, and the next, for which they are taken out of their ring in a few turns.
+        assert after["groups"] - before["groups"] <= 4 + kernels
 
 
 def state_row(me):  # type: ignore[no-untyped-def]

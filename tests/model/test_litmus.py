@@ -62,33 +62,43 @@ def test_a_branch_orders_stores_behind_a_load_but_no_loads() -> None:
 
 
 def test_load_buffering() -> None:
-    """LB: stores may overtake loads in front of them, unless the load acquires or the store releases."""
+    """LB: stores may overtake loads in front of them, unless the load acquires, the store releases, or any fence stands
+    between: each orders loads before it with stores behind it."""
 
-    def outcomes(acquire: bool = False, release: bool = False) -> set[tuple[int, ...]]:
+    def outcomes(*between: Fence, acquire: bool = False, release: bool = False) -> set[tuple[int, ...]]:
         return explore({
-            "t0": [Load("a", "x", acquire), Store("y", 1, release)],
-            "t1": [Load("b", "y", acquire), Store("x", 1, release)],
+            "t0": [Load("a", "x", acquire), *between, Store("y", 1, release)],
+            "t1": [Load("b", "y", acquire), *between, Store("x", 1, release)],
         }).values("t0.a", "t1.b")  # fmt: skip
 
     assert (1, 1) in outcomes()
-    assert (1, 1) not in outcomes(acquire=True)
-    assert (1, 1) not in outcomes(release=True)
+    for ordered in (
+        outcomes(acquire=True),
+        outcomes(release=True),
+        outcomes(Fence("stores")),
+        outcomes(Fence("loads")),
+        outcomes(Fence("full")),
+    ):
+        assert ordered == {(0, 0), (0, 1), (1, 0)}
 
 
 def test_independent_reads_of_independent_writes() -> None:
     """IRIW: two readers may disagree only because each may reorder its own loads: memory itself is one."""
 
-    def disagree(acquire: bool) -> bool:
+    def disagree(*between: Fence, acquire: bool = False) -> bool:
         found = explore({
             "w0": [Store("x", 1)],
             "w1": [Store("y", 1)],
-            "r0": [Load("a", "x", acquire), Load("b", "y")],
-            "r1": [Load("c", "y", acquire), Load("d", "x")],
+            "r0": [Load("a", "x", acquire), *between, Load("b", "y")],
+            "r1": [Load("c", "y", acquire), *between, Load("d", "x")],
         })  # fmt: skip
         return (1, 0, 1, 0) in found.values("r0.a", "r0.b", "r1.c", "r1.d")
 
-    assert disagree(acquire=False)
+    assert disagree()
+    assert disagree(Fence("stores"))
     assert not disagree(acquire=True)
+    assert not disagree(Fence("loads"))
+    assert not disagree(Fence("full"))
 
 
 def test_one_word_never_goes_back() -> None:
