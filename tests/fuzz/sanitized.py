@@ -83,9 +83,10 @@ def build(folder: Path, sanitizer: Sanitizer = MEMORY) -> Path:
 
 
 def run(
-    core: Path, arguments: Sequence[str], told: Path, sanitizer: Sanitizer = MEMORY
+    core: Path, arguments: Sequence[str], told: Path, sanitizer: Sanitizer = MEMORY, *, shown: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """pytest in a process that has the sanitized core in place of the usual one. Reports go to the folder `told`."""
+    """pytest in a process that has the sanitized core in place of the usual one. Reports go to the folder `told`; `shown`:
+    what the tests say is told as it comes."""
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     library = subprocess.check_output([compiler, f"-print-file-name={sanitizer.library}"], text=True).strip()
     environment = os.environ | {
@@ -106,7 +107,7 @@ def run(
         "300",
         *arguments,
     ]
-    return subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True, check=False)
+    return subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=not shown, check=False)
 
 
 def reports(told: Path, sanitizer: Sanitizer = MEMORY) -> list[str]:
@@ -126,7 +127,8 @@ if __name__ == "__main__":
     chosen, sanitizer = (sys.argv[2:], THREADS) if threads else (sys.argv[1:], MEMORY)
     with tempfile.TemporaryDirectory(prefix="atoll-sanitized-") as name:
         core = build(Path(name), sanitizer)
-        ended = run(core, ["-m", "not soak", *(chosen or sanitizer.tests)], Path(name), sanitizer)
+        words = ["-vv", "-m", "not soak", *(chosen or sanitizer.tests)]
+        ended = run(core, words, Path(name), sanitizer, shown=True)
         found = reports(Path(name), sanitizer)
-        print(ended.stdout[-20_000:], ended.stderr[-20_000:], *found, sep="\n")
+        print(*found, sep="\n")
         sys.exit(ended.returncode or bool(found))
