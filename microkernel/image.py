@@ -250,7 +250,9 @@ class Keep(Table, frozen=True, kw_only=True):
     refusals: Annotated[Seconds, Key("What was refused in earlier boots.", ge=0)] = YEAR
     crashes: Annotated[Seconds, Key("Crashes, with the last log lines.", ge=0)] = YEAR
     swaps: Annotated[Seconds, Key("Swaps, done or refused.", ge=0)] = YEAR
-    processes: Annotated[Seconds, Key("Processes that have ended.", ge=0)] = YEAR
+    processes: Annotated[
+        Seconds, Key("Processes that have ended, and what was said before one was started.", ge=0)
+    ] = YEAR
     channels: Annotated[Seconds, Key("Channels that were closed.", ge=0)] = YEAR
     attachments: Annotated[Seconds, Key("Programs that have detached.", ge=0)] = YEAR
     sessions: Annotated[Seconds, Key("Session capabilities of earlier boots.", ge=0)] = YEAR

@@ -1,8 +1,8 @@
 /*
  * Loaded before the C library: the store's log fails to be synced, or the last page of its database to be
  * written, as often as a file says. `FAULTS` is that file: one byte a fault to come, 's' (the sync fails),
- * 'h' (the sync is held until the file says 'g'), 'r' (the log's file system has become read-only), 'm' (the page
- * that ends a commit is not written), 'l' (it is written, and that is told as a failure).
+ * 'h' (the sync is held until the file says 'g'), 'r' (the log's file system has become read-only), 'm' (the
+ * page that ends a commit is not written), 'l' (it is written, and that is told as a failure).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

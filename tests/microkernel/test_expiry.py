@@ -8,10 +8,11 @@ import msgspec
 import trio
 
 from atoll.ipc.system.calls import ChunkRow, OpeningRow
-from atoll.ipc.system.records import ProcessRow, RefusalRow, Row
+from atoll.ipc.system.records import IntentRow, ProcessRow, RefusalRow, Row
 from atoll.ipc.system.state import Item, Write, absolute
 from atoll.microkernel.expiry import PAGE, Expiry
 from atoll.microkernel.image import Keep
+from atoll.microkernel.intents import DONE, UNDONE, EndProcess, intend
 from atoll.microkernel.keeping import tables
 
 KEYSPACE, BEFORE = 7, 100
@@ -122,3 +123,15 @@ async def test_refusals_lie_in_no_order_of_time() -> None:
     rows = [refusal("a", BEFORE), refusal("b", BEFORE - 1), refusal("c", BEFORE), refusal("d", BEFORE - 1)]
     of_now = refusal("a", 1, boot=2)
     assert await kept(*rows, of_now) == [rows[0], rows[2], of_now]
+
+
+def intent(number: int, time: int, outcome: str) -> IntentRow:
+    return msgspec.structs.replace(
+        intend(1, number, EndProcess(server="counter", process=number, mark=f"1-{number}"), time),
+        outcome=outcome,
+    )
+
+
+async def test_what_was_said_before_a_start_goes_once_it_is_known_what_came_of_it() -> None:
+    rows = [intent(1, 1, ""), intent(2, 2, DONE), intent(3, 3, UNDONE), intent(4, BEFORE, DONE)]
+    assert await kept(*rows) == [rows[0], rows[3]]

@@ -1,5 +1,6 @@
 """What the kernel's rows say of one event is one commit; and they are kept for as long as the image says."""
 
+import itertools
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from atoll.ipc.system.records import (
     ChannelRow,
     CrashRow,
     EventRow,
+    IntentRow,
     ProcessRow,
     RefusalRow,
     ServerRow,
@@ -52,17 +54,18 @@ attachments = 0
 sessions = 0
 history = 0
 """
-TELL_OF_WHAT_WAS: dict[str, type[records.Row]] = {
-    "events": EventRow,
-    "refusals": RefusalRow,
-    "crashes": CrashRow,
-    "swaps": SwapRow,
-    "processes": ProcessRow,
-    "channels": ChannelRow,
-    "attachments": AttachmentRow,
-    "sessions": SessionRow,
+TELL_OF_WHAT_WAS: dict[str, tuple[type[records.Row], ...]] = {
+    "events": (EventRow,),
+    "refusals": (RefusalRow,),
+    "crashes": (CrashRow,),
+    "swaps": (SwapRow,),
+    "processes": (ProcessRow, IntentRow),
+    "channels": (ChannelRow,),
+    "attachments": (AttachmentRow,),
+    "sessions": (SessionRow,),
 }
 """By their keys in an image."""
+TABLES = tuple(itertools.chain.from_iterable(TELL_OF_WHAT_WAS.values()))
 
 
 def kernel(attached: Attached) -> State:
@@ -106,7 +109,7 @@ def something_of_each(attached: Attached, folder: Path) -> State:
     with pytest.raises(NotAllowed):
         attached.open("counter", Counter, ["read"]).add.now("rain", 1)
     kill(attached, "counter")
-    until(state, lambda: all(items(state, table) for table in TELL_OF_WHAT_WAS.values()))
+    until(state, lambda: all(items(state, table) for table in TABLES))
     return state
 
 
@@ -154,8 +157,9 @@ async def test_of_each_table_goes_what_its_own_key_says(tmp_path: Path) -> None:
         found = list(attached.keyspace(records.KEYSPACE, ["read"]).range.now(b"").items)
     left = {key: await left_by_a_sweep(found, Keep(**{key: 0.0})) for key in TELL_OF_WHAT_WAS}  # type: ignore[arg-type]
     there = {item.key for item in found}
-    for key, table in TELL_OF_WHAT_WAS.items():
-        assert there - left[key] == {item.key for item in found if item.key.startswith(table.table)}, key
+    for key, tables in TELL_OF_WHAT_WAS.items():
+        prefixes = tuple(table.table for table in tables)
+        assert there - left[key] == {item.key for item in found if item.key.startswith(prefixes)}, key
 
 
 async def left_by_a_sweep(items: list[Item], keep: Keep) -> set[bytes]:
@@ -199,7 +203,7 @@ def test_rows_of_what_is_over_go_and_others_stay(tmp_path: Path) -> None:
             def of_the_first_boot() -> list[str]:
                 return [
                     records.name_of(table)
-                    for table in TELL_OF_WHAT_WAS.values()
+                    for table in TABLES
                     for _, row in items(state, table)
                     if row.boot == 1
                 ]
