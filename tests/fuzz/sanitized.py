@@ -24,14 +24,17 @@ from .build import HERE_MACHINE
 ROOT = Path(__file__).resolve().parents[2]
 _COMPILE = "from native.build import builder; builder.compile(verbose=False)"
 _RUN = """
-import importlib.util, sys
+import importlib, importlib.util, os, sys
+for given in ("LD_PRELOAD", "PYTHONMALLOC"):
+    del os.environ[given]
 spec = importlib.util.spec_from_file_location("atoll.native._core", sys.argv[1])
 core = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(core)
 sys.modules["atoll.native._core"] = core
-import tests.fuzz.forking
+if sys.argv[2]:
+    importlib.import_module(sys.argv[2])
 import pytest
-sys.exit(pytest.main(sys.argv[2:]))
+sys.exit(pytest.main(sys.argv[3:]))
 """
 
 
@@ -43,6 +46,8 @@ class Sanitizer(NamedTuple):
     tests: tuple[str, ...]
     """What is run on it if nothing else is said."""
     prefix: tuple[str, ...] = ()
+    first: str = ""
+    """The module that the process imports before the tests, if any."""
 
 
 ATTACKS = ("tests/adversary", "--ignore=tests/adversary/test_culprits.py")
@@ -56,6 +61,7 @@ MEMORY = Sanitizer(
         "ATOLL_CFLAGS": " ".join(HERE_MACHINE.sanitizers),
     },
     ("tests/native", "tests/ipc", "tests/conformance/ipc", *ATTACKS),
+    first="tests.fuzz.forking",
 )
 THREADS = Sanitizer(
     # What it does not know is a fence alone: whatever is ordered by one here is an atomic access anyhow.
@@ -100,6 +106,7 @@ def run(
         "-c",
         _RUN,
         str(core),
+        sanitizer.first,
         "-p",
         "no:cacheprovider",
         "-q",
