@@ -134,6 +134,12 @@ BASE: tuple[Row, ...] = (
         "uname",
     ),
     *_rows("what have I used", "getrusage sysinfo getpriority"),
+    Row(
+        "ioprio_set",
+        "the slice's to give: storage asks it for its threads, and goes without",
+        (),
+        errno.ENOSYS,
+    ),
     *_rows("chance", "getrandom"),
     *_rows(
         "talk over sockets that were handed over",

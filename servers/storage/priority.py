@@ -3,9 +3,9 @@ priority.
 
 Each class has its own limit of threads, so that a scrub or a large upload cannot take them all, and its
 threads run under the disk scheduler's best-effort levels (0 first, 7 last), `control` before `normal`
-before `bulk`. The levels are set with ioprio_set(2); where the host refuses it (a filter, another
-architecture) the separate limits still hold, and `applied` says so. Levels order requests only under a
-scheduler that reads them (mq-deadline, bfq).
+before `bulk`. The levels are set with ioprio_set(2); where that is not allowed (the filters of `seccomp`
+and `sandbox`, another architecture) the separate limits still hold, and `applied` says so. Levels order
+requests only under a scheduler that reads them (mq-deadline, bfq).
 """
 
 import ctypes
