@@ -7,7 +7,7 @@ first.
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -109,11 +109,13 @@ def _walked(kind: Any) -> Traits:
     return Traits(carries, unbounded, borrows)
 
 
-def arguments_struct(label: str, function: Callable[..., Any], hints: dict[str, Any]) -> type[Struct]:
-    """The Struct of a method's arguments, with the signature's defaults. TypeError names what cannot be an
-    argument."""
+def arguments_struct(
+    label: str, parameters: Sequence[inspect.Parameter], hints: dict[str, Any]
+) -> type[Struct]:
+    """The Struct of a method's arguments, with the signature's defaults. `parameters`: without `self`. TypeError names what
+    cannot be an argument."""
     fields: list[Any] = []
-    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+    for parameter in parameters:
         name = parameter.name
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise TypeError(
@@ -184,7 +186,7 @@ def decoder(spec: MethodSpec, role: Role, translator: Translator | None) -> Deco
 
 def _build(spec: MethodSpec, role: Role, decoder: "msgspec.msgpack.Decoder[Any]") -> Decode:
     if role == "arguments":
-        found = traits_of_all(field.type for field in structs.fields(spec.arguments))
+        found = traits_of_all(spec.arguments.__annotations__.values())
     else:
         found = traits(spec.result if role == "result" else spec.item)
     decode, label = decoder.decode, spec.label
@@ -203,12 +205,9 @@ def _build(spec: MethodSpec, role: Role, decoder: "msgspec.msgpack.Decoder[Any]"
 
 def _only_buffers(spec: MethodSpec) -> bool:
     """Whether some arguments are buffers, and the others need no look before they are decoded."""
-    others = [
-        field.type
-        for field in structs.fields(spec.arguments)
-        if field.type is not Buffer or not field.required
-    ]
-    return len(others) < len(structs.fields(spec.arguments)) and not any(traits_of_all(others))
+    fields = structs.fields(spec.arguments)
+    others = [field.type for field in fields if field.type is not Buffer or not field.required]
+    return len(others) < len(fields) and not any(traits_of_all(others))
 
 
 def _decoder_of_buffers(spec: MethodSpec, translator: Translator) -> Decode:

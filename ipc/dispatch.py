@@ -8,7 +8,7 @@ interface does not declare becomes `InternalFault`, and its traceback goes to th
 """
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,12 @@ from .codec import Decode, Encode
 from .context import Log, back_in_hand, current_or_none
 from .deferred import Deferred
 from .errors import AtollError, BadRequest, DecodeFaults, Failure, InternalFault
+from .generated import compiled, generate
 from .method import MethodSpec
-from .proxy import generate
 from .transport import Translator
 
 Run = Callable[..., Any]
+FEW = 5
 
 _CALL = """
 def run(
@@ -58,15 +59,15 @@ def run(
         arguments = _decode(view)
     except _faults as fault:
         raise _bad_request(_spec, fault) from None
-    return _wrap({arguments_after_items})
+    return _wrap({arguments})
 """
 
 
 def build_run(spec: MethodSpec, handler: Callable[..., Any], translator: Translator | None) -> Run:
     """The `run` of a method with its handler, a bound method of the server."""
     encode = codec.encoder(spec, translator)
-    names = [field.name for field in msgspec.structs.fields(spec.arguments)]
-    passed = ", ".join(f"{n}=arguments.{n}" if n in spec.keywords else f"arguments.{n}" for n in names)
+    names = spec.arguments.__struct_fields__
+    passed = _passed(names, spec.keywords)
     namespace: dict[str, Any] = {
         "_spec": spec,
         "_decode": codec.decoder(spec, "arguments", translator),
@@ -85,9 +86,25 @@ def build_run(spec: MethodSpec, handler: Callable[..., Any], translator: Transla
         source = _CALL.format(arguments=passed)
     else:
         namespace["_wrap"] = _wrapper(spec, handler, encode, translator)
-        source = _START.format(arguments_after_items=f"*items, {passed}" if spec.kind == "upload" else passed)
-    run: Run = generate(f"server of {spec.label}", source, namespace)["run"]
+        source = _START.format(arguments=f"*items, {passed}" if spec.kind == "upload" else passed)
+    run: Run = generate(f"server of {spec.label}", source, namespace, names)["run"]
     return run
+
+
+def _passed(names: Sequence[str], keywords: frozenset[str] = frozenset()) -> str:
+    """The arguments of a handler's call, by their places."""
+    return ", ".join(
+        f"{name}=arguments._{place}" if name in keywords else f"arguments._{place}"
+        for place, name in enumerate(names)
+    )
+
+
+def compile_ahead() -> None:
+    """What most methods need, those of few arguments."""
+    for count in range(FEW + 1):
+        passed = _passed([""] * count)
+        for source in (_CALL.format(arguments=passed), _START.format(arguments=passed)):
+            compiled(source)
 
 
 def _wrapper(

@@ -331,7 +331,8 @@ def _specify(method: Method) -> MethodSpec:
     if "return" not in hints:
         raise TypeError(f"{label}: give the method a result type (`-> None` if it has none)")
     answer = hints.pop("return")
-    arguments = arguments_struct(label, function, hints)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    arguments = arguments_struct(label, parameters, hints)
     streams = method.kind == "stream"
     result, item = (type(None), answer) if streams else (answer, method.item)
     return MethodSpec(
@@ -347,9 +348,7 @@ def _specify(method: Method) -> MethodSpec:
         lane=LANES[method.service],
         arguments=arguments,
         keywords=frozenset(
-            parameter.name
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY
+            parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY
         ),
         result=result,
         item=item,

@@ -6,7 +6,6 @@ signature of the interface (so that a wrong call is a TypeError in the caller's 
 everything they need: between the caller and the transport lie one Python frame, one Struct and one encode.
 """
 
-import linecache
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -16,6 +15,7 @@ from . import codec
 from .bound import Bound, bind, options_of, statistics, transport_of
 from .errors import AtollError, DecodeFaults, PeerMisbehaved
 from .future import Future
+from .generated import generate
 from .method import MethodSpec
 from .transport import DEFAULTS, ChannelStatistics, Options, Transport
 
@@ -74,7 +74,8 @@ class Signature:
         positional: list[str] = []
         keyword: list[str] = []
         self.defaults: dict[str, Any] = {}
-        for field in msgspec.structs.fields(spec.arguments):
+        fields = msgspec.structs.fields(spec.arguments)
+        for field in fields:
             text = field.name
             if not field.required:
                 holder = f"_default_{field.name}"
@@ -83,19 +84,11 @@ class Signature:
                     field.default_factory() if field.default is msgspec.NODEFAULT else field.default
                 )
             (keyword if field.name in spec.keywords else positional).append(text)
-        names = [field.name for field in msgspec.structs.fields(spec.arguments)]
+        names = [field.name for field in fields]
         self.parameters = ", ".join(positional + (["*", *keyword] if keyword else []))
         self.values = ", ".join(names)
         self.passed = ", ".join(f"{name}={name}" if name in spec.keywords else name for name in names)
         self.packed = f"_encode(_Arguments({self.values}))" if names else "_nothing"
-
-
-def generate(label: str, source: str, namespace: dict[str, Any]) -> dict[str, Any]:
-    """Run generated source; tracebacks show its lines."""
-    filename = f"<atoll {label}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(compile(source, filename, "exec"), namespace)
-    return namespace
 
 
 _CALL = """

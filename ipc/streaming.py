@@ -15,8 +15,9 @@ from . import clock, codec
 from .bound import Bound, options_of, transport_of
 from .errors import DecodeFaults, PeerDied, PeerMisbehaved
 from .future import Payload
+from .generated import generate
 from .method import MethodSpec
-from .proxy import Signature, bad_reply, generate
+from .proxy import Signature, bad_reply
 from .transport import Options, RawStream, Transport
 
 P = ParamSpec("P")

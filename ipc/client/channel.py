@@ -33,6 +33,7 @@ from atoll.ipc.errors import (
 from atoll.ipc.method import MethodSpec
 from atoll.ipc.system.control import OpenChannel
 from atoll.ipc.transport import ChannelStatistics
+from atoll.ipc.views import Views
 from atoll.native import Kind, Result, ffi, lib
 
 from . import arrivals, forking
@@ -41,7 +42,7 @@ from .outbox import MARK, Outbox
 from .pending import NANOSECONDS, Opened, Pending, Site
 
 VIEWS = 2049
-"""Replies up to 2 KiB are read through views cut beforehand: cutting one costs more than the rest of a reply."""
+"""Replies up to 2 KiB are read through views that are kept."""
 NUMBERS = 256
 """Request numbers drawn from the C core at a time."""
 DRAIN_MOST = 4096
@@ -90,7 +91,8 @@ class ClientChannel:
         self._buffer = memoryview(
             ffi.buffer(lib.atoll_channel_buffer(self.c), lib.atoll_channel_limit(self.c))
         )
-        self.views = [self._buffer[:length] for length in range(VIEWS)]
+        self.views = Views(self._buffer, VIEWS)
+        """Of what was received last."""
         self.receiving = threading.Lock()
         self._receiver = 0
         """The thread that routed something last."""
@@ -297,10 +299,6 @@ class ClientChannel:
         if self._message.kind:
             self.route_current()
 
-    def long(self, length: int) -> bytes:
-        """A copy of what was received last."""
-        return self._buffer[:length].tobytes()
-
     def look(self, *, arms: bool = False) -> int:
         """Awake again: take the ring off the doorbell, `drain`, learn of a new epoch or of the end from the notice. `arms`:
         an event loop looks, which arms again."""
@@ -341,7 +339,7 @@ class ClientChannel:
         kind, length = result >> 32, result & LENGTH
         stream = pending.stream
         if kind == REPLY and stream is None:
-            payload = self.views[length].tobytes() if length < VIEWS else self.long(length)
+            payload = self.views.copy(length)
             del self.pending[pending.number]
             pending.complete(payload)
             return
@@ -592,7 +590,7 @@ class ClientChannel:
                 self._free()
 
     def _free(self) -> None:
-        self.views.clear()
+        self.views.kept.clear()
         self._buffer.release()
         lib.atoll_channel_close(self.c)
         self.c = None

@@ -38,6 +38,7 @@ class ChannelTransport:
         self._call = lib.atoll_call
         self._enter = channel.receiving.acquire
         self._exit = channel.receiving.release
+        self._views = channel.views.kept
         self.streams: Callable[[ClientChannel, Pending], ChannelStream] = ChannelStream
         """What carries a stream; whoever wants to see what passes puts its own here."""
 
@@ -77,7 +78,8 @@ class ChannelTransport:
                 self._interrupted(method)
                 raise
             if 0 <= result <= LENGTH:
-                return channel.views[result].tobytes() if result < VIEWS else channel.long(result)
+                view = self._views[result] if result < VIEWS else None
+                return channel.views.copy(result) if view is None else view.tobytes()
             pending = self._adopt(method, payload, result)
         finally:
             self._exit()
@@ -104,7 +106,7 @@ class ChannelTransport:
         channel = self.channel
         if result >= 0:
             channel.faults += 1
-            raise errors.decode(channel.long(result & LENGTH), method)
+            raise errors.decode(channel.views.copy(result & LENGTH), method)
         if result in (Result.AGAIN, Result.OTHER) or lib.atoll_call_waits(channel.c):
             pending = Pending(channel, self._site(method, DEFAULTS, Kind.CALL), payload, 0, 0, None)
             pending.number = lib.atoll_call_request(channel.c)

@@ -38,6 +38,7 @@ from atoll.ipc.limits import MAX_PAYLOAD
 from atoll.ipc.method import LANES, Service
 from atoll.ipc.serve import Endpoint, Entry
 from atoll.ipc.system.control import OpenChannel
+from atoll.ipc.views import Views
 from atoll.native import SHORT_BITS, Kind, Op, Refusal, ffi, lib
 
 from . import trio_inside
@@ -93,7 +94,7 @@ class ServeLoop:
             raise OSError(ffi.errno, "the receive loop could not be made")
         self._message = lib.atoll_loop_message(self.c)
         self._buffer = memoryview(ffi.buffer(lib.atoll_loop_buffer(self.c), largest))
-        self._views = [self._buffer[:length] for length in range(SHORT_MOST + 1)]
+        self._views = Views(self._buffer, SHORT_MOST + 1)
         self._channels: dict[int, Any] = {}
         self._segments: list[Any] = []
         self.rights = [rights[interface.__name__] for interface in endpoint.interfaces]
@@ -106,10 +107,9 @@ class ServeLoop:
         self._outside = -1
         self._sleep: trio.CancelScope | None = None
         """Where the loop sleeps in trio, and does so now."""
-        self._draining = False
+        self._draining = self._stopping = False
         self._roomless = False
         """The tape has no room for a call."""
-        self._stopping = False
         self._runnable = trio_inside.Runnable(self._stir)
         self._knows_clients = False
         self._again = ffi.new("atoll_message *")
@@ -294,17 +294,19 @@ class ServeLoop:
             self._sleep.cancel()
 
     async def _serve(self) -> None:
-        receive, loop, runs, views = lib.atoll_loop_next, self.c, self._runs, self._views
+        receive, loop, runs = lib.atoll_loop_next, self.c, self._runs
+        views, cut = self._views.kept, self._views.cut
         notice, status, inline = self._notice_words, self._status_words, INLINE
         full = self._tasks.shares.full
         longest_call = (int(Op.CAST) + 1 << 56) - 1
-        inline.thread = threading.get_ident()
+        inline.thread, inline.read = threading.get_ident(), self._fields
         reply, packed, seen = b"", 0, notice[1]
-        inline.read = self._fields
         while True:
             received = receive(loop, reply, packed)
             if received < SHORT_CALLS:
                 run, view = runs[received >> SHORT_BITS], views[received & SHORT_MOST]
+                if view is None:
+                    view = cut(received & SHORT_MOST)
             elif received <= longest_call:
                 run, view = self._long(received >> 32 & INDEX, received & LENGTH)
             else:

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from atoll.ipc import schema
+from atoll.ipc.dispatch import compile_ahead
 from atoll.ipc.interface import Interface, call, stream, upload
 from atoll.ipc.serve import Serves, bind
 
@@ -24,6 +25,7 @@ class Line(msgspec.Struct):
 
 
 def rehearse() -> None:
+    compile_ahead()
     for _ in range(TIMES):
         trio.run(_perform)
 

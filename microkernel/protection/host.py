@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -126,16 +127,23 @@ def outermost(paths: set[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def closed_folders(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The outermost folders above `paths` that a user who neither owns them nor is in their group cannot
-    pass."""
-    closed = set()
-    for path in paths:
-        for folder in reversed(Path(os.path.realpath(path)).parents):
-            if not folder.stat().st_mode & 0o001:
-                closed.add(str(folder))
-                break
-    return outermost(closed)
+def closed_above(paths: Iterable[str]) -> list[str]:
+    """For each path the outermost folder above it that a user who neither owns it nor is in its group cannot pass; empty
+    where there is none."""
+    closed: dict[Path, bool] = {}
+
+    def is_closed(folder: Path) -> bool:
+        if folder not in closed:
+            closed[folder] = not os.stat(folder).st_mode & 0o001
+        return closed[folder]
+
+    above = (reversed(Path(os.path.realpath(path)).parents) for path in paths)
+    return [next((str(folder) for folder in folders if is_closed(folder)), "") for folders in above]
+
+
+def closed_folders(paths: Iterable[str]) -> tuple[str, ...]:
+    """The outermost of all these folders."""
+    return outermost({folder for folder in closed_above(paths) if folder})
 
 
 def _filters() -> str:

@@ -5,7 +5,7 @@ import resource
 import msgspec
 
 from .confinement import Bind, Confinement, Limit
-from .host import NEW_MOUNTS, Host, closed_folders, interpreter_paths
+from .host import NEW_MOUNTS, Host, closed_above, interpreter_paths, outermost
 from .level import Absence, Level, Mechanism, Subject, always
 
 SHARED_UID = 65534
@@ -65,10 +65,11 @@ def _open_the_way(confinement: Confinement, subject: Subject) -> Confinement:
     exposed.
     """
     needed = [*(Bind(source=path) for path in interpreter_paths()), *subject.binds]
-    closed = closed_folders(tuple(bind.source for bind in needed))
+    above = closed_above(bind.source for bind in needed)
+    closed = outermost({folder for folder in above if folder})
     if not closed:
         return confinement
-    inside = tuple(bind for bind in needed if closed_folders((bind.source,)))
+    inside = tuple(bind for bind, folder in zip(needed, above, strict=True) if folder)
     return msgspec.structs.replace(
         confinement, namespaces=confinement.namespaces | NEW_MOUNTS, covers=closed, binds=inside
     )

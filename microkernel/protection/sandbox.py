@@ -4,7 +4,7 @@ Booted by root, a server has a uid of its own and no capabilities, and needs no 
 others. Without root a user namespace is what allows the others; the uid inside it is the user's own.
 """
 
-from pathlib import Path
+import os
 
 import msgspec
 
@@ -129,12 +129,13 @@ def _landlock(confinement: Confinement, subject: Subject, host: Host) -> Confine
     rules += [_allow(bind) for bind in subject.binds]
     if confinement.root:
         rules.append(PathRule(path="/tmp", access=WRITE))
+    sources = {bind.place: bind.source for bind in (*DEVICES, *subject.binds)}
     ruleset = Landlock(
         files=files,
         network=0 if "network" in subject.grants else handled(host.landlock, NETWORK_BY_ABI),
         scoped=handled(host.landlock, SCOPES_BY_ABI),
         rules=tuple(
-            PathRule(path=rule.path, access=rule.access & files & _fitting(rule.path, subject))
+            PathRule(path=rule.path, access=rule.access & files & _fitting(sources.get(rule.path, rule.path)))
             for rule in rules
         ),
     )
@@ -146,12 +147,10 @@ def _allow(bind: Bind) -> PathRule:
     return PathRule(path=bind.place, access=(WRITE if bind.writable else READ) | device)
 
 
-def _fitting(path: str, subject: Subject) -> int:
+def _fitting(source: str) -> int:
     """Landlock refuses rules for a file that name rights only a folder has."""
-    sources = {bind.place: bind.source for bind in (*DEVICES, *subject.binds)}
     on_file = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | DEVICE_CONTROL
-    source = sources.get(path, path)
-    return -1 if Path(source).is_dir() else on_file
+    return -1 if os.path.isdir(source) else on_file
 
 
 LEVEL = Level(

@@ -26,7 +26,7 @@ from atoll.microkernel.protection import (
     plan,
     probe,
 )
-from atoll.microkernel.protection.host import attempt, closed_folders, outermost
+from atoll.microkernel.protection.host import attempt, closed_above, closed_folders, outermost
 from atoll.microkernel.protection.plan import ladder, mechanisms
 from atoll.microkernel.watcher import Flooded, Refusal
 from atoll.microkernel.watching import Watching
@@ -305,7 +305,9 @@ def test_a_closed_folder_on_the_way_is_found(tmp_path):
     inner = tmp_path / "closed" / "inner"
     inner.mkdir(parents=True)
     (tmp_path / "closed").chmod(0o700)
-    assert str(tmp_path / "closed") in (*closed_folders((str(inner),)), str(tmp_path / "closed"))
+    wanted = next(str(folder) for folder in reversed(inner.parents) if not folder.stat().st_mode & 0o001)
+    assert closed_above((str(inner), "/usr/lib")) == [wanted, ""]
+    assert closed_folders((str(inner), "/usr/lib")) == (wanted,)
     assert closed_folders(("/usr/lib",)) == ()
 
 
