@@ -3,6 +3,7 @@ at again."""
 
 import errno
 import fcntl
+import gc
 import os
 import resource
 import secrets
@@ -49,6 +50,12 @@ STEPS = [
     (os, "pidfd_open", 1),
 ]
 """Calls by which a fork server is started, and which of them fails."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_collect() -> None:
+    """What earlier tests left would be closed while descriptors are counted."""
+    gc.collect()
 
 
 def opened() -> int:
