@@ -26,6 +26,7 @@ from .transport import Translator
 
 Run = Callable[..., Any]
 FEW = 5
+"""Arguments. What a method of more of them needs is compiled by its server's process."""
 
 _CALL = """
 def run(
